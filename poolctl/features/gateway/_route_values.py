@@ -1,4 +1,4 @@
-"""The canonical forms of hosts, paths and targets of routes. The functions raise BadValue for an invalid text."""
+"""The canonical forms of hosts, paths and targets of routes. The functions raise BadValue for invalid text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def canonical_route_host(text: str) -> str:
         return ""
     message = ""
     if "/" in host:
-        message = f"{shown(text)} is no host: scheme and path do not belong to it"
+        message = f"{shown(text)} is not a host: leave out the scheme and the path"
     elif host.startswith("["):
         try:
             return f"[{canonical_ipv6(host[1:].removesuffix(']'))}]"
@@ -54,7 +54,7 @@ def canonical_route_path(text: str) -> str:
     if not text.startswith("/"):
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
     if re.search(r"[\x00-\x20\x7f?#]", text):
-        raise BadValue(f"{shown(text)} holds a blank, ? or #: a route has a path alone", PATH_ALLOWED)
+        raise BadValue(f"{shown(text)} contains a blank, ? or #: a route has only a path", PATH_ALLOWED)
     path = text.rstrip("/") or "/"
     normal = normal_path(path)
     if normal is None:
@@ -70,7 +70,7 @@ def _is_server_or_tag(text: str) -> bool:
     """Whether the text has the form of a server's name or tag:TAG; False for an address."""
     if text.startswith(TAG):
         if not re.fullmatch(r"[^\s,]+", text[len(TAG) :]):
-            raise BadValue(f"{shown(text)} names no tag", '"tag:TAG"')
+            raise BadValue(f"{shown(text)} does not name a tag", '"tag:TAG"')
         return True
     return bool(re.fullmatch(NAME_PATTERN, text))
 
@@ -79,15 +79,13 @@ def canonical_target(text: str) -> str:
     """The target of a route in its canonical form: a server's name or tag:TAG as given, a URL with its port."""
     if _is_server_or_tag(text):
         return text
+    if text.lower().startswith(UNIX):
+        return _connectable_address(text, TARGET_ALLOWED).key
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator:
-        if text.lower().startswith(UNIX):
-            return _connectable_address(text, TARGET_ALLOWED).key
         fix = f': write "http://{text[:60]}"' if re.fullmatch(r"[^/@\s]+:\d+", text) else ""
-        raise BadValue(f"{shown(text)} is no target{fix}", TARGET_ALLOWED)
-    if scheme == "unix":
-        return _connectable_address(text, TARGET_ALLOWED).key
+        raise BadValue(f"{shown(text)} is not a target{fix}", TARGET_ALLOWED)
     if scheme not in _TARGET_PORTS:
         raise BadValue(f"{shown(text)} has the scheme {scheme[:20]!r}", TARGET_ALLOWED)
     authority, _, path = rest.partition("/")
@@ -113,15 +111,15 @@ def canonical_redirect_target(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     host = re.split(r"[/?#]", rest)[0]
     if not separator or scheme.lower() not in PORTS or not host:
-        raise BadValue(f"{shown(text)} is no URL", REDIRECT_ALLOWED)
+        raise BadValue(f"{shown(text)} is not a URL", REDIRECT_ALLOWED)
     if not re.fullmatch(r"[!-~]+", text) or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host):
-        raise BadValue(f"{shown(text)} has characters that no URL has, or credentials", REDIRECT_ALLOWED)
+        raise BadValue(f"{shown(text)} has invalid characters or credentials", REDIRECT_ALLOWED)
     try:
         port = urlsplit(text).port
     except ValueError:
         port = 0
     if port == 0:
-        raise BadValue(f"{shown(text)} is no URL", REDIRECT_ALLOWED)
+        raise BadValue(f"{shown(text)} is not a URL", REDIRECT_ALLOWED)
     return text
 
 
@@ -129,10 +127,10 @@ def canonical_stream_target(text: str) -> str:
     """The target of a stream in its canonical form: a server's name or tag:TAG as given, or an address."""
     if _is_server_or_tag(text):
         return text
-    scheme, separator, _ = text.partition("://")
+    scheme, separator, address = text.partition("://")
     if separator and scheme.lower() != "tcp":
         raise BadValue(f"{shown(text)} is a URL: a stream leads to HOST:PORT", STREAM_TARGET_ALLOWED)
-    return _connectable_address(text.partition("://")[2] if separator else text, STREAM_TARGET_ALLOWED).key
+    return _connectable_address(address if separator else text, STREAM_TARGET_ALLOWED).key
 
 
 def _connectable_address(text: str, allowed: str) -> Address:
@@ -144,7 +142,7 @@ def _connectable_address(text: str, allowed: str) -> Address:
     if address.is_wildcard and text.startswith(":"):
         raise BadValue("the host is missing", allowed)
     if address.kind not in ("tcp", "unix") or address.auto or address.is_wildcard:
-        raise BadValue(f"{shown(text)} is no address to connect to", allowed)
+        raise BadValue(f"{shown(text)} is not an address to connect to", allowed)
     return address
 
 

@@ -120,7 +120,7 @@ def _sentence(host: BackendReport) -> str:
 
 
 def _local_time(stamped: str) -> str:
-    """The timestamp as local time for display, with the date if it is not today; "" for ""."""
+    """The timestamp as local time, with the date if it is not today; "" for ""."""
     if not stamped:
         return ""
     moment = time.localtime(seconds_of(stamped))

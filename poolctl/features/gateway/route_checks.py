@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from poolctl.config.model.server_keys import ServerConfig, no_socket_file
 from poolctl.config.model.server_tables import Probe, TLSConfig
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
-from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route
+from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route, Target
 from poolctl.units import format_duration
 
 from ._route_values import TAG, UNIX
@@ -71,56 +70,55 @@ def route_problems(
 ) -> Iterator[Located]:
     """Report the errors in [gateway], the routes and the streams, including routes from servers' labels and `expose`.
 
-    References to names and tags in `unfinished` are not reported as unknown: their tables have errors of their own.
+    Names and tags in `unfinished` are not reported as unknown: their tables have errors of their own.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
-    known = ServerIndex(servers)
-    written = written_routes(known, tables)
-    yield from ((each.server, finding) for each in written for finding in each.problems)
-    has_streams = tables.all(StreamConfig) or "stream" in unfinished.tables
+    index, streams = ServerIndex(servers), tables.all(StreamConfig)
+    written = written_routes(index, tables)
+    yield from ((route.server, finding) for route in written for finding in route.problems)
+    has_streams = streams or "stream" in unfinished.tables
     if not gateway.bind and (
-        written or not (has_streams or any(each.is_proxied for each in known.by_name.values()))
+        written or not (has_streams or any(server.is_proxied for server in index.by_name.values()))
     ):
         message = "no listen address is configured for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
-    for problems in (_proxy_protocol_problems, _socket_file_problems):
-        yield from ((None, finding) for finding in problems(gateway, tables.all(StreamConfig)))
+    for finding in (*_proxy_protocol_problems(gateway, streams), *_socket_file_problems(gateway, streams)):
+        yield None, finding
     probed = probed_targets(tables)
-    routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
-    for route in routes:
+    configs: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *streams]
+    for table in configs:
         for finding in (
-            *_target_problems(route, known, gateway, unfinished),
-            *_verification_problems(route),
-            *_probe_problems(route, probed),
+            *_target_problems(table, index, gateway, unfinished),
+            *_verification_problems(table),
+            *_probe_problems(table, probed),
         ):
-            yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
+            yield None, finding._replace(path=(table.table_name, table.index, *finding.path))
     yield from _duplicate_alias_problems(
-        ((each, each.config if each.server is None else None) for each in written), known
+        ((route, route.config if route.server is None else None) for route in written), index
     )
-    streams = (
-        (WrittenRoute(each.label, None, ("stream", each.index)), each) for each in tables.all(StreamConfig)
+    yield from _duplicate_alias_problems(
+        ((WrittenRoute(stream.label, None, ("stream", stream.index)), stream) for stream in streams), index
     )
-    yield from _duplicate_alias_problems(streams, known)
-    served = [(each, each.config) for each in written if each.config and not each.reason]
+    served = [(route, route.config) for route in written if route.config and not route.reason]
     yield from _unreachable_route_problems(
-        [each for each in served if not _all_servers_disabled(each[1], known)]
+        [(route, config) for route, config in served if not _all_servers_disabled(config, index)]
     )
     paths = [config.path for _, config in served]
-    for each, config in served:
+    for route, config in served:
         for finding in (
             *_limit_problems(config),
             *_header_change_problems(config),
             *_redirect_problems(config, paths),
             *_cookie_problems(config),
-            *_copied_tls_problems(config, known, gateway),
+            *_passed_tls_problems(config, index, gateway),
         ):
-            yield locate_finding(each, finding)
+            yield locate_finding(route, finding)
 
 
 def locate_finding(written: WrittenRoute, finding: Finding) -> Located:
-    """The finding and its location: the route's key in the file, or the server's label that defines the route."""
+    """The finding at its place: a key of the route's table, or the server's label that has the key."""
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
     name = PREFIX + ".".join(str(part) for part in finding.path)
@@ -130,7 +128,7 @@ def locate_finding(written: WrittenRoute, finding: Finding) -> Located:
 
 def _target_problems(
     route: RouteConfig | StreamConfig,
-    known: ServerIndex,
+    servers: ServerIndex,
     gateway: GatewayConfig,
     unfinished: NamesOfInvalidServers,
 ) -> Iterator[Finding]:
@@ -138,21 +136,21 @@ def _target_problems(
     for index, target in enumerate(targets):
         path: KeyPath = ("to", index)
         text = target.to
-        found = known.servers_or_none_if_outside(text)
-        if found is None:
+        matching = servers.match_target(text)
+        if matching is None:
             binds = [route] if isinstance(route, StreamConfig) else gateway.bind
             if is_own_address(text, [parse(bind.bind) for bind in binds]):
                 yield Finding(path, f"{text} is an address of the gateway itself", "name a server", text)
         elif text.startswith(TAG):
             tag = text.removeprefix(TAG)
-            if not found and tag not in unfinished.tags:
-                yield Finding(path, *_unknown_tag_message(tag, known), text)
-        elif not found and text not in unfinished.names:
-            yield Finding(path, *_unknown_server_message(text, known, isinstance(route, StreamConfig)), text)
-        elif found and not found[0].listens:
-            message = (
-                f"{shortened_printable(text)!r} is {kind_without_address(found[0])}, which has no address"
-            )
+            if not matching and tag not in unfinished.tags:
+                yield Finding(path, *_unknown_tag_message(tag, servers), text)
+        elif not matching and text not in unfinished.names:
+            message, fix = _unknown_server_message(text, servers, isinstance(route, StreamConfig))
+            yield Finding(path, message, fix, text)
+        elif matching and not matching[0].listens:
+            kind = kind_without_address(matching[0])
+            message = f"{shortened_printable(text)!r} is {kind}, which has no address"
             yield Finding(path, message, "name a server that listens", text)
 
 
@@ -167,21 +165,21 @@ def _listeners(
 
 
 def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Report keys for the file of a Unix socket that are wrong, or are set for another kind of address."""
-    for place, each in _listeners(gateway, streams):
-        address = parse(each.bind)
+    """Report keys for the file of a Unix socket at another kind of address."""
+    for place, table in _listeners(gateway, streams):
+        address = parse(table.bind)
         for key in ("mode", "owner"):
-            if key in each.model_fields_set and address.kind != "unix":
+            if key in table.model_fields_set and address.kind != "unix":
                 yield no_socket_file((*place, key), address)
 
 
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
     """Report the addresses where the PROXY protocol cannot be accepted."""
-    for place, each in _listeners(gateway, streams):
-        if not each.accept_proxy_protocol:
+    for place, table in _listeners(gateway, streams):
+        if not table.accept_proxy_protocol:
             continue
         path: KeyPath = (*place, "accept_proxy_protocol")
-        if each.bind.lower().startswith(UNIX):
+        if table.bind.lower().startswith(UNIX):
             message = "the PROXY protocol is not accepted on a Unix socket"
             fix = (
                 'take it out, and let the proxy send X-Forwarded-For: trusted_proxies = ["unix"] in [gateway]'
@@ -193,7 +191,7 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
 
 
 def _verification_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
-    """Report keys for certificates of targets that have none, or whose certificate is not verified."""
+    """Report keys for the certificate of a target without one, or without verification."""
     for index, target in enumerate(route.to if isinstance(route, RouteConfig) else ()):
         for key, value in (("ca", target.ca), ("sni", target.sni), ("verify", not target.verify)):
             path = ("to", index, key)
@@ -214,18 +212,16 @@ def _authority_problems(route: RouteConfig) -> Iterator[Finding]:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(target.ca)
             except OSError as error:
-                what = (
+                reason = (
                     "no certificates that can be used" if isinstance(error, ssl.SSLError) else error.strerror
                 )
-                message = f"{target.ca}: {what}"
-                yield Finding(("to", index, "ca"), message, "name a PEM file")
+                yield Finding(("to", index, "ca"), f"{target.ca}: {reason}", "name a PEM file")
 
 
-def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
-    """Report probes that have no effect, that the route's targets do not support, or that conflict with other probes.
-
-    `every` maps each probed address outside the pool to the probe that is used for it.
-    """
+def _probe_problems(
+    route: RouteConfig | StreamConfig, probed: Mapping[str, tuple[Target, Probe, str]]
+) -> Iterator[Finding]:
+    """Report probes without effect, unsupported kinds of probes, and probes that conflict with those in `probed`."""
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
     if route.health is not None and not any(outside):
@@ -237,27 +233,27 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
             yield Finding(("to", index, "health"), message, "write health in the table of the server")
     probes: list[tuple[KeyPath, Probe | None]] = [(("health",), route.health)]
     probes += [(("to", index, "health"), target.health) for index, target in enumerate(targets)]
-    speaks_h2 = any(each.to.startswith(("h2c://", "https+h2://")) for each in targets)
+    speaks_h2 = any(target.to.startswith(("h2c://", "https+h2://")) for target in targets)
     allowed = ("tcp",) if speaks_h2 or isinstance(route, StreamConfig) else ("http", "tcp")
     for path, probe in probes:
         for key in ("http", "tcp", "exec", "body"):
             if probe is not None and getattr(probe, key) and key not in allowed:
-                what = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
-                what = "a target that speaks HTTP/2" if speaks_h2 else what
-                message = f"{what} is not probed by {key}"
-                yield Finding((*path, key), message, f"allowed is {' or '.join(allowed)}")
+                kind = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
+                kind = "a target that speaks HTTP/2" if speaks_h2 else kind
+                fix = f"allowed is {' or '.join(allowed)}"
+                yield Finding((*path, key), f"{kind} is not probed by {key}", fix)
     for index, target in enumerate(targets):
         probe = target.health or route.health
-        if probe is not None and target.to in every and every[target.to] != probe:
+        if probe is not None and target.to in probed and probed[target.to][1] != probe:
             path = ("health",) if target.health is None else ("to", index, "health")
             message = f"{shortened_printable(target.to)} is probed in another way by an earlier target"
             yield Finding(path, message, "write the same in both, or in one of them")
 
 
-def _unknown_server_message(name: str, known: ServerIndex, is_stream: bool) -> tuple[str, str]:
+def _unknown_server_message(name: str, servers: ServerIndex, is_stream: bool) -> tuple[str, str]:
     message = f"there is no server {shortened_printable(name)!r}"
-    near = nearest(name, tuple(known.by_name) if len(known.by_name) <= 1000 else ())
-    if name in known.by_tag:
+    near = nearest(name, tuple(servers.by_name) if len(servers.by_name) <= 1000 else ())
+    if name in servers.by_tag:
         return message, f'{name!r} is a tag: write "{TAG}{name}"'
     if near:
         return message, f"did you mean {near!r}?"
@@ -267,19 +263,19 @@ def _unknown_server_message(name: str, known: ServerIndex, is_stream: bool) -> t
     return message, f"name a server of this pool, or write {'HOST:PORT' if is_stream else 'a URL'}"
 
 
-def _unknown_tag_message(tag: str, known: ServerIndex) -> tuple[str, str]:
-    if tag in known.by_tag:
-        having = "jobs" if all(each.job for each in known.by_tag[tag]) else "servers without an address"
-        return f"only {having} have the tag {shortened_printable(tag)!r}", "give it to a server that listens"
-    if tag in known.by_name:
-        return f"no server has the tag {shortened_printable(tag)!r}", f'{tag!r} is a server: write "{tag}"'
-    near = nearest(tag, tuple(known.by_tag) if len(known.by_tag) <= 1000 else ())
-    fix = f'did you mean "{TAG}{near}"?' if near else "give it to the servers that are meant"
-    return f"no server has the tag {shortened_printable(tag)!r}", fix
+def _unknown_tag_message(tag: str, servers: ServerIndex) -> tuple[str, str]:
+    if tag in servers.by_tag:
+        kind = "jobs" if all(server.job for server in servers.by_tag[tag]) else "servers without an address"
+        return f"only {kind} have the tag {shortened_printable(tag)!r}", "give it to a server that listens"
+    message = f"no server has the tag {shortened_printable(tag)!r}"
+    if tag in servers.by_name:
+        return message, f'{tag!r} is a server: write "{tag}"'
+    near = nearest(tag, tuple(servers.by_tag) if len(servers.by_tag) <= 1000 else ())
+    return message, f'did you mean "{TAG}{near}"?' if near else "give it to the servers that are meant"
 
 
 def is_own_address(target: str, binds: Iterable[Address]) -> bool:
-    """Whether the target is an address of the gateway itself, which would send requests to itself for ever."""
+    """Whether the target is an address of the gateway, so that requests would loop."""
     address = parse(target.rpartition("://")[2])
     is_local = address.host in ("localhost", "::1") or address.host.startswith("127.")
     return any(
@@ -329,7 +325,7 @@ def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
 
 
 def _redirect_problems(route: RouteConfig, paths: Sequence[str]) -> Iterator[Finding]:
-    """Report keys without effect, and a redirect to itself; `paths` has the path of each route."""
+    """Report keys without effect, and a redirect to itself. `paths` are the paths of all routes."""
     if route.redirect is not None:
         to = re.split("[?#]", route.redirect.to)[0]
         takes_all = to.startswith("/") and not route.methods and covers_path(route.path, to)
@@ -349,11 +345,11 @@ def _cookie_problems(route: RouteConfig) -> Iterator[Finding]:
         yield Finding(("sticky", "same_site"), message, "add secure = true")
 
 
-def _copied_tls_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report a route that no listener serves, because all listeners forward TLS to the servers."""
-    if not gateway.bind or any(each.tls is not True for each in gateway.bind):
+def _passed_tls_problems(route: RouteConfig, index: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
+    """Report a route that no listener serves, because all listeners pass TLS to the servers."""
+    if not gateway.bind or any(listener.tls is not True for listener in gateway.bind):
         return
-    servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
+    servers = [server for server in index.servers_of(route) if not server.disabled and server.listens]
     is_whole_host = bool(route.host) and route.path == "/"
     by_name_alone = is_whole_host and not any(_is_used(getattr(route, key)) for key in NEEDS_REQUESTS)
     if not (by_name_alone and route.policy != STICKY and servers and all(server.tls for server in servers)):
@@ -370,28 +366,25 @@ def _is_used(value: object) -> bool:
 
 
 def _duplicate_alias_problems(
-    named: Iterable[tuple[WrittenRoute, RouteConfig | StreamConfig | None]], known: ServerIndex
+    routes: Iterable[tuple[WrittenRoute, RouteConfig | StreamConfig | None]], index: ServerIndex
 ) -> Iterator[Located]:
-    """Report each route, or stream, that has the alias of an earlier one. Only those in the file have a table."""
+    """Report each route or stream with the alias of an earlier one. Routes of labels come without a table."""
     first: dict[str, WrittenRoute] = {}
-    for each, config in named:
-        named_after = config.to[0].to if config and not config.alias and config.to else None
-        if named_after and known.servers_or_none_if_outside(named_after) == []:
+    for route, table in routes:
+        named_after = table.to[0].to if table and not table.alias and table.to else None
+        if named_after and index.match_target(named_after) == []:
             continue  # it has a name once the target is known
-        other = first.setdefault(each.alias, each)
-        if other is not each:
-            label = "alias" if each.server is None else f"label {PREFIX}alias"
-            message, fix = _taken_alias_message(each.alias, _name_of(other), label, config)
-            yield locate_finding(each, Finding(("alias",), message, fix, each.alias))
-
-
-def _taken_alias_message(
-    alias: str, other: str, label: str, route: RouteConfig | StreamConfig | None
-) -> tuple[str, str]:
-    if route is None or route.alias:
-        return f"the alias {shortened_printable(alias)!r} is taken by {other}", f"add another {label}"
-    message = f"it is called {shortened_printable(alias)!r} after its first target, and so is {other}"
-    return message, 'give it a name of its own: alias = "…"'
+        other = first.setdefault(route.alias, route)
+        if other is route:
+            continue
+        alias = shortened_printable(route.alias)
+        if table is None or table.alias:
+            message = f"the alias {alias!r} is taken by {_name_of(other)}"
+            fix = f"add another {'alias' if route.server is None else f'label {PREFIX}alias'}"
+        else:
+            message = f"it is called {alias!r} after its first target, and so is {_name_of(other)}"
+            fix = 'give it a name of its own: alias = "…"'
+        yield locate_finding(route, Finding(("alias",), message, fix, route.alias))
 
 
 def _name_of(written: WrittenRoute) -> str:
@@ -401,55 +394,49 @@ def _name_of(written: WrittenRoute) -> str:
     return f"{written.key[0]}[{written.key[1]}]"
 
 
-def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
-    """Whether all servers of the route are disabled, so that another route may have the same host and path."""
-    found = [known.servers_or_none_if_outside(target.to) for target in route.to]
-    return (
-        None not in found and any(found) and all(server.disabled for each in found for server in each or ())
-    )
+def _all_servers_disabled(route: RouteConfig, index: ServerIndex) -> bool:
+    """Whether all targets are disabled servers, so that another route may have the same host and path."""
+    servers = index.servers_of(route)
+    has_url = any(is_outside(target.to) for target in route.to)
+    return bool(servers) and not has_url and all(server.disabled for server in servers)
 
 
 def _unreachable_route_problems(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
     """Report the routes that never get a request because another route takes all their requests."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
-    for each in served:
-        groups.setdefault((each[1].host, each[1].path), []).append(each)
-    everything = {
-        (host, path): route
-        for (host, path), group in groups.items()
-        if (route := next((each for each, its in group if not _has_conditions(its)), None))
+    for written, table in served:
+        groups.setdefault((table.host, table.path), []).append((written, table))
+    unconditional = {
+        place: written
+        for place, group in groups.items()
+        for written, table in reversed(group)
+        if not (table.methods or table.headers or _redirects_to_https(table))
     }
     for (host, path), group in groups.items():
-        before = _overriding_route(host, path, everything)
-        ordered = sorted(
-            group,
-            key=lambda each: (not _redirects_to_https(each[1]), not each[1].methods, -len(each[1].headers)),
+        overriding = _overriding_route(host, path, unconditional)
+        group.sort(
+            key=lambda pair: (not _redirects_to_https(pair[1]), not pair[1].methods, -len(pair[1].headers))
         )
-        for index, (route, config) in enumerate(ordered):
-            earlier = ordered[max(0, index - MAX_COMPARED) : index]
-            taken = next((other for other, its in earlier if _covers_conditions_of(its, config)), None)
-            if taken is not None:
+        for index, (written, table) in enumerate(group):
+            earlier = group[max(0, index - MAX_COMPARED) : index]
+            taking = next((other for other, its in earlier if _covers_conditions_of(its, table)), None)
+            if taking is not None:
                 message = (
-                    f"never reached: {_name_of(taken)} has the same host and path, and takes its requests"
+                    f"never reached: {_name_of(taking)} has the same host and path, and takes its requests"
                 )
-                yield locate_finding(
-                    route, Finding(_key(config), message, "change its path or conditions, or take it out")
-                )
-            elif before is not None:
-                other = before.config.host if before.config else ""
-                message = f"never reached: the host {other!r} of {_name_of(before)} comes first, and takes its requests"
-                yield locate_finding(
-                    route, Finding(("host",), message, "write the host out, or give the other one a path")
-                )
+                fix = "change its path or conditions, or take it out"
+                yield locate_finding(written, Finding(_key(table), message, fix))
+            elif overriding is not None:
+                other = overriding.config.host if overriding.config else ""
+                name = _name_of(overriding)
+                message = f"never reached: the host {other!r} of {name} comes first, and takes its requests"
+                fix = "write the host out, or give the other one a path"
+                yield locate_finding(written, Finding(("host",), message, fix))
 
 
 def _redirects_to_https(route: RouteConfig) -> bool:
     """Whether the route redirects to https, and so matches only requests that arrive without TLS."""
     return route.redirect is not None and route.redirect.to == HTTPS
-
-
-def _has_conditions(route: RouteConfig) -> bool:
-    return bool(route.methods or route.headers) or _redirects_to_https(route)
 
 
 def _key(config: RouteConfig) -> KeyPath:
@@ -470,38 +457,37 @@ def _covers_conditions_of(first: RouteConfig, second: RouteConfig) -> bool:
 
 
 def _overriding_route(
-    host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
+    host: str, path: str, unconditional: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """Return a route that takes every request for `host` and `path` because its own host has precedence; else None.
+    """A route that takes every request for `host` and `path` because its own host has precedence; else None.
 
-    Only a WILDCARD host is overridden. `everything` maps hosts and paths to routes without conditions such as methods.
+    Only a WILDCARD host is overridden. `unconditional` has the routes without conditions such as methods, by host and
+    path.
     """
-    pattern = host_pattern(host)
-    if pattern.tier != WILDCARD:
+    if host_pattern(host).tier != WILDCARD:
         return None
-    first, _, rest = host.partition(".")
-    covering = [] if "*" in first or not rest else [first]
     labels = host.split(".")
+    covering = [] if "*" in labels[0] or len(labels) == 1 else [labels[0]]
     covering += [
         f"*.{'.'.join(labels[at:])}" for at in range(1, len(labels)) if "*" not in "".join(labels[at:])
     ]
     for other in covering:
         if host_pattern(other).tier in (LABEL, DOMAIN):
             for prefix in prefixes(path, path.count("/")):
-                if found := everything.get((other, prefix)):
-                    return found
+                if route := unconditional.get((other, prefix)):
+                    return route
     return None
 
 
 def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that do not work as expected, or are not served at all.
 
-    If `complete` is false, servers may be missing because of errors: routes with an unknown target are skipped.
+    Unless `complete`, servers may be missing because of errors: routes with an unknown target are skipped.
     """
-    known = ServerIndex(servers)
+    index = ServerIndex(servers)
     gateway = tables.get(GatewayConfig)
     if gateway is None:
-        for server in known.by_name.values():
+        for server in index.by_name.values():
             label = next((name for name in server.labels if name.startswith(PREFIX)), None)
             if label is not None:
                 message = "the label has no effect: the pool has no gateway"
@@ -509,28 +495,28 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
         return
     for finding in _joined_timeouts(gateway.timeouts):
         yield None, finding._replace(path=("gateway", *finding.path))
-    written = written_routes(known, tables)
+    written = written_routes(index, tables)
     # The machines of [proxmox] bring routes of their own.
-    may_have_none = not complete or not gateway.bind or "proxmox" in tables.by_name()
-    if known.by_name and not written and not may_have_none:
+    needs_routes = complete and gateway.bind and "proxmox" not in tables.by_name()
+    if index.by_name and not written and needs_routes:
         message = "the gateway has no route, so that every request gets 404"
         yield None, Finding(("gateway",), message, 'add a [[route]] with to = "NAME", or take [gateway] out')
-    served = [(each, each.config) for each in written if each.config and not each.reason]
+    served = [(route, route.config) for route in written if route.config and not route.reason]
     if gateway.threads > 1 and any(_is_used(config.limit) for _, config in served):
         message = "with several threads the limits of requests are approximate"
         yield None, Finding(("gateway", "threads"), message, "write threads = 1 for exact ones")
-    for each, config in served:
-        targets, reasons = known.resolve_targets_with_reasons(config.to)
-        if not complete and any(known.servers_or_none_if_outside(target.to) == [] for target in config.to):
+    for route, config in served:
+        targets, reasons = index.resolve(config.to)
+        if not complete and any(index.match_target(target.to) == [] for target in config.to):
             continue
         leads = targets or config.register or config.redirect
-        if not leads and (each.server is None or not each.server.disabled):
-            message = f"the route {each.alias!r} is not served: {'; '.join(reasons)}"
-            yield locate_finding(each, Finding(("to",), message, "enable a server, or name another target"))
-        for finding in (*_no_effect_warnings(config, known, gateway), *_hidden_challenges(config, served)):
-            yield locate_finding(each, finding)
+        if not leads and (route.server is None or not route.server.disabled):
+            message = f"the route {route.alias!r} is not served: {'; '.join(reasons)}"
+            yield locate_finding(route, Finding(("to",), message, "enable a server, or name another target"))
+        for finding in (*_no_effect_warnings(config, index, gateway), *_hidden_challenges(config, served)):
+            yield locate_finding(route, finding)
         if config.path != "/" and not config.strip_path:
-            for server in known.servers_of(config):
+            for server in index.servers_of(config):
                 if server.http.root_path == config.path and not server.command:
                     path = config.path
                     message = f"it is put before {path} of the route, so that the app gets {path}{path}/…"
@@ -541,12 +527,12 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
 def _hidden_challenges(
     route: RouteConfig, served: Sequence[tuple[WrittenRoute, RouteConfig]]
 ) -> Iterator[Finding]:
-    """The warning of a route for every host to the answers of ACME (RFC 8555, 8.3), if a host's own route hides it."""
+    """Warn if a host's own route hides this route to the ACME challenges of all hosts (RFC 8555 §8.3)."""
     if route.host or not route.path.startswith(_CHALLENGES):
         return
-    own = {other.host for _, other in served if other.path.startswith(_CHALLENGES)}
+    answered = {other.host for _, other in served if other.path.startswith(_CHALLENGES)}
     hidden = [
-        other.host for _, other in served if other.host not in own and _CHALLENGES.startswith(other.path)
+        other.host for _, other in served if other.host not in answered and _CHALLENGES.startswith(other.path)
     ]
     if hidden:
         message = f"a route with a host comes first: challenges for {hidden[0]} go to its application"
@@ -554,7 +540,7 @@ def _hidden_challenges(
 
 
 def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
-    """Report two limits of which the longer one applies: HAProxy has one for the time without data from a backend."""
+    """Warn if `head` and `idle` differ: HAProxy has one limit for both, and the longer one applies."""
     head, idle = timeouts.head, timeouts.idle
     if head != idle:
         longer, shorter = ("head", "idle") if not head or (idle and head > idle) else ("idle", "head")
@@ -564,13 +550,16 @@ def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
         yield Finding(path, message, f'write {shorter} = "{format_duration(limit)}" as well')
 
 
-def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report keys that are allowed but do not have the expected effect."""
+def _no_effect_warnings(
+    route: RouteConfig, servers: ServerIndex, gateway: GatewayConfig
+) -> Iterator[Finding]:
+    """Report keys that do not have the expected effect."""
     if route.timeouts != gateway.timeouts:
         yield from _joined_timeouts(route.timeouts)
     for index, target in enumerate(route.to):
-        if target.to.startswith(_HTTPS) and (
-            message := unverifiable_address(target.to, sni=target.sni or "", verify=target.verify)
+        sni = target.sni or ""
+        if is_outside(target.to) and (
+            message := unverifiable_address(target.to, sni=sni, verify=target.verify)
         ):
             yield Finding(("to", index), message, 'write sni = "NAME", a name in the certificate')
     if "*" in route.path:
@@ -579,12 +568,11 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: Gateway
         yield Finding(("path",), message, f'write "{shortened_printable(plain)}"', route.path)
     for index, path in enumerate(route.probe_responses):
         if not covers_path(route.path, path):
-            message = (
-                f"{shortened_printable(path)} is outside the route's path {shortened_printable(route.path)}"
-            )
-            fix = f"write a path under {shortened_printable(route.path)}, or move it to the route that has it"
+            prefix = shortened_printable(route.path)
+            message = f"{shortened_printable(path)} is outside the route's path {prefix}"
+            fix = f"write a path under {prefix}, or move it to the route that has it"
             yield Finding(("probe_responses", index), message, fix, path)
-    if all(server.scale.min for server in known.servers_of(route)):
+    if all(server.scale.min for server in servers.servers_of(route)):
         for key in ("waiting_page", "probe_responses"):
             if getattr(route, key):
                 message = f"{key} has no effect: no server of the route may sleep"
@@ -594,59 +582,51 @@ def _no_effect_warnings(route: RouteConfig, known: ServerIndex, gateway: Gateway
 def check_program_and_certificates(
     servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """Return errors and warnings about certificates and users, with full key paths; and warnings about HAProxy.
-
-    Blocks on files.
-    """
-    problems: list[Finding] = []
-    warnings = [*_wheel_warnings(tables)]
-    names: dict[str, list[str]] = {}  # of the certificates of each listener
+    """Return errors and warnings about HAProxy, users and certificates, with full key paths. Blocks on files."""
     gateway = tables.get(GatewayConfig)
-    if gateway and gateway.user:
-        wrong, doubtful = _check_user(gateway.user)
-        problems += wrong
-        warnings += doubtful
+    if gateway is None:
+        return [], []
+    problems: list[Finding] = []
+    warnings = [*_wheel_warnings(gateway)]
+    names: dict[str, list[str]] = {}  # of the certificates of each listener
     servers = list(servers)
-    if gateway:
-        warnings += _shared_user_warnings(user_of_program(gateway.user), servers)
-    for index, listener in enumerate(gateway.bind if gateway else ()):
+    if gateway.user:
+        problems, user_warnings = check_user(("gateway", "user"), gateway.user)
+        warnings += user_warnings
+    warnings += _shared_user_warnings(gateway, servers)
+    for index, listener in enumerate(gateway.bind):
         for number, tls in enumerate(_certificates(listener)):
-            wrong, doubtful = check_certificates(tls, env, now)
+            errors, doubts = check_certificates(tls, env, now)
             place = ("gateway", "bind", index, "tls", number)
-            problems += [each._replace(path=(*place, *each.path[1:])) for each in wrong]
-            warnings += [each._replace(path=(*place, *each.path[1:])) for each in doubtful]
-            if not wrong:
+            problems += [error._replace(path=(*place, *error.path[1:])) for error in errors]
+            warnings += [doubt._replace(path=(*place, *doubt.path[1:])) for doubt in doubts]
+            if not errors:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
     for route in tables.all(RouteConfig):
         problems += [
             problem._replace(path=("route", route.index, *problem.path))
             for problem in _authority_problems(route)
         ]
-    for of_table, each in _listeners(gateway, tables.all(StreamConfig)):
-        if each.owner:
-            wrong, doubtful = check_socket_owner((*of_table, "owner"), each.owner)
-            problems += wrong
-            warnings += doubtful
+    for path, table in _listeners(gateway, tables.all(StreamConfig)):
+        if table.owner:
+            errors, doubts = check_socket_owner((*path, "owner"), table.owner)
+            problems += errors
+            warnings += doubts
     return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]
 
 
-def _shared_user_warnings(user: str, servers: Iterable[ServerConfig]) -> Iterator[Finding]:
-    """Yield a warning if servers run as the user, or "user:group", that HAProxy of a pool of root changes to."""
+def _shared_user_warnings(gateway: GatewayConfig, servers: Iterable[ServerConfig]) -> Iterator[Finding]:
+    """Warn if HAProxy of a pool of root runs as root, or as the user of a server."""
+    path, user = ("gateway", "user"), user_of_program(gateway.user)
     name = user.partition(":")[0]
+    if name == "root":
+        message = "HAProxy, which every client reaches, runs with the rights of root"
+        yield Finding(path, message, "take it out, or name an ordinary user", user)
     if sharing := [
         server.name for server in servers if server.user and server.user.partition(":")[0] == name
     ]:
         message = f"HAProxy shares the user {name!r} with {', '.join(sharing)}: they are not isolated from each other"
-        yield Finding(("gateway", "user"), message, "name a user for HAProxy alone", name)
-
-
-def _check_user(user: str) -> tuple[list[Finding], list[Finding]]:
-    path = ("gateway", "user")
-    problems, warnings = check_user(path, user)
-    if user.partition(":")[0] == "root" and os.geteuid() == 0:
-        message = "HAProxy, which every client reaches, runs with the rights of root"
-        warnings.append(Finding(path, message, "take it out, or name an ordinary user", user))
-    return problems, warnings
+        yield Finding(path, message, "name a user for HAProxy alone", name)
 
 
 def startup_problems(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Located]:
@@ -684,8 +664,8 @@ def _program_problems(
 ) -> Iterator[Located]:
     """Report a HAProxy that cannot run, at the first table that needs it: a route, a stream or a proxied server."""
     if problem := program_problem(program_path(gateway.program)):
-        listed = [*(("route", each.index) for each in tables.all(RouteConfig))]
-        listed += [("stream", each.index) for each in tables.all(StreamConfig)]
+        listed = [("route", route.index) for route in tables.all(RouteConfig)]
+        listed += [("stream", stream.index) for stream in tables.all(StreamConfig)]
         proxied = next((server for server in servers if server.is_proxied), None)
         # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
         is_written = gateway.model_fields_set and (gateway.bind or gateway.model_fields_set != {"bind"})
@@ -699,10 +679,9 @@ def _program_problems(
             yield None, Finding(("gateway",), *problem)
 
 
-def _wheel_warnings(tables: Tables) -> Iterator[Finding]:
-    """Report TLS that is terminated by a program from a wheel."""
-    gateway = tables.get(GatewayConfig)
-    if gateway is None or program_path(gateway.program) != program_of_wheel():
+def _wheel_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
+    """Warn if TLS is terminated by the wheel's executable."""
+    if program_path(gateway.program) != program_of_wheel():
         return
     for index, listener in enumerate(gateway.bind):
         if _certificates(listener):
@@ -730,28 +709,26 @@ def _missing_certificate_warnings(
 ) -> Iterator[Finding]:
     """Report hosts of routes for which a listener has no certificate.
 
-    These are only warnings, because another listener may serve the host. `names` maps each listener to the host names
-    of its certificates.
+    These are only warnings, because another listener may serve the host. `names` has the host names in the certificates
+    of each listener.
     """
-    gateway = tables.get(GatewayConfig)
-    if gateway is None or not names:
+    if not names:
         return
-    places = {each.label: ("route", each.index, "host") for each in tables.all(RouteConfig)}
-    routes = [each for each in routes_of(servers, tables) if isinstance(each, Route)]
-    missing: dict[str, list[Route]] = {}  # by listener
-    for route in routes:
-        if host_pattern(route.host).tier not in (EXACT, DOMAIN):
+    places = {table.label: ("route", table.index, "host") for table in tables.all(RouteConfig)}
+    routes = [
+        route
+        for route in routes_of(servers, tables)
+        if isinstance(route, Route) and host_pattern(route.host).tier in (EXACT, DOMAIN)
+    ]
+    for listener, certified in names.items():
+        uncovered = [route for route in routes if not names_cover(certified, route.host)]
+        if not uncovered:
             continue
-        for owner, known in names.items():
-            if not names_cover(known, route.host):
-                missing.setdefault(owner, []).append(route)
-    for owner, without in missing.items():
-        certified = names[owner]
-        first, hosts = without[0], list(dict.fromkeys(each.host for each in without))
+        first, hosts = uncovered[0], list(dict.fromkeys(route.host for route in uncovered))
         its_names = f"its names are {_listed(certified)}" if certified else "it names no host"
         others = len(hosts) - SHOWN_NAMES
         more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
-        message = f"{owner} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
+        message = f"{listener} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
         path = places[first.alias] if first.provider == FILE else ("gateway", "bind")
         yield Finding(path, message, "add one to the list of its tls", first.host)
 

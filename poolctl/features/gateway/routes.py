@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import ip_address
@@ -56,11 +56,11 @@ _SCHEMES = ("http", "https", "ws", "wss")
 
 
 class WrittenRoute(NamedTuple):
-    """A route as written in a [[route]] table, or in a server's labels or `expose`; its targets are not resolved yet.
+    """A route as written, with unresolved targets: in a [[route]] table, or in a server's labels or `expose`.
 
-    For a table, `server` is None, and `key` is the path to the table in the file. For labels and `expose`, `server` is
-    the server that has them, and `key` is the path within the server's table. `reason` is why the route is not served,
-    or "". If the labels are invalid, `config` is None, and `problems` has the errors.
+    `server` is the server with the labels or `expose`, None for a table. `key` is the path within the server's table,
+    or that of the [[route]] table. `reason` is why the route is not served, or "". If the labels are invalid, `config`
+    is None, and `problems` has the errors.
     """
 
     alias: str
@@ -79,56 +79,46 @@ def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute
     if tables.get(GatewayConfig) is None:
         return ()
     servers = list(servers)
-    known = ServerIndex(servers)
-    found: list[AnyRoute] = []
+    index = ServerIndex(servers)
+    routes: list[AnyRoute] = []
     aliases: set[str] = set()
-    for written in written_routes(known, tables):
-        made = _route_of(written, known)
-        if written.alias in aliases and isinstance(made, Route):
-            made = _excluded(written, f"the alias {written.alias!r} is taken")
+    for written in written_routes(index, tables):
+        route = _route_of(written, index)
+        if written.alias in aliases and isinstance(route, Route):
+            route = _excluded(written, f"the alias {written.alias!r} is taken")
         aliases.add(written.alias)
-        found.append(made)
-    found += (_port_of(server) for server in servers if server.is_proxied and not server.disabled)
+        routes.append(route)
+    routes += (_port_of(server) for server in servers if server.is_proxied and not server.disabled)
     aliases = {server.name for server in servers if server.is_proxied}
     for stream in tables.all(StreamConfig):
-        to, reasons = known.resolve_targets_with_reasons(stream.to)
+        to, reasons = index.resolve(stream.to)
         if to and stream.label not in aliases:
-            found.append(build_stream(stream, to))
+            routes.append(build_stream(stream, to))
         else:
             reason = "; ".join(reasons) if not to else f"the alias {stream.label!r} is taken"
-            found.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
+            routes.append(ExcludedRoute(alias=stream.label, reason=reason, provider=FILE))
         aliases.add(stream.label)
-    return tuple(found)
+    return tuple(routes)
 
 
-def probed_targets(tables: Tables) -> dict[str, Probe]:
-    """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
-    return {target.to: probe for target, probe, _ in _probed(tables)}
+def probed_targets(tables: Tables) -> dict[str, tuple[Target, Probe, str]]:
+    """By URL, each probed target outside the pool: the target, its probe, and the Host of requests to it.
 
-
-def probes_as_sent(tables: Tables) -> dict[str, tuple[Target, Probe]]:
-    """The same with the targets, and the Host that requests to them have (see `probe_with_host`)."""
-    return {
-        target.to: (target_of_url(target), probe_with_host(probe, host))
-        for target, probe, host in _probed(tables)
-    }
-
-
-def _probed(tables: Tables) -> Iterator[tuple[RouteTarget | StreamTarget, Probe, str]]:
-    """Yield the first target with each probed URL, with its probe and the Host of requests to it."""
-    found = set[str]()
+    Of several targets with the same URL, the first probed one counts.
+    """
+    probed: dict[str, tuple[Target, Probe, str]] = {}
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes if tables.get(GatewayConfig) is not None else ():
         host = sent_host(route.host, route.host_header) if isinstance(route, RouteConfig) else ""
         for target in route.to:
             probe = target.health or route.health
-            if probe is not None and is_outside(target.to) and target.to not in found:
-                found.add(target.to)
-                yield target, probe, host
+            if probe is not None and is_outside(target.to):
+                probed.setdefault(target.to, (target_of_url(target), probe, host))
+    return probed
 
 
 def probe_with_host(probe: Probe, host: str) -> Probe:
-    """The probe with this Host ("": none), unless its own headers have one: applications check it."""
+    """The probe with this Host, which applications check, unless its own headers have one, or `host` is ""."""
     if not host or any(name.lower() == "host" for name in probe.headers):
         return probe
     return probe.model_copy(update={"headers": FrozenDict({"Host": host, **probe.headers})})
@@ -150,87 +140,79 @@ class ServerIndex:
             for tag in server.tags:
                 self.by_tag.setdefault(tag, []).append(server)
 
-    def servers_or_none_if_outside(self, target: str) -> list[ServerConfig] | None:
+    def match_target(self, target: str) -> list[ServerConfig] | None:
         """The servers with this name or tag (an empty list if unknown); None for an address outside the pool."""
-        if target.startswith(TAG):
-            return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
-        if ":" in target:
+        if is_outside(target):
             return None
-        server = self.by_name.get(target)
-        return [] if server is None else [server]
+        if target.startswith(TAG):
+            return [server for server in self.by_tag.get(target.removeprefix(TAG), ()) if server.listens]
+        return [self.by_name[target]] if target in self.by_name else []
 
     def servers_of(self, route: RouteConfig) -> list[ServerConfig]:
         """The servers that the route leads to."""
-        return [server for target in route.to for server in self.servers_or_none_if_outside(target.to) or ()]
+        return [server for target in route.to for server in self.match_target(target.to) or ()]
 
-    def resolve_targets_with_reasons(
-        self, wanted: Sequence[RouteTarget | StreamTarget]
-    ) -> tuple[tuple[Target, ...], list[str]]:
-        """Resolve `wanted` to servers and URLs without duplicates; also returns why servers or tags are omitted."""
-        found: dict[str, Target] = {}
+    def resolve(self, targets: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
+        """Resolve targets to servers and URLs without duplicates; also returns why servers or tags are omitted."""
+        resolved: dict[str, Target] = {}
         reasons: list[str] = []
-        for each in wanted:
-            servers = self.servers_or_none_if_outside(each.to)
+        for target in targets:
+            servers = self.match_target(target.to)
             if servers is None:
-                found.setdefault(each.to, target_of_url(each))
+                resolved.setdefault(target.to, target_of_url(target))
                 continue
             if not servers:
-                what = "tag" if each.to.startswith(TAG) else "server"
-                reasons.append(f"there is no {what} {each.to.removeprefix(TAG)!r}")
+                kind = "tag" if target.to.startswith(TAG) else "server"
+                reasons.append(f"there is no {kind} {target.to.removeprefix(TAG)!r}")
             for server in servers:
                 if not server.listens:
                     reasons.append(f"{server.name} is {kind_without_address(server)}")
                 elif server.disabled:
                     reasons.append(f"{server.name} is disabled")
                 else:
-                    found.setdefault(server.name, Target(server=server.name, weight=each.weight))
-        return tuple(found.values()), reasons
+                    resolved.setdefault(server.name, Target(server=server.name, weight=target.weight))
+        return tuple(resolved.values()), reasons
 
 
 def target_of_url(target: RouteTarget | StreamTarget) -> Target:
-    """A target outside the pool, as routes have it."""
-    found = Target(url=target.to, weight=target.weight)
+    """A route's target outside the pool."""
     if isinstance(target, StreamTarget):
-        return found
-    return replace(found, ca=target.ca or "", sni=target.sni or "", verify=target.verify)
+        return Target(url=target.to, weight=target.weight)
+    ca, sni = target.ca or "", target.sni or ""
+    return Target(url=target.to, weight=target.weight, ca=ca, sni=sni, verify=target.verify)
 
 
-def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
+def written_routes(index: ServerIndex, tables: Tables) -> list[WrittenRoute]:
     """Return the routes as written: first from [[route]] tables, then from servers' labels, then from `expose`."""
-    found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
+    routes = [WrittenRoute(table.label, table, ("route", table.index)) for table in tables.all(RouteConfig)]
     gateway = tables.get(GatewayConfig)
     defaults = gateway.defaults_of_routes() if gateway else {}
-    for server in known.by_name.values():
+    for server in index.by_name.values():
         if any(name.startswith(PREFIX) for name in server.labels):
-            found.append(_route_of_labels(server, defaults))
-    aliases = {each.alias for each in found}
-    places = {
-        (each.config.host, each.config.path): each
-        for each in reversed(found)
-        if each.config
-        and (
-            each.config.register
-            or each.config.redirect
-            or known.resolve_targets_with_reasons(each.config.to)[0]
-        )
+            routes.append(_route_of_labels(server, defaults))
+    aliases = {route.alias for route in routes}
+    by_place = {
+        (config.host, config.path): route
+        for route in reversed(routes)
+        if (config := route.config) and (config.register or config.redirect or index.resolve(config.to)[0])
     }
-    for server in known.by_name.values():
-        exposed = None if server.derived_expose or not server.listens else _public_host_and_path(server)
-        if exposed is None:
+    for server in index.by_name.values():
+        place = None if server.derived_expose or not server.listens else _public_host_and_path(server)
+        if place is None:
             continue
-        host, path = exposed
-        there = places.get(exposed)
-        if there is not None and there.config and server in known.servers_of(there.config):
+        host, path = place
+        other = by_place.get(place)
+        if other is not None and other.config and server in index.servers_of(other.config):
             continue
         alias = server.name if server.name not in aliases else f"{server.name}@{host}"
         config = _validated_route(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
         if config is not None and alias not in aliases:
             aliases.add(alias)
-            reason = f"{host}{path} is taken by the route {there.alias!r}" if there else ""
-            found.append(WrittenRoute(alias, config, ("expose",), server, reason))
+            reason = f"{host}{path} is taken by the route {other.alias!r}" if other else ""
+            routes.append(WrittenRoute(alias, config, ("expose",), server, reason))
             if not server.disabled:
-                places.setdefault(exposed, found[-1])
-    return found
+                by_place.setdefault(place, routes[-1])
+    return routes
 
 
 def _route_of_labels(server: ServerConfig, defaults: dict[str, Tree]) -> WrittenRoute:
@@ -238,30 +220,29 @@ def _route_of_labels(server: ServerConfig, defaults: dict[str, Tree]) -> Written
     for name, text in server.labels.items():
         if not name.startswith(PREFIX):
             continue
-        *above, key = name.removeprefix(PREFIX).split(".")
+        *parents, key = name.removeprefix(PREFIX).split(".")
         inner = table
-        for part in above:
-            below = inner.setdefault(part, {})
-            inner = below if isinstance(below, dict) else {}
+        for parent in parents:
+            child = inner.setdefault(parent, {})
+            inner = child if isinstance(child, dict) else {}
         inner[key] = tuple(part.strip() for part in text.split(",")) if key in _LISTS else Interpolated(text)
-    own: list[Finding] = []
+    problems: list[Finding] = []
     config = None
-    others = [key for key in ("to", "register") if key in table]
-    if others:
-        own.append(Finding((others[0],), "the route of a server leads to that server", "take it out"))
+    forbidden = [key for key in ("to", "register") if key in table]
+    if forbidden:
+        problems.append(Finding((forbidden[0],), "the route of a server leads to that server", "take it out"))
     else:
-        config = _validated_route(merged(defaults, table), server, own)
+        config = _validated_route(merged(defaults, table), server, problems)
     if not server.listens:
         message = f"{kind_without_address(server)} has no address that a route could lead to"
-        own.append(Finding((), message, "take out the labels"))
-    problems = []
-    for each in own:
-        name = ".".join(str(part) for part in each.path if not isinstance(part, int))
-        problems.append(each._replace(path=("labels", PREFIX + name) if name else ("labels",)))
+        problems.append(Finding((), message, "take out the labels"))
+    for number, problem in enumerate(problems):
+        name = ".".join(str(part) for part in problem.path if not isinstance(part, int))
+        problems[number] = problem._replace(path=("labels", PREFIX + name) if name else ("labels",))
     alias = table.get("alias")
     label = str(alias) if isinstance(alias, str) and alias else server.name
-    reason = "; ".join(each.message for each in own)
-    return WrittenRoute(label, None if own else config, ("labels",), server, reason, tuple(problems))
+    reason = "; ".join(problem.message for problem in problems)
+    return WrittenRoute(label, None if problems else config, ("labels",), server, reason, tuple(problems))
 
 
 def kind_without_address(server: ServerConfig) -> str:
@@ -294,11 +275,11 @@ def _public_host_and_path(server: ServerConfig) -> tuple[str, str] | None:
     return None
 
 
-def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRoute:
+def _route_of(written: WrittenRoute, index: ServerIndex) -> Route | ExcludedRoute:
     config = written.config
     if config is None or written.reason:
         return _excluded(written, written.reason)
-    to, reasons = known.resolve_targets_with_reasons(config.to)
+    to, reasons = index.resolve(config.to)
     if not (to or config.register or config.redirect):
         return _excluded(written, "; ".join(reasons))
     return build_route(written.alias, config, to, FILE if written.server is None else SERVER)
@@ -393,33 +374,32 @@ def _port_of(server: ServerConfig) -> StreamRoute:
     )
 
 
-def _headers(given: dict[str, str]) -> tuple[Header, ...]:
-    return tuple(Header(name=name.lower(), value=value) for name, value in given.items())
+def _headers(headers: dict[str, str]) -> tuple[Header, ...]:
+    return tuple(Header(name=name.lower(), value=value) for name, value in headers.items())
 
 
-def _limit(given: ClientLimit) -> TrafficLimits | None:
-    if not (given.concurrency or given.requests_per_second):
+def _limit(limit: ClientLimit) -> TrafficLimits | None:
+    concurrency, rate = limit.concurrency, limit.requests_per_second
+    if not (concurrency or rate):
         return None
-    return TrafficLimits(
-        concurrency=given.concurrency, requests_per_second=given.requests_per_second, burst=given.burst
-    )
+    return TrafficLimits(concurrency=concurrency, requests_per_second=rate, burst=limit.burst)
 
 
-def _backend_limit(given: BackendLimit) -> TrafficLimits | None:
-    if not given.concurrency:
+def _backend_limit(limit: BackendLimit) -> TrafficLimits | None:
+    if not limit.concurrency:
         return None
-    return TrafficLimits(concurrency=given.concurrency, queue=given.queue, queue_seconds=given.queue_timeout)
+    return TrafficLimits(concurrency=limit.concurrency, queue=limit.queue, queue_seconds=limit.queue_timeout)
 
 
-def _breaker(given: StreamBreaker) -> BreakerRule:
+def _breaker(table: StreamBreaker) -> BreakerRule:
     rule = BreakerRule(
-        failures=given.failures,
-        rate=given.rate,
-        minimum_requests=given.minimum_requests,
-        window_seconds=given.window,
-        open_seconds=given.open_for,
-        probes=given.probes,
+        failures=table.failures,
+        rate=table.rate,
+        minimum_requests=table.minimum_requests,
+        window_seconds=table.window,
+        open_seconds=table.open_for,
+        probes=table.probes,
     )
-    if isinstance(given, RouteBreaker):
-        rule = replace(rule, statuses=tuple(sorted({*given.statuses})), max_open=given.max_open)
+    if isinstance(table, RouteBreaker):
+        rule = replace(rule, statuses=tuple(sorted({*table.statuses})), max_open=table.max_open)
     return rule

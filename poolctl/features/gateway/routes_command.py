@@ -15,7 +15,7 @@ from poolctl.cli.group import PoolCommand
 from poolctl.cli.options import examples, forms, one_of, with_options
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.place import Place
-from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import latency, printable, set_table_text
 from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.client import NoSupervisor
@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedRoute:
-    """A candidate route for a request: whether it matches, and why."""
+    """A route that was tried for a request: whether it matches, and why."""
 
     alias: str
     host: str
@@ -129,21 +129,20 @@ def routes(
 
 
 def _warnings(result: RoutesResult) -> list[str]:
-    """Return warnings that name the first MAX_WARNED routes and services that do not serve, and count the others."""
-    found = [
+    """Warnings about the first MAX_WARNED routes and services that do not serve, and the number of the others."""
+    warnings = [
         f"the route {route.alias} is {route.state}: {route.why}"
         for route in result.items
         if route.why and route.way != EXCLUDED and not route.registrations
     ]
-    found += [
+    warnings += [
         f"{registration.name}: {registration.url} gets no requests: {registration.why or registration.state}"
         for route in result.items
         for registration in route.registrations or ()
         if registration.state != SERVING
     ]
-    more = len(found) - MAX_WARNED
-    rest = f"and {more} more"
-    return [*found[:MAX_WARNED], *([rest] if more > 0 else [])]
+    more = len(warnings) - MAX_WARNED
+    return warnings if more <= 0 else [*warnings[:MAX_WARNED], f"and {more} more"]
 
 
 class ExplainedRequest:
@@ -153,30 +152,25 @@ class ExplainedRequest:
         """Raises UsageError for a header without a colon, and for a URL that is invalid or has a user name."""
         self.method = method
         self.headers = dict(_header(header) for header in headers or ())
-        scheme, separator, rest = url.partition("://")
-        has_scheme = bool(separator) and scheme.isalpha()
-        rest = rest if has_scheme else url
-        if has_scheme and scheme.lower() not in ("http", "https", "ws", "wss"):
-            raise UsageError(f"routes explain: {url!r} is no URL of HTTP", hint="http:// or https://")
-        self.tls = has_scheme and scheme.lower() in ("https", "wss")
-        authority, slash, path = rest.partition("#")[0].partition("?")[0].partition("/")
+        scheme, separator, location = url.partition("://")
+        if not (separator and scheme.isalpha()):
+            scheme, location = "http", url
+        if scheme.lower() not in ("http", "https", "ws", "wss"):
+            raise UsageError(f"routes explain: {url!r} is not an HTTP URL", hint="http:// or https://")
+        self.tls = scheme.lower() in ("https", "wss")
+        authority, slash, path = location.partition("#")[0].partition("?")[0].partition("/")
         if "@" in authority:
             raise UsageError(f"routes explain: {url!r} has a user name", hint="leave it out")
         if not re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", authority):
             raise UsageError(
-                f"routes explain: {authority!r} is no host with a port", hint="HOST:PORT, or [IPv6]:PORT"
+                f"routes explain: {authority!r} is not HOST:PORT", hint="HOST:PORT, or [IPv6]:PORT"
             )
-        self._named = self.headers.get("host", authority)
-        self.host = normal_host(self._named)
+        self.host = normal_host(self.headers.get("host", authority))
         # As clients send it: characters not allowed in a URL are escaped.
         self.path = (
             quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F))), errors="surrogateescape") or "/"
         )
         self.normal = normal_path(self.path)
-
-    def set_host_from_header(self, header: str) -> None:
-        """Set `host` from this header if the request has it, else from the header Host, else from the URL."""
-        self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
     def __str__(self) -> str:
         return f"{self.method} {self.host}{self.path}"
@@ -189,15 +183,18 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip().lower(), value.strip()
 
 
-def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outcome:
-    if asked.normal is None:
+def _explain(place: Place, output: str | None, request: ExplainedRequest) -> Outcome:
+    if request.normal is None:
         why = "backends differ in how they read its path"
-        return Outcome.failed(NOTHING_MATCHED, f"{asked} is refused (400): {why}")
-    known = _candidates(place, asked)
-    if known.exit_code:
-        return Outcome.of(known)
-    asked.set_host_from_header(known.header_for_host)
-    steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
+        return Outcome.failed(NOTHING_MATCHED, f"{request} is refused (400): {why}")
+    table = _candidates(place, request)
+    if table.exit_code:
+        return Outcome.of(table)
+    if host := request.headers.get(table.header_for_host.lower()):
+        request.host = normal_host(host)
+    steps = explain(
+        table.routes, request.host, request.normal, request.method, request.headers, secure=request.tls
+    )
     match = next((step.route for step in steps if step.matched), None)
     candidates = [
         ExplainedRoute(
@@ -210,77 +207,72 @@ def _explain(place: Place, output: str | None, asked: ExplainedRequest) -> Outco
         )
         for step in steps
     ]
+    unavailable = table.unavailable.get(match.alias, {}) if match else {}
     outcome = Outcome(
         candidates,
-        warnings=known.warnings,
+        warnings=table.warnings,
         exit_code=DONE if match else NOTHING_MATCHED,
         extra={
-            "request": {"method": asked.method, "host": asked.host, "path": asked.normal},
+            "request": {"method": request.method, "host": request.host, "path": request.normal},
             "route": match.alias if match else None,
-            "unavailable": known.unavailable.get(match.alias, {}) if match else {},
-            "generation": known.generation,
+            "unavailable": unavailable,
+            "generation": table.generation,
             "excluded": [
-                {"alias": each.alias, "host": each.host, "why": each.reason} for each in known.excluded
+                {"alias": route.alias, "host": route.host, "why": route.reason} for route in table.excluded
             ],
         },
     )
     shown = [
         candidate
         for candidate in candidates
-        if place.verbose or host_pattern(candidate.host).covers(asked.host)
+        if place.verbose or host_pattern(candidate.host).covers(request.host)
     ]
-    others = known.total - len(shown)
+    others = table.total - len(shown)
     outcome = set_table_text(outcome, output, shown, EXPLAINED, [match.alias] if match else [])
     if output in (None, "table", "wide"):
         more = f"and {others} of other hosts\n" if others else ""
         more += "".join(
-            f"excluded: {printable(each.alias)}: {printable(each.reason)}\n" for each in known.excluded
+            f"excluded: {printable(route.alias)}: {printable(route.reason)}\n" for route in table.excluded
         )
-        sentence = _sentence(asked, match, known.unavailable.get(match.alias, {}) if match else {})
-        outcome.text = f"{printable(sentence)}\n\n{outcome.text}{more}"
+        outcome.text = f"{printable(_sentence(request, match, unavailable))}\n\n{outcome.text}{more}"
     return outcome
 
 
-def _candidates(place: Place, asked: ExplainedRequest) -> MatchingRoutesResult:
+def _candidates(place: Place, request: ExplainedRequest) -> MatchingRoutesResult:
     """The routes that may match: from the supervisor's active table or, without a supervisor, from the files."""
     pool = find_pool(place)
     try:
-        options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}
+        options = {"op": "explain", "host": request.host, "path": request.normal, "headers": request.headers}
         return ask_for(MatchingRoutesResult, Request("routes", place, options=options), pool)
     except NoSupervisor:
         if not pool.files:
             raise
-        return _candidates_of_files(pool, asked)
-
-
-def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> MatchingRoutesResult:
-    from poolctl.cli.offline import load
+    from poolctl.cli.offline import load  # late: only without a supervisor
 
     config = load(pool)
-    known = list(routes_of(config, config.tables))
-    routes = tuple(each for each in known if isinstance(each, Route))
+    routes = routes_of(config, config.tables)
+    served = tuple(route for route in routes if isinstance(route, Route))
+    excluded = (route for route in routes if isinstance(route, ExcludedRoute))
     gateway = config.tables.get(GatewayConfig)
     return MatchingRoutesResult(
         header_for_host=gateway.header_for_host if gateway else "Host",
-        routes=routes,
-        excluded=excluded_routes_for_host(
-            asked.host, (each for each in known if isinstance(each, ExcludedRoute))
-        ),
-        total=len(routes),
+        routes=served,
+        excluded=excluded_routes_for_host(request.host, excluded),
+        total=len(served),
         warnings=tuple(map(str, config.warnings)),
     )
 
 
-def _sentence(asked: ExplainedRequest, match: Route | None, unavailable: Table) -> str:
+def _sentence(request: ExplainedRequest, match: Route | None, unavailable: Table) -> str:
     if match is None:
-        return f"{asked} takes no route (404)"
+        return f"{request} takes no route (404)"
     if match.redirect is not None:
         to, status = match.redirect.to, match.redirect.status
-        return f"{asked} takes the route {match.alias}, which redirects to {to} ({status})"
+        return f"{request} takes the route {match.alias}, which redirects to {to} ({status})"
     why = {key: f" ({reason})" for key, reason in unavailable.items()}
     targets = ", ".join(f"{target.key}{why.get(target.key, '')}" for target in match.to) or "nothing"
-    changed = f"; the path is sent as {asked.normal}" if asked.normal != asked.path else ""
-    return f"{asked} takes the route {match.alias}, which leads to {targets}{changed}"
+    changed = f"; the path is sent as {request.normal}" if request.normal != request.path else ""
+    return f"{request} takes the route {match.alias}, which leads to {targets}{changed}"
 
 
 def _line(route: RouteReport) -> SimpleNamespace:

@@ -27,36 +27,29 @@ Kind = TypeVar("Kind", bound=Table)
 def _list_of(
     kind: type[Kind], name: str, tables: Iterable[dict[str, Tree]], findings: list[Finding]
 ) -> tuple[Kind, ...]:
-    found: list[Kind] = []
+    entries: list[Kind] = []
     for index, table in enumerate(tables):
         if INDEX in table:
             findings.append(Finding((name, index, INDEX), f"unknown key {INDEX!r}", "take it out"))
-        made = _validated(kind, table, (name, index), findings)
-        if isinstance(made, RouteConfig) and (missing := _name_of_missing_key(made)):
-            message, hint = f"{missing!r} is missing", f"add {missing} = …"
-            if missing == "to":
-                hint += ", or register = true for services that register themselves, or redirect = …"
-            findings.append(Finding((name, index, missing), message, hint))
-        elif made is not None:
-            found.append(made.model_copy(update={"index": index}))
-    return tuple(found)
-
-
-def _name_of_missing_key(route: RouteConfig) -> str:
-    """The name of a required key that the route lacks; "" if it has all of them."""
-    return (
-        "" if route.to or route.redirect else "to" if not route.register else "" if route.alias else "alias"
-    )
+        entry = _validated(kind, table, (name, index), findings)
+        if isinstance(entry, RouteConfig) and not (entry.to or entry.redirect or entry.register):
+            hint = "add to = …, or register = true for services that register themselves, or redirect = …"
+            findings.append(Finding((name, index, "to"), "'to' is missing", hint))
+        elif isinstance(entry, RouteConfig) and not (entry.to or entry.redirect or entry.alias):
+            findings.append(Finding((name, index, "alias"), "'alias' is missing", "add alias = …"))
+        elif entry is not None:
+            entries.append(entry.model_copy(update={"index": index}))
+    return tuple(entries)
 
 
 def _validated(
-    kind: type[Kind], given: dict[str, Tree], path: KeyPath, findings: list[Finding]
+    kind: type[Kind], table: dict[str, Tree], path: KeyPath, findings: list[Finding]
 ) -> Kind | None:
-    table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    own: list[Finding] = []
-    found = validated(kind, table, own)
-    findings += [each._replace(path=(*path, *each.path)) for each in own]
-    return None if own else found
+    problems: list[Finding] = []
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    section = validated(kind, values, problems)
+    findings += [problem._replace(path=(*path, *problem.path)) for problem in problems]
+    return None if problems else section
 
 
 class GatewayRules(TableRules):
@@ -67,23 +60,18 @@ class GatewayRules(TableRules):
     def build_interdependent_tables(
         self, raw: Mapping[str, Tree], findings: list[Finding]
     ) -> dict[str, Tree]:
-        own: list[Finding] = []
-        given = raw.get("gateway", {})
-        gateway = _validated(GatewayConfig, given, ("gateway",), own)
-        if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
+        problems: list[Finding] = []
+        gateway = _validated(GatewayConfig, raw.get("gateway", {}), ("gateway",), problems)
+        if gateway is not None and "gateway" not in raw and "route" not in raw:
             gateway = gateway.model_copy(update={"bind": ()})  # streams have addresses of their own
         defaults = gateway.defaults_of_routes() if gateway else {}
-        routes = _list_of(
-            RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own
-        )
-        streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), own)
-        # In a short form the key is not written, so the path ends before it.
-        findings += [
-            each._replace(path=each.path[:-1])
-            if each.path[-3::2] in (("to", "to"), ("bind", "bind"))
-            else each
-            for each in own
-        ]
+        merged_routes = [merged(defaults, route) for route in raw.get("route", ())]
+        routes = _list_of(RouteConfig, "route", merged_routes, problems)
+        streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), problems)
+        for problem in problems:
+            # In a short form the key is not written, so the path ends before it.
+            is_short = problem.path[-3::2] in (("to", "to"), ("bind", "bind"))
+            findings.append(problem._replace(path=problem.path[:-1]) if is_short else problem)
         return {"gateway": gateway, "route": routes, "stream": streams}
 
     problems = staticmethod(route_problems)

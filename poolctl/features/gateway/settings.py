@@ -22,9 +22,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 class ListenerSettings:
     """One address of the gateway, in canonical form (see Address.bind).
 
-    `alias` is the route of a stream's listener. `tls`: it has certificates, or passes connections to servers with TLS
-    by the name in the ClientHello. `accept_proxy`: trusted proxies begin their connections with a header of the PROXY
-    protocol. A Unix socket has a `mode` and an `owner`, as in the file.
+    `alias` names the stream of a stream's listener. `tls`: TLS is terminated here with certificates, or passed to
+    servers by the name in the ClientHello. `accept_proxy`: connections of trusted proxies begin with a PROXY protocol
+    header. `mode` and `owner` are those of a Unix socket's file.
     """
 
     bind: str
@@ -42,9 +42,9 @@ class ListenerSettings:
 
 
 class GatewaySettings(NamedTuple):
-    """The table [gateway], and the executable of HAProxy for it, of this `version`.
+    """The table [gateway], and HAProxy's executable with its version.
 
-    It runs as `user`, which may be "user:group", or as the pool's own user if that is "".
+    HAProxy runs as `user`, which may be "user:group"; "" is the pool's own user.
     """
 
     table: GatewayConfig
@@ -67,7 +67,7 @@ def settings_of(table: GatewayConfig) -> GatewaySettings:
 
 
 def unverifiable_address(url: str, *, sni: str, verify: bool) -> str:
-    """Why HAProxy cannot verify the certificate of this URL for its IP address; "" if it does not have to."""
+    """Why HAProxy cannot verify the certificate of a URL with an IP address; "" for other URLs."""
     endpoint = Endpoint.of_url(url)
     is_address = match.is_ip_address(endpoint.host) or ":" in endpoint.host
     if not (endpoint.tls and verify and not sni and is_address):
@@ -78,8 +78,8 @@ def unverifiable_address(url: str, *, sni: str, verify: bool) -> str:
 class Endpoint(NamedTuple):
     """An address to connect to: `host` and `port` for "tcp", `path` for "unix".
 
-    With `tls` the certificate is verified for `server_name`; "" means a server of this pool on this machine, whose
-    certificate is not verified. `h2`: it speaks HTTP/2 instead of HTTP/1.1.
+    With `tls` the certificate is verified for `server_name`; it is "" for a server of this pool, whose certificate is
+    not verified. `h2`: HTTP/2 instead of HTTP/1.1.
     """
 
     kind: str
@@ -101,7 +101,7 @@ class Endpoint(NamedTuple):
         parts = urlsplit(url if "://" in url else f"tcp://{url}")
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
         if not parts.hostname or not port:
-            raise ValueError(f"{url!r} names no host and port")
+            raise ValueError(f"{url!r} does not name host and port")
         tls, h2 = parts.scheme.startswith("https"), parts.scheme in ("h2c", "https+h2")
         return cls("tcp", parts.hostname, port, tls=tls, server_name=parts.hostname if tls else "", h2=h2)
 
@@ -110,7 +110,7 @@ class Endpoint(NamedTuple):
         """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
         address = parse(bind).connect_address
         if not address.listens:
-            raise AddressError(f"{address.key} is no address to connect to")
+            raise AddressError(f"{address.key} is not an address to connect to")
         if address.kind == "unix":
             return cls("unix", path=address.path, tls=tls, h2=h2)
         return cls(address.kind, address.host, address.port or 0, tls=tls, h2=h2)

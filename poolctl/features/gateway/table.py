@@ -100,10 +100,10 @@ class GatewayListener(Section, frozen=True):
 
 
 def _without_mode_of_port(
-    listener: GatewayListener | StreamConfig, found: dict[str, Tree]
+    listener: GatewayListener | StreamConfig, table: dict[str, Tree]
 ) -> dict[str, Tree]:
     is_socket = listener.bind.lower().startswith(UNIX)
-    return {key: value for key, value in found.items() if key != "mode" or is_socket}
+    return {key: value for key, value in table.items() if key != "mode" or is_socket}
 
 
 class RouteTimeouts(Section, frozen=True):
@@ -280,13 +280,13 @@ class GatewayConfig(Table, frozen=True):
         return _without_unset_limits(self, super().to_dict())
 
 
-def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tree]:
+def _without_unset_limits(config: Table, table: dict[str, Tree]) -> dict[str, Tree]:
     unset = [
         key
-        for key, value in table
+        for key, value in config
         if isinstance(value, (BackendLimit, RouteLimit)) and not value.model_fields_set
     ]
-    return {key: value for key, value in found.items() if key not in unset}
+    return {key: value for key, value in table.items() if key not in unset}
 
 
 class RouteTarget(Section, frozen=True):
@@ -411,14 +411,13 @@ class RouteConfig(Table, frozen=True):
 
     def to_dict(self) -> dict[str, Tree]:
         """The table as it would be written in a file, without empty keys or limit tables in which no key was given."""
-        found = {
+        table = {
             key: value
             for key, value in _without_unset_limits(self, super().to_dict()).items()
             if value not in ("", [], {}, None)
         }
-        if not found.pop("register"):
-            return found
-        return found | {"register": True}
+        is_registered = table.pop("register")
+        return table | ({"register": True} if is_registered else {})
 
 
 class StreamTimeouts(Section, frozen=True):

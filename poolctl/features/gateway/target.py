@@ -1,4 +1,4 @@
-"""Whether a target of a route gets requests, and why not; what the supervisor and other features know about it."""
+"""The availability of a route's targets, and what the supervisor and other features report about them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .settings import H2
 
 
 class TargetState(IntEnum):
-    """The state of a target; of several, those with the lowest state get the requests, and none from DRAINING on.
+    """The state of a target. The targets with the lowest state get the requests; from DRAINING on, a target gets none.
 
-    A connection to a STARTING target waits until it is ready, one to a SLEEPING target wakes it. A DRAINING target only
-    serves clients whose cookie names it. A target is STOPPED by a command, so that this is no failure.
+    A connection to a STARTING target waits until it is ready; one to a SLEEPING target wakes it. A DRAINING target
+    serves only clients with its cookie. STOPPED, by a command, does not count as a failure.
     """
 
     READY, STARTING, SLEEPING, DRAINING, STOPPED, DOWN, FAILED = range(7)
@@ -42,10 +42,10 @@ _HEALTH = {
 
 
 class Target(NamedTuple):
-    """A target of a route: its state, and the reason why it gets no requests, or few of them.
+    """A target of a route: its state, and the reason why it gets few or no requests.
 
-    `answers` is whether its requests and probes succeed, None before the first one. While its breaker is half-open, it
-    gets at most `probes` requests at once. `serves` is whether it gets requests now: see `TargetsNow.of`.
+    `answers`: requests and probes succeed; None before the first one. While its breaker is half-open, it gets at most
+    `probes` requests at once. `serves`: it gets requests now, see `TargetsNow.of`.
     """
 
     state: TargetState = TargetState.READY
@@ -79,18 +79,17 @@ class Target(NamedTuple):
 
 
 def serving_state(targets: Iterable[Target]) -> TargetState:
-    """The state of those targets that serve; READY if none does."""
+    """The state of the serving targets; READY if none serves."""
     return max((target.state for target in targets if target.serves), default=TargetState.READY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """A routed server as a target, and its address. Its newest worker was ready at `ready_at`, a monotonic time.
+    """A routed server as a target, and its address. `ready_at` is when its newest worker became ready, monotonic.
 
-    `processes` are the addresses of the ready processes of a proxied server, None for other servers; `numbered` has for
-    each number of a process that of the newest one, "" while none is ready. `binds_itself`: the program opens its
-    address; while the server restarts, the previous process may still serve there (`is_leaving`). `h2`: it speaks
-    HTTP/2 instead of HTTP/1.1.
+    `processes` are the addresses of a proxied server's ready processes, None for other servers. `numbered` has the
+    newest address of each process number, "" while no such process is ready. `binds_itself`: the program opens its
+    address itself; `is_leaving`: an earlier process may still serve there. `h2`: HTTP/2 instead of HTTP/1.1.
     """
 
     target: Target
@@ -105,7 +104,7 @@ class ServerFacts:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether connections wait in the forwarder while it starts: the pool has no listener with a backlog."""
+        """Whether connections wait in the forwarder while it starts, as the pool has no listener for it."""
         return self.binds_itself or self.processes is not None
 
 
@@ -127,7 +126,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
 
 
 def _target_of(core: Core, entry: Entry, *, waits: bool) -> Target:
-    """The server as a target; `waits`: connections can be made before it is ready."""
+    """The server as a target; `waits`: connections are accepted before it is ready."""
     if entry.ready and not entry.out_of_rotation:
         return Target()
     if (until := asleep_until(entry)) is not None:
@@ -139,21 +138,21 @@ def _target_of(core: Core, entry: Entry, *, waits: bool) -> Target:
     if waits and (entry.state is State.STARTING or (entry.state is State.BACKOFF and not entry.refuses)):
         return Target(TargetState.STARTING)
     # The address of a starting server may not be open yet: a connection would be refused.
-    found = State.STOPPED if entry.state is State.STARTING else entry.state
-    why = f"the server is {'not ready' if found is State.RUNNING else found.value}"
-    if found in (State.STOPPED, State.DISABLED, State.DRAINING):
+    state = State.STOPPED if entry.state is State.STARTING else entry.state
+    why = f"the server is {'not ready' if state is State.RUNNING else state.value}"
+    if state in (State.STOPPED, State.DISABLED, State.DRAINING):
         return Target(TargetState.STOPPED, why)
-    return Target(TargetState.FAILED if found is State.FAILED else TargetState.DOWN, why)
+    return Target(TargetState.FAILED if state is State.FAILED else TargetState.DOWN, why)
 
 
 def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The addresses of a proxied server's ready processes: of all, and of the newest one of each index, or ""."""
+    """The addresses of a proxied server's ready processes: all, and for each index the newest, or ""."""
     ready = [
         (worker, worker.placement.address)
         for worker in entry.observed.ready
         if worker.placement is not None and not worker.unhealthy and worker.exit is None
     ]
-    newest = {each.index: address for each, address in sorted(ready, key=lambda pair: pair[0].generation)}
+    newest = {worker.index: address for worker, address in sorted(ready, key=lambda pair: pair[0].generation)}
     return (
         tuple(address for _, address in ready),
         tuple(newest.get(index, "") for index in range(entry.size)),
@@ -162,11 +161,10 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineState:
-    """The supervisor's report about the container or virtual machine behind a URL.
+    """The state of the container or virtual machine behind a URL; `state` is "" if there is no such machine.
 
-    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
-    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
-    `state` is empty, there is no such machine.
+    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. Requests wait at
+    most `start_seconds` for a start. `answers` counts the answers to requests to start it.
     """
 
     RUNNING: ClassVar[str] = "running"

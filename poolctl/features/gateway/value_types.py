@@ -28,12 +28,12 @@ from poolctl.routing.route import POLICIES, STICKY
 from . import _route_values
 
 Policy = Literal[POLICIES]  # type: ignore[valid-type]
-_STREAM_POLICIES = tuple(each for each in POLICIES if each != STICKY)
+_STREAM_POLICIES = tuple(policy for policy in POLICIES if policy != STICKY)
 StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 def _readiness(value: Tree) -> Tree:
-    # As the health of a server.
+    # `health` may be written as that of a server.
     return value["readiness"] if isinstance(value, dict) and value.keys() == {"readiness"} else value
 
 
@@ -42,10 +42,6 @@ def _access_log(value: Tree) -> Tree:
     if not isinstance(value, bool) and value != "json":
         raise BadValue(f"{shown(value)} is not allowed here", 'true, false, or "json"')
     return value
-
-
-def _none_if_empty(value: Tree) -> Tree:
-    return None if value == "" else value
 
 
 _from_text = BeforeValidator(number_if_interpolated)
@@ -71,9 +67,9 @@ HeaderNames = Accepts[Annotated[tuple[value_types.HeaderName, ...], Strict(False
 Methods = Accepts[Annotated[tuple[value_types.Method, ...], Strict(False)], Sequence[str]]
 UrlPaths = Accepts[Annotated[tuple[value_types.UrlPath, ...], Strict(False)], Sequence[str]]
 RedirectText = Annotated[str, AfterValidator(_route_values.canonical_redirect_target)]
-NONE_IF_EMPTY = BeforeValidator(_none_if_empty)
+NONE_IF_EMPTY = BeforeValidator(lambda value: None if value == "" else value)
 READINESS = BeforeValidator(_readiness)
-# A probe of an address outside the pool; a path stands for a probe with http.
+# The probe of an address outside the pool; a path stands for { http = PATH }.
 OutsideProbe = Accepts[
     Annotated[
         Probe | None, Short("http", 'a path such as "/ready", or a table', value_types.UrlPath), READINESS

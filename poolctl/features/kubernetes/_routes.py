@@ -91,7 +91,7 @@ def compile_routes(
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
     for written in written_routes(index, tables):
         config = written.config
-        to, reasons = index.resolve_targets_with_reasons(config.to) if config else ((), [])
+        to, reasons = index.resolve(config.to) if config else ((), [])
         reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
         if config is None or reason:
             compiled.warnings.append(f"the route {written.alias} is not exported: {reason}")

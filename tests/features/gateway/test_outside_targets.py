@@ -455,7 +455,7 @@ def test_target_without_tls_is_told_from_one_with_another_certificate(answer: by
             port = server.sockets[0].getsockname()[1]
             found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
             await ended.wait()
-        assert found == "no connection: the target speaks no TLS: write http://"
+        assert found == "no connection: the target does not speak TLS: write http://"
 
     asyncio.run(work())
 

@@ -104,7 +104,7 @@ def test_program_has_to_be_an_executable_file(machine: Path, tmp_path: Path) -> 
     assert program_problem(str(path)) == (f"{path} cannot be executed", fix)
     assert program_problem(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
     path.chmod(0o755)
-    message = f"{path} is no HAProxy that runs: `{path} -v` prints no version"
+    message = f"{path} is not a working HAProxy: `{path} -v` prints no version"
     assert program_problem(str(path)) == (message, fix)
 
 

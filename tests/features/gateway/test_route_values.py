@@ -39,7 +39,7 @@ def test_host_has_a_canonical_form(text: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("http://a", "'http://a' is no host: scheme and path do not belong to it"),
+        ("http://a", "'http://a' is not a host: leave out the scheme and the path"),
         ("[::g]", "'[::g]' is not an IPv6 address"),
         ("a:80", "'a:80' has a port: a route is for every port that [gateway] binds"),
         ("ä", "'ä' is not ASCII: write the form that is sent, \"xn--…\""),
@@ -63,8 +63,8 @@ def test_path_has_no_slash_at_its_end(text: str, path: str) -> None:
     ("text", "problem"),
     [
         ("v1", "'v1' does not begin with /"),
-        ("/v1?x", "'/v1?x' holds a blank, ? or #"),
-        ("/a b", "holds a blank"),
+        ("/v1?x", "'/v1?x' contains a blank, ? or #"),
+        ("/a b", "contains a blank"),
         ("/a/../b", "'/a/../b' is not in normal form: write '/b'"),
         ("/%zz", "has escapes or characters that no request is served with"),
     ],
@@ -89,15 +89,15 @@ def test_target_is_a_server_a_tag_or_a_url_with_its_port(text: str, target: str)
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("10.0.0.1:80", "'10.0.0.1:80' is no target: write \"http://10.0.0.1:80\""),
-        ("a b", "'a b' is no target"),
+        ("10.0.0.1:80", "'10.0.0.1:80' is not a target: write \"http://10.0.0.1:80\""),
+        ("a b", "'a b' is not a target"),
         ("ftp://a", "'ftp://a' has the scheme 'ftp'"),
         ("http://me:pw@a:1", "http://…@a:1 has credentials: write them into add_headers"),
         ("http://a/b", "has a path: a route keeps the client's path"),
         ("http://a?b", "has a path"),
         ("http://a#b", "has a path"),
         ("http://:80", "the host is missing"),
-        ("http://0.0.0.0:80", "'0.0.0.0:80' is no address to connect to"),
+        ("http://0.0.0.0:80", "'0.0.0.0:80' is not an address to connect to"),
         ("http://a:99999", "out of range"),
         (f"unix:/{'x' * 107}", "is longer than 107 bytes"),
     ],
@@ -109,7 +109,7 @@ def test_text_that_is_no_target_is_refused_with_the_reason(text: str, problem: s
 @pytest.mark.parametrize("of", [canonical_target, canonical_stream_target])
 @pytest.mark.parametrize("text", ["tag:", "tag:a b", "tag:a,b"])
 def test_tag_without_a_name_is_refused(of: Callable[[str], str], text: str) -> None:
-    refused(of, text, f"'{text}' names no tag", '"tag:TAG"')
+    refused(of, text, f"'{text}' does not name a tag", '"tag:TAG"')
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_redirect_leads_to_https_or_to_a_url(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("www", "'www' is no URL"),
-        ("ftp://a", "is no URL"),
-        ("https:///a", "is no URL"),
-        ("https://a b", "has characters that no URL has, or credentials"),
-        ("https://a/b\r\n", "has characters that no URL has"),
+        ("www", "'www' is not a URL"),
+        ("ftp://a", "is not a URL"),
+        ("https:///a", "is not a URL"),
+        ("https://a b", "has invalid characters or credentials"),
+        ("https://a/b\r\n", "has invalid characters"),
         ("https://me@a", "or credentials"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Tables
-from poolctl.features.gateway.routes import probed_targets, probes_as_sent, routes_of
+from poolctl.features.gateway.routes import probe_with_host, probed_targets, routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import (
     POLICIES,
@@ -297,8 +297,8 @@ to = "e:5432"
 health = { tcp = true }
 """
     )
-    found = probed_targets(load_text(tmp_path, text).tables)
-    assert {url: probe.http for url, probe in found.items()} == {
+    probed = probed_targets(load_text(tmp_path, text).tables)
+    assert {url: probe.http for url, (_, probe, _) in probed.items()} == {
         "http://a:1": "/a", "http://b:1": "/b", "http://c:1": "/other", "e:5432": None,
     }  # fmt: skip
     assert probed_targets(load_text(tmp_path, WEB).tables) == {}
@@ -318,8 +318,8 @@ def test_probe_has_the_host_of_requests_where_clients_have_no_choice(
     tmp_path: Path, keys: str, host: str
 ) -> None:
     text = f'[gateway]\nbind = ":8080"\n[[route]]\nto = "http://a:1"\nhealth = "/up"\n{keys}\n'
-    ((_, found),) = probes_as_sent(load_text(tmp_path, text).tables).values()
-    assert found.headers.get("Host", "") == host
+    ((_, _, sent_host),) = probed_targets(load_text(tmp_path, text).tables).values()
+    assert sent_host == host
 
 
 def test_probe_keeps_a_host_of_its_own(tmp_path: Path) -> None:
@@ -331,8 +331,8 @@ to = "http://a:1"
 host = "shop.example.com"
 health = { http = "/up", headers = { host = "probe" } }
 """
-    ((_, found),) = probes_as_sent(load_text(tmp_path, text).tables).values()
-    assert found.headers == {"host": "probe"}
+    ((_, probe, host),) = probed_targets(load_text(tmp_path, text).tables).values()
+    assert probe_with_host(probe, host).headers == {"host": "probe"}
 
 
 @pytest.mark.parametrize(

@@ -278,8 +278,8 @@ def test_explanation_that_the_supervisor_refuses_is_its_error(
         (["explain", "/", "--header", "x"], "--header: 'x' is not a header", "--header 'X-Beta: 1'"),
         (["explain", "/", "--header", " : x"], "--header: ' : x' is not a header", "--header 'X-Beta: 1'"),
         (["explain", "http://me@h/"], "has a user name", "leave it out"),
-        (["explain", "ftp://h/"], "routes explain: 'ftp://h/' is no URL of HTTP", "http:// or https://"),
-        (["explain", "http://h:80:9/"], "routes explain: 'h:80:9' is no host with a port", "HOST:PORT, or [IPv6]:PORT"),
+        (["explain", "ftp://h/"], "routes explain: 'ftp://h/' is not an HTTP URL", "http:// or https://"),
+        (["explain", "http://h:80:9/"], "routes explain: 'h:80:9' is not HOST:PORT", "HOST:PORT, or [IPv6]:PORT"),
     ],
 )  # fmt: skip
 def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str, hint: str) -> None:

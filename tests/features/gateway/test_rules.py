@@ -117,7 +117,7 @@ def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None
     [
         ("[[route]]\n", "route[0].to: 'to' is missing; add to = …, or register = true for services"),
         ("[[route]]\nregister = true\n", "route[0].alias: 'alias' is missing; add alias = …"),
-        ('[[route]]\nto = ["web", "10.0.0.1:80"]\n', "route[0].to[1]: '10.0.0.1:80' is no target"),
+        ('[[route]]\nto = ["web", "10.0.0.1:80"]\n', "route[0].to[1]: '10.0.0.1:80' is not a target"),
         ('[[route]]\nto = "ftp://a"\n', "route[0].to: 'ftp://a' has the scheme 'ftp'"),
         ('[gateway]\nbind = ["nowhere:port"]\n', "gateway.bind[0]: "),
         (

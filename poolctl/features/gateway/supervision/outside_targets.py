@@ -30,7 +30,7 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 
 from ..repeated_work import RepeatedWork
-from ..routes import probes_as_sent
+from ..routes import probe_with_host, probed_targets
 from ..settings import Endpoint, unverifiable_address
 from ..target import MachineState, Target, TargetState
 
@@ -236,7 +236,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {error.verify_message}"
     if getattr(error, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
-        return "the target speaks no TLS: write http://"
+        return "the target does not speak TLS: write http://"
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)  # asyncio has another text
     return str(getattr(error, "strerror", None) or error)
@@ -301,16 +301,17 @@ class TargetProbes:
         self._probes = UrlProbes(self._record_probe_result)
 
     def apply_tables(self, tables: Tables) -> None:
-        """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
-        wanted = probes_as_sent(tables)
-        for url, probed in [*self._targets.items()]:
-            if wanted.get(url) != (probed.target, probed.probe):
+        """Probe the targets in these tables. Keeps the results of targets whose probe has not changed."""
+        before, self._targets = self._targets, {}
+        for url, (target, probe, host) in probed_targets(tables).items():
+            probed, probe = before.get(url), probe_with_host(probe, host)
+            if probed is None or (probed.target, probed.probe) != (target, probe):
+                probed = ProbedTarget(url, probe, target)
+                self._probes.watch(probed, probe, target)
+            self._targets[url] = probed
+        for probed in before.values():
+            if self._targets.get(probed.url) is not probed:
                 self._probes.forget(probed)
-                del self._targets[url]
-        for url, (target, probe) in wanted.items():
-            if url not in self._targets:
-                self._targets[url] = ProbedTarget(url, probe, target)
-                self._probes.watch(self._targets[url], probe, target)
         self._changed()
 
     @property
