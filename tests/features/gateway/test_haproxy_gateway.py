@@ -562,7 +562,7 @@ def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
     short: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     answer_name(monkeypatch, "localhost", lambda: ["::1", "127.0.0.1"])
-    monkeypatch.setattr(host_names, "_RESOLVES_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(host_names, "_RESOLVE_INTERVAL", 0.01)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):  # some connections only find out whether this address accepts

@@ -10,19 +10,19 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.haproxy import process as haproxy_process
-from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, HaproxyServer
+from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, HaproxyServer, ServerAddresses
 from poolctl.features.gateway.haproxy.process import (
     GATEWAY,
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
 )
+from poolctl.features.gateway.haproxy.setup import DRAIN, ServerState, SetupParts
 from poolctl.keeper import wire
 from poolctl.platform import processes
 from poolctl.runners.helper_process import HelperLog
@@ -32,8 +32,8 @@ from tests.helper_keeper import ExecutingKeeper
 from tests.processes import command_line, freeze
 
 # Answers commands on its runtime socket, as a daemon, until SIGUSR1 or SIGTERM. `answers.json` has the answer to each
-# command, and what it prints at its start, with which it refuses the configuration (`refuses`) or accepts it
-# (`warnings`); `commands` gets each command.
+# command, and what it prints at its start, with which it refuses a configuration that has the text `bad` (`refuses`) or
+# accepts it (`warnings`); `commands` gets each command.
 PROGRAM = """
 import json, os, select, signal, socket, sys, time
 
@@ -41,7 +41,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 answers = lambda: json.load(open(os.path.join(here, "answers.json")))
 text = answers().get("refuses", "") + answers().get("warnings", "")
 sys.stderr.write(text.replace("PID", str(os.getpid())))
-if "refuses" in answers():
+if "refuses" in answers() and answers().get("bad", "") in open(sys.argv[3]).read():
     sys.exit(1)
 assert sys.argv[1:3] == ["-D", "-f"]
 if os.fork():
@@ -117,17 +117,14 @@ class Stage:
         self.use()
         self.started: list[HaproxyProcess] = []
 
-    def use(self, **changes: Any) -> None:
-        """Start the next process with a setup that is like this."""
-        settings = gateway_settings(changes.pop("program", str(self.script)))
-        setup = SimpleNamespace(
-            parts=SimpleNamespace(settings=settings, sockets=()), text="global\n",
-            files={"map": b"a b\n", "c.pem": b"pem"}, start_commands=lambda: (),
-            configuration=SimpleNamespace(servers_by_line_number=lambda: ()), sections={"stream:s": STREAM},
-        )  # fmt: skip
-        setup.without = lambda refused: setup
-        setup.__dict__.update(changes)
-        self.processes.wanted = setup  # type: ignore[assignment]
+    def use(self, *backends: HaproxyBackend, program: str = "", **states: ServerState) -> None:
+        """Start the next process with these backends, and the states of the servers of `route:r`."""
+        settings, addresses = gateway_settings(program or str(self.script)), ServerAddresses({})
+        setup = SetupParts(settings, (), (), (), addresses, {}, {}, {"c.pem": b"pem"}, (), "", "").build()
+        self.processes.wanted = setup._replace(
+            configuration=setup.configuration._replace(backends=(STREAM, *backends)),
+            states={("route:r", name): state for name, state in states.items()},
+        )
 
     def says(self, **answers: object) -> None:
         new = self.directory / "answers.new"
@@ -194,13 +191,13 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
 def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        stage.use(start_commands=lambda: ("set server route:r/one state drain",))
+        stage.use(one=ServerState(DRAIN))
         process = await stage.start()
         modes = stage.modes()
         assert modes.pop(".") == 0o700
-        assert modes == dict.fromkeys(("haproxy.cfg", "map", "c.pem"), 0o600)
+        assert modes == dict.fromkeys(("haproxy.cfg", "c.pem"), 0o600)
         assert os.stat(process.path).st_mode & 0o777 == 0o600
-        assert stage.commands() == ["set server route:r/one state drain"]
+        assert stage.commands() == ["set maxconn server route:r/one 0", "set server route:r/one state drain"]
         assert await process.ask("show info") == f"Pid: {process.pid}\n"
         assert process.up.is_set()
 
@@ -243,20 +240,14 @@ def test_refusal_has_the_lines_on_which_an_alert_continues(play: Play) -> None:
 
 def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(play: Play) -> None:
     async def scene(stage: Stage) -> None:
-        server = ("route:r", HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, ""))
-
-        def without(refused: Any) -> Any:
-            if refused:
-                assert [*refused] == [server]
-                stage.says()
-            return stage.processes.wanted
-
-        lines = SimpleNamespace(servers_by_line_number=lambda: ((9, server),))
-        stage.use(configuration=lines, without=without)
-        alert = "[ALERT]    (PID) : config : [/d/haproxy.cfg:9] : 'server r/bad' : no such CA\n"
+        server = HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, "")
+        stage.use(HaproxyBackend("route:r", "r", False, ("backend route:r",), (server,)))
+        assert stage.processes.wanted is not None
+        ((line, _),) = stage.processes.wanted.configuration.servers_by_line_number()
+        alert = f"[ALERT]    (PID) : config : [/d/haproxy.cfg:{line}] : 'server r/bad' : no such CA\n"
+        stage.says(refuses=alert, bad=server.address)
         for _ in range(2):
-            stage.says(refuses=alert)
-            await stage.start()
+            assert (await stage.start()).refused == {("route:r", server)}
         why = (
             "https://bad.example gets no requests, as HAProxy does not accept it: 'server r/bad' : no such CA"
         )
@@ -319,7 +310,7 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
 ) -> None:
     most = {"_MAX_REPLACED": 2, "_MAX_REPLACED_BYTES": 2 << 20}
     monkeypatch.setattr(haproxy_process, limit, most[limit])
-    monkeypatch.setattr(haproxy_process, "_EXIT_SECONDS", 0.1)
+    monkeypatch.setattr(haproxy_process, "_EXIT_TIMEOUT", 0.1)
 
     async def scene(stage: Stage) -> None:
         stage.says(stays=True)
@@ -393,7 +384,7 @@ def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None
 
 
 def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haproxy_process, "_EXIT_SECONDS", 0.01)
+    monkeypatch.setattr(haproxy_process, "_EXIT_TIMEOUT", 0.01)
 
     async def scene(stage: Stage) -> None:
         process = await stage.start()

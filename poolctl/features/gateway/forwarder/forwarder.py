@@ -1,4 +1,4 @@
-"""The forwarder's process: carries out the supervisor's orders."""
+"""The forwarder's process, which carries out the supervisor's orders."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Forwarder(SupervisedProcess):
 
     def _await(self, order: wire.Message, listener: socket.socket) -> None:
         key, inode = order["key"], os.fstat(listener.fileno()).st_ino
-        before, known = self._rooms.get(key, (None, 0))
-        if before is not None and known == inode:
-            before.change(order["value"])
+        room, inode_before = self._rooms.get(key, (None, 0))
+        if room is not None and inode_before == inode:
+            room.change(order["value"])
             listener.close()
             return
-        if before is not None:
-            before.stop_accepting()
+        if room is not None:
+            room.stop_accepting()
         listener.setblocking(False)
         target = from_json(AwaitedTarget, order["value"])
         room = WaitingRoom(listener, target, frozenset(order["uids"]), self._wake, self._connections)

@@ -21,11 +21,12 @@ _PEER = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitedTarget:
-    """A target whose clients wait until it can be reached, for at most `seconds`.
+    """A target for which clients wait, at most `seconds`, until it can be reached.
 
     It is at `address`: HOST and PORT, or the PATH of a Unix socket. While it is `down`, no attempt is made, and the
     address may be empty. With a `problem` it cannot start, and connections are closed at once. `answered` is the number
-    of the last wake after which the supervisor has checked its state: unless it is `coming` then, there is one attempt.
+    of the last wake after which the supervisor has checked its state: after that one attempt is made, or more while the
+    target is `coming`.
     """
 
     key: str
@@ -49,9 +50,8 @@ class WaitingRoom:
     """Accepts connections for one target from `listener`, which it owns, and copies each once the target is reached.
 
     `wake` is called with the target's key and a number for each connection that begins to wait, and again when the
-    target is down and connections wait: it may have been stopped, or the supervisor replaced. Only processes of the
-    users `uids` may connect: the listener may have an address that every user of the machine can connect to.
-    `connections` gets a task for each open connection.
+    target goes down while connections wait. Only processes of the users `uids` may connect: others may reach the
+    listener, too. `connections` gets a task for each open connection.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class WaitingRoom:
         changed.set()
 
     def stop_accepting(self) -> None:
-        """Accept no more connections, which other processes with this listener get; those that are open stay."""
+        """Leave further connections to other processes with this listener; open connections stay."""
         if self._pause is not None:
             self._pause.cancel()
         if self._listener.fileno() >= 0:
@@ -90,7 +90,7 @@ class WaitingRoom:
             self._listener.close()
 
     def take_waiting(self, most: int) -> list[socket.socket]:
-        """Stop accepting connections, and return at most `most` of those that wait; the caller then owns them."""
+        """Stop accepting, and return at most `most` waiting connections; the caller then owns them."""
         self.stop_accepting()
         taken = [*self._waiting][:most]
         for client in taken:
@@ -117,7 +117,7 @@ class WaitingRoom:
             client.close()
 
     def admit(self, client: socket.socket) -> None:
-        """Serve this connection, which is owned from now on."""
+        """Serve this connection, and own it from now on."""
         client.setblocking(False)
         task = asyncio.ensure_future(self._serve(client))
         self._waiting[client] = task

@@ -51,7 +51,7 @@ _PRINTABLE_ID = "^[A-Za-z0-9._~:/+=@-]{1,128}$"
 def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
     """The frontend's lines that log each request to this target of HAProxy's directive `log`.
 
-    They come first, because the request is logged as the client has sent it.
+    They come first, as requests are logged as sent by the client.
     """
     # HAProxy's own messages, such as that it stops, are less severe than errors.
     yield f"    log {target} len {_MAX_LINE_BYTES} format raw local0 err"

@@ -1,8 +1,8 @@
 """The rules by which HAProxy chooses the route of a request, as `poolctl.routing.match` does.
 
-A path may have several readings (see `poolctl.routing.normal_path`): a request with such a path takes a route only if
-all readings take it. Three readings are enough, because no route has such a path itself: the other readings agree with
-one of these up to the first place that may be read in two ways.
+A path may have several readings (see `poolctl.routing.normal_path`): such a request takes a route only if all readings
+take it. Three readings are enough, because routes have unambiguous paths: every other reading agrees with one of the
+three up to the first ambiguous place.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from poolctl.routing.route import Route
 
 from .syntax import VALUES_A_LINE, argument, criterion, line_groups, matches, quoted
 
-# HAProxy has decoded what need not be escaped, and writes escapes in upper case.
+# HAProxy has already decoded unreserved characters, and writes escapes in upper case.
 _AMBIGUOUS = r"//|;|%2F|%5C"
 _HIDDEN_DOTS = r"(/|%2F|%5C)\.\.?(/|%2F|%5C|;|$)"
 _SEPARATED, _CUT, _MERGED = 'regsub("%2F|%5C",/,g)', 'regsub(";[^/]*",,g)', 'regsub("//+",/,g)'
-# The variables of the readings: as it is, and as servers read it that decode separators before or after they cut
-# parameters off. Without a place that may be read in two ways only the first is set.
+# The variables of the readings: the path as it is, and as read by servers that decode separators before or after they
+# cut parameters off. For an unambiguous path only the first is set.
 _AS_IT_IS, _OTHERS = "txn.path", ("txn.separated", "txn.cut")
 _STEPS = (f"{_SEPARATED},{_CUT},{_MERGED}", f"{_CUT},{_SEPARATED},{_MERGED}")
 _SEVERAL = f"{{ var({_OTHERS[0]}) -m found }}"
@@ -30,7 +30,7 @@ _IS_HTTPS = "{ req.hdr(x-forwarded-proto,1) -m str -i -- https wss }"
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
 ROUTES = "routes.map"
 _NO_ENTRY = "-"
-# How keys of the map begin, for each kind of host pattern: with the host, in which "*" stands for any.
+# How keys of the map begin, for each kind of host pattern: with the host, or "*".
 _KEY_OF_REQUEST = {
     match.EXACT: "str(//),concat(,txn.host)",
     match.LABEL: "str(//),concat(,txn.label,.*)",
@@ -45,7 +45,7 @@ Sections = Sequence[tuple[Route, str]]
 
 
 def reading_rules() -> Iterator[str]:
-    """Rules that set the variables of the path's readings, and refuse a path in which servers see a dot segment."""
+    """Rules that set the variables of the path's readings, and refuse a path with a hidden dot segment."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg {quoted(_HIDDEN_DOTS)} }}"
     yield f"    http-request set-var({_AS_IT_IS}) path,concat(/)"
     yield f"    http-request set-var({_AS_IT_IS}) str(/) unless {{ path -m found }}"  # OPTIONS *
@@ -58,9 +58,9 @@ def reading_rules() -> Iterator[str]:
 def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str] = ()) -> Iterator[str]:
     """Lines that send each request to the section of its route; `sections` are in the order of the routes' precedence.
 
-    All lines "use_backend" are the last, `first_choices` before the others: HAProxy warns of other rules after them.
-    Those whose readings differ go to the section `no_route`, those without a route nowhere. Routes are looked up in the
-    map ROUTES (see `route_entries`), or tried one after the other if that does not suffice.
+    The `use_backend` lines come last, beginning with `first_choices`: HAProxy warns of other rules after them. Requests
+    with different routes for their readings go to the section `no_route`. Routes are looked up in the map ROUTES (see
+    `route_entries`), or tried one after the other.
     """
     mapped, choices = _mapped_aliases(sections), [*first_choices]
     redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
@@ -73,9 +73,9 @@ def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str]
     if match.LABEL in tiers:
         yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     for number, (stage, members) in enumerate(groupby(sorted(sections, key=_stage), _stage)):
-        of_stage = [*members]
-        tried = [member for member in of_stage if member[0].alias not in mapped]
-        if len(tried) < len(of_stage):
+        routes = [*members]
+        tried = [member for member in routes if member[0].alias not in mapped]
+        if len(tried) < len(routes):
             yield from _lookups(number, *stage, by_scheme=redirects)
             choices += _choices_by_map(number, no_route)
         for route, section in tried:
@@ -87,10 +87,9 @@ def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str]
 
 
 def route_entries(sections: Sections) -> Mapping[str, str]:
-    """The entries of the map ROUTES: sections by the beginning of the keys of their requests; the longest one counts.
+    """The entries of the map ROUTES: sections by the beginning of the keys of their requests; the longest match counts.
 
-    Not in it are hosts with a "*" in other places than "*.example.com", and hosts with a route that has conditions on
-    methods or headers.
+    Left out are hosts with "*" in other places than "*.example.com", and hosts with conditions on methods or headers.
     """
     mapped, entries = _mapped_aliases(sections), dict[str, str]()
     redirects = any(route.redirects_to_https for route, _ in sections if route.alias in mapped)
@@ -102,7 +101,7 @@ def route_entries(sections: Sections) -> Mapping[str, str]:
 
 
 def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str = "") -> Iterator[str]:
-    """Lines that send requests which meet the conditions of the route, and the condition `last`, to this section."""
+    """Lines that send requests to this section if they meet the route's conditions and the condition `last`."""
     conditions = [*_host_conditions(route, scope)]
     if (prefix := match.normal_prefix(route.path)) != "/":
         conditions.append(matches(f"var({_AS_IT_IS})", "beg", f"{prefix}/"))
@@ -112,7 +111,7 @@ def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str 
 
 
 def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[str]:
-    """Lines for paths with several readings, after those of `use_backend_rules`, which define the conditions' names."""
+    """Lines for paths with several readings. They use conditions that the lines of `use_backend_rules` define."""
     conditions = [*_host_conditions(route), *_other_conditions(section, route)]
     if (prefix := match.normal_prefix(route.path)) == "/":
         yield _use_backend(section, _SEVERAL, *conditions)
@@ -125,7 +124,7 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
 
 
 def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterator[str]:
-    """Lines that look up the section of each reading at a stage (see `_stage`), in variables with its number."""
+    """Lines that look up the section of each reading at a stage (see `_stage`), into numbered variables."""
     if tier == match.DOMAIN:
         domain = f"var(txn.name),field(2,.,0),field(-1,.,{-labels})"
         yield f"    http-request set-var(txn.domain) {domain} unless {{ var(txn.name) -m beg . }}"
@@ -137,7 +136,7 @@ def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterato
 
 
 def _choices_by_map(number: int, no_route: str) -> Iterator[str]:
-    """Lines that send requests to the section that was found at this stage, if it is the same for all readings."""
+    """Lines that send requests to the section of this stage, if it is the same for all readings."""
     variable = f"txn.section{number}"
     for reading in range(1, 1 + len(_OTHERS)):
         same = f"{{ var({variable}_0),strcmp({variable}_{reading}) eq 0 }}"
@@ -172,7 +171,7 @@ def _other_conditions(section: str, route: Route) -> Iterator[str]:
 
 
 def _header_rules(section: str, route: Route) -> Iterator[str]:
-    """Lines that name the route's conditions for headers; if there are many, a variable counts those that are met."""
+    """Lines that name the route's conditions for headers; with many, a variable counts the met ones."""
     names = _names_of_headers(section, route)
     for name, header in zip(names, route.headers, strict=True):
         value = f"str -- {quoted(header.value)}" if header.value else "found"
@@ -204,7 +203,7 @@ def _use_backend(section: str, *conditions: str) -> str:
 
 
 def _stage(member: tuple[Route, str]) -> tuple[int, int]:
-    """When the route's host pattern is tried: by its tier; of domains, by minus the number of their labels."""
+    """When the route's host pattern is tried: by tier; domains with more labels first."""
     pattern = match.host_pattern(member[0].host)
     return pattern.tier, -1 - pattern.text.count(".") if pattern.tier == match.DOMAIN else 0
 

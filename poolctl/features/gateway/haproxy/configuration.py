@@ -51,7 +51,7 @@ from .syntax import (
     unique_name,
 )
 
-# The address of a server whose address is not known: nothing listens there.
+# Stands for an unknown address: nothing listens there.
 PLACEHOLDER_ADDRESS = "ipv4@127.0.0.1:1"
 # A name that cannot be resolved must not keep the others from being served.
 _RESOLVED_AT_START = "init-addr last,libc,none"
@@ -65,34 +65,34 @@ POLICIES = {
     "random-two": "random(2)",
     "first": "first",
 }
-# The table that counts failures by "BACKEND/SERVER": responses with these statuses, and with those of the route.
+# The table that counts failures by "BACKEND/SERVER": responses with these statuses or those of the route's breaker.
 FAILURES = "failures"
-_FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are cut off
+_FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are truncated
 _ALWAYS_FAILURES = (502, 503, 504)
 # The map that counts HAProxy's own responses 502 by "BACKEND/SERVER".
 UNANSWERED = "unanswered.map"
-# Options of a server that gets no more requests once it has refused a connection, until a probe finds that it accepts
-# again: the supervisor learns of it a little later.
+# Options by which a server that refuses a connection gets no more requests until a probe succeeds: the supervisor
+# notices the exit of its process a little later.
 PASSIVE_CHECK = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
 WAIT = ":wait"  # ends the name of the server at which connections wait for another server
-# Longer than any program needs for a response, so that only the program's own limits apply.
+# Longer than any response takes, so that only the program's own limits apply.
 _OWN_LIMITS = "24d"
 # Requests that may be executed twice (RFC 9110 §9.2.2).
 _IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
-# The section by which a replaced process passes on what its clients still ask, its only server, and their listener: the
-# next process has the new rules and addresses. In the section's requests these headers have its key, and whether the
-# client uses TLS.
+# The name of the section by which a replaced process passes on further requests of its clients, of its only server, and
+# of the listener for them: the next process has the new rules and addresses. These headers of the requests have the key
+# of the section, and whether the client uses TLS.
 NEXT = "next"
 _NEXT_KEY, _NEXT_TLS = "X-Poolctl-Next", "X-Poolctl-TLS"
 
 
 class ProcessPlaces(NamedTuple):
-    """What a process has besides its listeners, in HAProxy's syntax: the address of its runtime socket, and its logs.
+    """The runtime socket and the logs of a process, in HAProxy's syntax.
 
-    Every process accepts at `next_bind`, which is at the address `next`, what the one before it passes on with `key`;
-    "" if nothing is passed on.
+    At `next_bind`, which is the address `next`, it accepts requests that the process before it passes on with `key`; ""
+    if requests are not passed on.
     """
 
     runtime: str = ""
@@ -104,7 +104,7 @@ class ProcessPlaces(NamedTuple):
 
 
 class HaproxyServer(NamedTuple):
-    """A server of a backend: `key` is the key of its target, `address` and `options` are in HAProxy's syntax."""
+    """A server of a backend. `key` is that of its target, `address` and `options` are in HAProxy's syntax."""
 
     name: str
     key: str
@@ -114,7 +114,7 @@ class HaproxyServer(NamedTuple):
     cookie: str
 
     def with_address(self, addresses: Mapping[str, str]) -> HaproxyServer:
-        """A copy with the address of its host name, if it has one that HAProxy would resolve when it starts."""
+        """A copy with the address of its host name, if HAProxy would resolve that at its start."""
         if not self.options.startswith(_RESOLVED_AT_START):
             return self
         name, _, port = self.address.rpartition(":")
@@ -150,7 +150,7 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and others by file name.
+    """A configuration: `lines` come before the backends; `files` are crt-lists and other files, by name.
 
     `maps` are the entries of the maps that change at run time, by file name.
     """
@@ -161,16 +161,13 @@ class HaproxyConfiguration(NamedTuple):
     maps: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
-        """The text of the main file.
-
-        The servers in `disabled`, pairs of backend name and server name, get no traffic.
-        """
-        resting = frozenset(disabled)
+        """The text of the main file. The servers in `disabled`, by backend and server name, get no traffic."""
+        places = frozenset(disabled)
         lines = [*self.lines]
         for backend in self.backends:
             lines += ["", *backend.lines]
             lines += [
-                server.line(disabled=(backend.name, server.name) in resting) for server in backend.servers
+                server.line(disabled=(backend.name, server.name) in places) for server in backend.servers
             ]
         return "\n".join([*lines, ""])
 
@@ -198,7 +195,7 @@ class HaproxyConfiguration(NamedTuple):
                 yield number, (backend.name, server)
 
     def with_addresses(self, addresses: Mapping[str, str]) -> HaproxyConfiguration:
-        """A copy in which servers have these addresses of their host names, or one at which nothing listens."""
+        """A copy in which host names are replaced by these addresses, or by one where nothing listens."""
         backends = (
             backend._replace(servers=tuple(server.with_address(addresses) for server in backend.servers))
             for backend in self.backends
@@ -223,11 +220,11 @@ class HaproxyConfiguration(NamedTuple):
 RefusableServer = tuple[str, HaproxyServer]
 
 
-_HEAVIEST = 256
+_MAX_WEIGHT = 256
 
 
 def sticky_value(key: str, number: int = 0) -> str:
-    """The value of sticky cookies for the target with this key, which reveals nothing about the target.
+    """The value of sticky cookies for a target, which does not reveal its key.
 
     `number` is that of a process of a proxied server.
     """
@@ -236,11 +233,10 @@ def sticky_value(key: str, number: int = 0) -> str:
 
 
 class ServerAddresses(NamedTuple):
-    """Where the targets of routes are: `endpoints` of the pool's servers, by name.
+    """The addresses of targets. `endpoints` are those of the pool's servers, by name.
 
-    `processes` are the addresses of the processes of each proxied server, `numbered` those of each number from 0, or ""
-    (see ServerFacts). `waiting` has, by target, the address (in HAProxy's syntax) where connections wait for a target
-    that may not run.
+    `processes` and `numbered` are those of the processes of each proxied server: see ServerFacts. `waiting` has the
+    address, in HAProxy's syntax, where connections wait for a target that may not run.
     """
 
     endpoints: Mapping[str, Endpoint | None]
@@ -298,21 +294,21 @@ def _route_backend(
             "breaker.statuses",
             _failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
         ),
-        *(() if route.redirect else [comment("to")]),  # also if no service is registered yet
+        comment("to"),  # also if no service is registered yet
     ]
     servers = _servers(route, addresses, route.backend_limit, version, keys)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
 def _summary(route: Route) -> str:
-    """The requests that the route takes. Its targets change without another process: they are the servers below."""
+    """The requests that the route takes. Not its targets, which change at run time."""
     return " ".join(
         [f"{route.host or '*'}{route.path}", *route.methods, *(header.name for header in route.headers)]
     )
 
 
 def _named(key: str, lines: Iterable[str]) -> Iterator[str]:
-    """The lines below a comment with the key that they are made from; nothing if there are none."""
+    """The lines below a comment with the key behind them; nothing without lines."""
     for number, line in enumerate(lines):
         if not number:
             yield comment(key)
@@ -322,7 +318,7 @@ def _named(key: str, lines: Iterable[str]) -> Iterator[str]:
 def _passing_backend(
     route: Route, names: set[str], addresses: ServerAddresses, version: tuple[int, int]
 ) -> HaproxyBackend | None:
-    """The section that passes TLS to the route's servers; None if they have none, or a rule needs to see requests."""
+    """The section that passes TLS to the route's servers; None if one has no TLS, or a rule needs the requests."""
     endpoints = [addresses.endpoints.get(target.server) for target in route.to]
     passes = endpoints and all(endpoint and endpoint.tls for endpoint in endpoints)
     if not (route.takes_whole_hosts and passes):
@@ -348,7 +344,7 @@ def _passing_frontend(
     routes: Sequence[Route],
     sections: Mapping[str, HaproxyBackend],
 ) -> Iterator[str]:
-    """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes all other connections."""
+    """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes other connections."""
     yield from ("", f"frontend {_PASSING}", "    mode tcp")
     yield from (line for listener in listeners for line in listener.bind_lines())
     yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
@@ -361,7 +357,7 @@ def _passing_frontend(
     yield "    tcp-request content accept if { req.ssl_hello_type 1 }"
     yield "    tcp-request content reject"
     for route in routes:
-        # A host with several routes is not passed: its paths would have to be read.
+        # A host with several routes is not passed, as paths cannot be read.
         section = sections.get(route.alias)
         whole = replace(route, path="/", methods=(), headers=(), redirect=None)
         if not route.redirects_to_https:
@@ -393,7 +389,7 @@ def _stream_backend(
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
         lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
     else:
-        lines.append("    no option abortonclose")  # the client may have sent all that it has to say
+        lines.append("    no option abortonclose")  # a client may close its side and still read
     lines += _balance(route)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
@@ -407,7 +403,7 @@ def _stream_backend(
 
 
 def _limits_of_the_program() -> Iterator[str]:
-    """Lines for requests that are forwarded without limits: the program has limits of its own."""
+    """Lines for requests that are forwarded without time limits: the program has its own."""
     yield f"    timeout http-request {_OWN_LIMITS}"
     yield f"    timeout http-keep-alive {_OWN_LIMITS}"
     yield "    http-reuse safe"
@@ -419,9 +415,9 @@ def _limits_of_the_program() -> Iterator[str]:
 
 
 def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
-    """Rules that tell the route to the workers of its servers, and to all targets if configured.
+    """Rules that send the route to the workers of its servers, and to all targets if configured.
 
-    The header with the name is set when a server has been chosen, so that no server gets the key of another.
+    `http-send-name-header` is applied once a server is chosen, so that no server gets the key of another.
     """
     if route.context_headers:
         for name, value in route_headers(route):
@@ -432,12 +428,12 @@ def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
 
 
 def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping[str, str]) -> str:
-    """HAProxy's name of a target: for a server with a key a `context_value`, which its workers recognize."""
+    """The target's name in HAProxy: with a key a `context_value`, which the server's workers recognize."""
     return context_value(name, keys[server], route.alias) if server in keys else name
 
 
 def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
-    """Rules that count the responses of each server with these statuses; HAProxy's own counters know only classes."""
+    """Rules that count the responses of each server with these statuses; HAProxy itself counts only classes."""
     if words := [*map(str, statuses)]:
         for group in line_groups(words):
             yield f"    acl is_failure status {group}"
@@ -466,8 +462,8 @@ def _balance(route: Route | StreamRoute) -> Iterator[str]:
 def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
     """The line that lets any request use an idle connection, if no target of the route closes idle connections.
 
-    Otherwise, as by default, the first request of a client's connection is sent on a new one: if it is too large to be
-    repeated, it must not be sent on a connection that the backend is closing.
+    By default the first request of a client is sent on a new connection: a request that is too large to be repeated
+    must not be sent on a connection that the backend is closing.
     """
     if route.to and all(target.server in applications for target in route.to):
         yield "    http-reuse always"
@@ -495,9 +491,9 @@ def _access_and_redirect_rules(route: Route) -> Iterator[str]:
 def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
     """Lines that retry a failed request on another server: always if it was not sent, otherwise only if idempotent.
 
-    Even without retries in the route, an idempotent request is sent once more if the server closed the connection
-    without a response: a stopping server closes idle connections, perhaps just when the request is sent. Where
-    connections wait for the server, one more retry leads there: the stopped server refuses the other one.
+    Even without configured retries, an idempotent request is sent once more if the server closed the connection without
+    a response: a stopping server may close an idle connection just when the request is sent. With a listener where
+    connections wait, one more retry leads there after the stopped server has refused the connection.
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     waits = any(target.key in addresses.waiting for target in route.to)
@@ -514,13 +510,12 @@ def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
 def _single_execution_rules() -> Iterator[str]:
     """Rules for requests that must not be executed twice: they are not retried, and each has a connection of its own.
 
-    If a server dies while it answers on a connection that was used before, HAProxy gives the client no answer: HTTP/1.1
-    connections are closed, HTTP/2 streams reset with REFUSED_STREAM ("not processed"), and browsers repeat the request.
-    On a connection without an earlier request the client gets 502. HAProxy finds idle connections by their name, and
-    that of these requests never recurs (see `_connection_name`).
+    If a server dies while it answers on a reused connection, HAProxy does not answer: it closes an HTTP/1.1 connection,
+    or resets an HTTP/2 stream with REFUSED_STREAM ("not processed"), and browsers repeat the request. On a new
+    connection the client gets 502. HAProxy finds idle connections by their name, which is unique for these requests
+    (see `_connection_name`).
 
-    An upgraded connection has its own `Connection` field; after NTLM and Negotiate the connection is what is
-    authenticated.
+    Excepted are upgrades, which need their `Connection` field, and NTLM and Negotiate, which authenticate connections.
     """
     yield f"    http-request disable-l7-retry unless {_IDEMPOTENT}"
     bound = "{ status 401 } { res.hdr(www-authenticate) -m beg -i ntlm nego }"
@@ -531,7 +526,7 @@ def _single_execution_rules() -> Iterator[str]:
 
 
 def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
-    """The rule by which servers of gRPC believe that trailers reach the client: HAProxy passes them on."""
+    """The rule that announces trailers to gRPC servers: HAProxy passes them on."""
     endpoints = (
         addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
         for target in route.to
@@ -545,7 +540,7 @@ def _connection_name(
 ) -> Iterator[str]:
     """The option by which idle connections to this endpoint have the name `txn.once`.
 
-    HAProxy 2.8 only knows names of TLS servers for that, and sends them to those that have TLS.
+    HAProxy 2.8 has only the SNI for that, which it sends to servers with TLS.
     """
     if route.repeatable if isinstance(route, Route) else route.protocol != HTTP:
         return
@@ -585,29 +580,22 @@ def _response_rules(route: Route) -> Iterator[str]:
 
 
 def _prefix_rules(prefix: str) -> Iterator[str]:
-    """Rules that name the removed prefix to the backend, and add it to the backend's Location.
+    """Rules that report the removed prefix to the backend, and add it to the Location of responses.
 
-    A Location that has the prefix, or that is on another host, is not changed.
+    A Location with the prefix, or on another host, is not changed.
     """
-    told = quoted(f"%[req.fhdr(x-forwarded-prefix)]{literal(prefix)}")
-    yield f"    http-request set-header X-Forwarded-Prefix {told}"
+    added, location = literal(prefix), "res.fhdr(location)"
+    yield f"    http-request set-header X-Forwarded-Prefix {quoted(f'%[req.fhdr(x-forwarded-prefix)]{added}')}"
     yield "    http-request set-var(txn.authority) req.fhdr(host)"
-    place = "res.fhdr(location)"
-    path, host = _quoted_converter("^https?://[^/?#]*"), f"{_quoted_converter('^https?://')},field(1,/)"
-    has_prefix = matches(f"{place},{path}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
-    same_host = f"{{ {place},{host},strcmp(txn.authority) eq 0 }}"
-    added = literal(prefix)
+    without_origin, without_scheme = (quoted(f'regsub("^https?://{end}",)') for end in ("[^/?#]*", ""))
+    has_prefix = matches(f"{location},{without_origin}", "reg", f"^{re.escape(prefix)}([/?#]|$)")
+    same_host = f"{{ {location},{without_scheme},field(1,/),strcmp(txn.authority) eq 0 }}"
     for pattern, value, condition in (
-        ("^(/.*)$", rf"{added}\1", matches(place, "reg", "^/([^/]|$)")),
+        ("^(/.*)$", rf"{added}\1", matches(location, "reg", "^/([^/]|$)")),
         ("^(https?://[^/?#]+)(.*)$", rf"\1{added}\2", same_host),
     ):
         change = f"replace-header Location {quoted(pattern)} {quoted(value)}"
         yield f"    http-response {change} if {condition} !{has_prefix}"
-
-
-def _quoted_converter(pattern: str) -> str:
-    """The converter that removes what matches."""
-    return quoted(f'regsub("{pattern}",)')
 
 
 def _servers(
@@ -618,23 +606,22 @@ def _servers(
     keys: Mapping[str, str] = {},
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), list[HaproxyServer]()
-    heaviest = max((target.weight for target in route.to), default=1)
+    max_weight = max([_MAX_WEIGHT, *(target.weight for target in route.to)])
     limits = []
     if limit is not None and limit.concurrency:
         limits = [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
     for target in route.to:
-        fits = heaviest <= _HEAVIEST
-        scaled = target.weight if fits else max(1, target.weight * _HEAVIEST // heaviest)
+        weight = max(1, target.weight * _MAX_WEIGHT // max_weight)
         endpoint = addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
-        kept = []
+        options = [*_options(endpoint, target)]
         if isinstance(route, Route) and target.server not in keys:
-            kept = [_idle_connections(route.timeouts)]
-        kept += _connection_name(route, endpoint, version)
-        options = [*_options(endpoint, target), *kept]
+            # HAProxy closes half of the idle connections in each interval, from the third one on.
+            options.append(f"pool-purge-delay {round(route.timeouts.keep_alive * 1000 / 8)}ms")
+        options += _connection_name(route, endpoint, version)
         name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         places = {_sent_name(name, target.server, route, keys): (_address_of(endpoint), sticky)}
-        # A process of a proxied server is a server of HAProxy. A cookie names its number, which the next one inherits.
+        # Each process of a proxied server is a server of HAProxy. A cookie has its number, which is used again.
         if sticky and (numbered := addresses.numbered.get(target.server)) is not None:
             places = {
                 f"{name}:{number}": (address or PLACEHOLDER_ADDRESS, sticky_value(target.key, number))
@@ -645,19 +632,19 @@ def _servers(
         watched = [PASSIVE_CHECK] if target.server and target.key in addresses.waiting else []
         for place, (address, cookie) in places.items():
             arguments = " ".join([*options, *limits, *watched])
-            servers.append(HaproxyServer(place, target.key, address, arguments, scaled, cookie))
+            servers.append(HaproxyServer(place, target.key, address, arguments, weight, cookie))
         if (waiting := addresses.waiting.get(target.key)) is not None:
             arguments = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
-            # A client whose process has ended goes to another one, instead of waiting for the next.
+            # A client of an ended process goes to another one, instead of waiting for the next.
             cookie = sticky if len(places) == 1 else ""
-            servers.append(HaproxyServer(place, key, waiting, arguments, scaled, cookie))
+            servers.append(HaproxyServer(place, key, waiting, arguments, weight, cookie))
     return tuple(servers)
 
 
 def _address_of(endpoint: Endpoint | None) -> str:
-    """The address of a server in HAProxy's syntax; if it is not known yet, one at which nothing listens."""
+    """The address in HAProxy's syntax; if it is not known yet, one where nothing listens."""
     if endpoint is not None and endpoint.kind == "unix":
         return quoted(f"unix@{endpoint.path}")
     if endpoint is None or not endpoint.port:
@@ -674,7 +661,9 @@ def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
     if endpoint.tls and endpoint.server_name:
         name = target.sni or endpoint.server_name
         sni = "" if match.is_ip_address(name) or ":" in name else f" sni str({name}) check-sni {name}"
-        authorities = quoted(target.ca or _authorities_file())
+        # Not every HAProxy finds the system's CA certificates by itself (@system-ca).
+        system = ssl.get_default_verify_paths()
+        authorities = quoted(target.ca or system.cafile or system.capath or system.openssl_cafile)
         verified = f"required ca-file {authorities}{sni} verifyhost {name}" if target.verify else f"none{sni}"
         yield f"ssl verify {verified}"
     elif endpoint.tls:
@@ -683,33 +672,22 @@ def _options(endpoint: Endpoint | None, target: Target) -> Iterator[str]:
         yield "alpn h2" if endpoint.tls else "proto h2"
 
 
-def _idle_connections(times: Timeouts) -> str:
-    # HAProxy closes half of the idle connections in each interval, from the third one on.
-    return f"pool-purge-delay {round(times.keep_alive * 1000 / 8)}ms"
-
-
 def has_host_name(endpoint: Endpoint) -> bool:
     """Whether the endpoint's host is a name, not an IP address."""
     return bool(re.search(r"[A-Za-z]", endpoint.host)) and ":" not in endpoint.host
 
 
-def _authorities_file() -> str:
-    """The file or directory of the system's CA certificates: not every HAProxy finds them by itself (@system-ca)."""
-    paths = ssl.get_default_verify_paths()
-    return paths.cafile or paths.capath or paths.openssl_cafile
-
-
 _MIN_BUFFER_BYTES = 16_384  # the buffer also holds heads of responses
-# What the gateway adds to a head besides the headers of its route: reports about the client, the context, a cookie.
+# What the gateway adds to a head besides the route's headers: reports about the client, the context, a cookie.
 _ADDED_BYTES, _CERTIFICATE_BYTES = 1024, 8192
-# How much a client of HTTP/2 may send before the gateway has acknowledged it: 10 MB at a round trip of 50 ms take 0.7 s
-# instead of 10 s. HAProxy does not keep what it has not read.
+# How much a client of HTTP/2 may send without an acknowledgement: 10 MB at a round trip of 50 ms take 0.7 s instead of
+# 10 s. HAProxy does not store what it has not read.
 _UPLOAD_WINDOW_BYTES = 1 << 20
 # Characters that no path may contain.
 _FORBIDDEN = r"%0[0-9a-f]|%1[0-9a-f]|%7f|[\\]"
 _VALID_HOST = r"^[][A-Za-z0-9._~:%!$&'()*+,;=-]*$"
 # HAProxy accepts requests that RFC 9112 does not (§3.2, §6.1): without a host, with a body whose length HTTP/1.0 does
-# not know, or for something that is no path.
+# not know, or for something other than a path.
 _INVALID = (
     "{ req.ver 1.1 } !{ req.fhdr(host) -m found }",
     f"!{{ req.fhdr(host) -m reg {quoted(_VALID_HOST)} }} {{ req.fhdr(host) -m found }}",
@@ -733,10 +711,7 @@ def configuration_of(
     keys: Mapping[str, str] = {},
     places: ProcessPlaces = ProcessPlaces(),  # noqa: B008  immutable
 ) -> HaproxyConfiguration:
-    """The configuration for these routes.
-
-    `keys` has for each application the key by which its workers recognize HAProxy's headers.
-    """
+    """The configuration for these routes. `keys` are those by which workers recognize the gateway, by application."""
     ordered, names = match.in_order(routes), set[str]()
     # Not in the order of precedence: that changes at run time.
     by_alias = sorted(ordered, key=lambda route: route.alias)
@@ -754,7 +729,7 @@ def configuration_of(
         *(loads_refusal() if refuses_uploads else ()),
     ]
     lines += _defaults(settings, ordered)
-    # What a client's certificate says cannot be passed on.
+    # Client certificates cannot be passed on.
     passes_on = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
@@ -764,7 +739,7 @@ def configuration_of(
         if settings.table.access_log:
             lines.append(comment("access_log"))
             lines += access_log_rules(places.access_log, as_json=settings.table.access_log == "json")
-        # Browsers open connections in advance, and would show a 408 as the response to a later request.
+        # Browsers open connections in advance, and would take a 408 for the response to a later request.
         lines.append("    option http-ignore-probes")
         lines += [
             comment("Once replaced, it answers the next request of each client, and closes the connection."),
@@ -819,7 +794,7 @@ def configuration_of(
 
 
 def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) -> int:
-    """How many bytes the gateway may add to the head of a request or response."""
+    """The maximum number of bytes that the gateway adds to the head of a request or response."""
     added = (
         sum(len(header.name) + len(header.value.encode()) + 16 for header in headers)
         for route in routes
@@ -833,7 +808,7 @@ _TO_NEXT = f"    use_backend {NEXT} if {{ stopping }} has_next"
 
 
 def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
-    """Rules by which a replaced process passes on requests as they are, and this one accepts them from it alone."""
+    """Rules by which a process accepts requests from the replaced one, and passes them on once it is replaced."""
     yield comment(
         "A replaced process passes requests on as they are; the next one accepts them from it alone."
     )
@@ -848,7 +823,7 @@ def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
 
 
 def _next_section(places: ProcessPlaces) -> Iterator[str]:
-    """The section of the next process; its server is enabled when this process is replaced."""
+    """The section for passing on requests; its server is enabled when this process is replaced."""
     yield from ("", f"backend {NEXT}")
     yield f"    http-request set-header {_NEXT_KEY} {places.key}"
     yield f"    http-request set-header {_NEXT_TLS} 1 if {{ ssl_fc }}"

@@ -1,4 +1,4 @@
-"""Reads HAProxy's counters: sums them up by route and target, and finds which requests to a target have failed."""
+"""Reads HAProxy's counters: sums them up by route and target, and finds the failed requests of targets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .configuration import (
     HaproxyBackend,
 )
 
-# The commands that print what `rows_of` reads: HAProxy's own counters, those of responses that count as failures, and
-# those of its own responses 502.
+# The commands for `rows_of`: HAProxy's own counters, the responses that count as failures, and HAProxy's own responses
+# 502.
 READ_COUNTERS = ("show stat", f"show table {FAILURES}", f"show map {UNANSWERED}")
 _FRONTEND, _BACKEND = "FRONTEND", "BACKEND"
 _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
@@ -30,14 +30,14 @@ _COUNTS = (
 )  # fmt: skip
 _BAD_STATUS = "bad_status"  # responses with a status that counts as a failure
 _FAILED = "failed"  # requests without a complete response of the server
-# All columns that are read come before this number of commas; later ones may have commas in their text.
+# All columns that are read come before this number of commas; later columns may contain commas.
 _COLUMNS_READ = 50
 
 
 class CounterRow(NamedTuple):
-    """The counters of a frontend, a server of a backend, or a backend as a whole. `counts` are by HAProxy's names.
+    """The counters of a frontend, a server, or a whole backend. `counts` are by HAProxy's names.
 
-    `has_queued` is whether a request has ever waited for this server.
+    `has_queued`: a request has waited for this server.
     """
 
     proxy: str
@@ -54,18 +54,18 @@ def rows_of(text: str) -> list[CounterRow]:
     bad, unanswered = dict(_bad_statuses(table)), dict(_unanswered_requests(table))
     lines = statistics.lstrip("# ").splitlines()
     columns = lines[0].split(",") if lines else []
-    found = []
+    rows = []
     for line in filter(None, lines[1:]):
         values = dict(zip(columns, line.split(",", _COLUMNS_READ), strict=False))
         proxy, name = values["pxname"], values["svname"]
         counts = {column: int(values[column] or 0) for column in _COUNTS}
-        own = unanswered.get(f"{proxy}/{name}", 0)
+        bad_gateway = unanswered.get(f"{proxy}/{name}", 0)
         # HAProxy counts a request that it answers with 502 twice, but not if the response is invalid.
-        counts[_FAILED] = max(counts["eresp"] - own, own)
+        counts[_FAILED] = max(counts["eresp"] - bad_gateway, bad_gateway)
         counts[_BAD_STATUS] = bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0)
-        now, queued, most_queued = (int(values[column] or 0) for column in ("scur", "qcur", "qmax"))
-        found.append(CounterRow(proxy, name, now, queued, most_queued > 0, counts))
-    return found
+        now, queued, max_queued = (int(values[column] or 0) for column in ("scur", "qcur", "qmax"))
+        rows.append(CounterRow(proxy, name, now, queued, max_queued > 0, counts))
+    return rows
 
 
 def _bad_statuses(table: str) -> Iterator[tuple[str, int]]:
@@ -87,9 +87,9 @@ def _unanswered_requests(text: str) -> Iterator[tuple[str, int]]:
 class CounterReader:
     """Adds the counters of one HAProxy process, which begin at 0, to `counts`.
 
-    `connections` are the open connections of clients, `open_streams` those of each stream, `in_flight` and `queued` the
-    requests that are forwarded now, by route and target, and those that wait, by route. Routes are named by
-    `route_key`. `requests` counts those of each HTTP route, by alias.
+    Current are `connections`, the clients' open connections; `open_streams`, those of each stream; `in_flight`, the
+    forwarded requests by `route_key` and target; and `queued`, the waiting requests by `route_key`. `requests` counts
+    the requests of each HTTP route, by alias.
     """
 
     def __init__(self, counts: TrafficCounts) -> None:
@@ -100,20 +100,20 @@ class CounterReader:
         self.queued: Counter[str] = Counter()
         self.requests: dict[str, int] = {}
         self._seen: dict[tuple[str, str], Mapping[str, int]] = {}
-        # By server: the repeated attempts to connect for requests whose end is not counted yet.
+        # By server, the repeated attempts to connect for requests that are not counted yet.
         self._repeated: dict[tuple[str, str], int] = {}
 
     def compare(self, rows: Iterable[CounterRow]) -> list[tuple[CounterRow, Mapping[str, int]]]:
-        """Return the rows that count something now, or have changed since the last call, with their increases.
+        """The changed rows with their increases since the last call; also new backends, and rows with current requests.
 
-        New backends are among them in any case. It may run in a thread.
+        It may run in a thread.
         """
         changed = []
         for row in rows:
             is_new = row.name == _BACKEND and (row.proxy, row.name) not in self._seen
-            found = self._increases(row)
-            if found or row.open_now or row.queued or is_new:
-                changed.append((row, found))
+            increases = self._increases(row)
+            if increases or row.open_now or row.queued or is_new:
+                changed.append((row, increases))
         return changed
 
     def add(
@@ -121,27 +121,27 @@ class CounterReader:
         rows: Iterable[tuple[CounterRow, Mapping[str, int]]],
         sections: Mapping[str, HaproxyBackend],
     ) -> dict[tuple[str, str], Results]:
-        """Add what `compare` has found to the counts. `sections` are by name.
+        """Add the rows of `compare` to the counts. `sections` are by name.
 
         Returns the results since the last call by route and target; targets without results are omitted.
         """
-        known: dict[str, _Section] = {}
+        read: dict[str, _Section] = {}
         self.connections = 0
         self.open_streams, self.in_flight, self.queued = Counter(), Counter(), Counter()
         results: dict[tuple[str, str], Results] = {}
-        for row, found in rows:
+        for row, increases in rows:
             if row.name == _FRONTEND:
                 self.connections += row.open_now
             if row.proxy in sections:
-                section = known[row.proxy] = known.get(row.proxy) or _Section(sections[row.proxy])
-                self._record_present(row, section)
-                if found:
-                    self._add(row, section, found, results)
+                section = read[row.proxy] = read.get(row.proxy) or _Section(sections[row.proxy])
+                self._record_current(row, section)
+                if increases:
+                    self._add(row, section, increases, results)
             elif row.proxy == NO_ROUTE and row.name == _BACKEND:
-                self.counts.refused["404"] += found.get("stot", 0)
+                self.counts.refused["404"] += increases.get("stot", 0)
         return results
 
-    def _record_present(self, row: CounterRow, section: _Section) -> None:
+    def _record_current(self, row: CounterRow, section: _Section) -> None:
         if row.name == _FRONTEND:
             self.open_streams[section.alias] = row.open_now
         elif row.name == _BACKEND:
@@ -154,37 +154,39 @@ class CounterReader:
         self,
         row: CounterRow,
         section: _Section,
-        found: Mapping[str, int],
+        increases: Mapping[str, int],
         results: dict[tuple[str, str], Results],
     ) -> None:
         if row.name == _BACKEND:
-            traffic = _traffic_of_route(found, section)
+            traffic = _traffic_of_route(increases, section)
             self._traffic_of(section).add(traffic)
             self.counts.total.add(traffic)
             if not section.is_stream:
-                self.requests[section.alias] = self.requests.get(section.alias, 0) + found["stot"]
+                self.requests[section.alias] = self.requests.get(section.alias, 0) + increases["stot"]
         elif target := section.target_of(row.name):
-            section.unreached += found["econ"]
-            section.failed += found[_FAILED]
-            self.counts.backends[target].add(_traffic_of_target(found))
-            # What connections meet that wait for the target is not its result.
-            new = _results(found, self._failed_connections(row, found), is_copied=section.is_copied)
+            section.unreached += increases["econ"]
+            section.failed += increases[_FAILED]
+            traffic = _traffic(increases)
+            traffic.errors[CONNECT] = increases["econ"] + increases["wredis"]
+            self.counts.backends[target].add(traffic)
+            # Connections that wait for the target do not have its results.
+            new = _results(increases, self._failed_connections(row, increases), is_copied=section.is_copied)
             if target == section.keys[row.name] and any(new):
                 before = results.get((section.key, target), Results())
                 results[section.key, target] = Results(*map(sum, zip(before, new, strict=True)))
 
-    def _failed_connections(self, row: CounterRow, found: Mapping[str, int]) -> int:
-        """The number of requests for which no connection to this server could be made.
+    def _failed_connections(self, row: CounterRow, increases: Mapping[str, int]) -> int:
+        """The number of requests that could not be connected to this server.
 
         HAProxy also counts a request as not connected if it has waited too long for the server. It repeats attempts to
         connect, except to a server whose certificate has another name, and counts them before it counts the request.
         """
         if not row.has_queued:
-            return found["econ"]
+            return increases["econ"]
         place = row.proxy, row.name
-        repeated = self._repeated.get(place, 0) + found["wretr"]
-        failed = min(found["econ"], repeated)
-        is_reached = any(found[each] for each in _STATUSES)
+        repeated = self._repeated.get(place, 0) + increases["wretr"]
+        failed = min(increases["econ"], repeated)
+        is_reached = any(increases[status] for status in _STATUSES)
         self._repeated[place] = 0 if is_reached else repeated - failed
         return failed
 
@@ -192,7 +194,7 @@ class CounterReader:
         return (self.counts.streams if section.is_stream else self.counts.routes)[section.alias]
 
     def _increases(self, row: CounterRow) -> Mapping[str, int]:
-        """The increases of the row's counters since the last call; empty if there are none."""
+        """The increases of the row's counters since the last call; empty without any."""
         before = self._seen.get((row.proxy, row.name))
         if row.counts == before:
             return {}
@@ -203,9 +205,8 @@ class CounterReader:
 
 
 class _Section:
-    """A backend while a reading is added. `unreached` counts the requests for which no server could be reached.
-
-    `failed` counts those that a server failed.
+    """A backend while its rows are added. `unreached` counts requests that no server got, `failed` those that a server
+    failed to answer.
     """
 
     def __init__(self, backend: HaproxyBackend) -> None:
@@ -221,39 +222,36 @@ class _Section:
         return {server.name: server.key for server in self._servers}
 
     def target_of(self, server: str) -> str:
-        """The key of the target that this server serves, or that its connections wait for; "" if it is not known."""
+        """The key of the target that this server is, or at which its connections wait; "" for an unknown server."""
         return self.keys.get(server, "").removesuffix(WAIT)
 
 
-def _traffic(found: Mapping[str, int]) -> Traffic:
+def _traffic(increases: Mapping[str, int]) -> Traffic:
     traffic = Traffic()
-    traffic.requests, traffic.bytes_in, traffic.bytes_out = found["stot"], found["bin"], found["bout"]
-    traffic.statuses = [0, *(found[each] for each in _STATUSES)]
-    traffic.errors[RESPONSE], traffic.errors[DISCONNECTED] = found[_FAILED], found["cli_abrt"]
+    traffic.requests, traffic.bytes_in, traffic.bytes_out = (
+        increases[name] for name in ("stot", "bin", "bout")
+    )
+    traffic.statuses = [0, *(increases[status] for status in _STATUSES)]
+    traffic.errors[RESPONSE], traffic.errors[DISCONNECTED] = increases[_FAILED], increases["cli_abrt"]
     return traffic
 
 
-def _traffic_of_route(found: Mapping[str, int], section: _Section) -> Traffic:
-    traffic, unreached = _traffic(found), section.unreached
+def _traffic_of_route(increases: Mapping[str, int], section: _Section) -> Traffic:
+    traffic, unreached = _traffic(increases), section.unreached
     traffic.errors[RESPONSE] = section.failed
     traffic.errors[CONNECT] = unreached
     # HAProxy also counts a request as not connected if it waited too long, or if no server was available.
-    traffic.errors[REFUSED] = found["dreq"] + max(0, found["econ"] - unreached)
+    traffic.errors[REFUSED] = increases["dreq"] + max(0, increases["econ"] - unreached)
     return traffic
 
 
-def _traffic_of_target(found: Mapping[str, int]) -> Traffic:
-    traffic = _traffic(found)
-    traffic.errors[CONNECT] = found["econ"] + found["wredis"]
-    return traffic
-
-
-def _results(found: Mapping[str, int], failed_connections: int, *, is_copied: bool) -> Results:
-    unreached = found["wredis"] + failed_connections
+def _results(increases: Mapping[str, int], failed_connections: int, *, is_copied: bool) -> Results:
+    unreached = increases["wredis"] + failed_connections
     if not is_copied:
-        bad = found[_BAD_STATUS]
-        answered = sum(found[each] for each in _STATUSES) - bad
-        return Results(max(0, answered), bad + found[_FAILED], unreached)
+        bad = increases[_BAD_STATUS]
+        answered = sum(increases[status] for status in _STATUSES) - bad
+        return Results(max(0, answered), bad + increases[_FAILED], unreached)
     # HAProxy does not count successful connections; data from the server shows that there was one.
-    made = found["stot"] - found["econ"] - found["wretr"] - found["wredis"] - found["eresp"]
-    return Results(max(0, made) if found["bout"] else 0, found["eresp"], unreached)
+    failures = sum(increases[name] for name in ("econ", "wretr", "wredis", "eresp"))
+    answered = max(0, increases["stot"] - failures) if increases["bout"] else 0
+    return Results(answered, increases["eresp"], unreached)

@@ -1,4 +1,4 @@
-"""The fields in which HAProxy tells backends about the client, and the client's address behind trusted proxies.
+"""The header fields by which HAProxy reports the client to backends, and the client's address behind trusted proxies.
 
 `trusted` has the networks of trusted proxies, UNIX, or EVERY.
 """
@@ -11,8 +11,8 @@ from poolctl.routing.networks import EVERY, UNIX
 
 from .syntax import network_groups, quoted
 
-# Header fields by which proxies inform applications about the client, and (gunicorn, daphne) about a part of the path
-# that the application leaves out: with it a client could reach a path whose route refuses it.
+# Header fields by which proxies report the client to applications, and (gunicorn, daphne) a prefix that the application
+# removes from the path: with it a client could reach a path that its route refuses.
 _REPORTS = (
     "^(forwarded|proxy|client[-_]cert([-_]chain)?|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip"
     "|script_name|daphne-root-path)$"
@@ -27,7 +27,7 @@ _OF_THE_CONNECTION = "^(keep-alive|proxy-connection|te|http2-settings)$"
 _MAX_PROXIES = 8  # on the way from a client
 # A value of Forwarded in which no quoted text looks like another parameter or element (RFC 7239 §4).
 _PLAIN_FORWARDED = r'^[^"\\]*("[^"\\,;=]*"[^"\\]*)*$'
-# It without blanks and quotes, and the values of `for` in it.
+# Forwarded without blanks and quotes, and its values of `for`.
 _REPORTED = 'var(txn.forwarded),lower,regsub("[^][a-z0-9=;,.:_-]",,g)'
 _REPORTED_HOPS = (
     'var(txn.reported),regsub("(^|,)([^,]*;)?for=([^;,]*)[^,]*",\\1\\3,g),regsub("[^,]*=[^,]*",unknown,g),'
@@ -44,13 +44,13 @@ _PLAIN_HOPS = (
 def forwarding_rules(
     trusted: Sequence[str], *, needs_client: bool, asks_for_certificate: bool = False
 ) -> Iterator[str]:
-    """Rules that replace forwarding headers sent by clients, and extend those sent by trusted proxies.
+    """Rules that replace forwarding headers of clients, and extend those of trusted proxies.
 
-    With `needs_client` they set txn.client to the client's address. If an address `asks_for_certificate`, backends get
-    that of the client in the field Client-Cert (RFC 9440).
+    With `needs_client` they set txn.client to the client's address. With `asks_for_certificate` backends get the
+    client's certificate in the field Client-Cert (RFC 9440).
     """
     yield "    acl uses_tls ssl_fc"
-    # The bytes in a tunnel would be requests that no rule has seen.
+    # A tunnel would bypass the rules for requests.
     yield "    http-request deny deny_status 405 if { method CONNECT TRACE }"
     yield from _hop_by_hop_rules()
     for group in network_groups(trusted):
@@ -82,10 +82,10 @@ def forwarding_rules(
 
 
 def _hop_by_hop_rules() -> Iterator[str]:
-    """Rules that forward no option of one connection to the other (RFC 9110 §7.6.1) but the wish for another protocol.
+    """Rules that remove the options of a connection (RFC 9110 §7.6.1) except upgrades.
 
-    A proxy behind this one removes the fields that `Connection` names: they could be those that are set here. With h2c
-    (RFC 7540 §3.2) HAProxy would copy requests that no rule has seen.
+    A proxy behind this one would remove the fields that `Connection` names, perhaps those that are set here. With h2c
+    (RFC 7540 §3.2) requests would bypass the rules.
     """
     upgrades = "{ req.hdr(connection) -m str -i upgrade }"
     yield f"    http-request set-header Connection upgrade if {upgrades}"
@@ -96,10 +96,7 @@ def _hop_by_hop_rules() -> Iterator[str]:
 
 
 def _joined_lines(field: str, variable: str) -> Iterator[str]:
-    """Rules that set txn.VARIABLE to the field's value, in which several lines are joined to one (RFC 9110 §5.3).
-
-    An empty field counts as none.
-    """
+    """Rules that set txn.VARIABLE to the joined lines of the field (RFC 9110 §5.3), unless it is empty."""
     yield f"    http-request set-var(txn.{variable}) req.fhdr({field},-1) if {{ req.fhdr({field}) -m len ge 1 }}"
     for line in range(2, _MAX_PROXIES + 1):
         value = f"%[req.fhdr({field},-{line})], %[var(txn.{variable})]"
@@ -109,10 +106,7 @@ def _joined_lines(field: str, variable: str) -> Iterator[str]:
 
 
 def _reports_of_forwarded() -> Iterator[str]:
-    """Rules by which a proxy that sends only the field Forwarded reports the same in the fields X-Forwarded-*.
-
-    Scheme and host are those of its first element, as of X-Forwarded-Proto.
-    """
+    """Rules that set missing X-Forwarded-* fields from Forwarded; scheme and host are those of its first element."""
     is_sent = "{ var(txn.forwarded) -m found }"
     is_plain = f"{{ var(txn.forwarded) -m reg {quoted(_PLAIN_FORWARDED)} }}"
     yield f"    http-request del-header Forwarded if {is_sent} !{is_plain}"
@@ -131,7 +125,7 @@ def _reports_of_forwarded() -> Iterator[str]:
 def _client_address(trusted: Sequence[str]) -> Iterator[str]:
     """Rules that set txn.client to the peer's address, or the one that trusted proxies report.
 
-    That is the last address in X-Forwarded-For that does not belong to a trusted proxy.
+    That is the last address in X-Forwarded-For that is not a trusted proxy's.
     """
     yield "    http-request set-var(txn.client) src"
     if not trusted:
@@ -149,7 +143,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _hop(number: int) -> str:
-    """The address of this hop, counted from the last one; nothing if it is no address."""
+    """The address of this hop, counted from the last one; nothing if it is not an address."""
     return quoted(f'var(txn.plain),field(-{number},","),ipmask(32,128)')
 
 
@@ -164,7 +158,7 @@ def _extended_hops() -> Iterator[str]:
 def _forwarded() -> Iterator[str]:
     """Rules that extend the field Forwarded of a trusted proxy by the proxy's address.
 
-    If it sent none, none is added: applications that prefer this field would take the proxy for the client.
+    A missing field is not added: applications that prefer it would take the proxy for the client.
     """
     yield "    http-request set-var(txn.node) src"
     yield """    http-request set-var-fmt(txn.node) '"[%[src]]"' if { src -m sub : }"""

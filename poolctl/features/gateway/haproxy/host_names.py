@@ -1,4 +1,4 @@
-"""Resolves the host names of targets outside HAProxy, which would wait for a name server when it starts."""
+"""Resolves the host names of targets: HAProxy itself would wait for a name server when it starts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from poolctl.runners.listener_opener import in_daemon_thread
 
 from ..repeated_work import RepeatedWork
 
-# How long a change of routes waits for the addresses of new names, and when they are resolved again.
-_RESOLVES_SECONDS, _RESOLVES_AGAIN_SECONDS = 1.0, 10.0
-_CONNECT_SECONDS = 0.5
+# How long a change of routes waits for the addresses of new names, and how often names are resolved again.
+_RESOLVE_TIMEOUT, _RESOLVE_INTERVAL = 1.0, 10.0
+_CONNECT_TIMEOUT = 0.5
 
 
 class HostNames:
-    """The addresses of host names, resolved at intervals; `changed` is called when one of them has changed.
+    """The addresses of host names, resolved at intervals; `changed` is called when one has changed.
 
-    A name server that does not answer delays only the targets with new names: others keep their `addresses`, also
-    those that an earlier supervisor has found.
+    A name server that does not answer delays only targets with new names: others keep their `addresses`, also those
+    from an earlier supervisor.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -31,19 +31,19 @@ class HostNames:
         self._ports: Mapping[str, int] = {}
 
     async def follow(self, ports: Mapping[str, int]) -> None:
-        """Resolve these names, and no others; returns when new ones are known, or after a second.
+        """Resolve only these names; returns when the new ones are resolved, or after a second.
 
-        Each has a port of its host.
+        `ports` has a port of each host.
         """
         self._ports = ports
-        for gone in self._following.keys() - ports.keys():
-            self._following.pop(gone).cancel()
-        self.addresses = {name: each for name, each in self.addresses.items() if name in ports}
+        for name in self._following.keys() - ports.keys():
+            self._following.pop(name).cancel()
+        self.addresses = {name: address for name, address in self.addresses.items() if name in ports}
         new = {name: asyncio.Event() for name in ports.keys() - self._following.keys()}
         for name, tried in new.items():
             self._following[name] = asyncio.ensure_future(self._follow(name, tried))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RESOLVES_SECONDS):
+            async with asyncio.timeout(_RESOLVE_TIMEOUT):
                 for name in new.keys() - self.addresses.keys():
                     await new[name].wait()
 
@@ -54,34 +54,34 @@ class HostNames:
         self._following.clear()
 
     async def _follow(self, name: str, tried: asyncio.Event) -> None:
-        known, is_reached = self.addresses.get(name, ""), False
+        chosen, is_reached = self.addresses.get(name, ""), False
         resolving = RepeatedWork(f"the addresses of {name}")
         while True:
             with resolving.attempt(), contextlib.suppress(OSError, RuntimeError, UnicodeError):
-                found, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]
-                if known not in found or not is_reached:
-                    before = known
-                    known, is_reached = await in_daemon_thread(partial(_choose, found, port))
-                    if known != before:
-                        self.addresses[name] = known
+                addresses, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]
+                if chosen not in addresses or not is_reached:
+                    before = chosen
+                    chosen, is_reached = await in_daemon_thread(partial(_choose, addresses, port))
+                    if chosen != before:
+                        self.addresses[name] = chosen
                         self._changed()
             tried.set()
-            await asyncio.sleep(_RESOLVES_AGAIN_SECONDS)
+            await asyncio.sleep(_RESOLVE_INTERVAL)
 
 
 def _resolve(name: str) -> list[str]:
     """The addresses of a host name. Blocks; raises OSError."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    return [str(address[0]) for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
 
 
 def _choose(addresses: Sequence[str], port: int) -> tuple[str, bool]:
-    """The first of a host's addresses, and whether it serves; of two families, the first one that serves. Blocks.
+    """The first of a host's addresses, and whether it can be reached; of two families the first reachable one. Blocks.
 
-    Many programs on "localhost" listen on 127.0.0.1 or on ::1 alone.
+    Many programs on "localhost" listen only on 127.0.0.1 or on ::1.
     """
-    if len({":" in each for each in addresses}) == 1:
+    if len({":" in address for address in addresses}) == 1:
         return addresses[0], True
     for address in addresses:
-        with contextlib.suppress(OSError), socket.create_connection((address, port), _CONNECT_SECONDS):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), _CONNECT_TIMEOUT):
             return address, True
     return addresses[0], False

@@ -1,8 +1,8 @@
 """The limits of a route in HAProxy's rules: requests in flight, requests a second, queued requests, sizes of requests.
 
-The requests of each second are limited by GCRA, as redis-cell does: a stick table holds the time at which the whole
-burst is available again, in `gpt0`. A request is counted only if no limit refuses it. HAProxy reads and writes the
-table in two steps, so the limit is exact with one thread only.
+The rate is limited by GCRA, as redis-cell does: `gpt0` in a stick table is the time at which the whole burst is
+available again. Refused requests are not counted. HAProxy reads and writes the table in two steps, so that the limit is
+only exact with one thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOG_LINE_BYTES = 1024
 _MAX_CLIENTS = 32_768
 # An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _CLIENT = "var(txn.client),ipmask(32,64)"
-# gpt0 has 32 bits: the highest bit is set if there is a time; the others are the time, which wraps around.
+# gpt0 has 32 bits: the highest bit is set once there is a time; the others are the time, which wraps around.
 _HAS_TIME = 1 << 31
 _TIME = _HAS_TIME - 1
 _MAX_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
@@ -53,7 +53,7 @@ end)
 class _RateLimit(NamedTuple):
     """A limit of requests a second for each `key`; `name` is part of variables, `table` the stick table's section.
 
-    Times are in units, of which the interval between two requests at the limit has a whole number, `interval`.
+    `interval` is the time between two requests at the limit, in units that make it a whole number.
     """
 
     name: str
@@ -64,7 +64,7 @@ class _RateLimit(NamedTuple):
 
     @property
     def burst(self) -> float:
-        """How many requests may begin at once: as given, else the requests of one second; at least 1."""
+        """How many requests may begin at once: the configured burst or the requests of one second, at least 1."""
         return max(1.0, self.limit.burst or self.limit.requests_per_second)
 
     @property
@@ -73,7 +73,7 @@ class _RateLimit(NamedTuple):
 
     @property
     def expiry_seconds(self) -> int:
-        """The time after which an entry has no effect any longer."""
+        """The time after which an entry has no more effect."""
         return min(_MAX_EXPIRY_SECONDS, ceil(self.burst / self.limit.requests_per_second) + 1)
 
     def refusing_rules(self) -> Iterator[str]:
@@ -85,15 +85,15 @@ class _RateLimit(NamedTuple):
         yield f"    http-request set-var({now}) date(0,us),mul({units.numerator}),div({units.denominator})"
         yield f"    http-request set-var({due}) {self.key},table_gpt0({self.table})"
         yield f"    http-request set-var({ahead}) var({due}),sub({now}),and({_TIME})"
-        # Times wrap around: a difference larger than the burst is a negative one, of a time that has passed.
-        most = int(self.burst * self.interval)
-        past = f"{{ var({due}) -m int lt {_HAS_TIME} }} or {{ var({ahead}) -m int gt {most} }}"
+        # Times wrap around: a difference larger than the burst is negative, of a time in the past.
+        burst = int(self.burst * self.interval)
+        past = f"{{ var({due}) -m int lt {_HAS_TIME} }} or {{ var({ahead}) -m int gt {burst} }}"
         yield f"    http-request set-var({ahead}) int(0) if {past}"
         retry = ceil(1 / rate)
-        yield f"{_refuse(self.refusal, retry)} if {{ var({ahead}) -m int gt {most - self.interval} }}"
+        yield f"{_refuse(self.refusal, retry)} if {{ var({ahead}) -m int gt {burst - self.interval} }}"
 
     def counting_rule(self, counter: int) -> str:
-        """The rule that counts a request which no limit refuses, with the key tracked by this counter."""
+        """The rule that counts a request with the key that this counter tracks."""
         ahead = f"add(txn.{self.name}_ahead),add({self.interval})"
         return (
             f"    http-request sc-set-gpt0({counter}) var(txn.{self.name}_now),{ahead},"
@@ -101,15 +101,15 @@ class _RateLimit(NamedTuple):
         )
 
 
-def head_rules(most_bytes: int, log: str, *, has_access_log: bool = False) -> Iterator[str]:
-    """The rule that refuses a request with a larger head, and those by which the access log, or else `log`, says so.
+def head_rules(max_bytes: int, log: str, *, has_access_log: bool = False) -> Iterator[str]:
+    """The rules that refuse a request with a larger head, and log that to the access log, or else to `log`.
 
     A head that does not fit into the buffer is refused before any rule.
     """
     yield "    http-request set-var(txn.head) req.hdrs,length"
     yield "    http-request set-var(txn.head) url,length,add(txn.head)"
-    if_larger = f"if {{ var(txn.head) -m int gt {most_bytes} }}"
-    why = f"its head has %[var(txn.head)] bytes, and max_head_size of [gateway] is {most_bytes}"
+    if_larger = f"if {{ var(txn.head) -m int gt {max_bytes} }}"
+    why = f"its head has %[var(txn.head)] bytes, and max_head_size of [gateway] is {max_bytes}"
     if has_access_log:
         yield f"    http-request set-var-fmt(txn.why) {quoted(f': {why}')} {if_larger}"
     else:
@@ -135,9 +135,9 @@ def _rate_of_route(route: Route, section: str) -> _RateLimit | None:
 
 
 def route_table(route: Route, section: str) -> Iterator[str]:
-    """The section with the stick table for the whole route, if its rate is limited.
+    """The section with the stick table of the whole route, if its rate is limited.
 
-    The table for each client is in the route's backend, `section`: a section can have only one table.
+    A section can have only one table: that of the route's backend, `section`, is for each client.
     """
     if (rate := _rate_of_route(route, section)) is not None:
         yield f"backend {rate.table}"
@@ -174,7 +174,7 @@ def limit_rules(route: Route, section: str) -> Iterator[str]:
 def queue_rules(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
     """Lines that limit how many requests wait for busy backends, and how long; nothing without a concurrency limit.
 
-    HAProxy's `maxqueue` refuses no request: one above it waits in the queue of the backend.
+    HAProxy's `maxqueue` does not refuse requests: further ones wait in the queue of the backend.
     """
     if limit is None or not limit.concurrency:
         return
@@ -183,10 +183,10 @@ def queue_rules(limit: TrafficLimits | None, backends: int) -> Iterator[str]:
         yield f"{_refuse(UNAVAILABLE)} if {{ queue ge {limit.queue * backends} }}"
 
 
-def body_rules(most_bytes: int) -> Iterator[str]:
-    """Rules that refuse a larger body, and one of unknown size, because HAProxy cannot count its bytes."""
-    if most_bytes:
-        too_large, unknown = f"{{ req.body_size gt {most_bytes} }}", "!{ req.fhdr(content-length) -m found }"
+def body_rules(max_bytes: int) -> Iterator[str]:
+    """Rules that refuse a larger body, and a body of unknown size: HAProxy cannot count its bytes."""
+    if max_bytes:
+        too_large, unknown = f"{{ req.body_size gt {max_bytes} }}", "!{ req.fhdr(content-length) -m found }"
         began = f"{unknown} {{ req.body_len gt 0 }}"
         yield from _refuse_upload("413 Payload Too Large", too_large)
         yield f"    http-request deny deny_status 413 if {too_large}"
@@ -196,9 +196,9 @@ def body_rules(most_bytes: int) -> Iterator[str]:
 
 
 def _refuse_upload(response: str, condition: str) -> Iterator[str]:
-    """Rules for the service in REFUSE_UPLOADS, which come before the rule for a HAProxy without Lua.
+    """Rules for the service in REFUSE_UPLOADS. The rule after them is for a HAProxy without Lua.
 
-    That rule also refuses a client that waits for 100 (Continue), which the service would send.
+    It also refuses a client that waits for 100 (Continue), which the service would send.
     """
     yield "    .if feature(LUA)"
     yield f"    http-request set-var(txn.refusal) str('{response}') if {condition} !{{ req.fhdr(expect) -m found }}"

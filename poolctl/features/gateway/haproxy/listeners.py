@@ -10,12 +10,12 @@ from poolctl.config.model.server_tables import TLSConfig
 
 from .syntax import network_groups, quoted
 
-# The end of a certificate's key (see `_identifier_of_certificates`) if the certificate asks for a client certificate.
+# The end of a certificate's identifier (see `_identifier`) if the certificate asks for a client certificate.
 _DEMANDS = "+"
 # Part of the names of binds on which trusted proxies report their clients.
 _REPORTING = "accept-proxy-protocol"
 _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
-# A placeholder for a certificate that has no names: no client asks for it.
+# Stands for the names of a certificate without names: clients do not ask for it.
 _NO_NAME = "-"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
 
@@ -58,9 +58,7 @@ class HaproxyCertificate(NamedTuple):
         if self.asks_for_certificate:
             options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
         if self.ciphers:
-            options.append(
-                f"ciphers {':'.join(self.ciphers.split())}"
-            )  # OpenSSL separates them by blanks, too
+            options.append(f"ciphers {':'.join(self.ciphers.split())}")  # OpenSSL also allows blanks
         return f"{self.file} [{' '.join(options)}]"
 
 
@@ -85,7 +83,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name in the listener's `bind` lines, by which rules select this listener; "" if no rule needs it."""
+        """The name in the listener's `bind` lines, for rules that select the listener, or ""."""
         return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
 
     @property
@@ -93,24 +91,20 @@ class HaproxyListener(NamedTuple):
         """The contents of the files that the listener's binds read, by file name."""
         if not self.certificates:
             return {}
+        lines = [certificate.crt_list_line for certificate in self.certificates]
         if not self.asks_for_certificate:
-            return {
-                self.crt_list: "".join(f"{certificate.crt_list_line}\n" for certificate in self.certificates)
-            }
-        # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
-        # rules find the certificate that was shown to the client.
-        lines = [
-            f"{certificate.crt_list_line} {' '.join(certificate.hosts)}\n"
-            for certificate in self.certificates
-        ]
-        shown: dict[str, list[int]] = {}
+            return {self.crt_list: "".join(f"{line}\n" for line in lines)}
+        numbers: dict[str, list[int]] = {}  # of certificates, by host
         for number, certificate in enumerate(self.certificates):
+            # With these names, HAProxy ignores those in the certificate, so that the rules find the shown certificate.
+            lines[number] += f" {' '.join(certificate.hosts)}"
             for name in certificate.hosts:
-                shown.setdefault(name, []).append(number)
-        map_lines = "".join(
-            f"{name} {self._identifier_of_certificates(numbers)}\n" for name, numbers in shown.items()
-        )
-        return {self.crt_list: "".join(lines), f"{self.crt_list}.map": map_lines}
+                numbers.setdefault(name, []).append(number)
+        map_lines = [f"{name} {self._identifier(of_name)}\n" for name, of_name in numbers.items()]
+        return {
+            self.crt_list: "".join(f"{line}\n" for line in lines),
+            f"{self.crt_list}.map": "".join(map_lines),
+        }
 
     def bind_lines(self, *, http2: bool = False) -> Iterator[str]:
         """The listener's `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
@@ -132,21 +126,19 @@ class HaproxyListener(NamedTuple):
             return
         here = f"{{ so_name {self.name} }}"
         by_name = f"map_str({self.crt_list}.map)"
-        by_pattern = quoted(
-            f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._identifier_of_certificates([0])})"
-        )
+        default = self._identifier([0])
+        by_pattern = quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{default})")
         # HAProxy compares the name as it was sent, including a final dot.
         for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
             is_set = f"{{ var(txn.{variable}) -m found }}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{is_set}"
-            default = self._identifier_of_certificates([0])
             yield f"    http-request set-var(txn.{variable}) str({default}) if {here} !{is_set}"
 
-    def _identifier_of_certificates(self, numbers: Sequence[int]) -> str:
-        """Return the text that identifies, in HAProxy's rules, the certificates with these indexes in `certificates`.
+    def _identifier(self, numbers: Sequence[int]) -> str:
+        """The text by which rules identify these members of `certificates`: the numbers joined by ".".
 
-        The text is the numbers joined by ".". It ends in "+" if one of the certificates asks for a client certificate.
+        It ends in "+" if one of them asks for a client certificate.
         """
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"

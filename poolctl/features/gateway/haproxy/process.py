@@ -1,11 +1,11 @@
 """HAProxy's processes: the keeper adopts each as its child, and they outlive supervisors.
 
-`haproxy -D` on the pool's sockets: the program that the keeper starts ends when the daemon serves, or says why it does
-not. No master: a running one takes no new descriptor; and with -W from 3.1 on, as with -db, each connection
-to the next process wakes a replaced one, because its listeners stay in the epoll(7) set that both share.
+`haproxy -D` on the pool's sockets: the program that the keeper starts ends when the daemon serves, or reports why it
+does not. There is no master process: it could not take new descriptors; and with -W from 3.1 on, as with -db, each
+connection to the next process wakes a replaced one, because its listeners stay in the epoll(7) set that both share.
 
-A replaced process gets SIGUSR1 and ends with its last stream. It has closed its listeners then. What its clients still
-ask on their connections it passes on to the next process: see `configuration.NEXT`.
+A replaced process gets SIGUSR1, closes its listeners, and ends with its last stream. Further requests on open
+connections it passes on to the next process: see `configuration.NEXT`.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ GATEWAY = HelperKind(
     # Restarted at once: meanwhile connections wait in the backlog.
     first_pause_seconds=0.0,
     calm_seconds=1.0,
-    # It has no code of poolctl. Increased if an upgrade has to replace it although its configuration is the same.
+    # HAProxy has no code of poolctl. Increased if an upgrade has to replace it with the same configuration.
     version="1",
 )
 MAIN_FILE = "haproxy.cfg"
-_DIRECTORY = "haproxy"  # of its files, in the pool's directory
-_ANSWER_SECONDS = 20.0
-_EXIT_SECONDS = 5.0
-_POLL_SECONDS = 0.1
-_FIRST_REQUEST_SECONDS = 1.0
+_DIRECTORY = "haproxy"  # of HAProxy's files, in the pool's directory
+_ANSWER_TIMEOUT = 20.0
+_EXIT_TIMEOUT = 5.0
+_POLL_INTERVAL = 0.1
+_FIRST_REQUEST_TIMEOUT = 1.0
 # A hung process must not hold up its successor.
-_CLOSES_SECONDS, _CLOSES_POLL_SECONDS = 2.0, 0.005
+_CLOSE_TIMEOUT, _CLOSE_POLL_INTERVAL = 2.0, 0.005
 _MAX_REPLACED, _MAX_REPLACED_BYTES = 50, 1 << 30
 _MAX_ALERTS = 3
 _MAX_OUTPUT_BYTES = 256 * 1024
@@ -73,7 +73,7 @@ _PROMPT = b"\n> "  # ends a response in a session
 _PERFORMED = re.compile(
     r"\s*(New server registered|IP changed|port changed|no need to change|nothing changed|$)"
 )
-_MAX_ANSWERED_BYTES = 2**30
+_MAX_ANSWER_BYTES = 2**30
 _LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -84,20 +84,20 @@ class HaproxyRefusal(ServerError):
 
 
 class HaproxyProcess(HelperChild):
-    """A HAProxy process, which answers commands on the runtime socket at `path`; "" for one that is replaced already.
+    """A HAProxy process. It answers commands on the runtime socket at `path`, "" if it was replaced before.
 
-    `setup` is what it runs with, None as long as that of an adopted process is not known. It lacks the servers in
-    `refused`. Raises ProcessLookupError if it has ended before.
+    `setup` is its setup without the servers in `refused`; None while that of an adopted process is not known. Raises
+    ProcessLookupError if the process has ended.
     """
 
-    def __init__(self, kind: HelperKind, known: dict[str, Any], mark: str = "", path: str = "") -> None:
-        super().__init__(kind, known, mark)
+    def __init__(self, kind: HelperKind, ids: dict[str, Any], mark: str = "", path: str = "") -> None:
+        super().__init__(kind, ids, mark)
         self.path = path
         self._pinging: asyncio.Task[None] | None = None
         self.setup: HaproxySetup | None = None
         self.refused: Set[RefusableServer] = frozenset()
         self._fd = os.pidfd_open(self.pid)
-        if process_start(self.pid) != known["start"]:
+        if process_start(self.pid) != ids["start"]:
             os.close(self._fd)
             raise ProcessLookupError(self.pid)
         asyncio.get_running_loop().add_reader(self._fd, self._on_exit)
@@ -107,7 +107,7 @@ class HaproxyProcess(HelperChild):
 
     @property
     def sections(self) -> Mapping[str, HaproxyBackend]:
-        """The backends that it serves, by name."""
+        """Its backends, by name."""
         return self.setup.sections if self.setup is not None else {}
 
     def _on_exit(self) -> None:
@@ -121,13 +121,13 @@ class HaproxyProcess(HelperChild):
         self._pinging = asyncio.ensure_future(self._ping())
 
     async def _ping(self) -> None:
-        # Any answer shows that it does not hang; its exit is noticed by its descriptor.
+        # Any answer shows that it does not hang; an exit is noticed by its pidfd.
         with contextlib.suppress(HaproxyRefusal):
             await self.ask("show info")
         self.answered()
 
     def save_to_keeper(self, keeper: Link) -> None:
-        # Not as "mark", which an upgrade removes from entries: processes with poolctl's code are replaced.
+        # Not as "mark", which an upgrade removes from entries, so that processes with poolctl's code are replaced.
         meta = {
             **self.identity, "settings": self.mark, "path": self.path, "stop_signal": int(signal.SIGUSR1),
         }  # fmt: skip
@@ -144,12 +144,12 @@ class HaproxyProcess(HelperChild):
         self.signal(signal.SIGUSR1)
 
     async def ask(self, *commands: str) -> str:
-        """Send commands to the runtime socket and return the responses. Raises HaproxyRefusal if there is none."""
+        """Send commands to the runtime socket and return the responses. Raises HaproxyRefusal without an answer."""
         with contextlib.closing(await RuntimeSession.open(self.path)) as session:
             return "".join(await session.ask(*commands))
 
     async def perform(self, commands: Sequence[str]) -> None:
-        """Send commands that change something. Raises HaproxyRefusal for one that is not performed."""
+        """Send commands that change something. Raises HaproxyRefusal if one is refused."""
         with contextlib.closing(await RuntimeSession.open(self.path)) as session:
             for command, answer in zip(commands, await session.ask(*commands), strict=True):
                 if _PERFORMED.match(answer) is None:
@@ -157,25 +157,25 @@ class HaproxyProcess(HelperChild):
 
     async def sections_to_wake(self) -> list[str]:
         """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
-        lines = (await self.ask(f"show map {WAKING}")).splitlines()
-        found = [line.split()[1] for line in lines if len(line.split()) == 3]
-        if found:
+        rows = [line.split() for line in (await self.ask(f"show map {WAKING}")).splitlines()]
+        sections = [row[1] for row in rows if len(row) == 3]
+        if sections:
             await self.ask(f"clear map {WAKING}")
-        return found
+        return sections
 
     async def stop_accepting(self) -> None:
-        """Have the process end with its last stream; returns when it has closed its listeners, or hangs."""
+        """Tell the process to end with its last stream; returns when it has closed its listeners, or after 2 s."""
         self.stop_watching()  # its runtime socket does not answer after the signal
         self.signal(signal.SIGUSR1)
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
-            async with asyncio.timeout(_CLOSES_SECONDS):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
                 while not self.exited.done():
                     await self.ask("show version")
-                    await asyncio.sleep(_CLOSES_POLL_SECONDS)
+                    await asyncio.sleep(_CLOSE_POLL_INTERVAL)
 
 
 class RuntimeSession:
-    """A connection to the runtime socket of a process, which is usable even while the process finishes its requests.
+    """A connection to the runtime socket of a process, usable even while the process finishes its requests.
 
     The process does not end before the session is closed.
     """
@@ -186,21 +186,21 @@ class RuntimeSession:
         self._reader, self._writer, self._timeout_seconds = reader, writer, timeout_seconds
 
     @classmethod
-    async def open(cls, path: str, timeout_seconds: float = _ANSWER_SECONDS) -> RuntimeSession:
-        """Open a session. Raises HaproxyRefusal, as for every answer that does not come in time."""
+    async def open(cls, path: str, timeout_seconds: float = _ANSWER_TIMEOUT) -> RuntimeSession:
+        """Open a session. Raises HaproxyRefusal if there is no answer in time, like all its methods."""
         try:
-            streams = await asyncio.open_unix_connection(path, limit=_MAX_ANSWERED_BYTES)
+            streams = await asyncio.open_unix_connection(path, limit=_MAX_ANSWER_BYTES)
         except OSError as error:
             raise HaproxyRefusal(f"its runtime socket does not answer: {error}") from None
-        made = cls(*streams, timeout_seconds)
-        await made.ask("prompt")
-        return made
+        session = cls(*streams, timeout_seconds)
+        await session.ask("prompt")
+        return session
 
     async def ask(self, *commands: str) -> list[str]:
-        """Send commands, thousands at once, and return the responses. Raises HaproxyRefusal if there are none."""
+        """Send commands, thousands at once, and return the responses."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                self._writer.write("".join(f"{each}\n" for each in commands).encode())
+                self._writer.write("".join(f"{command}\n" for command in commands).encode())
                 answers = [await self._reader.readuntil(_PROMPT) for _ in commands]
         except BaseException as error:
             self.close()
@@ -211,11 +211,11 @@ class RuntimeSession:
         return [answer.removesuffix(_PROMPT).decode("utf-8", "replace") for answer in answers]
 
     async def has_connections(self) -> bool:
-        """Whether clients are connected to the process. Raises HaproxyRefusal."""
+        """Whether clients are connected to the process."""
         return re.search(r"^CurrConns: 0$", (await self.ask("show info"))[0], re.MULTILINE) is None
 
     async def has_requests(self, streams: Sequence[str]) -> bool:
-        """Whether requests are in progress, apart from the connections of the sections `streams`."""
+        """Whether requests are in progress in other sections than `streams`."""
         (text,) = await self.ask(f"show stat -1 {_BACKENDS} -1")
         rows = csv.DictReader(text.lstrip("\n# ").splitlines())
         return any(int(row["scur"] or 0) for row in rows if row["pxname"] not in streams)
@@ -226,12 +226,11 @@ class RuntimeSession:
 
 
 class HaproxyProcesses:
-    """Starts the pool's HAProxy with the setup `wanted`, and has replaced processes end with their last stream.
+    """Starts the pool's HAProxy with the setup `wanted`; replaced processes end with their last stream.
 
-    The files of HAProxy are below `directory`, that of the pool. The logger, to which `output` leads, writes its lines
-    about requests to the file `access_log`. `record(kind, message)` is called with the events "gateway connections
-    ended", of a replaced process that is ended because there are too many of them, and "backend refused", of a target
-    that HAProxy does not accept; the others are served.
+    `directory` is that of the pool. The logger behind `output` writes HAProxy's lines about requests to the file
+    `access_log`. `record(kind, message)` is called with the events "gateway connections ended", if a replaced process
+    was ended because there are too many, and "backend refused", if HAProxy does not accept a target.
     """
 
     def __init__(
@@ -242,19 +241,19 @@ class HaproxyProcesses:
         self._access_log = access_log
         self._record = record
         self.wanted: HaproxySetup | None = None
-        # Started if HAProxy refuses `wanted`: what the last process had, set as long as there is none.
+        # Started if HAProxy refuses `wanted`: the setup of the last process, set while there is none.
         self.fallback: HaproxySetup | None = None
         self._reported: Set[RefusableServer] = frozenset()  # the refused servers of the latest process
-        self._replaced: dict[HaproxyProcess, None] = {}  # the oldest first
+        self._replaced: dict[HaproxyProcess, None] = {}  # oldest first
         self._limiting: asyncio.Task[None] | None = None
 
     @property
     def replaced_pids(self) -> list[int]:
         """The pids of the replaced processes that still have connections."""
-        return [each.pid for each in self._replaced]
+        return [process.pid for process in self._replaced]
 
     async def spawn(self, keeper: Link, log: HelperLog, kind: HelperKind, mark: str) -> HaproxyProcess:
-        """Start a process that serves in addition to the previous one; returns when it serves.
+        """Start a process beside the previous one; returns when it serves.
 
         Servers that HAProxy does not accept are left out. Raises HaproxyRefusal, LinkLost, OSError.
         """
@@ -270,7 +269,7 @@ class HaproxyProcesses:
             if (fallback := self.fallback) is None:
                 raise
             with contextlib.suppress(HaproxyRefusal):
-                # Without a mark: the helper tries to replace it at once, and then knows why it cannot.
+                # Without a mark, so that the helper tries to replace it at once, and gets the reason why it cannot.
                 setup = fallback.with_states_of(self.wanted)._replace(left={})
                 return await self._start_without_refused(keeper, log, kind, "", setup)
             raise refusal from None
@@ -285,18 +284,18 @@ class HaproxyProcesses:
             process, alerts = await self._start(keeper, log, kind, mark, setup)
             if process is not None:
                 break
-            found = dict(_refused_servers(setup, alerts))
-            if not found:
+            servers = dict(_refused_servers(setup, alerts))
+            if not servers:
                 raise HaproxyRefusal("; ".join(alerts[:_MAX_ALERTS]))
-            refused |= found
+            refused |= servers
         try:
             await process.perform(setup.start_commands())
         except BaseException:
             process.end()
             raise
         process.setup, process.refused = setup, refused.keys()
-        known, self._reported = self._reported, process.refused
-        for server in process.refused - known:
+        reported, self._reported = self._reported, process.refused
+        for server in process.refused - reported:
             message = f"{server[1].key} gets no requests, as HAProxy does not accept it: {refused[server]}"
             logger.error("%s", message)
             self._record("backend refused", message)
@@ -305,22 +304,22 @@ class HaproxyProcesses:
     async def adopt(self, keeper: Link, kind: HelperKind) -> HaproxyProcess | None:
         """The process in the keeper's store, if there is one. All others of this pool count as replaced."""
         reply, _ = await keeper.call({"op": "get", "name": kind.entry})
-        meta, found = reply.get("meta"), None
+        meta, process = reply.get("meta"), None
         if meta is not None and "path" in meta:
-            known = {name: meta[name] for name in ("pid", "start")}
+            ids = {name: meta[name] for name in ("pid", "start")}
             with contextlib.suppress(OSError):
-                found = HaproxyProcess(kind, known, str(meta.get("settings", "")), str(meta["path"]))
-                found.answered()  # it already runs: the long time for a first answer is not for it
+                process = HaproxyProcess(kind, ids, str(meta.get("settings", "")), str(meta["path"]))
+                process.answered()  # it already runs, and does not need the long timeout of a first answer
         for pid in await in_daemon_thread(lambda: _pids_of(self.directory)):
-            if found is None or pid != found.pid:
+            if process is None or pid != process.pid:
                 with contextlib.suppress(OSError):
                     if os.getsid(pid) != pid:
                         continue  # the program that has started a daemon, and ends
                     await self.retire(HaproxyProcess(kind, identity(pid)))
-        return found
+        return process
 
     async def retire(self, process: HaproxyProcess) -> None:
-        """Have a replaced process accept no more, and end with its last stream; returns when it accepts no more."""
+        """Tell a replaced process to end with its last stream; returns when it accepts no more connections."""
         self._replaced[process] = None
         process.exited.add_done_callback(lambda _: self._replaced.pop(process, None))
         if process.path:
@@ -336,36 +335,35 @@ class HaproxyProcesses:
         *,
         awaits_first_requests: bool = False,
     ) -> None:
-        """Accept no more, and wait until no requests are in progress, at most `seconds`.
+        """Stop accepting, and wait until no requests are in progress, at most `seconds`.
 
-        Connections of streams and idle connections do not count, except for a moment if it
-        `awaits_first_requests` of those accepted last. A replaced process cannot be asked for its requests: it has the
-        same time to end.
+        Connections of streams and idle connections do not count, but with `awaits_first_requests` idle ones do for a
+        second: they may be new. Replaced processes, which do not report their requests, have the same time to end.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
                 if process is not None:
                     sections = process.sections.values()
-                    streams = [each.name for each in sections if each.is_stream or each.passes_tls]
+                    streams = [
+                        section.name for section in sections if section.is_stream or section.passes_tls
+                    ]
                     with contextlib.closing(await RuntimeSession.open(process.path)) as session:
                         await process.stop_accepting()
                         loop = asyncio.get_running_loop()
-                        patience = loop.time() + (_FIRST_REQUEST_SECONDS if awaits_first_requests else 0.0)
-                        # HAProxy reports no event when its last request ends.
+                        until = loop.time() + (_FIRST_REQUEST_TIMEOUT if awaits_first_requests else 0.0)
                         while await session.has_requests(streams) or (
-                            loop.time() < patience and await session.has_connections()
+                            loop.time() < until and await session.has_connections()
                         ):
-                            await asyncio.sleep(_POLL_SECONDS)
+                            await asyncio.sleep(_POLL_INTERVAL)
                 if self._replaced:
-                    await asyncio.wait([each.exited for each in self._replaced])
+                    await asyncio.wait([replaced.exited for replaced in self._replaced])
 
     async def end_all(self, log: HelperLog) -> None:
-        """End all processes immediately, and remove their files and their log; returns when they have ended."""
+        """End all processes immediately, and remove their files and log; returns when they have ended."""
         await in_daemon_thread(lambda: _end_processes(self.directory))
-        await in_daemon_thread(
-            lambda: shutil.rmtree(os.path.join(self.directory, _DIRECTORY), ignore_errors=True)
-        )
-        # Of a pool that ends as ordered, HAProxy has logged little but that its servers stopped.
+        files = os.path.join(self.directory, _DIRECTORY)
+        await in_daemon_thread(lambda: shutil.rmtree(files, ignore_errors=True))
+        # The log of a regular stop has little more than the end of HAProxy's servers.
         await log.wait_until_stored()
         pool_files.unlink_quietly(log.path)
 
@@ -396,8 +394,8 @@ class HaproxyProcesses:
                 runtime.setblocking(False)
                 fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.parts.sockets]
                 fds += [write for _, write in pipes[1:]]
-                # In the keeper's session: else the keeper would kill the daemon, which is in the group of the program
-                # that ends, before it has made a session of its own.
+                # In the keeper's session: otherwise the keeper would kill the daemon, which is in the process group of
+                # the ending program, before the daemon has made a session of its own.
                 command = [settings.program, "-D", "-f", _main_file(self.directory)]
                 await spawn(keeper, command, printed, fds, session=False)
             process = await self._answering(kind, mark, path)
@@ -416,31 +414,30 @@ class HaproxyProcesses:
                     self._output.discard(key)
                 else:
                     self._output.register_pipe(key, process.pid)
-        # Shown and sent to others: the secrets in names of servers are left out.
+        # Names of servers contain secrets, which are not shown to others.
         alerts = alerts_in(without_keys(output.decode("utf-8", "replace"))) if process is None else []
         return process, alerts or [f"{settings.program} cannot be started: {why}"]
 
     async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
-        """The process that answers at `path`. Raises HaproxyRefusal if none does: it has closed its socket then."""
+        """The process that answers at `path`. Raises HaproxyRefusal if it has closed its socket."""
         with contextlib.closing(await RuntimeSession.open(path, kind.ready_seconds)) as session:
             (answer,) = await session.ask("show info")
-        found = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
-        if found is None:
+        pid = re.search(r"^Pid: (\d+)$", answer, re.MULTILINE)
+        if pid is None:
             raise HaproxyRefusal(f"it does not report its pid: {answer.strip()}")
-        return HaproxyProcess(kind, identity(int(found[1])), mark, path)
+        return HaproxyProcess(kind, identity(int(pid[1])), mark, path)
 
     async def _end_oldest_if_too_many(self, replaced: HaproxyProcess) -> None:
-        await asyncio.wait([replaced.exited], timeout=_EXIT_SECONDS)
+        await asyncio.wait([replaced.exited], timeout=_EXIT_TIMEOUT)
         running = [*self._replaced]
-        sizes = await in_daemon_thread(lambda: [memory_bytes(each.pid) or 0 for each in running])
+        sizes = await in_daemon_thread(lambda: [memory_bytes(process.pid) or 0 for process in running])
         while len(running) > _MAX_REPLACED or sum(sizes) > _MAX_REPLACED_BYTES:
-            running[0].signal(signal.SIGTERM)
-            pid = running[0].pid
-            message = (
-                f"the oldest replaced HAProxy (pid {pid}) is ended with its connections: there are too many"
-            )
+            oldest = running.pop(0)
+            del sizes[0]
+            oldest.signal(signal.SIGTERM)
+            name = f"the oldest replaced HAProxy (pid {oldest.pid})"
+            message = f"{name} is ended with its connections: there are too many"
             self._record("gateway connections ended", message)
-            del running[0], sizes[0]
 
 
 def _main_file(directory: str) -> str:
@@ -449,26 +446,26 @@ def _main_file(directory: str) -> str:
 
 def _pids_of(directory: str) -> list[int]:
     """The pids of the HAProxy processes of the pool in this directory. Blocks."""
-    wanted, found = [b"-D", b"-f", os.fsencode(_main_file(directory))], []
+    arguments, pids = [b"-D", b"-f", os.fsencode(_main_file(directory))], []
     for pid in processes():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().rstrip(b"\0").split(b"\0")[-len(wanted) :] == wanted:
-                found.append(pid)
-    return found
+            if file.read().rstrip(b"\0").split(b"\0")[-len(arguments) :] == arguments:
+                pids.append(pid)
+    return pids
 
 
 def _end_processes(directory: str) -> None:
     """End the HAProxy processes of the pool in this directory, and kill them after five seconds. Blocks."""
-    for _ in range(2):  # one that is just being started becomes another process
+    for _ in range(2):  # a process that is being started forks another one
         end_left_overs(
-            ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_SECONDS)
+            ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_TIMEOUT)
             for pid in _pids_of(directory)
             if (start := process_start(pid)) is not None
         )
 
 
 def _refused_servers(setup: HaproxySetup, alerts: Sequence[str]) -> Iterator[tuple[RefusableServer, str]]:
-    """Yield the servers in whose lines of the main file HAProxy has found faults, each with the alert."""
+    """Yield the servers whose lines of the main file HAProxy refuses, each with the alert."""
     servers = dict(setup.configuration.servers_by_line_number())
     for alert in alerts:
         place = re.search(rf"\[[^][]*{re.escape(MAIN_FILE)}:(\d+)\]\s*:?\s*(.*)", alert)

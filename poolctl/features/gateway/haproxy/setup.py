@@ -38,21 +38,21 @@ from .listeners import HaproxyCertificate, HaproxyListener
 from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-# HAProxy 2.8.25 crashed under load when servers were deleted: those that are used no more stay in maintenance until
-# the next process, which so many of them bring about.
+# HAProxy 2.8.25 crashed under load when servers were deleted: instead, unused servers stay in maintenance. With more of
+# them than this, HAProxy is replaced.
 _MAX_LEFT = 100
-# A backend with one of these lines gets no servers at run time: they would lack the cookie, or the right place.
+# Servers cannot be added to a backend with one of these lines: they would lack the cookie, or the right position.
 _FIXED = ("    cookie ", "    balance first")
-# HAProxy's descriptors: its runtime socket, its log, then its listeners, of which the first one is that of NEXT.
+# HAProxy's descriptors: its runtime socket, its log, then its listeners; the first is that of NEXT.
 _RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
 _is_ip_address = re.compile(r"(ipv[46]@)?[0-9a-f.:]+:[0-9]+").fullmatch
 _SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SLEEPING: ASLEEP}
 
 
 class ServerState(NamedTuple):
-    """What HAProxy may send to a server: `state` is one of its states, `limit` the configured maximum of connections.
+    """A server's state in HAProxy, and its configured maximum of connections, 0 without a limit.
 
-    While the server's breaker is half-open, it gets at most `tested` connections. 0 means no limit.
+    While its breaker is half-open, it gets at most `tested` connections; otherwise that is 0.
     """
 
     state: str
@@ -65,18 +65,17 @@ class ServerState(NamedTuple):
         return self.state != DRAIN and not self.tested
 
     def commands(self, place: tuple[str, str]) -> list[str]:
-        """The runtime commands that set this for the server at this place, its backend and its name."""
+        """The runtime commands that set this for a server; `place` is its backend and its name."""
         name = "/".join(place)
-        most = min(self.tested, self.limit or self.tested) or self.limit
-        return [f"set maxconn server {name} {most}", f"set server {name} state {self.state}"]
+        limit = min(self.tested, self.limit or self.tested) or self.limit
+        return [f"set maxconn server {name} {limit}", f"set server {name} state {self.state}"]
 
 
 class HaproxySetup(NamedTuple):
-    """A configuration, made from `parts`, with the states of its servers, by backend and server name.
+    """A configuration built from `parts`, with the states of its servers, by backend and server name.
 
-    `structure` identifies what no runtime command changes, `digest` also the servers, including those that are left
-    out: it is for a successor. `left` are servers in maintenance that a running process has besides those of the
-    configuration.
+    `structure` identifies what runtime commands cannot change. `digest`, for a successor, identifies also the servers,
+    with those that HAProxy refuses. `left` are unused servers in maintenance, which only a running process has.
     """
 
     parts: SetupParts
@@ -93,7 +92,7 @@ class HaproxySetup(NamedTuple):
 
     @property
     def sections(self) -> dict[str, HaproxyBackend]:
-        """The backends by name, with the servers that are `left`: what these have counted may not be read yet."""
+        """The backends by name, with the servers that are `left`: their last counts may not be read yet."""
         sections = self.configuration.sections
         for (name, _), server in self.left.items():
             sections[name] = sections[name]._replace(servers=(*sections[name].servers, server))
@@ -102,7 +101,7 @@ class HaproxySetup(NamedTuple):
     @property
     def text(self) -> str:
         """The main configuration file, in which servers that are not ready get no traffic."""
-        return self.configuration.text(place for place, each in self.states.items() if each.state != READY)
+        return self.configuration.text(place for place, state in self.states.items() if state.state != READY)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -125,13 +124,13 @@ class HaproxySetup(NamedTuple):
         return self._replace(configuration=self.configuration.without(refused), states=states)
 
     def start_commands(self) -> list[str]:
-        """Return the runtime commands for what the configuration file cannot express about servers."""
-        states = ((place, each) for place, each in self.states.items() if not each.is_in_file)
-        return [command for place, each in states for command in each.commands(place)]
+        """The runtime commands for states that the configuration file cannot express."""
+        states = ((place, state) for place, state in self.states.items() if not state.is_in_file)
+        return [command for place, state in states for command in state.commands(place)]
 
     def state_commands(self) -> list[str]:
         """The runtime commands that set the state of every server, and the entries of maps."""
-        commands = [command for place, each in self.states.items() for command in each.commands(place)]
+        commands = [command for place, state in self.states.items() for command in state.commands(place)]
         for name, entries in self.maps.items():
             if name != ROUTES:
                 commands += _map_commands(name, {}, entries)
@@ -139,21 +138,21 @@ class HaproxySetup(NamedTuple):
 
     def with_states(self, targets: TargetsNow) -> HaproxySetup:
         """A copy with these states of its targets."""
-        routes = {route_key(each): each for each in self.parts.served}
+        routes = {route_key(route): route for route in self.parts.served}
         states, sleeping = dict[tuple[str, str], ServerState](), dict[str, str]()
         for section in self.configuration.backends:
             route = routes[stream_key(section.alias) if section.is_stream else section.alias]
-            found = targets.of(route)
-            states.update(_states(section, route, found, self.parts.places))
+            of_route = targets.of(route)
+            states.update(_states(section, route, of_route, self.parts.places))
             if isinstance(route, Route) and answers_for_sleeping(route):
-                sleeping[section.name] = _SLEEP[serving_state(found.values())]
+                sleeping[section.name] = _SLEEP[serving_state(of_route.values())]
         maps = {**self.maps, SLEEPING: sleeping} if SLEEPING in self.maps else self.maps
         return self._replace(configuration=self.configuration._replace(maps=maps), states=states)
 
     def with_states_of(self, other: HaproxySetup) -> HaproxySetup:
-        """A copy with the states of the other setup. Servers that `other` lacks are used until HAProxy is replaced.
+        """A copy with the states of the other setup. Servers that `other` lacks keep theirs.
 
-        The routes remain, as this setup may lack the sections of others.
+        Entries of the map ROUTES stay, as this setup may lack the sections of new ones.
         """
         maps = {
             name: {key: other.maps.get(name, {}).get(key, value) for key, value in entries.items()}
@@ -169,7 +168,7 @@ class HaproxySetup(NamedTuple):
 class Certificate(NamedTuple):
     """A certificate: its names, and the contents of the certificate, key and optional CA files of `tls`.
 
-    With a `problem` the files have changed, and cannot be used.
+    `problem` is why the files, which have changed, cannot be used.
     """
 
     tls: TLSConfig
@@ -179,7 +178,7 @@ class Certificate(NamedTuple):
 
 
 class HeldListener(NamedTuple):
-    """A listener with its sockets, and its certificates; `route` is None unless it is the listener of a stream."""
+    """A listener with its sockets and certificates; `route` is the stream of a stream's listener."""
 
     settings: ListenerSettings
     route: StreamRoute | None
@@ -190,9 +189,8 @@ class HeldListener(NamedTuple):
 class SetupParts(NamedTuple):
     """What a configuration depends on. Equal parts make equal configurations.
 
-    `addresses` are those of the `host_names`, as far as they are known; HAProxy itself would resolve a name when it
-    starts, and wait for the answer. `keys` are those with which workers recognize the route, by alias. `certificates`
-    are files with certificates and keys.
+    `addresses` are the known ones of the `host_names`. `keys` are those by which workers recognize the gateway, by
+    application. `certificates` are the contents of certificate files, by file name.
     """
 
     settings: GatewaySettings
@@ -209,7 +207,7 @@ class SetupParts(NamedTuple):
 
     def build(self) -> HaproxySetup:
         """The setup without the states of its servers. With thousands of routes it takes a second."""
-        own = ProcessPlaces(
+        places = ProcessPlaces(
             runtime=f"fd@{_RUNTIME_FD}",
             log=f"fd@{_LOG_FD}",
             access_log=f"fd@{_FIRST_LISTENER_FD + len(self.sockets)}",
@@ -217,21 +215,22 @@ class SetupParts(NamedTuple):
             next=self.next_address,
             key=self.next_key,
         )
-        made = configuration_of(
-            self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, own
+        configuration = configuration_of(
+            self.settings, self.listeners, self.routes, self.streams, self.places, self.keys, places
         ).with_addresses(self.addresses)
-        bare = made._replace(backends=tuple(each._replace(servers=()) for each in made.backends))
-        return HaproxySetup(self, made, self._digest(bare), self._digest(made))
+        backends = tuple(backend._replace(servers=()) for backend in configuration.backends)
+        structure = self._digest(configuration._replace(backends=backends))
+        return HaproxySetup(self, configuration, structure, self._digest(configuration))
 
     @property
     def served(self) -> Sequence[Route | StreamRoute]:
         """The routes and the streams."""
         return *self.routes, *self.streams
 
-    def _digest(self, made: HaproxyConfiguration) -> str:
-        program, user, chosen = self.settings.program, self.settings.user, made.maps.get(ROUTES)
+    def _digest(self, configuration: HaproxyConfiguration) -> str:
+        program, user, chosen = self.settings.program, self.settings.user, configuration.maps.get(ROUTES)
         inodes = [os.fstat(sock.fileno()).st_ino for sock in self.sockets]
-        whole = program, user, made.text(), made.files, chosen, self.certificates, inodes
+        whole = program, user, configuration.text(), configuration.files, chosen, self.certificates, inodes
         return hashlib.sha256(repr(whole).encode()).hexdigest()
 
 
@@ -243,31 +242,32 @@ def parts_of(
     keys: Mapping[str, str],
     addresses: Mapping[str, str],
     waiting: Mapping[str, str],
-    following: tuple[str, socket.socket, str],
+    handover: tuple[str, socket.socket, str],
 ) -> SetupParts:
-    """The parts of the setup by which HAProxy serves these listeners and routes.
+    """The parts of the setup with these listeners and routes.
 
     `facts` are about the routed servers, by name. `waiting` are the addresses where connections wait, by target.
-    `following` is where the next process accepts what a replaced one passes on: the address, the socket and the key.
+    `handover` is where a process accepts what the replaced one passes on: the address, the socket and the key.
     """
     certificates: dict[str, bytes] = {}
-    next_address, next_socket, next_key = following
+    next_address, next_socket, next_key = handover
     listeners, sockets = [], [next_socket]
-    for each in held:
+    for listener in held:
         first = _FIRST_LISTENER_FD + len(sockets)
-        sockets += each.sockets
-        listeners.append(_listener(each, first, certificates))
+        sockets += listener.sockets
+        listeners.append(_listener(listener, first, certificates))
+    proxied = {name: server for name, server in facts.items() if server.processes is not None}
     places = ServerAddresses(
-        {name: _endpoint(each.bind, each.tls, each.h2) for name, each in facts.items()},
-        {name: each.processes for name, each in facts.items() if each.processes is not None},
+        {name: _endpoint(server.bind, server.tls, server.h2) for name, server in facts.items()},
+        {name: server.processes or () for name, server in proxied.items()},
         waiting,
-        {name: each.numbered for name, each in facts.items() if each.processes is not None},
+        {name: server.numbered for name, server in proxied.items()},
     )
     return SetupParts(
         settings,
         tuple(listeners),
         tuple(routes),
-        tuple(each.route for each in held if each.route is not None),
+        tuple(listener.route for listener in held if listener.route is not None),
         places,
         dict(keys),
         dict(addresses),
@@ -284,28 +284,26 @@ def host_names(targets: Iterable[str], facts: Mapping[str, ServerFacts]) -> Mapp
         _endpoint(facts[key].bind, facts[key].tls, facts[key].h2) if key in facts else _endpoint_of_url(key)
         for key in targets
     )
-    return {
-        endpoint.host: endpoint.port
-        for endpoint in endpoints
-        if endpoint is not None and has_host_name(endpoint)
-    }
+    return {endpoint.host: endpoint.port for endpoint in endpoints if endpoint and has_host_name(endpoint)}
 
 
 def _listener(held: HeldListener, first: int, files: dict[str, bytes]) -> HaproxyListener:
     """Return the listener in HAProxy's syntax; adds the contents of its files to `files`."""
-    found = []
-    for each in held.certificates:
-        cert, key, *rest = each.contents
+    certificates, settings = [], held.settings
+    for certificate in held.certificates:
+        cert, key, *authorities = certificate.contents
         name = f"certificate-{len(files) + 1}.pem"
         files[name] = cert if key == cert else cert.rstrip(b"\n") + b"\n" + key
-        ca = f"{name}.ca" if rest else ""
-        files.update({ca: rest[0]} if rest else {})
-        found.append(HaproxyCertificate.of(each.tls, name, ca, each.names))
-    binds = tuple(f"fd@{first + number}" for number in range(len(held.sockets)))
-    crt_list = f"listener-{first}.crt-list"
-    passes_tls = held.settings.tls and not found
+        ca = f"{name}.ca" if authorities else ""
+        files.update({ca: authorities[0]} if authorities else {})
+        certificates.append(HaproxyCertificate.of(certificate.tls, name, ca, certificate.names))
     return HaproxyListener(
-        binds, held.settings.alias, crt_list, tuple(found), held.settings.accept_proxy, passes_tls
+        tuple(f"fd@{first + number}" for number in range(len(held.sockets))),
+        settings.alias,
+        f"listener-{first}.crt-list",
+        tuple(certificates),
+        settings.accept_proxy,
+        passes_tls=settings.tls and not certificates,
     )
 
 
@@ -346,10 +344,9 @@ def _endpoint_of_url(url: str) -> Endpoint | None:
 
 
 def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], HaproxySetup] | None:
-    """The runtime commands that change one setup into the other, and what the process runs with then.
+    """The runtime commands that change one setup into the other, and the resulting setup; None if they do not suffice.
 
-    None if that takes another process. At run time the members of backends change: their state, weight and address,
-    and which there are.
+    At run time servers are added and removed, and change their state, weight and address.
     """
     if before.structure != after.structure:
         return None
@@ -359,19 +356,20 @@ def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], Haprox
     left = dict(before.left)
     for previous, backend in zip(before.configuration.backends, after.configuration.backends, strict=True):
         if previous.servers != backend.servers:
-            found = _backend_update_commands(previous, backend, left)
-            if found is None:
+            of_backend = _backend_commands(previous, backend, left)
+            if of_backend is None:
                 return None
-            commands += found
+            commands += of_backend
     if len(left) > _MAX_LEFT:
         return None
     for place, state in after.states.items():
-        # A server that is added is in maintenance, as are those that were left.
-        known = before.states.get(place, ServerState(MAINTENANCE, state.limit))
-        if known is not state and known != state:
+        # Added servers are in maintenance, as are those that were left.
+        earlier = before.states.get(place, ServerState(MAINTENANCE, state.limit))
+        if earlier is not state and earlier != state:
             commands += state.commands(place)
-    # First give traffic to servers, then take it from others: between two commands one must be able to serve.
-    return sorted(commands, key=_takes_traffic_away), after._replace(left=left)
+    # First give traffic to servers, then take it from others, so that one can serve between two commands.
+    stopping = (f" state {MAINTENANCE}", f" state {DRAIN}")
+    return sorted(commands, key=lambda command: command.endswith(stopping)), after._replace(left=left)
 
 
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
@@ -380,14 +378,10 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
             yield f"set map {name} {key} {value}"
 
 
-def _takes_traffic_away(command: str) -> bool:
-    return command.endswith((f" state {MAINTENANCE}", f" state {DRAIN}"))
-
-
-def _backend_update_commands(
+def _backend_commands(
     before: HaproxyBackend, after: HaproxyBackend, left: dict[tuple[str, str], HaproxyServer]
 ) -> list[str] | None:
-    old, new = ({each.name: each for each in backend.servers} for backend in (before, after))
+    old, new = ({server.name: server for server in backend.servers} for backend in (before, after))
     if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
         return None
     commands: list[str] = []
@@ -397,12 +391,11 @@ def _backend_update_commands(
             commands.append(f"set server {after.name}/{name} state {MAINTENANCE}")
     for name, server in new.items():
         place = f"{after.name}/{name}"
-        known = old.get(name) or left.pop((after.name, name), None)
-        if known is not None:
-            found = [*_server_update_commands(place, known, server)]
-            if None in found:
+        if (previous := old.get(name) or left.pop((after.name, name), None)) is not None:
+            of_server = [*_server_commands(place, previous, server)]
+            if None in of_server:
                 return None
-            commands += filter(None, found)
+            commands += filter(None, of_server)
             continue
         command = f"add server {place} {server.address} {server.arguments}".rstrip()
         if "'" in command:  # the runtime socket does not support quotes
@@ -412,7 +405,8 @@ def _backend_update_commands(
     return commands
 
 
-def _server_update_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
+def _server_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
+    """Yield the commands that change the server; None if runtime commands do not suffice."""
     if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
         yield None
     if before.weight != after.weight:

@@ -1,7 +1,7 @@
-"""What HAProxy answers for servers that sleep or start: probes, requests for icons, and the waiting page.
+"""HAProxy's answers for servers that sleep or start: to probes, to requests for icons, and the waiting page.
 
-The map SLEEPING has the name of each backend section with such answers, and whether its servers sleep. HAProxy
-puts the names of those whose waiting page was requested into the map WAKING.
+The map SLEEPING has the backend sections with such answers, and whether their servers sleep. HAProxy adds sections to
+the map WAKING when their waiting page is requested.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAGE = f"""\
 </main>
 </html>
 """
-# If not stored, an icon is requested again later.
+# Not stored, so that an icon is requested again later.
 _NOT_STORED = "hdr cache-control no-store hdr x-content-type-options nosniff"
 _HTML = "(^|,)[[:blank:]]*text/html[[:blank:]]*([;,]|$)"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -46,7 +46,7 @@ def answers_for_sleeping(route: Route) -> bool:
 
 
 def sleeping_rules(route: Route, section: str) -> Iterator[str]:
-    """The rules of the route's backend, called `section`, for requests while its servers sleep or start."""
+    """The rules of the route's backend `section` for requests while its servers sleep or start."""
     if not answers_for_sleeping(route):
         return
     reads = "{ method -m str -- GET HEAD }"

@@ -54,7 +54,7 @@ def longest_duration(times: Iterable[float]) -> str:
 
 
 def comment(text: str) -> str:
-    """A line of a section that explains the ones below it, or is the path of the key that they are made from."""
+    """A line of a section that explains the lines below it, or has the path of the key behind them."""
     shown = "".join(
         character if character.isprintable() and character.isascii() else "?" for character in text
     )
@@ -85,14 +85,11 @@ def criterion(fetch: str, method: str, value: str) -> str:
     return f"{fetch} -m {method} -- {quoted(value)}"
 
 
-def alerts_in(output: str, pid: int = 0) -> list[str]:
-    """The alerts in what HAProxy prints, or those of the process `pid`, each as one line.
-
-    HAProxy 3 continues them on lines without a level.
-    """
+def alerts_in(output: str) -> list[str]:
+    """The alerts in HAProxy's output, each as one line. HAProxy 3 continues alerts on lines without a level."""
     messages = re.split(r"^(?=\[[A-Z]+\])", output, flags=re.MULTILINE)
     return [
         " ".join(message.partition(" : ")[2].split())
         for message in messages
-        if (alert := re.match(r"\[ALERT\] *\((\d+)\)", message)) is not None and pid in (0, int(alert[1]))
+        if re.match(r"\[ALERT\] *\(\d+\)", message)
     ]
