@@ -268,7 +268,7 @@ class TargetRegistration(GatewayPart):
         """Wait until the gateway has the new routes; returns "", or a warning if the gateway takes too long."""
         self._events.flush()  # the event of the change is saved before the change is reported as done
         await gateway.routes.wait_until_current()
-        return await gateway.await_applied_or_warning(call.options.get("timeout"))
+        return await gateway.wait_until_applied(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationChangeResult:
         reports = tuple(map(self.services.report, services))

@@ -421,7 +421,7 @@ def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
 
 def test_pool_without_a_gateway_is_not_waited_for() -> None:
     async def scene(manager: Manager) -> None:
-        assert await manager.wait_briefly_until_serving() is None
+        assert await manager.wait_until_serving() is None
         assert await manager.fetch_activity_by_host() is None
         assert (manager.listeners, manager.problem) == ((), "")
         assert manager.why_unavailable == "its process is starting"

@@ -117,7 +117,7 @@ class Stage:
         listener = GatewayListener(bind=f"127.0.0.1:{self.port}", tls=tuple(self.tls) or False)
         table = GatewayConfig(bind=(listener,), program=self.program, **self.keys)
         self.manager.apply_tables(Tables(gateway=table))
-        assert await self.manager.await_applied_or_warning() == ""
+        assert await self.manager.wait_until_applied() == ""
 
     @property
     def pid(self) -> int:
@@ -150,7 +150,7 @@ class Stage:
         """Change what is known of a server; returns when HAProxy knows it."""
         self.facts[name] = replace(self.facts[name], **changes)
         self.manager.report_machines()
-        assert await self.manager.await_applied_or_warning() == ""
+        assert await self.manager.wait_until_applied() == ""
 
     def publish(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
         self.routes, self.streams = routes, tuple(streams)
@@ -161,7 +161,7 @@ class Stage:
     async def route(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
         """Have these routes; returns when they are in force."""
         self.publish(*routes, streams=streams)
-        assert await self.manager.await_applied_or_warning() == ""
+        assert await self.manager.wait_until_applied() == ""
 
     async def succeed(self) -> None:
         """Let another supervisor take over."""
@@ -399,7 +399,7 @@ def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_
             stage.manager.report_machines()
             await stage.manager._helper.wait_until_settled()
             assert (stage.pid, await stage.answers()) == (first, {"one"})
-            assert await stage.manager.await_applied_or_warning() == ""
+            assert await stage.manager.wait_until_applied() == ""
             assert stage.pid != first
             assert await stage.get("/4") == "503"
             assert len([each for each in stage.keeper.spawned if "-D" in each["argv"]]) == 2
@@ -886,7 +886,7 @@ def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -
         stage = Stage(str(short))
         listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
         stage.manager.apply_tables(Tables(gateway=GatewayConfig(bind=(listener,), program="/no/haproxy")))
-        assert await stage.manager.await_applied_or_warning() == ""
+        assert await stage.manager.wait_until_applied() == ""
         assert "/no/haproxy is not installed" in stage.manager.problem
         with pytest.raises(ConnectionRefusedError):
             await stage.get()

@@ -66,9 +66,10 @@ def test_supervisor_imports_the_parts_of_the_gateway_after_its_start() -> None:
 
 def test_order_names_an_operation_hosts_and_a_time() -> None:
     for seconds in (None, 0, 1.5):
-        order = {"op": "disable", "hosts": ["users", "http://10.0.0.7:9000"], "for": seconds}
-        assert parse_host_change({**order, "timeout": None}) == order
-    assert parse_host_change({"op": "enable", "hosts": ["users"]})["for"] is None
+        hosts = ["users", "http://10.0.0.7:9000"]
+        order = {"op": "disable", "hosts": hosts, "for": seconds, "timeout": None}
+        assert parse_host_change(order) == ("disable", hosts, seconds)
+    assert parse_host_change({"op": "enable", "hosts": ["users"]}) == ("enable", ["users"], None)
 
 
 NO_ORDER = ("unknown operation on backends", "op is one of disable, enable, drain; hosts is a list")
@@ -137,13 +138,13 @@ class Manager(SimpleNamespace):
         yield
         self.reported.remove(report)
 
-    async def wait_briefly_until_serving(self) -> None:
+    async def wait_until_serving(self) -> None:
         self.calls.append("waited")
 
     async def wait_for_opening_attempt(self) -> None:
         self.calls.append("attempted")
 
-    async def await_applied_or_warning(self, limit_seconds: float | None) -> str:
+    async def wait_until_applied(self, limit_seconds: float | None) -> str:
         self.calls.append(limit_seconds)
         return self.late
 

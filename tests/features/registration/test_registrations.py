@@ -143,7 +143,7 @@ class Registry:
         assert self.routes.table is not None
         self.stage.table = RouteTable(self.routes.table.fileno())
 
-    async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
+    async def wait_until_applied(self, limit_seconds: float | None = None) -> str:
         await self.routes.wait_until_current()
         return self.late
 

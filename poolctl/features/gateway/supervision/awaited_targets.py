@@ -1,15 +1,14 @@
 """Targets that may not run when a connection needs them: servers, and machines that requests start.
 
-The servers are proxied ones, and programs that open their address themselves: the pool has no listener of theirs where
-connections could wait. They wait in the forwarder, which asks the supervisor to wake the target. Machines are started
-by requests.
+The servers are proxied, or programs that open their address themselves: the pool has no listener for them where
+connections could wait. These wait in the forwarder, which asks the supervisor to wake the target.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from poolctl.core.core import Core
 from poolctl.json_form import to_json
@@ -38,29 +37,20 @@ class AwaitedTargets:
         # By machine: the number of the last wake, with the machine's count of answers at that time.
         self._wakes: dict[str, tuple[int, int]] = {}
         self._answered: dict[str, int] = {}  # by target: see AwaitedTarget
-        # Machines that an earlier supervisor knew, until this one knows them: connections may be waiting for them.
-        self._unknown: set[str] = set()
+        # Targets of an earlier supervisor with an unknown state: connections may be waiting for them.
+        self.unknown: set[str] = set()
         # The times until which services of started machines may not accept connections yet.
         self._starting_until: dict[str, float] = {}
-
-    def expect_machines(self, keys: Collection[str]) -> None:
-        """Count these targets, which an earlier supervisor had, as `unknown` until it is known what they are."""
-        self._unknown = {*keys}
-
-    @property
-    def unknown(self) -> Collection[str]:
-        """The targets that may have to be waited for, but whose state is not known yet."""
-        return self._unknown
 
     def open_listeners(self, facts: Mapping[str, ServerFacts]) -> Mapping[str, str]:
         """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax.
 
         `facts` are about the routed servers, by name.
         """
-        known = self.machines.states.keys() if self.machines is not None else self._unknown
-        woken_before_it_was_known = self._unknown & known & self._wakes.keys()
-        self._unknown -= known | self._core.entries.keys()
-        for key in woken_before_it_was_known:
+        machines = self.machines.states.keys() if self.machines is not None else self.unknown
+        woken = self.unknown & machines & self._wakes.keys()
+        self.unknown -= machines | self._core.entries.keys()
+        for key in woken:
             self.start(key)
         keys = [*self._keys(facts)]
         self._listeners.close_others(keys)
@@ -69,12 +59,12 @@ class AwaitedTargets:
     def orders(self, facts: Mapping[str, ServerFacts], uids: list[int]) -> Iterator[tuple[str, Order]]:
         """The forwarder's orders, by target. Processes of the users `uids` may connect."""
         for key in self._keys(facts):
-            known = facts.get(key)
-            target = self._awaited_machine(key) if known is None else self._awaited_server(key, known)
+            server = facts.get(key)
+            target = self._awaited_machine(key) if server is None else self._awaited_server(key, server)
             yield key, Order(to_json(target), self._listeners.of(key).sock, uids)
 
     def wake(self, key: str, number: int) -> None:
-        """Start the target if it is stopped, because a connection waits: the forwarder's wake with this number."""
+        """Start the target if it is stopped: a connection waits. `number` is that of the forwarder's wake."""
         if key in self._core.entries:
             self._answered[key] = number
         elif self.machines is not None:
@@ -83,7 +73,7 @@ class AwaitedTargets:
         self.start(key)
 
     def start(self, key: str) -> None:
-        """Start the target if it is stopped, because of a request that does not wait for it."""
+        """Start the target if it is stopped."""
         if (entry := self._core.entries.get(key)) is not None:
             self._core.wake(entry)
         elif self.machines is not None:
@@ -92,11 +82,11 @@ class AwaitedTargets:
     def _keys(self, facts: Mapping[str, ServerFacts]) -> Iterator[str]:
         states = self.machines.states if self.machines is not None else {}
         for key in self._targets.keys:
-            if key in states or key in self._unknown or (key in facts and facts[key].is_awaited):
+            if key in states or key in self.unknown or (key in facts and facts[key].is_awaited):
                 yield key
 
     def _awaited_server(self, key: str, facts: ServerFacts) -> AwaitedTarget:
-        # A program that has just opened its address may not be ready: no attempt before it is, unless the one before
+        # A program may open its address before it is ready: until then no attempt is made, unless an earlier process
         # still serves there.
         address = next(iter(facts.processes or ()), "")
         if facts.binds_itself and (facts.target.state is TargetState.READY or facts.is_leaving):

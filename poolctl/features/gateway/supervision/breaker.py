@@ -1,8 +1,8 @@
-"""Circuit breaker of a route's target: after failures the target gets no requests for a while, then a few that test it.
+"""Circuit breaker of a route's target: after failures it gets no requests for a while, then a few that test it.
 
-It uses HAProxy's counters, which are read about once a second. A connection that cannot be made opens it at once. Other
-failures may be due to one client's broken requests: they open it only after several, in a row or in a window, and only
-if other targets of the route can take the requests.
+It uses HAProxy's counters, which are read about once a second. A failed connection opens it at once. Other failures may
+be due to one client's broken requests: only several of them open it, in a row or in a window, and only if other targets
+of the route can take the requests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NO_CONNECTION = "no connection can be made"
 
 
 class Results(NamedTuple):
-    """The outcomes of requests to a target since its last results.
+    """The outcomes of requests to a target since the last results.
 
-    `failed` counts time-outs, resets, invalid responses and those with a status that is a failure; `unreached` counts
-    connections that could not be made.
+    `failed` counts timeouts, resets, invalid responses, and statuses that count as failures; `unreached` counts failed
+    connections.
     """
 
     answered: int = 0
@@ -45,7 +45,7 @@ class Breaker:
 
     def _reset_counts(self) -> None:
         self._in_a_row: int = 0
-        self._before: int = 0  # failures at the end of the last results, without a good response after them
+        self._before: int = 0  # consecutive failures at the end of the last results
         self._part: float = -math.inf  # the end of the newest part of the window
         self._seen: list[int] = [0] * _PARTS  # the parts of the window
         self._failed: list[int] = [0] * _PARTS
@@ -59,26 +59,26 @@ class Breaker:
         return self.state is BreakerState.CLOSED
 
     def describe_problem(self, now: float) -> str:
-        """Why the target gets no requests, or only a few; "" if it gets them."""
+        """Why the target gets few or no requests; "" if it gets them."""
         if self.is_closed:
             return ""
         if self.state is BreakerState.HALF_OPEN:
             return f"breaker half-open after {self.why}: a request tries it"
         return f"breaker open: {self.why}, {math.ceil(max(0.0, self._retry_at - now))} s left"
 
-    def record(self, found: Results, now: float, *, is_dispensable: bool) -> None:
+    def record(self, results: Results, now: float, *, is_dispensable: bool) -> None:
         """Record results, possibly none, and change the state accordingly.
 
-        `is_dispensable` is whether other targets of the route can take the requests; if not, this one gets them even
-        while the breaker is open.
+        `is_dispensable`: other targets of the route can take the requests. Otherwise this one gets them even while the
+        breaker is open.
         """
         if self.is_closed:
-            self._count(found, now)
-            if why := self._reason_to_open(found, is_dispensable=is_dispensable):
+            self._count(results, now)
+            if why := self._reason_to_open(results, is_dispensable=is_dispensable):
                 self._open(why, now)
         elif self.state is BreakerState.HALF_OPEN:
-            self._record_tests(found, now, is_dispensable=is_dispensable)
-        elif found.answered and not is_dispensable:
+            self._record_tests(results, now, is_dispensable=is_dispensable)
+        elif results.answered and not is_dispensable:
             self.close()
         elif now >= self._retry_at:
             self.state, self.since, self._passed = BreakerState.HALF_OPEN, now, 0
@@ -88,14 +88,14 @@ class Breaker:
         self.state, self.why = BreakerState.CLOSED, ""
         self._reset_counts()
 
-    def _record_tests(self, found: Results, now: float, *, is_dispensable: bool) -> None:
-        if found.unreached or (found.failed and is_dispensable):
+    def _record_tests(self, results: Results, now: float, *, is_dispensable: bool) -> None:
+        if results.unreached or (results.failed and is_dispensable):
             self._open(self.why, now)
             return
-        self._passed += found.answered
-        # Without a replacement, an error response is better than none. Without results, the target would stay
-        # restricted for ever.
-        if found.failed or self._passed >= self.rule.probes or now >= self._retry_at:
+        self._passed += results.answered
+        # Without a replacement, an error response is better than none. Without a time limit, a target without requests
+        # would stay restricted for ever.
+        if results.failed or self._passed >= self.rule.probes or now >= self._retry_at:
             self.close()
 
     @property
@@ -106,11 +106,11 @@ class Breaker:
         self.state, self.why, self.since = BreakerState.OPEN, why, now
         self._reset_counts()
 
-    def _reason_to_open(self, found: Results, *, is_dispensable: bool) -> str:
+    def _reason_to_open(self, results: Results, *, is_dispensable: bool) -> str:
         rule, seen, failed = self.rule, sum(self._seen), sum(self._failed)
-        if found.unreached and rule.failures and not (found.answered or found.failed):
+        if results.unreached and rule.failures and not (results.answered or results.failed):
             return NO_CONNECTION
-        if not (found.failed or found.unreached) or not is_dispensable:
+        if not (results.failed or results.unreached) or not is_dispensable:
             return ""
         if 0 < rule.failures <= self._in_a_row:
             return f"{self._in_a_row} failure{'s' if self._in_a_row > 1 else ''}"
@@ -118,17 +118,16 @@ class Breaker:
             return f"{failed} of {seen} requests failed within {rule.window_seconds:g} s"
         return ""
 
-    def _count(self, found: Results, now: float) -> None:
-        failed = found.failed + found.unreached
-        if found.answered:
+    def _count(self, results: Results, now: float) -> None:
+        failed = results.failed + results.unreached
+        if results.answered:
             # Their order is unknown: at least this many failures must have been in a row.
-            self._in_a_row = math.ceil(failed / (found.answered + 1))
+            self._in_a_row, self._before = math.ceil(failed / (results.answered + 1)), 0
         else:
-            self._in_a_row = self._before + failed
-        self._before = 0 if found.answered else self._in_a_row
+            self._in_a_row = self._before = self._before + failed
         if now >= self._part:
             self._advance_window(now)
-        self._seen[-1] += found.answered + failed
+        self._seen[-1] += results.answered + failed
         self._failed[-1] += failed
 
     def _advance_window(self, now: float) -> None:

@@ -1,15 +1,12 @@
-"""Counts of the requests, errors and bytes that HAProxy has forwarded, by route and target.
-
-HAProxy counts from 0 in each of its processes; here the counts of successive processes are summed up.
-"""
+"""Counts of requests, errors and bytes by route and target: sums of the counters of successive HAProxy processes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
 
-# Why a request failed: no connection; a late, incomplete or invalid response; refused by a rule or because no target
-# was available; aborted by the client.
+# Why a request failed: no connection; a late, incomplete or invalid response; refused by a rule, or for lack of a
+# target; aborted by the client.
 CONNECT, RESPONSE, REFUSED, DISCONNECTED = REASONS = ("connect", "response", "refused", "disconnected")
 
 
@@ -23,7 +20,7 @@ class Traffic:
 
     @property
     def failures(self) -> int:
-        """The number of requests answered with 5xx, by the target or because it did not respond."""
+        """The number of responses with 5xx, by the target or because it did not respond."""
         return self.statuses[5]
 
     def add(self, other: Traffic) -> None:
@@ -49,6 +46,6 @@ class TrafficCounts:
 
     def retain_only(self, routes: Iterable[str], streams: Iterable[str], backends: Iterable[str]) -> None:
         """Forget all other routes, streams and targets, which are no longer configured."""
-        for counted, kept in ((self.routes, routes), (self.streams, streams), (self.backends, backends)):
-            for key in counted.keys() - {*kept}:
-                del counted[key]
+        for counts, keys in ((self.routes, routes), (self.streams, streams), (self.backends, backends)):
+            for key in counts.keys() - {*keys}:
+                del counts[key]

@@ -19,7 +19,7 @@ from .breaker import Results
 from .outside_targets import connection_problem
 from .targets import Targets
 
-# How often counters are read, and the maximum share of time for it: those of thousands of routes are megabytes.
+# How often counters are read, and the maximum share of time for it: thousands of routes have megabytes of them.
 _INTERVAL_SECONDS, _SHARE = 1.0, 0.05
 _READINGS = 5  # over which rates are computed
 # A hung HAProxy must not delay commands for longer.
@@ -46,9 +46,8 @@ class _Reading(NamedTuple):
 class GatewayFigures:
     """Reads the counters of HAProxy about once a second into the targets' counts and breakers.
 
-    `serving` returns the process that serves, None without one. `changed` is called when other targets get requests
-    because of the counters, `counted` after each reading with the process and the requests of each route that it has
-    counted since it began.
+    `serving` returns the serving process or None. `changed` is called when other targets get requests because of the
+    counters; `counted` after each reading, with the process and its number of requests of each route.
     """
 
     def __init__(
@@ -64,18 +63,18 @@ class GatewayFigures:
         self._changed = changed
         self._now = now  # a monotonic clock
         self._readings: deque[_Reading] = deque(maxlen=_READINGS)  # a second apart
-        self._readers: dict[HaproxyProcess, CounterReader] = {}  # those of replaced ones until they end
-        self._is_history = False  # whether the next figures are of the time before this supervisor
+        self._readers: dict[HaproxyProcess, CounterReader] = {}  # of replaced processes until they end
+        self._is_history = False  # whether the next figures are from before this supervisor
         self._reading = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
 
     def begin_process(self, process: HaproxyProcess, *, is_new: bool) -> None:
-        """Read from now on the counters of this process, which serves; those of a new one begin at 0."""
+        """Read the counters of this serving process from now on; those of a new process begin at 0."""
         self._is_history = not is_new
         self._start(self._read_often(process))
 
     async def follow_replaced(self, replaced: HaproxyProcess) -> None:
-        """Continue to read the counters of the process that has just been replaced, until it ends."""
+        """Continue to read the counters of a process that has just been replaced, until it ends."""
         if replaced.setup is None:
             return
         try:
@@ -143,7 +142,7 @@ class GatewayFigures:
 
     async def _add(self, text: str, process: HaproxyProcess) -> None:
         if process not in self._readers:
-            self._readers = {each: its for each, its in self._readers.items() if not each.exited.done()}
+            self._readers = {other: its for other, its in self._readers.items() if not other.exited.done()}
             self._readers[process] = CounterReader(self._targets.counts)
         reader = self._readers[process]
         rows = await asyncio.to_thread(lambda: reader.compare(rows_of(text)))
@@ -152,8 +151,8 @@ class GatewayFigures:
         if process is not self._serving():
             return
         if self._is_history:
-            # When these targets have failed is not known, but that they have answered.
-            results = {place: Results(answered=each.answered) for place, each in results.items()}
+            # That these targets have answered is known, but not when they have failed.
+            results = {place: Results(answered=result.answered) for place, result in results.items()}
             self._is_history = False
         if self._targets.record_results(results):
             self._changed()
@@ -166,14 +165,13 @@ class GatewayFigures:
             problem = await connection_problem(target, _EXPLAINED_SECONDS)
         self._targets.explain(key, problem)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-        return task
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         for task in list(self._work):
             task.cancel()
 
@@ -191,20 +189,18 @@ class GatewayFigures:
 
     @property
     def queued(self) -> Counter[str]:
-        """The requests that wait for a busy target, by `route_key`."""
+        """The requests waiting for a busy target, by `route_key`."""
         return sum((reader.queued for reader in self._readers.values()), Counter())
 
     def backends(self) -> list[BackendReport]:
         """A report on each target of a route."""
-        in_flight: Counter[tuple[str, str]] = sum(
-            (reader.in_flight for reader in self._readers.values()), Counter()
-        )
+        in_flight = sum((reader.in_flight for reader in self._readers.values()), Counter[tuple[str, str]]())
         return [*self._targets.reports(in_flight, self.queued)]
 
 
 @asynccontextmanager
 async def _at_most_a_share() -> AsyncIterator[None]:
-    """Do something, and then pause so that it takes no more than its share of the time."""
+    """Context manager: at its end, pauses so that its body takes at most _SHARE of the time."""
     now = asyncio.get_running_loop().time
     began = now()
     yield

@@ -1,4 +1,4 @@
-"""Keeps the forwarder running, gives it its orders, and holds the listeners at which connections wait for targets."""
+"""Runs the forwarder, gives it orders, and holds the listeners where connections wait for targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from poolctl.bootstrap import command
@@ -20,9 +20,10 @@ from poolctl.runners.process_link import LinkLost, close_fds, stored_entries
 from poolctl.supervisor.active_configuration import SupervisorContext
 
 _BACKLOG = 4096
-_RETIRES_SECONDS = 5.0
-_NEXT_PROCESS = ""  # the key of its listener, which is that of no target
-# The length of the path in a sockaddr_un. HAProxy fills abstract names up to it (`abns@`).
+_HANDOVER_TIMEOUT = 5.0
+# The key of the listener where a process accepts what the replaced one passes on. Keys of targets are not empty.
+NEXT_PROCESS = ""
+# The length of the path in a sockaddr_un, to which HAProxy pads abstract names (`abns@`).
 _PATH_BYTES = 108
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -38,7 +39,7 @@ FORWARDER = HelperKind(
 
 
 class Order(NamedTuple):
-    """A target that the forwarder should await, as a table; its listener, and the users who may connect to it."""
+    """An order to await a target: its AwaitedTarget as a table, its listener, and the users who may connect."""
 
     value: Table
     listener: socket.socket
@@ -46,7 +47,7 @@ class Order(NamedTuple):
 
 
 class ForwarderProcess(HelperProcess):
-    """A forwarder. It has no time limit to end: it copies connections of clients."""
+    """A forwarder. It may take any time to exit, as it copies connections of clients."""
 
     def end(self) -> None:
         self.stop_watching()
@@ -68,7 +69,7 @@ class Forwarding(HelperOwner[ForwarderProcess]):
         self._sent: dict[str, Order] = {}
 
     def apply(self, orders: Mapping[str, Order]) -> None:
-        """Await these targets, and no others. The caller owns the listeners. Does not wait."""
+        """Await only these targets. The caller owns the listeners. Does not wait."""
         begins_or_ends = self._orders is None or bool(orders) != bool(self._orders)
         self._orders = dict(orders)
         if self._helper.process is not None:
@@ -77,7 +78,7 @@ class Forwarding(HelperOwner[ForwarderProcess]):
             self._helper.reconcile()
 
     async def adopt(self) -> None:
-        """Use the forwarder that an earlier supervisor has left, if there is one. Raises LinkLost."""
+        """Use the forwarder of an earlier supervisor, if there is one. Raises LinkLost."""
         await self._helper.adopt()
 
     async def aclose(self) -> None:
@@ -96,7 +97,7 @@ class Forwarding(HelperOwner[ForwarderProcess]):
 
     async def retire(self, process: ForwarderProcess) -> None:
         try:
-            async with asyncio.timeout(_RETIRES_SECONDS):
+            async with asyncio.timeout(_HANDOVER_TIMEOUT):
                 while self._helper.process is not None:
                     answer, fds = await process.ask({"t": "give_waiting"})
                     self._helper.process.link.send({"t": "waiting", "keys": answer["keys"]}, fds)
@@ -104,7 +105,7 @@ class Forwarding(HelperOwner[ForwarderProcess]):
                     if not fds:
                         break
         except (LinkLost, TimeoutError) as error:
-            logger.warning("connections that wait in a replaced forwarder are not handed over: %r", error)
+            logger.warning("waiting connections of a replaced forwarder are not handed over: %r", error)
         finally:
             process.end()
 
@@ -127,19 +128,19 @@ class Forwarding(HelperOwner[ForwarderProcess]):
 
 
 class WaitingListener(NamedTuple):
-    """A listener at which connections wait for a target. Its name is abstract (unix(7)), and cannot be guessed."""
+    """A listener where connections wait for a target. Its name is abstract (unix(7)) and random."""
 
     name: str
     sock: socket.socket
 
     @property
     def address(self) -> str:
-        """Where HAProxy connects to it, in HAProxy's syntax."""
+        """The address in HAProxy's syntax."""
         return f"abns@{self.name}"
 
 
 class WaitingListeners:
-    """The listeners at which connections wait, by target, and the one for what a replaced HAProxy passes on.
+    """The listeners where connections wait, by target, and that of NEXT_PROCESS.
 
     The keeper holds them for the next supervisor.
     """
@@ -149,7 +150,7 @@ class WaitingListeners:
         self._open: dict[str, WaitingListener] = {}
 
     async def adopt(self) -> None:
-        """Take over the listeners that the previous supervisor has left with the keeper. Raises LinkLost."""
+        """Take over the previous supervisor's listeners from the keeper. Raises LinkLost."""
         async for entry, _ in stored_entries(self._keeper, fd_store.GATEWAY_WAITING):
             reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
             key = entry.removeprefix(fd_store.GATEWAY_WAITING)
@@ -158,40 +159,30 @@ class WaitingListeners:
     @property
     def keys(self) -> Set[str]:
         """The targets that have a listener."""
-        return self._open.keys() - {_NEXT_PROCESS}
-
-    @property
-    def next_process(self) -> WaitingListener:
-        """The listener where a process gets what the one before passes on; it is opened if it is not open yet."""
-        return self.of(_NEXT_PROCESS)
+        return self._open.keys() - {NEXT_PROCESS}
 
     def of(self, key: str) -> WaitingListener:
-        """The listener for this target; it is opened if it is not open yet."""
+        """The listener for this target; it is opened if necessary."""
         if key not in self._open:
-            self._open[key] = made = _opened()
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            name = f"poolctl-{os.getpid()}-{secrets.token_hex(8)}"
+            sock.bind(b"\0" + name.encode().ljust(_PATH_BYTES - 1, b"\0"))
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+            self._open[key] = WaitingListener(name, sock)
             entry = f"{fd_store.GATEWAY_WAITING}{key}"
-            self._keeper.send({"op": "put", "name": entry, "meta": {"name": made.name}}, [made.sock])
+            self._keeper.send({"op": "put", "name": entry, "meta": {"name": name}}, [sock])
         return self._open[key]
 
     def close_others(self, keys: Collection[str]) -> None:
-        """Close the listeners of all targets but these."""
-        for key in self.keys - {*keys}:
-            self._close(key)
+        """Close the listeners of all other targets."""
+        self._close(self.keys - {*keys})
 
     def close(self) -> None:
         """Close all listeners."""
-        for key in [*self._open]:
-            self._close(key)
+        self._close([*self._open])
 
-    def _close(self, key: str) -> None:
-        self._keeper.send({"op": "drop", "name": f"{fd_store.GATEWAY_WAITING}{key}"})
-        self._open.pop(key).sock.close()
-
-
-def _opened() -> WaitingListener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    name = f"poolctl-{os.getpid()}-{secrets.token_hex(8)}"
-    sock.bind(b"\0" + name.encode().ljust(_PATH_BYTES - 1, b"\0"))
-    sock.listen(_BACKLOG)
-    sock.setblocking(False)
-    return WaitingListener(name, sock)
+    def _close(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._keeper.send({"op": "drop", "name": f"{fd_store.GATEWAY_WAITING}{key}"})
+            self._open.pop(key).sock.close()

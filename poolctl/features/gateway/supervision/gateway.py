@@ -1,4 +1,4 @@
-"""Runs the gateway of a pool: opens its listeners, and keeps a HAProxy process with the current routes and targets."""
+"""Runs the gateway of a pool: opens its listeners, and keeps HAProxy running with the current routes and targets."""
 
 from __future__ import annotations
 
@@ -34,20 +34,8 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.units import format_duration
 
 from ..haproxy.host_names import HostNames
-from ..haproxy.process import (
-    GATEWAY,
-    HaproxyProcess,
-    HaproxyProcesses,
-    HaproxyRefusal,
-)
-from ..haproxy.setup import (
-    Certificate,
-    HaproxySetup,
-    HeldListener,
-    change,
-    host_names,
-    parts_of,
-)
+from ..haproxy.process import GATEWAY, HaproxyProcess, HaproxyProcesses, HaproxyRefusal
+from ..haproxy.setup import Certificate, HaproxySetup, HeldListener, change, host_names, parts_of
 from ..program import program_problem, uid_of
 from ..repeated_work import RepeatedWork
 from ..settings import ListenerSettings
@@ -56,7 +44,7 @@ from ..target import ServerFacts, TargetState, facts_of, serving_state
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
 from .figures import GatewayFigures
-from .forwarding import Forwarding, WaitingListeners
+from .forwarding import NEXT_PROCESS, Forwarding, WaitingListeners
 from .hosts import HostStates
 from .listeners import (
     GatewayListeners,
@@ -72,23 +60,23 @@ from .targets import Targets
 if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
 
-_SERVES_SECONDS = 10.0
+_SERVING_TIMEOUT = 10.0
 # Maximum time that a command waits until its changes are in force.
-_IN_FORCE_SECONDS = 20.0
+_APPLY_TIMEOUT = 20.0
 # How long a new pool's gateway waits for the first command, which says what is to run.
-_FIRST_COMMAND_SECONDS = 5.0
+_FIRST_COMMAND_TIMEOUT = 5.0
 # A hung HAProxy must not delay the stop of a server for longer.
-_LEAVING_SECONDS = 5.0
+_DRAIN_TIMEOUT = 5.0
 # A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
-_ARRIVES_SECONDS = 0.05
-# HAProxy reports no event when it shows a waiting page.
-_WAKES_SECONDS = 0.2
+_SETTLE_DELAY = 0.05
+# How often HAProxy is asked for waiting pages: it does not report events.
+_WAKE_INTERVAL = 0.2
 # All changes of routes within this time start only one HAProxy.
 _REPLACEMENT_SECONDS = 1.0
-# When addresses that could not be opened are tried again, and certificates are read again: other programs renew them.
+# When addresses that could not be opened are tried again, and certificates, which other programs renew, are read again.
 _RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
-# If this many exits occur within the time below, restarting does not help.
-_UNSTABLE_ENDS, _UNSTABLE_SECONDS = 3, 600.0
+# Restarting does not help after this number of exits within this time.
+_UNSTABLE_EXITS, _UNSTABLE_SECONDS = 3, 600.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -96,8 +84,8 @@ logger = logging.getLogger("poolctl.supervisor")
 class GatewayManager(HelperOwner[HaproxyProcess]):
     """Runs the gateway configured by the tables passed to `apply_tables`. Implements the runners' `Gateway`.
 
-    `settings`, which the helper asks for after every change, opens the listeners, and changes the running HAProxy by
-    runtime commands. If they do not suffice, the helper starts another one on the same sockets.
+    The helper asks for `settings` after every change: that opens the listeners, and changes the running HAProxy by
+    runtime commands. If these do not suffice, the helper starts another HAProxy on the same sockets.
     """
 
     def __init__(
@@ -136,20 +124,20 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
-        self._built: HaproxySetup | None = None  # the last one, without states
+        self._built: HaproxySetup | None = None  # the last setup, without states
         self._current: GatewayPlan | None = None
-        self._certificates: list[Certificate] = []  # the ones that the gateway uses
-        self._unserved: tuple[ServerError, ...] = ()
-        self._noted = ""  # the problem of which there is an event
-        self._served: tuple[str, ...] = ()  # the addresses in the last event
+        self._certificates: list[Certificate] = []  # in use
+        self._plan_errors: tuple[ServerError, ...] = ()
+        self._reported_problem = ""  # by the last event
+        self._reported_addresses: tuple[str, ...] = ()  # by the last event
         self._revision = -1
-        self._adopted = self._over = self._hosts_changed = False
+        self._adopted = self._stopping = self._hosts_changed = False
         # Whether the plan has to be made again, and whether the targets have changed since the last setup.
         self._is_outdated = self._has_changed = True
-        self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
+        self._exit_times: deque[float] = deque(maxlen=_UNSTABLE_EXITS)
         self._postponed: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
-        self._again: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self.first_command = asyncio.Event()  # which says what servers are to run
         core.observers.add(self._on_server_changed)
@@ -157,18 +145,17 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     @property
     def failures(self) -> tuple[ServerError, ...]:
         """Why part of the configuration is not in force."""
-        found, failure = [*self._unserved], self._helper.failure
+        failures, failure = [*self._plan_errors], self._helper.failure
         if isinstance(failure, HaproxyRefusal) and self.gateway is not None:
-            found.append(
-                ServerError(
-                    f"the configuration before is in use, as HAProxy refuses this one: {failure.message}"
-                )
-            )
+            message = f"the configuration before is in use, as HAProxy refuses this one: {failure.message}"
+            failures.append(ServerError(message))
         elif failure is not None:
-            found.append(failure if isinstance(failure, ServerError) else ServerError(self._helper.problem))
+            failures.append(
+                failure if isinstance(failure, ServerError) else ServerError(self._helper.problem)
+            )
         if self.routes.problem and self.routes.problem != self._helper.problem:
-            found.append(ServerError(self.routes.problem))
-        return tuple(found)
+            failures.append(ServerError(self.routes.problem))
+        return tuple(failures)
 
     @property
     def problem(self) -> str:
@@ -182,30 +169,30 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     @property
     def restarts(self) -> int:
-        """The number of exits of HAProxy that were not ordered."""
+        """The number of unexpected exits of HAProxy."""
         return self._helper.restarts
 
     @property
     def instability(self) -> str:
         """A message if HAProxy keeps exiting, else ""."""
-        ended = len(self._ends) == _UNSTABLE_ENDS
-        if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
+        has_exits = len(self._exit_times) == _UNSTABLE_EXITS
+        if not has_exits or asyncio.get_running_loop().time() - self._exit_times[0] > _UNSTABLE_SECONDS:
             return ""
-        return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
+        return f"its process has ended {_UNSTABLE_EXITS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     @property
     def gateway(self) -> HaproxyProcess | None:
-        """The HAProxy that serves; None while none does."""
+        """The serving HAProxy, if any."""
         return self._helper.process
 
     @property
     def pid(self) -> int | None:
-        """The pid of the HAProxy that serves; None while none does."""
+        """The pid of the serving HAProxy, if any."""
         return None if self.gateway is None else self.gateway.pid
 
     @property
     def listeners(self) -> Collection[ListenerSettings]:
-        """The listeners that are open, or are to be opened."""
+        """The listeners that are open or should be."""
         return () if self._current is None else self._current.listeners.values()
 
     @property
@@ -223,34 +210,32 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._reconcile()
 
     async def wait_for_opening_attempt(self) -> None:
-        """Wait until the listeners are open, or that has failed; `problem` has the reason of a failure."""
+        """Wait until the listeners are open or could not be opened; see `problem`."""
         await self._helper.wait_for_attempt()
 
-    async def wait_briefly_until_serving(self) -> HaproxyProcess | None:
-        """The process, after waiting until it serves; None if it cannot serve, or does not within 10 s."""
+    async def wait_until_serving(self) -> HaproxyProcess | None:
+        """Wait until HAProxy serves, at most 10 s; returns the process, or None if it does not serve."""
         with contextlib.suppress(LinkLost, TimeoutError):
-            async with asyncio.timeout(_SERVES_SECONDS):
+            async with asyncio.timeout(_SERVING_TIMEOUT):
                 if self.is_configured:
                     process = await self._helper.wait_until_up()
                     if process.setup is None:  # adopted
                         await self._helper.wait_until_settled()
         return self.gateway
 
-    async def await_applied_or_warning(self, limit_seconds: float | None = None) -> str:
+    async def wait_until_applied(self, limit_seconds: float | None = None) -> str:
         """Wait until the configuration is applied or has failed; returns "", or a warning if the time limit is reached.
 
         Failed parts are tried again first; if they fail again, `failures` has the reasons.
         """
         if self.failures:
             self._reconcile()
-        seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
+        seconds = _APPLY_TIMEOUT if limit_seconds is None else min(limit_seconds, _APPLY_TIMEOUT)
         try:
             async with asyncio.timeout(seconds):
                 if self._revision != self._core.servers.revision:
                     self._schedule_recomputation()
-                await self.routes.wait_until_current()
-                self._update()
-                await self._wait_until_followed()
+                await self._settle()
                 if self.is_configured:
                     with contextlib.suppress(LinkLost):
                         await self._helper.wait_until_up()
@@ -259,15 +244,17 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             return f"[gateway]: not everything is in force yet: its process {why}"
         return ""
 
-    async def _wait_until_followed(self) -> None:
-        """Wait until HAProxy runs with the current setup, or cannot."""
+    async def _settle(self) -> None:
+        """Wait until HAProxy runs with the current routes and targets, or cannot."""
+        await self.routes.wait_until_current()
+        self._update()
         await self._helper.wait_until_settled()
         while (postponed := self._postponed) is not None:
             await asyncio.wait({postponed})
             await self._helper.wait_until_settled()
 
     async def fetch_activity_by_host(self) -> dict[str, Activity] | None:
-        """Return the Activity of each target by its name or URL; None if HAProxy does not answer."""
+        """The Activity of each target by name or URL; None if HAProxy does not answer."""
         if not await self.figures.read():
             return None
         return {
@@ -281,23 +268,20 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         return None if entry is None else facts_of(self._core, entry)
 
     def use_machine_source(self, machines: MachineSource) -> None:
-        """Use the feature `machines` from now on, which knows the machines behind routes' URLs and can start them."""
+        """Use this feature from now on, which knows the machines behind routes' URLs and starts them."""
         self.machines = self._awaited.machines = machines
         machines.set_routes(self.routes.routes.served)
 
     def report_machines(self) -> None:
-        """Apply the states of the machines, such as VMs, that answer at routes' target URLs."""
+        """Apply the current states of the machines behind routes' URLs."""
         self._update()
 
     async def announce_workers_exit(self, server: str) -> None:
-        """Stop sending requests to the server, whose workers will exit; return when that is in effect, or too late."""
+        """Stop sending requests to the server, whose workers will exit; returns once that is done, or after 5 s."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVING_SECONDS):
-                # The new routes of a reload come first: those in force may be to a server that the reload removes.
-                await self.routes.wait_until_current()
-                self._update()
-                await self._wait_until_followed()
-        await asyncio.sleep(_ARRIVES_SECONDS)
+            async with asyncio.timeout(_DRAIN_TIMEOUT):
+                await self._settle()  # with the new routes of a reload, which may remove the server
+        await asyncio.sleep(_SETTLE_DELAY)
 
     def _on_server_changed(self, entry: Entry) -> None:
         if entry.wanted:
@@ -305,11 +289,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
-            if self._is_outdated_by(entry):
+            if self._must_change_listener(entry):
                 self._reconcile()
             self._update()
 
-    def _is_outdated_by(self, entry: Entry) -> bool:
+    def _must_change_listener(self, entry: Entry) -> bool:
         """Whether the address of a proxied server has to be opened or closed."""
         if (plan := self._current) is None or not entry.config.is_proxied:
             return False
@@ -335,8 +319,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _on_routes_computed(self) -> None:
         routes = self.routes.routes
         self.targets.set_routes(routes.served)
-        shown = WorkerRoutes(self.routes.worker_tables, self.routes.context_keys, routes.trusted)
-        self._routing.publish(routes.servers, shown, self)
+        of_workers = WorkerRoutes(self.routes.worker_tables, self.routes.context_keys, routes.trusted)
+        self._routing.publish(routes.servers, of_workers, self)
         self._reconcile()  # a new stream needs a listener
         if self.machines is not None:
             self.machines.set_routes(routes.served)
@@ -370,19 +354,19 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _reconcile(self) -> None:
         """Apply the configuration soon."""
         self._is_outdated = self._has_changed = True
-        if not self._over:
+        if not self._stopping:
             self._helper.reconcile()
 
     def _update(self) -> None:
-        """Apply changes to the running HAProxy soon; a later one is started with them in any case."""
+        """Apply changes to the running HAProxy soon; without one, the next is started with them."""
         self._has_changed = True
-        if self.gateway is not None and not self._over:
+        if self.gateway is not None and not self._stopping:
             self._helper.reconcile()
 
     async def settings(self) -> str | None:
         await self.routes.wait_until_current()  # their streams have listeners
         if self.routes.table is None and self.routes.problem:
-            # An adopted HAProxy keeps the routes that it has.
+            # An adopted HAProxy keeps its routes.
             self.routes.schedule_computation()
             raise ServerError(self.routes.problem)
         if self._is_outdated:
@@ -396,7 +380,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self.forwarding.apply({})
             await self._listeners.close_others(())
             return None
-        # Without a process, another attempt follows if what HAProxy accepted last may have to be used.
+        # Without a process, another attempt follows if there is a fallback.
         self._has_changed = self.gateway is None and self.processes.fallback is not None
         if self.gateway is None and not self.first_command.is_set():
             await self._wait_for_first_command()
@@ -421,18 +405,18 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         entries = self._core.entries.values()
         if entries and not any(entry.wanted for entry in entries):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_COMMAND_SECONDS):
+                async with asyncio.timeout(_FIRST_COMMAND_TIMEOUT):
                     await self.first_command.wait()
         self.first_command.set()
 
     async def _change(self, process: HaproxyProcess, setup: HaproxySetup) -> bool:
         """Change the running HAProxy to this setup by runtime commands; returns whether they suffice.
 
-        If they do not, at least the states of its servers are those of the setup: a replaced process takes no commands.
+        Otherwise at least its servers get the setup's states: once replaced, it takes no commands.
         """
         before, after, suffices = process.setup, setup.without(process.refused), True
         if before is None and process.mark != GATEWAY.mark_of(setup.digest):
-            # As long as no other one can be started, it serves with its own routes. It may lack some of these servers.
+            # Until another one can be started, it serves with its own routes. It may lack some of these servers.
             with contextlib.suppress(HaproxyRefusal):
                 if self._helper.problem:
                     await process.ask(*after.state_commands())
@@ -440,9 +424,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if before is None:
             commands = after.state_commands()
         else:
-            if (found := await in_daemon_thread(lambda: change(before, after))) is None:
-                suffices, found = False, change(before, before.with_states_of(after))
-            commands, after = found or ([], before)
+            if (changes := await in_daemon_thread(lambda: change(before, after))) is None:
+                suffices, changes = False, change(before, before.with_states_of(after))
+            commands, after = changes or ([], before)
         try:
             if commands:
                 await process.perform(commands)
@@ -454,7 +438,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         return suffices
 
     def _postpone_replacement(self, process: HaproxyProcess) -> bool:
-        """Postpone the replacement of a process that was started just now; returns whether it is postponed."""
+        """Postpone the replacement of a process that has just been started; returns whether it is postponed."""
         left = process.began + _REPLACEMENT_SECONDS - asyncio.get_running_loop().time()
         if left <= 0 or not process.mark:
             return False
@@ -476,8 +460,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         await self._names.follow(names)
         self.targets.unresolved = names.keys() - self._names.addresses.keys()
         held = [
-            HeldListener(each, plan.streams.get(key), sockets, plan.certificates.get(key, ()))
-            for key, each in plan.listeners.items()
+            HeldListener(listener, plan.streams.get(key), sockets, plan.certificates.get(key, ()))
+            for key, listener in plan.listeners.items()
             if (sockets := self._listeners.of(key))
         ]
         keys, addresses, waiting = (
@@ -486,9 +470,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets.unknown = self._awaited.unknown
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
         self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
-        following = self._waiting.next_process
-        next_one = following.address, following.sock, self.routes.next_process_key
-        parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, next_one)
+        successor = self._waiting.of(NEXT_PROCESS)
+        handover = successor.address, successor.sock, self.routes.next_process_key
+        parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, handover)
         if (setup := self._built) is None or setup.parts != parts:
             setup = await in_daemon_thread(parts.build)
         self._built = setup
@@ -496,31 +480,26 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         return await in_daemon_thread(lambda: setup.with_states(now))
 
     async def _wake_for_waiting_pages(self) -> None:
-        """Wake the targets whose waiting page HAProxy has shown, as long as it may show one."""
+        """Wake a target of each route whose waiting page HAProxy has shown, as long as it may show one."""
         waking = RepeatedWork("the waiting pages of the gateway")
         try:
             while (setup := self.processes.wanted) is not None and setup.shows_waiting_page:
                 if (process := self.gateway) is not None:
                     with waking.attempt(), contextlib.suppress(HaproxyRefusal):  # it is being replaced
                         shown = await process.sections_to_wake()
-                        self._wake_one_of_each(
-                            {
-                                backend.alias
-                                for backend in setup.configuration.backends
-                                if backend.name in shown
-                            }
-                        )
-                await asyncio.sleep(_WAKES_SECONDS)
+                        backends = setup.configuration.backends
+                        self._wake_targets({backend.alias for backend in backends if backend.name in shown})
+                await asyncio.sleep(_WAKE_INTERVAL)
         finally:
             self._waking = None
 
-    def _wake_one_of_each(self, aliases: Collection[str]) -> None:
-        """Start a target of each of these routes, if all that could serve it sleep."""
+    def _wake_targets(self, aliases: Collection[str]) -> None:
+        """Start a target of each of these routes whose available targets all sleep."""
         for route in self.routes.routes.http:
             if route.alias in aliases:
-                targets = self.targets.now(each.key for each in route.to).of(route)
+                targets = self.targets.now(target.key for target in route.to).of(route)
                 if serving_state(targets.values()) is TargetState.SLEEPING:
-                    self._awaited.start(next(key for key, each in targets.items() if each.serves))
+                    self._awaited.start(next(key for key, target in targets.items() if target.serves))
 
     def _on_wake(self, key: str, number: int) -> None:
         self._awaited.wake(key, number)
@@ -530,19 +509,19 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.figures.begin_process(process, is_new=is_new)
         self.processes.fallback = None
         if is_new:
-            self._record_event_if_addresses_changed()
+            self._report_addresses()
         if self._has_changed:
             self._update()
 
     async def retire(self, process: HaproxyProcess) -> None:
         await self.figures.follow_replaced(process)
-        # First: from now on their connections would be accepted by nobody.
+        # First, so that no connection waits at a listener where nobody accepts.
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
         await self.processes.retire(process)
 
     def on_lost(self, process: HaproxyProcess) -> None:
         self.processes.fallback = process.setup or self.processes.fallback
-        self._ends.append(asyncio.get_running_loop().time())
+        self._exit_times.append(asyncio.get_running_loop().time())
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
@@ -550,21 +529,21 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     # The listeners.
 
     async def _open_listeners(self) -> None:
-        """Make the plan, and open its listeners. Raises ServerError if that is impossible and no plan is in force."""
+        """Make the plan, and open its listeners. Raises ServerError if that fails and no plan is in force."""
         if not self._adopted:
             await self._adopt()
         streams, tables = self._open_streams(), self.tables
-        env, known = self._environment.configuration.environment, self._certificates
+        env, used = self._environment.configuration.environment, self._certificates
         problems: list[ServerError] = []
         try:
-            plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, known))
+            plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, used))
         except ServerError as error:
             if self._current is None:
                 raise
             plan, problems = self._current, [error]
-        self._keep_certificates([] if plan is None else plan.all_certificates)
+        self._store_certificates([] if plan is None else plan.all_certificates)
         if plan is None:
-            self._current, self._unserved, self._served = None, (), ()
+            self._current, self._plan_errors, self._reported_addresses = None, (), ()
             return
         if self.gateway is None:
             # Before listeners are opened, so that clients are refused instead of waiting.
@@ -572,46 +551,45 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             if (problem := await in_daemon_thread(lambda: program_problem(program))) is not None:
                 await self._listeners.close_others(())
                 raise ServerError("; ".join(problem))
-        unopened = await self._listeners.open_missing(plan.listeners)
-        problems += [*unopened, *(each.problem for each in self._certificates if each.problem is not None)]
-        self._note_unserved(problems)
+        problems += await self._listeners.open_missing(plan.listeners)
+        problems += filter(None, (certificate.problem for certificate in self._certificates))
+        self._plan_errors = tuple(problems)
+        self._report_plan_errors()
         self._current = plan.limited_to(self._listeners.settings)
-        if self._again is not None:
-            self._again.cancel()
-        if self._unserved or plan.certificates:
-            seconds = _RETRY_SECONDS if self._unserved else _RENEWAL_SECONDS
-            self._again = asyncio.get_running_loop().call_later(seconds, self._reconcile)
+        if self._retry is not None:
+            self._retry.cancel()
+        if problems or plan.certificates:
+            seconds = _RETRY_SECONDS if problems else _RENEWAL_SECONDS
+            self._retry = asyncio.get_running_loop().call_later(seconds, self._reconcile)
 
-    def _keep_certificates(self, used: list[Certificate]) -> None:
-        if certificates_to_json(used) != certificates_to_json(self._certificates):
-            content = json.dumps(certificates_to_json(used)).encode()
-            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, content)
+    def _store_certificates(self, used: list[Certificate]) -> None:
+        if (rows := certificates_to_json(used)) != certificates_to_json(self._certificates):
+            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, json.dumps(rows).encode())
         self._certificates = used
 
-    def _note_unserved(self, failures: Iterable[ServerError]) -> None:
-        self._unserved = tuple(failures)
-        problem = "; ".join(each.message for each in self._unserved)
-        if problem and problem != self._noted:
+    def _report_plan_errors(self) -> None:
+        problem = "; ".join(error.message for error in self._plan_errors)
+        if problem and problem != self._reported_problem:
             logger.error("%s: %s", GATEWAY.label, problem)
             self._events.record("pool", f"{GATEWAY.name} failed", message=problem)
-        self._noted = problem
+        self._reported_problem = problem
 
-    def _record_event_if_addresses_changed(self) -> None:
-        served = tuple(listener.bind for listener in self.listeners)
-        if served and served != self._served:
-            kind = "gateway moved" if self._served else "gateway started"
-            self._events.record("pool", kind, message=f"the gateway serves {', '.join(served)}")
-        self._served = served
+    def _report_addresses(self) -> None:
+        addresses = tuple(listener.bind for listener in self.listeners)
+        if addresses and addresses != self._reported_addresses:
+            kind = "gateway moved" if self._reported_addresses else "gateway started"
+            self._events.record("pool", kind, message=f"the gateway serves {', '.join(addresses)}")
+        self._reported_addresses = addresses
 
     async def _adopt(self) -> None:
         """Take over what an earlier supervisor has left."""
         await self._listeners.adopt()
         await self._waiting.adopt()
-        self._awaited.expect_machines(self._waiting.keys)
+        self._awaited.unknown = {*self._waiting.keys}
         await self.forwarding.adopt()
         self._adopted = True
         if self.gateway is not None:
-            self._served = tuple(self._listeners.settings)
+            self._reported_addresses = tuple(self._listeners.settings)
         self._certificates = certificates_from_json(
             json.loads(await self._store.read(fd_store.GATEWAY_CERTIFICATES) or b"[]")
         )
@@ -621,9 +599,9 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._follow_hosts()
 
     async def finish(self) -> None:
-        """Refuse new connections; returns when the open connections have ended, within `drain_timeout`."""
+        """Refuse new connections; returns when the open ones have ended, at most after `drain_timeout`."""
         self._stop_changing()
-        # The sockets of a process that is just being started must not be closed before they are sent.
+        # The sockets of a process that is being started must not be closed before they are sent.
         self._helper.stop_attempts()
         await self._helper.wait_until_settled()
         process, plan = self._helper.release(), self._current
@@ -645,13 +623,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.routes.close()
 
     def _stop_changing(self) -> None:
-        self._over = True
+        self._stopping = True
         self.first_command.set()
         self.figures.close()  # a replaced process does not end before its figures are read
         self._names.close()
-        for each in (self._again, self._expiry, self._postponed, self._waking):
-            if each is not None:
-                each.cancel()
+        for work in (self._retry, self._expiry, self._postponed, self._waking):
+            if work is not None:
+                work.cancel()
         self._postponed = None
 
     async def _end_processes(self) -> None:
@@ -662,14 +640,14 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
 
 class GatewayPart(FeaturePart):
-    """The supervisor's part of a feature that extends the gateway; `connect` is called once the pool has a gateway."""
+    """The supervisor's part of a feature that extends the gateway."""
 
     def connect(self, gateway: GatewayManager) -> None:
         """Use this gateway from now on. Called when the pool gets one, before its first route table is computed."""
 
     @property
     def not_served(self) -> Iterable[str]:
-        """Return messages about present problems with the feature's configuration table, such as [proxmox]."""
+        """The present problems with the feature's table, such as [proxmox]."""
         return ()
 
     def gateway_metrics(self) -> Iterable[Family]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -27,36 +27,36 @@ class HostRecord:
 
 
 class UnknownHost(LookupError):
-    """No host has this name, or several match it; `hint` names similar ones."""
+    """No host has this name, or several match it; `hint` names similar hosts."""
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
+    def __init__(self, name: str, hosts: Sequence[str]) -> None:
         self.message = f"no backend is called {name!r}"
-        hosts = [*known]
         near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], cutoff=0.5)
-        found = [host for host in hosts if host.lower() in near]
-        self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl backends` lists them"
+        similar = [host for host in hosts if host.lower() in near]
+        self.hint = (
+            f"did you mean {' or '.join(similar[:3])}?" if similar else "`poolctl backends` lists them"
+        )
         super().__init__(f"{self.message}; {self.hint}")
 
 
-def find_host(name: str, known: Iterable[str]) -> str:
+def find_host(name: str, hosts: Sequence[str]) -> str:
     """The host with this name or URL, ignoring case; the URL's scheme may be missing. Raises UnknownHost."""
-    hosts = [*known]
     if name in hosts:
         return name
-    wanted = name.lower().rstrip("/")
-    whole = [host for host in hosts if host.lower() == wanted]
-    found = whole or [host for host in hosts if host.lower().partition("://")[2] == wanted]
-    if len(found) != 1:
-        raise UnknownHost(name, found or hosts)
-    return found[0]
+    lowered = name.lower().rstrip("/")
+    exact = [host for host in hosts if host.lower() == lowered]
+    matches = exact or [host for host in hosts if host.lower().partition("://")[2] == lowered]
+    if len(matches) != 1:
+        raise UnknownHost(name, matches or hosts)
+    return matches[0]
 
 
 class HostStates:
     """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
     `changed(host, state, why)` is called after each change. A host that was disabled for a limited time becomes active
-    again when the time is over. Call `enable_expired` at `next_expiry`, so that this is reported; `host_record` is
-    correct even before. `now` is a monotonic clock, `wall` returns seconds since 1970.
+    again afterwards: call `enable_expired` at `next_expiry`, so that this is reported. `now` is a monotonic clock,
+    `wall` returns seconds since 1970.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class HostStates:
         self._now = now
         self._changed = changed
         self.wall = wall
-        self.re_enable_seconds = 30.0  # for which a host is disabled if a command does not say how long
+        self.re_enable_seconds = 30.0  # how long a host is disabled by default
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
 
@@ -86,7 +86,7 @@ class HostStates:
         return self._records.get(host) or HostRecord(host=host)
 
     def records(self) -> list[HostRecord]:
-        """The records of all hosts whose state was ever changed, except those removed by `forget`."""
+        """The records of all hosts with a changed state, except those removed by `forget`."""
         self.enable_expired()
         return [*self._records.values()]
 
@@ -110,7 +110,7 @@ class HostStates:
             self._set(host, RequestedBackendState.ACTIVE, "enabled by request", 0.0)
 
     def enable_expired(self) -> None:
-        """Reactivate the hosts whose disable time is over."""
+        """Enable the hosts that were disabled for a time that is over."""
         now = self._now()
         expired = [host for host, until in self._until.items() if until <= now]
         why = "the time for which it was disabled is over"
@@ -127,14 +127,14 @@ class HostStates:
             self._until.pop(host, None)
 
     def to_json(self) -> Table:
-        """The state that `restore` needs after a restart: the hosts that are not active."""
+        """The state for `restore` after a restart: the hosts that are not active."""
         records = [record for record in self.records() if record.state != RequestedBackendState.ACTIVE]
         return {"hosts": [to_json(record) for record in records]}
 
     def restore(self, table: Table) -> None:
-        """Restore the states from a predecessor's `to_json`, as far as they still apply. `changed` is not called.
+        """Restore the states from a predecessor's `to_json` that still apply. `changed` is not called.
 
-        Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
+        Times are those of the system's clock: the monotonic clock may have restarted. Invalid entries are ignored.
         """
         wall = self.wall()
         for entry in table.get("hosts") or ():
@@ -143,7 +143,7 @@ class HostStates:
                 state = RequestedBackendState(record.state)
             except (ValueError, AttributeError):
                 continue
-            # Never longer than the time that was ordered, in case the system's clock was set back.
+            # Never longer than requested, in case the system's clock was set back.
             left = min(record.until - wall, record.until - record.since) if record.until else 0.0
             if state is not RequestedBackendState.ACTIVE and (left > 0 or not record.until):
                 self._record(record.host, state, record.why, left, since=record.since)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,14 +31,14 @@ from poolctl.runners.process_link import Link, LinkLost, stored_entries
 from poolctl.runners.socket_access import socket_access
 
 from ..haproxy.setup import Certificate
-from ..settings import HTTP, GatewaySettings, ListenerSettings, settings_of
+from ..settings import GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
 
 
 def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
-    """The certificates for the next supervisor. Contains keys."""
+    """The certificates, with their keys, for the next supervisor."""
     return [
         {
             "tls": certificate.tls.to_dict(),
@@ -49,22 +50,21 @@ def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
 
 
 def certificates_from_json(rows: Iterable[Table]) -> list[Certificate]:
-    """The certificates that an earlier supervisor has used, which `plan_of` takes as `known`."""
+    """The certificates that an earlier supervisor has used, which `plan_of` takes as `used`."""
     return [
         Certificate(
             TLSConfig(**row["tls"]),
             tuple(row["names"]),
-            [each.encode("latin-1") for each in row["contents"]],
+            [content.encode("latin-1") for content in row["contents"]],
         )
         for row in rows
     ]
 
 
 class GatewayPlan(NamedTuple):
-    """The listeners, certificates and settings that a gateway should have.
+    """The listeners, streams and certificates that a gateway should have, by the listener's key, and its settings.
 
-    `listeners` is by key, and so are the routes of stream listeners and the certificates; the first certificate of a
-    listener is also used for all hosts that none names.
+    The first certificate of a listener is also used for hosts without one.
     """
 
     settings: GatewaySettings
@@ -75,99 +75,89 @@ class GatewayPlan(NamedTuple):
     @property
     def all_certificates(self) -> list[Certificate]:
         """The certificates of all listeners."""
-        return [each for found in self.certificates.values() for each in found]
+        return [*chain.from_iterable(self.certificates.values())]
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """Return a copy of the plan that has only open listeners.
+        """A copy of the plan with only open listeners.
 
         If the plan moves a listener to an address that is not open yet, the copy has the listener at the old address,
         with the stream or the certificates that the plan has for the new address.
         """
-        missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
-        kept = {
-            key: each
-            for key, each in open_listeners.items()
-            if key not in self.listeners and each.role in missing
-        }
-        streams = {key: self.streams[missing[each.role]] for key, each in kept.items() if each.alias}
-        certificates = {
-            key: self.certificates.get(missing[each.role], ()) for key, each in kept.items() if each.tls
-        }
-        return self._replace(
-            listeners={
-                **{key: each for key, each in self.listeners.items() if key in open_listeners},
-                **kept,
-            },
-            streams={**self.streams, **streams},
-            certificates={**self.certificates, **certificates},
-        )
+        listeners = {key: listener for key, listener in self.listeners.items() if key in open_listeners}
+        streams, certificates = {**self.streams}, {**self.certificates}
+        unopened = {listener.role: key for key, listener in self.listeners.items() if key not in listeners}
+        for key, listener in open_listeners.items():
+            if key not in self.listeners and (new_key := unopened.get(listener.role)) is not None:
+                listeners[key] = listener
+                if listener.alias:
+                    streams[key] = self.streams[new_key]
+                if listener.tls:
+                    certificates[key] = self.certificates.get(new_key, ())
+        return self._replace(listeners=listeners, streams=streams, certificates=certificates)
 
 
 def plan_of(
     tables: Tables,
     streams: Iterable[StreamRoute],
     env: Mapping[str, str],
-    known: Collection[Certificate] = (),
+    used: Collection[Certificate] = (),
 ) -> GatewayPlan | None:
-    """Return the plan of the pool's gateway, or None if the pool has no gateway.
+    """The plan of the pool's gateway; None for a pool without one. Blocks: reads certificates.
 
-    A certificate whose files cannot be used is taken from those that are `known`. Blocks, as it reads certificates;
-    raises ServerError if one that is not known cannot be read.
+    A certificate whose files cannot be used is taken from `used`, or else ServerError is raised.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return None
-    listeners = {}
-    of_streams = {parse(table.bind).bind: table for table in tables.all(StreamConfig)}
-    for each in gateway.bind:
-        made = ListenerSettings(
-            bind=parse(each.bind).bind,
-            protocol=HTTP,
-            tls=bool(each.tls),
-            accept_proxy=each.accept_proxy_protocol,
-            **_socket_file(each),
+    listeners = [
+        ListenerSettings(
+            bind=parse(table.bind).bind,
+            tls=bool(table.tls),
+            accept_proxy=table.accept_proxy_protocol,
+            **_socket_file(table),
         )
-        listeners[made.bind] = made
-    routes = {}
-    for stream in streams:
-        made = ListenerSettings(
-            bind=stream.bind,
+        for table in gateway.bind
+    ]
+    by_bind = {stream.bind: stream for stream in streams}
+    of_streams = {parse(table.bind).bind: table for table in tables.all(StreamConfig)}
+    listeners += [
+        ListenerSettings(
+            bind=bind,
             protocol=stream.protocol,
             alias=stream.alias,
             accept_proxy=stream.accept_proxy,
-            **_socket_file(of_streams.get(stream.bind)),
+            **_socket_file(of_streams.get(bind)),
         )
-        listeners[made.bind] = made
-        routes[made.bind] = stream
+        for bind, stream in by_bind.items()
+    ]
     certificates = {
-        parse(each.bind).bind: [_certificate_in_use(tls, env, known) for tls in each.tls]
-        for each in gateway.bind
-        if not isinstance(each.tls, bool)
+        parse(table.bind).bind: [_certificate_in_use(tls, env, used) for tls in table.tls]
+        for table in gateway.bind
+        if not isinstance(table.tls, bool)
     }
-    return GatewayPlan(settings_of(gateway), listeners, routes, certificates)
+    by_key = {listener.bind: listener for listener in listeners}
+    return GatewayPlan(settings_of(gateway), by_key, by_bind, certificates)
 
 
 def _socket_file(table: GatewayListener | StreamConfig | None) -> dict[str, Any]:
-    """The mode and the owner of the table's address if that is a Unix socket."""
+    """The mode and owner of the table's address if it is a Unix socket."""
     if table is None or parse(table.bind).kind != "unix":
         return {}
     return {"mode": table.mode, "owner": table.owner}
 
 
-def _certificate_in_use(
-    tls: TLSConfig, env: Mapping[str, str], known: Collection[Certificate]
-) -> Certificate:
-    """The certificate in these files; if it cannot be used, the known one. Raises ServerError if there is none."""
-    used = next((each for each in known if each.tls == tls), None)
+def _certificate_in_use(tls: TLSConfig, env: Mapping[str, str], used: Collection[Certificate]) -> Certificate:
+    """The certificate in these files; if it cannot be used, that of `used`. Raises ServerError without one."""
+    before = next((certificate for certificate in used if certificate.tls == tls), None)
     try:
-        found = _read_certificate(tls, env)
-        if used is not None and used.contents != found.contents:
-            _check_certificate(found)
-        return found
+        certificate = _read_certificate(tls, env)
+        if before is not None and before.contents != certificate.contents:
+            _check_certificate(certificate)
+        return certificate
     except ServerError as error:
-        if used is None:
+        if before is None:
             raise
-        return used._replace(problem=error)
+        return before._replace(problem=error)
 
 
 def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> Certificate:
@@ -184,10 +174,10 @@ def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> Certificate:
     return Certificate(tls, tuple(certificate_names(contents[0].decode("ascii", "replace"))), contents)
 
 
-def _check_certificate(found: Certificate) -> None:
-    """Raise ServerError if HAProxy could not use the certificate: then it would not start again, or not change."""
+def _check_certificate(certificate: Certificate) -> None:
+    """Raise ServerError if HAProxy could not start with the certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    cert, key, *authorities = found.contents
+    cert, key, *authorities = certificate.contents
     bundle = memory_file("poolctl-certificate", cert + b"\n" + key)
     try:
         context.load_cert_chain(f"/proc/self/fd/{bundle}")
@@ -195,7 +185,7 @@ def _check_certificate(found: Certificate) -> None:
             context.load_verify_locations(cadata=authority.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as error:
         why = openssl_reason(error)
-        message = f"{found.tls.cert} cannot be used, so that the certificate before it still is: {why}"
+        message = f"{certificate.tls.cert} cannot be used, so that the certificate before it still is: {why}"
         raise ServerError(message, hint="check `tls` of [gateway]") from error
     finally:
         os.close(bundle)
@@ -213,10 +203,7 @@ def _without_keys(pem: bytes) -> bytes:
 
 
 def _without_password(key: bytes, path: str, password: str) -> bytes:
-    """The private key in this PEM text, decrypted: HAProxy would ask the terminal for the password.
-
-    Raises ServerError.
-    """
+    """The private key in this PEM text, decrypted, as HAProxy would ask for the password. Raises ServerError."""
     try:
         done = subprocess.run(
             ["openssl", "pkey", "-passin", "env:PASSWORD"],
@@ -235,7 +222,7 @@ def _without_password(key: bytes, path: str, password: str) -> bytes:
 
 
 class GatewayListeners:
-    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
+    """Opens and closes listeners. `settings` has those of the open listeners, by key: the address in canonical form."""
 
     def __init__(self, keeper: Link, opener: Opener) -> None:
         self._keeper = keeper
@@ -249,7 +236,7 @@ class GatewayListeners:
         return self._open.get(key, [])
 
     async def adopt(self) -> None:
-        """Take over the sockets that the previous supervisor has left with the keeper, unless they are open here."""
+        """Take over the previous supervisor's sockets from the keeper, unless they are open here."""
         async for name, _ in stored_entries(self._keeper, fd_store.GATEWAY_LISTENER):
             key = name.removeprefix(fd_store.GATEWAY_LISTENER)
             if key not in self._open:
@@ -259,16 +246,16 @@ class GatewayListeners:
                 self._identities[key] = socket_file_identity(self.settings[key].bind)
 
     async def open_missing(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
+        """Open the listeners in `wanted` that are not open yet; returns the errors of failed attempts.
 
-        A port that is not open yet refuses connections until HAProxy listens. An outdated listener at an overlapping
-        address stays open, and serves, until HAProxy is replaced. Unix sockets that are open get their mode and owner.
+        A new port refuses connections until HAProxy listens. An outdated listener at an overlapping address stays open,
+        and serves, until HAProxy is replaced. Open Unix sockets get their mode and owner.
         """
         problems: list[ServerError] = []
         for key, listener in wanted.items():
             is_open = key in self._open
             if is_open and self.settings[key] != listener:
-                self._store_listener_in_keeper(key, listener)
+                self._store(key, listener)
             try:
                 allowed = await _access_of(listener)
                 if is_open:
@@ -291,16 +278,16 @@ class GatewayListeners:
                 problems.append(error)
                 continue
             self._identities[key] = socket_file_identity(listener.bind)
-            self._store_listener_in_keeper(key, listener)
+            self._store(key, listener)
         return problems
 
-    def _store_listener_in_keeper(self, key: str, listener: ListenerSettings) -> None:
+    def _store(self, key: str, listener: ListenerSettings) -> None:
         self.settings[key] = listener
         entry = f"{fd_store.GATEWAY_LISTENER}{key}"
         self._keeper.send({"op": "put", "name": entry, "meta": to_json(listener)}, self._open[key])
 
     async def close_others(self, wanted: Collection[str]) -> None:
-        """Close all listeners that are not in `wanted`. HAProxy has closed its own, or is about to."""
+        """Close all listeners that are not in `wanted`. HAProxy has closed its descriptors, or is about to."""
         for key in self._open.keys() - {*wanted}:
             del self.settings[key]
             sockets = self._open.pop(key)

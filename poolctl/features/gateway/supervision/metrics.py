@@ -20,7 +20,7 @@ from poolctl.routing.route_report import (
 from .counts import CONNECT, REFUSED, RESPONSE, Traffic, TrafficCounts
 from .gateway import GatewayManager, GatewayPart
 
-# Maximum number each of routes, streams and hosts, so that a scrape and the scraper's storage stay small.
+# Maximum number of routes, of streams and of hosts, so that a scrape and the scraper's storage stay small.
 MAX_LABELLED = 1000
 
 
@@ -32,21 +32,20 @@ def gateway_metrics(
     *,
     answered: bool,
 ) -> Iterator[Family]:
-    """The gateway's metrics at its last figures; `answered` is whether these are current."""
+    """The gateway's metrics at its last figures; `answered`: they are current."""
     counts, figures = manager.counts, manager.figures
     routes, streams = [*counts.routes.items()], [*counts.streams.items()]
     yield from families_of(_GATEWAY, [((manager, answered), {})])
     yield from _routes_and_refusals(manager)
     omitted = Family("poolctl_gateway_omitted", "gauge", "Routes, streams and hosts without metrics.")
-    for what, all_ in (("routes", routes), ("streams", streams), ("hosts", hosts)):
-        omitted.add(max(0, len(all_) - MAX_LABELLED), kind=what)
+    for kind, number in (("routes", len(routes)), ("streams", len(streams)), ("hosts", len(hosts))):
+        omitted.add(max(0, number - MAX_LABELLED), kind=kind)
     yield omitted
     yield from _routes(routes[:MAX_LABELLED], figures.queued)
     yield _route_health(healths)
     opened = figures.open_streams
-    yield from families_of(
-        _STREAM, [((each, opened[alias]), {"stream": alias}) for alias, each in streams[:MAX_LABELLED]]
-    )
+    shown = streams[:MAX_LABELLED]
+    yield from families_of(_STREAM, [((traffic, opened[name]), {"stream": name}) for name, traffic in shown])
     yield from _hosts([to_json(host) for host in hosts[:MAX_LABELLED]], counts)
     for part in parts:
         yield from part.gateway_metrics()
@@ -57,11 +56,11 @@ def _routes_and_refusals(manager: GatewayManager) -> Iterator[Family]:
     for code, count in {"404": 0, **manager.counts.refused}.items():
         refused.add(count, code=code)
     yield refused
-    found = manager.routes.routes
-    routes = Family("poolctl_gateway_routes", "gauge", "Routes by what is forwarded.")
-    for way, number in ((HTTP, found.http), (STREAM, found.streams), (EXCLUDED, found.excluded)):
-        routes.add(len(number), way=way)
-    yield routes
+    routes = manager.routes.routes
+    family = Family("poolctl_gateway_routes", "gauge", "Routes by what is forwarded.")
+    for way, members in ((HTTP, routes.http), (STREAM, routes.streams), (EXCLUDED, routes.excluded)):
+        family.add(len(members), way=way)
+    yield family
 
 
 _GATEWAY: Sequence[Row[tuple[GatewayManager, bool]]] = (
@@ -104,12 +103,12 @@ def _routes(routes: Sequence[tuple[str, Traffic]], queued: Mapping[str, int]) ->
     responses = Family("poolctl_route_responses", "counter", text)
     errors = Family("poolctl_route_request_errors", "counter", "Requests without a response, by the reason.")
     waiting = Family("poolctl_route_requests_waiting", "gauge", "Requests that wait for a busy target now.")
-    for alias, each in routes:
+    for alias, traffic in routes:
         for digit in range(1, 6):
-            responses.add(each.statuses[digit], route=alias, code=f"{digit}xx")
-        _add_errors(errors, each, route=alias)
+            responses.add(traffic.statuses[digit], route=alias, code=f"{digit}xx")
+        _add_errors(errors, traffic, route=alias)
         waiting.add(queued[alias], route=alias)
-    named = [(each, {"route": alias}) for alias, each in routes]
+    named = [(traffic, {"route": alias}) for alias, traffic in routes]
     return *families_of(_ROUTE, named), responses, errors, waiting
 
 
@@ -134,8 +133,8 @@ def _hosts(hosts: Sequence[Table], counts: TrafficCounts) -> Iterable[Family]:
             state.add(int(row["state"] == value), host=host, state=value)
         for status in STATUSES:
             health.add(int(row["health"] == status), host=host, status=status)
-        for known in BreakerState:
-            breaker.add(int(row["breaker"] == known), host=host, state=known)
+        for position in BreakerState:
+            breaker.add(int(row["breaker"] == position), host=host, state=position)
         _add_errors(errors, counts.backends[host], host=host)
         named.append((row, {"host": host}))
     return state, health, breaker, *families_of(_HOST, named), errors

@@ -39,10 +39,11 @@ _AT_ONCE = 32
 # A service that has just started is probed more often at first.
 _FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
+_system_context = cache(ssl.create_default_context)
 
 
 class Activity(NamedTuple):
-    """How many requests a target has received from the gateway, and how many are now in progress or waiting."""
+    """The number of requests that a target has received, and of those in progress or waiting now."""
 
     requests: int
     in_progress: int
@@ -56,7 +57,7 @@ class MachineSource(Protocol):
         """The states of the machines that requests may start, by URL."""
 
     def set_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """Find the machines behind these routes. Called with all routes whenever one changes."""
+        """Find the machines behind these routes. Called with all routes when one changes."""
 
     def machines(self, route: Route | StreamRoute) -> tuple[TargetMachineReport, ...]:
         """The machines behind the route, for output."""
@@ -92,11 +93,11 @@ class RoutedService(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why the service gets no requests; its state if the reason is not known."""
+        """Why the service gets no requests, or its state."""
 
 
 class ServiceSource(Protocol):
-    """A feature that adds services to routes while the pool runs, and has routes recomputed when services change."""
+    """A feature that adds services to routes while the pool runs, and requests new routes when they change."""
 
     async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
@@ -107,7 +108,7 @@ class ServiceSource(Protocol):
         """The services of a route."""
 
     def reports(self, alias: str) -> tuple[RegisteredServiceReport, ...]:
-        """Return a report, for output, on each service of the route `alias`."""
+        """A report, for output, on each service of a route."""
 
 
 class ProbedService(Hashable, Protocol):
@@ -138,7 +139,7 @@ class UrlProbes(Generic[S]):
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     def watch(self, service: S, probe: Probe | None, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
-        """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it.
+        """Probe the service repeatedly, beginning at once; without a probe, stop that.
 
         `target` says how a certificate is verified.
         """
@@ -172,7 +173,7 @@ class UrlProbes(Generic[S]):
             if service.state == STARTING:
                 pause = min(pause, pause_seconds)
                 pause_seconds *= _FACTOR
-            # Shorter, so that a failure is found within `interval`.
+            # Jitter only shortens it, so that a failure is found within `interval`.
             pause *= 1 - probe.jitter * random.random()
             await asyncio.sleep(max(0.0, began + pause - _now()))
 
@@ -182,10 +183,7 @@ def _now() -> float:
 
 
 async def probe_url(url: str, probe: Probe, target: routing.Target = routing.Target()) -> str:  # noqa: B008  immutable
-    """Send one probe to this URL; returns the problem, or "" for a success.
-
-    `target` says how a certificate is verified.
-    """
+    """Probe this URL once; returns the problem, or "". `target` says how a certificate is verified."""
     endpoint = Endpoint.of_url(url)
     where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
     host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]
@@ -212,7 +210,7 @@ async def probe_url(url: str, probe: Probe, target: routing.Target = routing.Tar
 
 
 async def connection_problem(target: routing.Target, timeout_seconds: float) -> str:
-    """Why no connection to this target's URL can be made, found by an attempt; "" if it can be made."""
+    """Connect to this target's URL once; returns the problem, or ""."""
     endpoint = Endpoint.of_url(target.url)
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -248,7 +246,7 @@ def _verification(endpoint: Endpoint, target: routing.Target) -> tuple[ssl.SSLCo
         return None, None
     name = target.sni or endpoint.host
     if target.verify and not target.ca:
-        return _context_of_system(), name
+        return _system_context(), name
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if target.verify:
         context.load_verify_locations(target.ca)
@@ -257,13 +255,8 @@ def _verification(endpoint: Endpoint, target: routing.Target) -> tuple[ssl.SSLCo
     return context, name
 
 
-@cache
-def _context_of_system() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
 class ProbedTarget:
-    """A target and its probe results. After enough failures, its `state` is FAILING and it gets no requests."""
+    """A target and the results of its probes. After enough failures it is FAILING, and gets no requests."""
 
     def __init__(self, url: str, probe: Probe, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
         self.url = url
@@ -275,7 +268,7 @@ class ProbedTarget:
         self.latency_seconds: float | None = None
 
     def record(self, problem: str, latency_seconds: float) -> None:
-        """Record the result of a probe, which took `latency_seconds`: the problem, or "" for a success."""
+        """Record the result of a probe: the problem, or "", and how long the probe took."""
         status = self.hysteresis.record(not problem)
         self.latency_seconds = None if problem else latency_seconds
         self.why = problem
@@ -286,7 +279,7 @@ class ProbedTarget:
 
     @property
     def result(self) -> Target:
-        """What the probes have found."""
+        """The target as the probes have found it."""
         if self.state == FAILING:
             return Target(TargetState.DOWN, self.why)
         return Target(answers=True if self.state == SERVING else None)
@@ -316,11 +309,11 @@ class TargetProbes:
 
     @property
     def targets(self) -> dict[str, Target]:
-        """What the probes of each URL have found, by the URL."""
-        return {url: each.result for url, each in self._targets.items()}
+        """The probed targets, by URL."""
+        return {url: target.result for url, target in self._targets.items()}
 
     def latency_seconds(self, url: str) -> float | None:
-        """How long the last probe of this URL took; None if it failed, or the URL is not probed."""
+        """How long the last probe of this URL took; None if it failed or there is none."""
         target = self._targets.get(url)
         return None if target is None else target.latency_seconds
 

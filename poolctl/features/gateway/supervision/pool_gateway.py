@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from poolctl.config import Tables
@@ -37,13 +37,14 @@ from .gateway import GatewayManager, GatewayPart
 from .hosts import UnknownHost, find_host
 from .metrics import gateway_metrics
 from .statistics import RouteReporter, gateway_stats, gateway_status, worker_counts
+from .targets import AnyServedRoute
 
-# If the pool has more routes, only those that match the host are explained.
+# If the pool has more routes, only those of the requested host are explained.
 _MAX_EXPLAINED = 1000
-# How many routes are examined before the event loop handles other events.
+# How many routes are reported before the event loop handles other events.
 _AT_ONCE = 100
-# How long to wait until HAProxy has applied a command.
-_CONFIRMATION_SECONDS = 1.0
+# How long a command waits until HAProxy has applied it.
+_CONFIRMATION_TIMEOUT = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
 
 
@@ -59,20 +60,16 @@ class GatewayVerbs:
         self._over = site.over
 
     async def routes(self, call: Call) -> Result:
-        """All routes with their counts; for the operation "explain", only those that may match a given request."""
+        """All routes with their counts; for the operation "explain" only those that may match the request."""
         await self.gateway.routes.wait_until_current()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
         routes = self.gateway.routes.routes
         figures = await self._figures()
         machines, reports = self.gateway.machines, []
-        for number, each in enumerate(routes.served):
-            report_of_route = figures.report_of(each)
-            if machines is not None:
-                report_of_route = replace(report_of_route, machines=machines.machines(each))
-            reports.append(report_of_route)
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
+        async for route in _in_portions(routes.served):
+            report = figures.report_of(route)
+            reports.append(report if machines is None else replace(report, machines=machines.machines(route)))
         reports += map(figures.report_of_excluded, routes.excluded)
         refused = {**self.gateway.counts.refused} if self.gateway.gateway is not None else None
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
@@ -80,77 +77,70 @@ class GatewayVerbs:
     async def attach_or_follow_table(self, call: Call) -> RouteTableResult:
         """Attach a descriptor of the route table, without secrets, to the answer.
 
-        With the option `follow`, send the generation number of each new table instead, until the supervisor ends.
+        With the option `follow`, send the generation of each new table instead, until the supervisor ends.
         """
-        routes = self.gateway.routes
-        if call.options.get("follow") is True:
-            await self._stream_generations(call)
-        else:
-            await routes.wait_until_current()
-            if routes.table is not None:
-                call.attach(routes.table.fileno())
-        return RouteTableResult(generation=routes.generation)
 
-    async def _stream_generations(self, call: Call) -> None:
         def report(generation: int) -> None:
             with contextlib.suppress(ConnectionError):  # the request will be cancelled
                 call.progress(ProgressLine(generation=generation))
 
-        await self.gateway.routes.wait_until_current()
-        with self.gateway.routes.subscribed(report):
-            report(self.gateway.routes.generation)
-            await self._over.wait()
+        routes = self.gateway.routes
+        await routes.wait_until_current()
+        if call.options.get("follow") is True:
+            with routes.subscribed(report):
+                report(routes.generation)
+                await self._over.wait()
+        elif routes.table is not None:
+            call.attach(routes.table.fileno())
+        return RouteTableResult(generation=routes.generation)
 
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each served route, by alias; a stream with the alias of an HTTP route has " (stream)" added."""
         await self.gateway.routes.wait_until_current()
         figures = await self._figures()
-        found: dict[str, RouteHealth] = {}
-        for number, each in enumerate(self.gateway.routes.routes.served):
-            name = each.alias if each.alias not in found else f"{each.alias} (stream)"
-            found[name] = figures.health(each)
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                await asyncio.sleep(0)
-        return found
+        healths: dict[str, RouteHealth] = {}
+        async for route in _in_portions(self.gateway.routes.routes.served):
+            name = route.alias if route.alias not in healths else f"{route.alias} (stream)"
+            healths[name] = figures.health(route)
+        return healths
 
     async def with_unhealthy_route_warning(self, result: Result) -> Result:
-        """Add to the result of `status` a warning about routes that do not serve."""
-        found = {name: health for name, health in (await self.healths()).items() if health.is_faulty}
-        if not found:
+        """The result of `status`, with a warning about routes that do not serve."""
+        faulty = {name: health for name, health in (await self.healths()).items() if health.is_faulty}
+        if not faulty:
             return result
-        name, health = next(iter(found.items()))
+        name, health = next(iter(faulty.items()))
         why = f" ({health.detail})" if health.detail else ""
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        more = f", and {len(faulty) - 1} more" if len(faulty) > 1 else ""
         warning = f"the route {name} is {health.status}{why}{more}: poolctl health --routes"
         return replace(result, warnings=(*result.warnings, warning))
 
     async def _candidates(self, options: Table) -> MatchingRoutesResult:
-        routes, generation = self.gateway.routes.routes.http, self.gateway.routes.generation
-        not_served = self.gateway.routes.routes.excluded
+        routes, generation = self.gateway.routes.routes, self.gateway.routes.generation
         gateway, headers = self.gateway.tables.get(GatewayConfig), options.get("headers")
-        name = "Host" if gateway is None else gateway.header_for_host
-        named = headers.get(name.lower()) if isinstance(headers, dict) else None
-        host = normal_host(str(named or options.get("host") or ""))
+        header = "Host" if gateway is None else gateway.header_for_host
+        value = headers.get(header.lower()) if isinstance(headers, dict) else None
+        host = normal_host(str(value or options.get("host") or ""))
 
-        def covering() -> tuple[tuple[Route, ...], tuple[ExcludedRoute, ...]]:
-            found = routes
-            if len(routes) > _MAX_EXPLAINED:
-                found = tuple(each for each in routes if host_pattern(each.host).covers(host))
-            return found, excluded_routes_for_host(host, not_served)
+        def match() -> tuple[tuple[Route, ...], tuple[ExcludedRoute, ...]]:
+            candidates = routes.http
+            if len(candidates) > _MAX_EXPLAINED:
+                candidates = tuple(route for route in candidates if host_pattern(route.host).covers(host))
+            return candidates, excluded_routes_for_host(host, routes.excluded)
 
-        found, excluded = await in_daemon_thread(covering)
-        targets = self.gateway.targets.now(dict.fromkeys(each.key for route in found for each in route.to))
+        candidates, excluded = await in_daemon_thread(match)
+        keys = dict.fromkeys(target.key for route in candidates for target in route.to)
+        targets, unavailable = self.gateway.targets.now(keys), dict[str, dict[str, str]]()
+        for route in candidates:
+            if reasons := {key: each.reason for key, each in targets.of(route).items() if each.reason}:
+                unavailable[route.alias] = reasons
         return MatchingRoutesResult(
-            header_for_host=name,
+            header_for_host=header,
             generation=generation,
-            total=len(routes),
-            routes=found,
+            total=len(routes.http),
+            routes=candidates,
             excluded=excluded,
-            unavailable={
-                route.alias: reasons
-                for route in found
-                if (reasons := {key: each.reason for key, each in targets.of(route).items() if each.reason})
-            },
+            unavailable=unavailable,
         )
 
     async def with_routes(self, result: Result) -> Result:
@@ -158,10 +148,10 @@ class GatewayVerbs:
         if not isinstance(result, ShowResult):
             return result
         await self.gateway.routes.wait_until_current()
-        routes = self.gateway.routes.routes
-        found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
+        served = self.gateway.routes.routes.served
+        by_server = await in_daemon_thread(lambda: routes_to_servers(served))
         return replace(
-            result, items=tuple(replace(item, routes=found.get(item.name, ())) for item in result.items)
+            result, items=tuple(replace(item, routes=by_server.get(item.name, ())) for item in result.items)
         )
 
     async def hosts(self, call: Call) -> HostsResult:
@@ -178,49 +168,46 @@ class GatewayVerbs:
         return HostsResult(items=tuple(rows.values()))
 
     def backends(self) -> list[BackendReport]:
-        """A report on each target of a route, from the figures that were read last.
-
-        Connections of a server of the pool are those that its workers have.
-        """
+        """A report on each target of a route, from the last figures; the pool's servers with their own connections."""
         rows = self.gateway.figures.backends()
         for number, row in enumerate(rows):
             if (entry := self._core.entries.get(row.host)) is not None:
-                opened = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
-                rows[number] = replace(row, connections=opened)
+                count = sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(self._core, entry))
+                rows[number] = replace(row, connections=count)
         return rows
 
     async def change_hosts(self, call: Call) -> Result:
         """Disable, enable or drain hosts, and return their new states. Raises SelectorError for invalid options.
 
-        If the gateway does not know one of the hosts, no host is changed, and the result has an error.
+        If one of the hosts is unknown, none is changed, and the result has an error.
         """
-        order = parse_host_change(call.options)
+        operation, names, seconds = parse_host_change(call.options)
         if not self.gateway.is_configured:
             return await no_gateway_to_change(call)
         await self.gateway.routes.wait_until_current()
-        states, known, found, problems = self.gateway.hosts, self.gateway.targets.keys, [], []
-        for name in order["hosts"]:
+        states, keys, hosts, problems = self.gateway.hosts, self.gateway.targets.keys, [], []
+        for name in names:
             try:
-                found.append(find_host(name, known))
+                hosts.append(find_host(name, keys))
             except UnknownHost as unknown:
                 problems.append(failure(PoolParamError, unknown.message, unknown.hint))
         if problems:
             return HostsResult(errors=tuple(problems), exit_code=NOTHING_MATCHED)
-        for host in found:
-            if order["op"] == "disable":
-                states.disable(host, order["for"])
-            elif order["op"] == "drain":
+        for host in hosts:
+            if operation == "disable":
+                states.disable(host, seconds)
+            elif operation == "drain":
                 states.drain(host)
             else:
                 states.enable(host)
-        late = await self.gateway.await_applied_or_warning(_CONFIRMATION_SECONDS)
+        late = await self.gateway.wait_until_applied(_CONFIRMATION_TIMEOUT)
         result = await self.hosts(call)
         warnings = (*result.warnings, late) if late else result.warnings
-        items = tuple(item for item in result.items if item.host in found)
+        items = tuple(item for item in result.items if item.host in hosts)
         return replace(result, items=items, warnings=warnings)
 
     async def _read_figures(self) -> bool:
-        await self.gateway.wait_briefly_until_serving()
+        await self.gateway.wait_until_serving()
         return await self.gateway.figures.read()
 
     async def _figures(self) -> RouteReporter:
@@ -235,8 +222,16 @@ class GatewayVerbs:
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
 
 
-def parse_host_change(options: Table) -> Table:
-    """The action, hosts and time in seconds from the options of a request. Raises SelectorError if they are invalid."""
+async def _in_portions(routes: Sequence[AnyServedRoute]) -> AsyncIterator[AnyServedRoute]:
+    """Yield the routes; other events are handled in between."""
+    for number, route in enumerate(routes, 1):
+        yield route
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+def parse_host_change(options: Table) -> tuple[str, list[str], float | None]:
+    """The operation, hosts and seconds from the options of a request. Raises SelectorError if they are invalid."""
     operation, hosts, seconds = options.get("op"), options.get("hosts"), options.get("for")
     if (
         operation not in _OPERATIONS
@@ -250,24 +245,24 @@ def parse_host_change(options: Table) -> Table:
         raise SelectorError(
             f"backends cannot be disabled for {seconds!r}", hint="seconds; 0 until they are enabled"
         )
-    return {"op": operation, "hosts": hosts, "for": seconds}
+    return operation, hosts, seconds
 
 
 class PoolGateway(FeaturePart):
-    """Runs the gateway if one is configured, or if an earlier configuration had one that may still be running."""
+    """Runs the gateway if one is configured, or if that of an earlier configuration may still be running."""
 
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._verbs: GatewayVerbs | None = None
         self._parts: list[GatewayPart] = []  # the parts that are connected with the gateway
-        # If the supervisor was killed during a reload, the file may no longer have a gateway.
-        self._is_left = False
+        # After a supervisor that was killed during a reload, the file may no longer have a gateway.
+        self._may_be_running = False
 
     def take_over_process(self) -> None:
-        self._is_left = True
+        self._may_be_running = True
 
     def apply_tables(self, tables: Tables) -> None:
-        if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
+        if self._verbs is None and (tables.get(GatewayConfig) is not None or self._may_be_running):
             self._verbs = GatewayVerbs(self.site)
         if (verbs := self._verbs) is not None:
             for part in self.site.parts.of(GatewayPart):
@@ -278,14 +273,16 @@ class PoolGateway(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        if (found := self._verbs) is None:
-            without = dict.fromkeys(("routes", "hosts", "registry"), _empty_answer)
-            return {**without, "host": no_gateway_to_change}
+        if (verbs := self._verbs) is None:
+            return {
+                **dict.fromkeys(("routes", "hosts", "registry"), _empty_answer),
+                "host": no_gateway_to_change,
+            }
         return {
-            "routes": found.routes,
-            "hosts": found.hosts,
-            "registry": found.attach_or_follow_table,
-            "host": found.change_hosts,
+            "routes": verbs.routes,
+            "hosts": verbs.hosts,
+            "registry": verbs.attach_or_follow_table,
+            "host": verbs.change_hosts,
         }
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
@@ -315,12 +312,11 @@ class PoolGateway(FeaturePart):
         if self._verbs is None:
             return []
         problem = self._verbs.gateway.problem or self._verbs.gateway.instability
-        own = [f"[gateway]: {problem}"] if problem else []
-        return [*own, *self._problems_of_parts]
+        return [*([f"[gateway]: {problem}"] if problem else []), *self._problems_of_parts]
 
     @property
     def _problems_of_parts(self) -> list[str]:
-        return [each for part in self._parts for each in part.not_served]
+        return [problem for part in self._parts for problem in part.not_served]
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -341,7 +337,7 @@ class PoolGateway(FeaturePart):
 
     async def wait_for_opening_attempt(self) -> None:
         if self._verbs is not None:
-            await self._verbs.gateway.await_applied_or_warning()
+            await self._verbs.gateway.wait_until_applied()
 
     async def wait_for_effect(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
@@ -354,15 +350,15 @@ class PoolGateway(FeaturePart):
         if not call.options.get("wait", True):
             await manager.wait_for_opening_attempt()
             return self._warned(verb, result)
-        if late := await manager.await_applied_or_warning(call.options.get("timeout")):
+        if late := await manager.wait_until_applied(call.options.get("timeout")):
             result = replace(result, warnings=(*result.warnings, late))
-        whole = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
-        if whole and verb == "start" and manager.is_configured:
+        is_whole_pool = verb == "reload" or (verb in OPENING_VERBS and call.selector.selects_all)
+        if is_whole_pool and verb == "start" and manager.is_configured:
             result = replace(result, gateway=to_json(gateway_status(manager)))
-        if not (whole and manager.failures):
+        if not (is_whole_pool and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
-        errors = [replace(error_of_kind(kind, each), name="[gateway]") for each in manager.failures]
+        errors = [replace(error_of_kind(kind, error), name="[gateway]") for error in manager.failures]
         return replace(
             result,
             errors=(*result.errors, *errors),
@@ -384,12 +380,12 @@ class PoolGateway(FeaturePart):
 
 
 async def _empty_answer(call: Call) -> Result:
-    """An answer without routes and backends, because the pool has no gateway."""
+    """The answer of a pool without a gateway: no routes and no backends."""
     return Result()
 
 
 async def no_gateway_to_change(call: Call) -> Result:
-    """Return an error: the pool has no gateway whose routes or backends could be changed."""
+    """The error of a pool without a gateway."""
     hint = "a [gateway] or [[route]] in the file adds one"
     error = ErrorEntry(code=NOTHING_MATCHED, error="ErrorUsage", message="the pool has no gateway", hint=hint)
     return Result(errors=(error,), exit_code=NOTHING_MATCHED)

@@ -41,7 +41,7 @@ Source = Callable[[], tuple[Sequence[ServerConfig], Tables]]
 class RouteSet(NamedTuple):
     """The routes of a pool by kind, and its routed servers.
 
-    `users` has the name and user of each routed application. `trusted` has the networks of the proxies in front.
+    `users` has the name and user of each routed application. `trusted` has the networks of trusted proxies.
     """
 
     http: tuple[Route, ...] = ()
@@ -60,18 +60,17 @@ class RouteSet(NamedTuple):
 class RouteTableManager:
     """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
 
-    They are computed from the servers and configuration tables that `source` returns. `services` adds registered
-    services to the routes; call `schedule_computation` when these services change. A file in `directory` has the secret
-    from which the keys in `context_keys` are derived.
+    `source` returns the servers and tables. `services` adds registered services; call `schedule_computation` when they
+    change. The keys in `context_keys` are derived from a secret in a file in `directory`.
     """
 
     def __init__(self, source: Source, changed: Callable[[], None], directory: str) -> None:
         self.source = source
         self._secret_path = os.path.join(directory, CONTEXT_SECRET)
         self._secret = b""
-        # By application: the key by which its workers recognize requests of the gateway.
+        # By application, the key by which its workers recognize requests of the gateway.
         self.context_keys: Mapping[str, str] = {}
-        self.next_process_key = ""  # by which HAProxy recognizes what a replaced process passes on
+        self.next_process_key = ""  # by which HAProxy recognizes requests that a replaced process passes on
         self.routes = RouteSet()
         self.generation = 0
         self.table: Descriptor | None = None  # without secrets; it may be closed when the routes change
@@ -82,29 +81,29 @@ class RouteTableManager:
         self._changed = changed
         self._work: asyncio.Task[None] | None = None
         self._followers: list[Callable[[int], object]] = []
-        # The number of requested computations, and how many of these requests the current routes answer.
-        self._asked = self._answered = 0
+        # The numbers of the last requested computation, and of the last one that is done.
+        self._requested = self._done = 0
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
     def schedule_computation(self) -> None:
         """Schedule a computation of the routes."""
-        self._asked += 1
+        self._requested += 1
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute_until_current())
 
     def has(self, alias: str) -> bool:
         """Whether an HTTP route with this alias is served."""
-        return any(each.alias == alias for each in self.routes.http)
+        return any(route.alias == alias for route in self.routes.http)
 
     async def wait_until_current(self) -> None:
         """Wait until the computations requested before this call are done, or have failed (see `problem`)."""
-        asked = self._asked
-        while self._answered < asked:
+        requested = self._requested
+        while self._done < requested:
             await self._computed.wait()
 
     @contextlib.contextmanager
     def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Context manager: inside it, `follow` is called with the generation of each new table that is published."""
+        """Context manager: inside it, `follow` is called with the generation of each new table."""
         self._followers.append(follow)
         try:
             yield
@@ -121,11 +120,11 @@ class RouteTableManager:
         _close(self.worker_tables)
 
     async def _compute_until_current(self) -> None:
-        while self._answered < self._asked:
+        while self._done < self._requested:
             await asyncio.sleep(_GATHER_SECONDS)
-            asked = self._asked
+            requested = self._requested
             await self._compute_once()
-            self._answered = asked
+            self._done = requested
             computed, self._computed = self._computed, asyncio.Event()
             computed.set()
 
@@ -150,7 +149,7 @@ class RouteTableManager:
             self.next_process_key = _key(self._secret, "", "")
         generation = max(self.generation + 1, time.time_ns() // 1_000_000)
         fds = await in_daemon_thread(lambda: _write_tables(routes, generation), undo=_discard)
-        outdated, outdated_too = self.table, self.worker_tables
+        outdated, outdated_of_workers = self.table, self.worker_tables
         self.table, *workers = map(Descriptor, fds)
         by_user = dict(zip(_users_of(routes), workers, strict=True))
         self.worker_tables = {server: by_user[user] for server, user in routes.users}
@@ -161,30 +160,25 @@ class RouteTableManager:
             follow(generation)
         if outdated is not None:
             outdated.close()
-        _close(outdated_too)
+        _close(outdated_of_workers)
 
 
 def _compute_routes(
     servers: Sequence[ServerConfig], tables: Tables, with_services: WithServices | None
 ) -> RouteSet:
-    http, streams, excluded = [], [], []
     routes: Sequence[AnyRoute] = routes_of(servers, tables)
     if with_services is not None:
         routes = with_services(routes, servers, tables)
-    for route in routes:
-        if isinstance(route, Route):
-            http.append(route)
-        elif isinstance(route, StreamRoute):
-            streams.append(route)
-        else:
-            excluded.append(route)
-    targets = [*(each.to for each in http), *(stream.to for stream in streams)]
-    names = frozenset(target.server for to in targets for target in to if target.server)
+    http = tuple(route for route in routes if isinstance(route, Route))
+    streams = tuple(route for route in routes if isinstance(route, StreamRoute))
+    excluded = tuple(route for route in routes if isinstance(route, ExcludedRoute))
+    targets = [target for routed in (http, streams) for route in routed for target in route.to]
+    names = frozenset(target.server for target in targets if target.server)
     users = os_users_by_server(server for server in servers if not server.command)
     of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
     gateway = tables.get(GatewayConfig)
     trusted = () if gateway is None else tuple(map(str, gateway.trusted_proxies))
-    return RouteSet(tuple(http), tuple(streams), tuple(excluded), names, of_routed, trusted)
+    return RouteSet(http, streams, excluded, names, of_routed, trusted)
 
 
 def _users_of(routes: RouteSet) -> list[str]:
@@ -198,22 +192,22 @@ def _write_tables(routes: RouteSet, generation: int) -> list[int]:
     An application may run as another user than the pool, and can read the table of its worker. So this table has only
     the routes to servers of its user, without header values, URLs and limits.
     """
-    made: list[int] = []
+    fds: list[int] = []
     try:
-        shown = [*map(masked_route, routes.http)]
-        made.append(write_table(shown, generation, streams=routes.streams, excluded=routes.excluded))
+        http = [*map(masked_route, routes.http)]
+        fds.append(write_table(http, generation, streams=routes.streams, excluded=routes.excluded))
         for user in _users_of(routes):
-            own = {server for server, its in routes.users if its == user}
-            shown = [_for_workers(each, own) for each in routes.http if own & {it.server for it in each.to}]
-            made.append(write_table(shown, generation))
+            servers = {server for server, owner in routes.users if owner == user}
+            http = [route for route in routes.http if servers & {target.server for target in route.to}]
+            fds.append(write_table([_for_workers(route, servers) for route in http], generation))
     except BaseException:
-        _discard(made)
+        _discard(fds)
         raise
-    return made
+    return fds
 
 
 def _for_workers(route: Route, servers: Collection[str]) -> Route:
-    """Return a copy of the route to these servers, with only those fields that applications need."""
+    """The route to these servers, with only the fields that applications need."""
     return Route(
         alias=route.alias,
         host=route.host,
@@ -221,7 +215,7 @@ def _for_workers(route: Route, servers: Collection[str]) -> Route:
         methods=route.methods,
         provider=route.provider,
         headers=tuple(Header(name=header.name) for header in route.headers),
-        to=tuple(Target(server=each.server) for each in route.to if each.server in servers),
+        to=tuple(Target(server=target.server) for target in route.to if target.server in servers),
     )
 
 
@@ -231,8 +225,8 @@ def _discard(fds: list[int]) -> None:
 
 
 def _close(tables: Mapping[str, Descriptor]) -> None:
-    for each in {id(table): table for table in tables.values()}.values():
-        each.close()
+    for table in {id(table): table for table in tables.values()}.values():
+        table.close()
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
@@ -241,13 +235,13 @@ def _key(secret: bytes, server: str, user: str) -> str:
 
 
 def masked_route(route: Route) -> Route:
-    """The route without secrets.
+    """The route with masked header values.
 
-    The values of all headers that the route adds are masked, because they may contain resolved variables. In its
-    conditions, the values of headers whose name suggests a secret are masked.
+    Those of added headers may contain resolved variables. In conditions, only headers whose name suggests a secret are
+    masked.
     """
     changes: dict[str, Any] = {
-        name: tuple(_masked_header(each, is_condition=name == "headers") for each in getattr(route, name))
+        name: tuple(_masked_header(header, is_condition=name == "headers") for header in getattr(route, name))
         for name in _HEADERS
     }
     return replace(route, **changes)

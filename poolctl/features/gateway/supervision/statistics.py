@@ -88,7 +88,7 @@ class RouteReporter:
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, *, answered: bool) -> None:
         self._services = gateway.routes.services
         excluded = gateway.routes.routes.excluded
-        self._refused = {each.alias for each in excluded if each.provider == REGISTRATION}
+        self._refused = {route.alias for route in excluded if route.provider == REGISTRATION}
         self._gateway = gateway
         self._core = core
         self._totals = totals
@@ -98,7 +98,7 @@ class RouteReporter:
         self._of_servers: dict[str, Counts] = {}
 
     def report_of(self, route: Route | StreamRoute) -> RouteReport:
-        """Return the report of a route: its state and request figures. For excluded routes see `report_of_excluded`."""
+        """The report of a served route: its state and request figures."""
         report, health, counts = static_route_report(route), self.health(route), self._gateway.counts
         is_stream = isinstance(route, StreamRoute)
         traffic = (counts.streams if is_stream else counts.routes).get(route.alias)
@@ -123,10 +123,7 @@ class RouteReporter:
         return replace(report, **changes)
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
-        """The health of the route's best backend; ERROR if the gateway does not answer.
-
-        Registered services count, too, even if they get no requests now.
-        """
+        """The health of the route's best backend or registered service; ERROR if the gateway does not answer."""
         if not self._answered:
             return RouteHealth(
                 status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_unavailable}"
@@ -137,14 +134,14 @@ class RouteReporter:
         probed = {
             service.url: service.health for service in services if service.is_serving and service.is_probed
         }
-        found = []
+        healths = []
         for key, target in self._targets.of(route).items():
-            known = probed.get(key) if target.is_unproven else None
-            found.append(known or self._health(key, target))
-        return route_health([*found, *(service.health for service in services if not service.is_serving)])
+            health = probed.get(key) if target.is_unproven else None
+            healths.append(health or self._health(key, target))
+        return route_health([*healths, *(service.health for service in services if not service.is_serving)])
 
     def report_of_excluded(self, route: ExcludedRoute) -> RouteReport:
-        """The report of an excluded route, with the registered services that defined it, if any."""
+        """The report of an excluded route, with the registered services that define it, if any."""
         report = static_route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
@@ -157,19 +154,19 @@ class RouteReporter:
 
     def _server_counts(self, server: str) -> Counts:
         if server not in self._of_servers:
-            found, entry = list(_NONE), self._core.entries.get(server)
+            total, entry = list(_NONE), self._core.entries.get(server)
             if entry is not None:
-                found = self._totals.counts_of_ended_workers(entry)
+                total = self._totals.counts_of_ended_workers(entry)
                 for counts in worker_counts(self._core, entry):
-                    tally.add(found, counts)
-            self._of_servers[server] = found
+                    tally.add(total, counts)
+            self._of_servers[server] = total
         return self._of_servers[server]
 
     def _health(self, key: str, target: Target) -> RouteHealth:
-        entry, found = self._core.entries.get(key), target.health
+        entry, health = self._core.entries.get(key), target.health
         if entry is None:
-            return replace(found, latency_seconds=self._gateway.probes.latency_seconds(key))
-        own = health_reported_for_route(self._core, entry)
-        if own.status == found.status:
-            return own
-        return replace(own, status=found.status, detail=found.detail or own.detail)
+            return replace(health, latency_seconds=self._gateway.probes.latency_seconds(key))
+        reported = health_reported_for_route(self._core, entry)
+        if reported.status == health.status:
+            return reported
+        return replace(reported, status=health.status, detail=health.detail or reported.detail)

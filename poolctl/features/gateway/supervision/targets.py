@@ -18,8 +18,11 @@ from .breaker import NO_CONNECTION, Breaker, Results
 from .counts import CONNECT, RESPONSE, TrafficCounts
 from .hosts import HostStates
 
-_OF_MACHINES = {MachineState.STOPPED: TargetState.SLEEPING, MachineState.STARTING: TargetState.STARTING}
-# Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
+_STATES_OF_MACHINES = {
+    MachineState.STOPPED: TargetState.SLEEPING,
+    MachineState.STARTING: TargetState.STARTING,
+}
+# Tolerance for inexact binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
 _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED)
 
@@ -27,38 +30,38 @@ AnyServedRoute = Route | StreamRoute
 
 
 class TargetsNow(NamedTuple):
-    """The targets at one moment, by key, and by `route_key` and key those whose breaker on this route is not closed."""
+    """The targets at one moment, by key; by `route_key` and key those whose breaker on that route is not closed."""
 
     by_key: Mapping[str, Target] = MappingProxyType({})
     on_routes: Mapping[tuple[str, str], Target] = MappingProxyType({})
 
     def of(self, route: AnyServedRoute) -> dict[str, Target]:
-        """The route's targets by key. The ready ones serve, else the starting ones, else the sleeping ones.
+        """The route's targets by key. The ready targets serve, else the starting, else the sleeping ones.
 
-        Breakers do not matter while all others are open, too.
+        Breakers do not matter if none is closed.
         """
-        name = route_key(route)
-        found = {each.key: self.on_routes.get((name, each.key), self.by_key[each.key]) for each in route.to}
-        able = [each for each in found.values() if each.can_serve]
-        closed = [each for each in able if each.breaker is BreakerState.CLOSED]
-        best = min((each.state for each in closed or able), default=None)
-        for key, target in found.items():
+        name, keys = route_key(route), [target.key for target in route.to]
+        targets = {key: self.on_routes.get((name, key), self.by_key[key]) for key in keys}
+        able = [target for target in targets.values() if target.can_serve]
+        closed = [target for target in able if target.breaker is BreakerState.CLOSED]
+        best = min((target.state for target in closed or able), default=None)
+        for key, target in targets.items():
             if best is None or not target.can_serve:
                 continue
             if closed and target.breaker is not BreakerState.CLOSED:
                 is_tested = target.breaker is BreakerState.HALF_OPEN and target.state <= best
-                found[key] = target._replace(serves=is_tested)
+                targets[key] = target._replace(serves=is_tested)
             else:
-                found[key] = target._replace(serves=target.state is best, probes=0)
-        return found
+                targets[key] = target._replace(serves=target.state is best, probes=0)
+        return targets
 
 
 class Targets:
     """The targets of the current routes. `event(kind, **data)` is called when a breaker opens or closes.
 
-    What is known about a server of the pool comes from the supervisor (`facts` returns None for another target), and
-    about others from probes and machines; from an operator's commands (`hosts`), and from the breakers, which get what
-    HAProxy has counted by `record_results`. `now` is the monotonic clock of the facts and of `hosts`.
+    Their state comes from the supervisor for the pool's servers (`facts` returns None for other targets), from probes
+    and machines for the others; from an operator's commands (`hosts`); and from the breakers, which get HAProxy's
+    counters by `record_results`. `now` is the monotonic clock of the facts and of `hosts`.
     """
 
     def __init__(
@@ -72,10 +75,10 @@ class Targets:
         self.hosts = hosts
         self.counts = counts
         self.routes: tuple[AnyServedRoute, ...] = ()
-        self.probed: Mapping[str, Target] = {}  # what the probes of URLs have found
+        self.probed: Mapping[str, Target] = {}  # the results of probes, by URL
         self.machines: Mapping[str, MachineState] = {}
-        self.unknown: Collection[str] = ()  # targets whose machine is not known yet
-        self.unresolved: Collection[str] = ()  # host names whose address is not known
+        self.unknown: Collection[str] = ()  # targets that may have a machine, which is not known yet
+        self.unresolved: Collection[str] = ()  # host names without a known address
         self._facts = facts
         self._event = event
         self._now = now
@@ -83,7 +86,7 @@ class Targets:
         self._by_key: dict[str, AnyServedRoute] = {}
         self._breakers: dict[tuple[str, str], Breaker] = {}  # by route and target, once it had results
         self._answers: dict[str, bool] = {}  # whether a target has ever answered, once it had results
-        self.unexplained: dict[str, routing.Target] = {}  # no connection could be made to them, for `explain`
+        self.unexplained: dict[str, routing.Target] = {}  # unreachable targets, for `explain`
 
     def set_routes(self, routes: Iterable[AnyServedRoute]) -> None:
         """Use the targets of these routes, and forget all others."""
@@ -94,29 +97,28 @@ class Targets:
                 users = self._users.setdefault(target.key, [])
                 if not users or users[-1] is not route:  # it may name a target twice
                     users.append(route)
-        gone = before - self._users.keys()
-        self.hosts.forget(gone)
-        self._answers = {key: each for key, each in self._answers.items() if key not in gone}
-        self._by_key = {route_key(each): each for each in self.routes}
+        removed = before - self._users.keys()
+        self.hosts.forget(removed)
+        self._answers = {key: answered for key, answered in self._answers.items() if key not in removed}
+        self._by_key = {route_key(route): route for route in self.routes}
         breakers, self._breakers = self._breakers, {}
         for (name, key), breaker in breakers.items():
-            known = self._by_key.get(name)
-            if known is not None and any(target.key == key for target in known.to):
-                breaker.rule = known.breaker
+            current = self._by_key.get(name)
+            if current is not None and any(target.key == key for target in current.to):
+                breaker.rule = current.breaker
                 self._breakers[name, key] = breaker
-        streams = [each.alias for each in self.routes if isinstance(each, StreamRoute)]
-        http = [each.alias for each in self.routes if isinstance(each, Route)]
+        streams = [route.alias for route in self.routes if isinstance(route, StreamRoute)]
+        http = [route.alias for route in self.routes if isinstance(route, Route)]
         self.counts.retain_only(http, streams, self._users)
 
     @property
     def keys(self) -> list[str]:
-        """The names of servers, and the URLs, to which routes lead."""
+        """The targets of all routes: names of servers, and URLs."""
         return [*self._users]
 
     def facts(self) -> dict[str, ServerFacts]:
-        """The facts about each server to which a route leads, by name."""
-        found = {key: self._facts(key) for key in self._users}
-        return {key: each for key, each in found.items() if each is not None}
+        """The facts about each routed server, by name."""
+        return {key: facts for key in self._users if (facts := self._facts(key)) is not None}
 
     def target(self, key: str) -> Target:
         """The target as it is for all routes."""
@@ -124,10 +126,10 @@ class Targets:
         if record.state == RequestedBackendState.DISABLED:
             return Target(TargetState.STOPPED, record.why)
         facts = self._facts(key)
-        found = self._outside(key) if facts is None else facts.target
-        if record.state == RequestedBackendState.DRAINING and found.can_serve:
+        target = self._outside(key) if facts is None else facts.target
+        if record.state == RequestedBackendState.DRAINING and target.can_serve:
             return Target(TargetState.DRAINING, record.why)
-        return found
+        return target
 
     def now(self, keys: Iterable[str]) -> TargetsNow:
         """The targets with these keys at this moment."""
@@ -136,23 +138,23 @@ class Targets:
             by_key,
             {
                 (name, key): by_key[key]._replace(
-                    breaker=each.state,
-                    reason=by_key[key].reason or each.describe_problem(self._now()),
-                    probes=each.rule.probes if each.state is BreakerState.HALF_OPEN else 0,
+                    breaker=breaker.state,
+                    reason=by_key[key].reason or breaker.describe_problem(self._now()),
+                    probes=breaker.rule.probes if breaker.state is BreakerState.HALF_OPEN else 0,
                 )
-                for (name, key), each in self._breakers.items()
-                if key in by_key and not each.is_closed
+                for (name, key), breaker in self._breakers.items()
+                if key in by_key and not breaker.is_closed
             },
         )
 
     def _outside(self, key: str) -> Target:
-        if "://" not in key and not key.startswith("unix:") and ":" not in key:
+        if ":" not in key:
             return Target(TargetState.DOWN, "there is no such server")
         machine = self.machines.get(key)
         if machine is not None and machine.state == MachineState.FAILED:
             return Target(TargetState.DOWN, machine.why)
-        if machine is not None and machine.state in _OF_MACHINES:
-            return Target(_OF_MACHINES[machine.state])
+        if machine is not None and machine.state in _STATES_OF_MACHINES:
+            return Target(_STATES_OF_MACHINES[machine.state])
         if self.unresolved and (name := Endpoint.of_url(key).host) in self.unresolved:
             return Target(TargetState.DOWN, f"no address is found for {name}")
         if key in self.unknown:
@@ -167,20 +169,20 @@ class Targets:
         breakers change with time.
         """
         changed = False
-        not_closed = [place for place, each in self._breakers.items() if not each.is_closed]
+        not_closed = [place for place, breaker in self._breakers.items() if not breaker.is_closed]
         for name, key in dict.fromkeys((*results, *not_closed)):
             if (route := self._by_key.get(name)) is not None:
                 changed |= self._record(route, key, results.get((name, key), Results()))
         return changed
 
-    def _record(self, route: AnyServedRoute, key: str, found: Results) -> bool:
+    def _record(self, route: AnyServedRoute, key: str, results: Results) -> bool:
         facts = self._facts(key)
         if facts is not None:
             # The supervisor knows better whether a server of the pool can be reached.
-            found = found._replace(unreached=0)
-        if found.answered:
+            results = results._replace(unreached=0)
+        if results.answered:
             self._answers[key] = True
-        elif found.failed or found.unreached:
+        elif results.failed or results.unreached:
             self._answers.setdefault(key, False)
         breaker = self._breakers.setdefault((route_key(route), key), Breaker(route.breaker))
         before, target = breaker.state, self.target(key)
@@ -188,10 +190,10 @@ class Targets:
         if before is not BreakerState.CLOSED and (is_new or not target.can_serve):
             breaker.close()  # its results are outdated
         else:
-            breaker.record(found, self._now(), is_dispensable=self._is_dispensable(route, key))
+            breaker.record(results, self._now(), is_dispensable=self._is_dispensable(route, key))
         if before is BreakerState.CLOSED and not breaker.is_closed:
             if breaker.why == NO_CONNECTION:
-                self.unexplained[key] = next(each for each in route.to if each.key == key)
+                self.unexplained[key] = next(target for target in route.to if target.key == key)
             else:
                 self._event("breaker opened", host=key, why=breaker.why)
         elif before is not BreakerState.CLOSED and breaker.is_closed:
@@ -200,20 +202,17 @@ class Targets:
 
     def _is_dispensable(self, route: AnyServedRoute, key: str) -> bool:
         """Whether another target serves the route, and its share of open breakers stays within `max_open`."""
-        keys = {target.key for target in route.to}
-        closed = {each for each in keys - {key} if self._breaker_state(route, each) is BreakerState.CLOSED}
-        most = route.breaker.max_open * len(keys) + _ROUNDING
-        return len(keys) - len(closed) <= most and any(self.target(each).can_serve for each in closed)
-
-    def _breaker_state(self, route: AnyServedRoute, key: str) -> BreakerState:
-        breaker = self._breakers.get((route_key(route), key))
-        return BreakerState.CLOSED if breaker is None else breaker.state
+        name, keys = route_key(route), {target.key for target in route.to}
+        breakers = {other: self._breakers.get((name, other)) for other in keys - {key}}
+        closed = [other for other, breaker in breakers.items() if breaker is None or breaker.is_closed]
+        max_open = route.breaker.max_open * len(keys) + _ROUNDING
+        return len(keys) - len(closed) <= max_open and any(self.target(other).can_serve for other in closed)
 
     def explain(self, key: str, why: str) -> None:
         """Record why no connection to the target can be made; "" if that is not known."""
         reason = f"{NO_CONNECTION}: {why}" if why else NO_CONNECTION
-        for (_, each), breaker in self._breakers.items():
-            if each == key and breaker.why == NO_CONNECTION:
+        for (_, target), breaker in self._breakers.items():
+            if target == key and breaker.why == NO_CONNECTION:
                 breaker.why = reason
         self._event("breaker opened", host=key, why=reason)
 
@@ -226,8 +225,8 @@ class Targets:
         for key, users in self._users.items():
             record, traffic = self.hosts.host_record(key), self.counts.backends[key]
             names = [*map(route_key, users)]
-            found = [of_routes[name][key] for name in names]
-            breakers = {each.breaker for each in found}
+            targets = [of_routes[name][key] for name in names]
+            breakers = {target.breaker for target in targets}
             forwarded = sum(in_flight.get((name, key), 0) for name in names)
             yield BackendReport(
                 host=key,
@@ -235,11 +234,11 @@ class Targets:
                 state=record.state,
                 since=stamp(record.since) if record.since else "",
                 until=stamp(record.until) if record.until else "",
-                available=found[0].can_serve
-                and (BreakerState.CLOSED in breakers or any(each.serves for each in found)),
-                why=next((each.reason for each in found if each.reason), ""),
-                health=route_health(each.health for each in found).status,
-                breaker=next(each for each in _BREAKER_ORDER if each in breakers),
+                available=targets[0].can_serve
+                and (BreakerState.CLOSED in breakers or any(target.serves for target in targets)),
+                why=next((target.reason for target in targets if target.reason), ""),
+                health=route_health(target.health for target in targets).status,
+                breaker=next(state for state in _BREAKER_ORDER if state in breakers),
                 connections=forwarded,
                 in_flight=forwarded,
                 waiting=sum(queued.get(name, 0) for name in names),
