@@ -95,8 +95,8 @@ class Scale(Section, frozen=True):
         return ()
 
     @classmethod
-    def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """The keys that this server does not inherit from the defaults; `own` is its own table without defaults."""
+    def not_inherited(cls, server: Mapping[str, Tree], table: Mapping[str, Tree]) -> Collection[str]:
+        """The keys that the server does not inherit from the defaults; `table` is its table without defaults."""
         return ()
 
 

@@ -84,12 +84,12 @@ class Scale(server_tables.Scale, frozen=True):
             yield Finding(("triggers",), message, "take triggers out, or overlap = false if it may run twice")
 
     @classmethod
-    def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """Return the trigger keys if a fixed number of workers keeps the server from inheriting them; otherwise ()."""
-        scale = own.get("scale", {})
+    def not_inherited(cls, server: Mapping[str, Tree], table: Mapping[str, Tree]) -> Collection[str]:
+        """The trigger keys if the server has a fixed number of workers, otherwise ()."""
+        scale = table.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()
         is_fixed = "min" in scale and scale["min"] == scale.get("max")
         without_port = "command" in server and "bind" not in server
-        is_fixed |= "command" in own or without_port or own.get("overlap") is False
+        is_fixed |= "command" in table or without_port or table.get("overlap") is False
         return _KEYS if is_fixed else ()
