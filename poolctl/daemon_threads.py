@@ -6,8 +6,10 @@ starts, because the machine may refuse another one later (RLIMIT_NPROC, pids.max
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 
@@ -91,3 +93,39 @@ def run_in_daemon_thread(work: Callable[[], object]) -> None:
         _pool.submit(work)
     else:
         threading.Thread(target=work, name="poolctl-aside", daemon=True).start()
+
+
+async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
+    """Run `work` in a thread and return its result; if the caller is cancelled, `undo` gets the result instead.
+
+    Raises RuntimeError if a thread cannot be created.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def hand_over(value: T) -> None:
+        if result.cancelled():
+            undo(value)
+        else:
+            result.set_result(value)
+
+    def fail(error: BaseException) -> None:
+        if not result.cancelled():
+            # A StopIteration cannot be set on a future; SystemExit would end the whole loop.
+            usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            result.set_exception(error if usual else RuntimeError(repr(error)))
+
+    def run_work() -> None:
+        try:
+            value = work()
+        except BaseException as error:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(fail, error)
+            return
+        try:
+            loop.call_soon_threadsafe(hand_over, value)
+        except RuntimeError:  # the loop is gone
+            undo(value)
+
+    run_in_daemon_thread(run_work)
+    return await result

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from poolctl.config import ServerConfig
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.worker.imports import LoadFailed, load_app
@@ -22,7 +23,6 @@ from poolctl.worker.serving.request_records import AccessLogMiddleware
 from poolctl.worker.serving.uvicorn_parts import LifespanOn, configure, ssl_context
 
 from . import worker_spec
-from .listener_opener import in_daemon_thread
 from .runner_protocol import Exit, Placement
 from .worker_spec import uvicorn_settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import socket
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from poolctl.address import Address, overlaps, parse
-from poolctl.daemon_threads import run_in_daemon_thread
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.listeners.listen_errors import (
     MAX_SECONDS,
@@ -290,40 +289,3 @@ async def _run_resolving_work(
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()
-
-
-async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None) -> T:
-    """Run `work` in a thread and return its result; if the caller is cancelled, `undo` gets the result instead.
-
-    The thread is a daemon, so that an import that hangs cannot keep the interpreter from exiting. Raises RuntimeError
-    if it cannot be created (see daemon_threads).
-    """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def hand_over(value: T) -> None:
-        if result.cancelled():
-            undo(value)
-        else:
-            result.set_result(value)
-
-    def fail(error: BaseException) -> None:
-        if not result.cancelled():
-            # A StopIteration cannot be set on a future; SystemExit would end the whole loop.
-            usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            result.set_exception(error if usual else RuntimeError(repr(error)))
-
-    def run_work() -> None:
-        try:
-            value = work()
-        except BaseException as error:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(fail, error)
-            return
-        try:
-            loop.call_soon_threadsafe(hand_over, value)
-        except RuntimeError:  # the loop is gone
-            undo(value)
-
-    run_in_daemon_thread(run_work)
-    return await result

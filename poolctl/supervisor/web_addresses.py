@@ -21,13 +21,13 @@ from poolctl.address import parse
 from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS
 from poolctl.config import TLSConfig
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.listeners.open_listener import PRIVATE, Identity, SocketAccess, socket_file_identity
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 
 from .active_configuration import SupervisorContext

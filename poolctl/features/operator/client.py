@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from random import Random
 from urllib.parse import urlsplit
 
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
-from poolctl.runners.listener_opener import in_daemon_thread
 
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from poolctl import __version__
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
-from poolctl.runners.listener_opener import in_daemon_thread
 
 from .table import ProxmoxTable, is_token
 

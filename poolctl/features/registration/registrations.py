@@ -26,7 +26,7 @@ from poolctl.address import Address, parse
 from poolctl.config import Finding, Tables, named_addresses
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import SOCKET_NAME
-from poolctl.daemon_threads import run_in_daemon_thread
+from poolctl.daemon_threads import in_daemon_thread, run_in_daemon_thread
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.features.gateway.routes import probe_with_host
@@ -41,7 +41,6 @@ from poolctl.platform import read_json_object, replace_file
 from poolctl.routing.match import sent_host
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegisteredServiceReport
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from poolctl.clock import PING_SECONDS, next_aligned_time
 from poolctl.config import ServerConfig
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
 from poolctl.listeners.open_listener import duplicate_inherited_listeners
@@ -21,7 +22,6 @@ from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
 from poolctl.worker.tally import Counts
 
-from ..listener_opener import in_daemon_thread
 from ..process_link import Message
 from ..process_usage import ProcessUsages
 from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed

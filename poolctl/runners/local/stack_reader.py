@@ -7,11 +7,10 @@ import functools
 from collections.abc import Mapping
 
 from poolctl import platform
-from poolctl.daemon_threads import THREADS
+from poolctl.daemon_threads import THREADS, in_daemon_thread
 from poolctl.json_form import from_json
 from poolctl.worker.tally import ASK, ASK_AGAIN
 
-from ..listener_opener import in_daemon_thread
 from ..process_link import sanitize_and_truncate_text
 from ..stack_report import (
     FAULTHANDLER,

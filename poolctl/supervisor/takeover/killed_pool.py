@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Collection, Sequence
 
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.left_overs import LeftOver, ProcessNote, end_left_overs, left_over_text, living
-from poolctl.runners.listener_opener import in_daemon_thread
 
 logger = logging.getLogger("poolctl.supervisor")
 

@@ -21,6 +21,7 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.route_tables import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
@@ -37,7 +38,7 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.listener_opener import Opener, in_daemon_thread
+from poolctl.runners.listener_opener import Opener
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call

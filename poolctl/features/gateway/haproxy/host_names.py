@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.daemon_threads import in_daemon_thread
 
 from ..repeated_work import RepeatedWork
 

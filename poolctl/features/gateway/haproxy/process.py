@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from poolctl.config.model.server_tables import Log
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
@@ -33,7 +34,6 @@ from poolctl.private_directory import create_private_directory
 from poolctl.routing.context import without_keys
 from poolctl.runners.helper_process import HelperChild, HelperKind, HelperLog
 from poolctl.runners.left_overs import ProcessNote, end_left_overs
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.process_link import HasDescriptor, Link, Refused, identity, spawn
 

@@ -16,6 +16,7 @@ from poolctl.config import ServerConfig, Tables
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store
 from poolctl.monitor.event_queue import EventBus
@@ -23,7 +24,6 @@ from poolctl.routing.context import without_keys
 from poolctl.routing.route import SERVER, StreamRoute
 from poolctl.routing.route_report import RequestedBackendState
 from poolctl.runners.helper_process import HelperOwner
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.local.local_runner import RoutePublisher
 from poolctl.runners.local.output_pipes import OutputPipes
 from poolctl.runners.local.server_sockets import WorkerRoutes

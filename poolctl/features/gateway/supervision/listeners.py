@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from poolctl.address import overlaps, parse
 from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
@@ -26,7 +27,7 @@ from poolctl.listeners.open_listener import (
 )
 from poolctl.platform import memory_file
 from poolctl.routing.route import StreamRoute
-from poolctl.runners.listener_opener import Opener, in_daemon_thread
+from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost, stored_entries
 from poolctl.runners.socket_access import socket_access
 

@@ -18,6 +18,7 @@ from poolctl.control.gateway_answers import (
     routes_to_servers,
 )
 from poolctl.control.server_answers import ShowResult
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import PoolMonitorError, PoolParamError, PoolRestartError, PoolStartError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.json_form import Table, to_json
@@ -26,7 +27,6 @@ from poolctl.routing.match import host_pattern, normal_host
 from poolctl.routing.route import ExcludedRoute, Route
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import BackendReport
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.feature_parts import OPENING_VERBS, FeaturePart, PartContext
 from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind

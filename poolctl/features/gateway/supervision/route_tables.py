@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from poolctl.config import MASK, ServerConfig, Tables, masked, os_users_by_server
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.platform import load_or_create_secret
 from poolctl.routing.context import KEY_CHARACTERS
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
 from ..routes import routes_of
