@@ -25,7 +25,7 @@ from tests.programs import skip_if_haproxy_is_missed
 from tests.warm_command import warm_command
 
 TREE = Path(__file__).resolve().parent.parent
-COMMAND_TIMEOUT_SECONDS = 50.0
+COMMAND_TIMEOUT_SECONDS = 100.0
 
 # These only ask a supervisor, and tests ask often. They run without coverage, whose own start takes five times as long
 # as they do; tests/unit/cli measures the same code within its own process.

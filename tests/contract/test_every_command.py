@@ -104,6 +104,7 @@ class Sweep:
         return Done(tuple(words), code, *self.capsys.readouterr())
 
 
+@pytest.mark.timeout(600)  # hundreds of commands
 @pytest.mark.parametrize(
     "forms",
     [

@@ -106,7 +106,7 @@ name = "slow"
 bind = "127.0.0.1:{claim_port()}"
 socket = "proxied"
 scale = {{ min = 0, idle = 0 }}
-command = ["{sys.executable}", "-m", "uvicorn", "echo:app", "--port", "{{port}}"]
+command = ["{sys.executable}", "-m", "uvicorn", "echo:app", "--port", "{{port}}", "--ws-ping-interval", "600"]
 """
     gateway.pool.write("echo.py", ECHO)
     gateway.start(ROUTES + '[[route]]\nto = "slow"\npath = "/slow"\n' + slow)

@@ -20,6 +20,7 @@ COMMANDS = [
     ["--help"], ["run", "--help"], ["walk", "--", "echo", "x" * 200],
 ]  # fmt: skip
 ENVIRONMENTS = [{}, {"PYTHONUNBUFFERED": "1"}]
+pytestmark = pytest.mark.timeout(600)  # dozens of commands with large results
 FULL = Path("/dev/full")
 
 

@@ -203,7 +203,7 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_gener
     for _ in range(3):
         restarting = pool.spawn("restart")
         until(lambda: any(item["restarts"] for item in pool.items().values()))
-        os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
+        os.kill(until(lambda: is_alive(pid := pool.info()["supervisor_pid"]) and pid), signal.SIGKILL)
         restarting.communicate(timeout=60)
         until(lambda: all(item["ready"] for item in pool.items().values()))
 
