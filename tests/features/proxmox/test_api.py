@@ -198,9 +198,11 @@ def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) 
         assert str(error) == "127.0.0.1: Connection refused"
 
         async def without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            await reader.read()
-            writer.close()
+            try:
+                writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                await reader.read()
+            finally:  # it may be cancelled
+                writer.transport.abort()
 
         async with await asyncio.start_server(without_tls, "127.0.0.1", 0) as server:
             url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -500,12 +500,14 @@ def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the
     spoken: list[str | None] = []
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        tls = writer.get_extra_info("ssl_object")
-        spoken.append(tls and tls.selected_alpn_protocol())
-        writer.write(OK)
-        await reader.read()
-        writer.close()
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            tls = writer.get_extra_info("ssl_object")
+            spoken.append(tls and tls.selected_alpn_protocol())
+            writer.write(OK)
+            await reader.read()
+        finally:  # it may be cancelled
+            writer.transport.abort()
 
     async def scenario() -> None:
         listening = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=None if plain else context)
