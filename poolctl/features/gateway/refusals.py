@@ -34,6 +34,7 @@ _SHOWN_CHARACTERS = 300
 # HAProxy does not open addresses while it checks a file, but it would look at descriptors, which do not exist yet.
 _ANY_ADDRESS = "127.0.0.1:1"
 _PLACE = re.compile(r"\[[^][]*haproxy\.cfg:(\d+)\]")
+_BIND = re.compile(rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : ")
 _COMMENT = re.compile(r"    # ([a-z_]+)(?:\.(\S+))?$")
 # Alerts that follow from others.
 _SUMMARY = re.compile(r"(Error\(s\)|Fatal errors) found|Failed to initialize|.* no such ACL ")
@@ -152,8 +153,7 @@ def _located(
 def _finding(path: KeyPath, alert: str) -> Finding:
     """The alert as the problem of this key, without places in HAProxy's file, which is temporary."""
     text = re.sub(r"(parsing )?\[[^][]*:\d+\]\s*:?\s*", "", alert)
-    bind = rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : "
-    text = re.sub(bind, "", text).strip(" .")
+    text = _BIND.sub("", text).strip(" .")
     shown = text[:_SHOWN_CHARACTERS] + ("…" if len(text) > _SHOWN_CHARACTERS else "")
     message = f"HAProxy does not accept it: {shown if shown.isprintable() else repr(shown)}"
     return Finding(path, message, "write another value, or take it out")
