@@ -426,18 +426,17 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
 
 def socket_inodes(pid: int) -> set[int] | None:
     """The inodes of a process's sockets (proc(5), fd); None if they cannot be read, or if it is a zombie."""
-    inodes = None
+    inodes = set()
     try:
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
-            for descriptor in descriptors:
-                inodes = inodes or set()
-                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                    kind, _, inode = os.readlink(descriptor.path).partition(":[")
-                    if kind == "socket":
-                        inodes.add(int(inode.rstrip("]")))
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+        for descriptor in descriptors:
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                kind, _, inode = os.readlink(f"/proc/{pid}/fd/{descriptor}").partition(":[")
+                if kind == "socket":
+                    inodes.add(int(inode.rstrip("]")))
     except OSError:
         return None
-    return inodes
+    return inodes if descriptors else None  # a zombie shows none
 
 
 def process_users(pid: int) -> set[int] | None:
