@@ -171,7 +171,7 @@ class AddressRegistry:
         )
 
     def exchange(self, entry: Entry) -> list[Entry]:
-        """The other servers of an incomplete exchange of addresses: each takes over the address of another one.
+        """The other servers with which the entry exchanges addresses, directly or in a circle, in an incomplete change.
 
         They leave their previous addresses together, once all of them are ready at the new ones.
         """

@@ -321,7 +321,7 @@ class ExitHandler:
         slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
 
     def record_start(self, entry: Entry, worker: Worker) -> None:
-        """Record what a ready worker shows about its program: whose socket it uses, and whether two can run at once."""
+        """Record from a ready worker which socket its program uses, and whether two processes of it can run at once."""
         self._record_use_of_pool_socket(entry, worker)
         self._record_overlap(entry, worker)
 

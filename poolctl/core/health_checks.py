@@ -181,7 +181,7 @@ def _stuck_message(worker: Worker) -> str:
 
 
 def lasting_problem(entry: Entry) -> str:
-    """The problem of a server whose workers keep failing or are missing for long, or ""."""
+    """Why a server counts as broken: its workers keep failing, or have been missing for long; else ""."""
     pause = format_duration(entry.config.restart.backoff.max)
     if entry.keeps_failing:
         return f"keeps failing, and is tried every {pause}"

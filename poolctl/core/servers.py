@@ -164,7 +164,7 @@ class ServerRegistry:
     def _waits_for(self, entry: Entry, dependency: Entry, condition: str) -> bool:
         if entry.awaits_replacement and self._addresses.waits_for_address(dependency):
             return False  # this server may have to leave that address first
-        # A server that was started without its dependencies, and sleeps, still wakes after those that are to run.
+        # A sleeping server that was started without its dependencies still waits for those that are to run.
         ignores = entry.desired.ignore_dependencies and (dependency.wants_no_worker or not entry.sleepy)
         if not (ignores or self._meets_condition(dependency, condition)):
             return True

@@ -65,7 +65,7 @@ POLICIES = {
     "random-two": "random(2)",
     "first": "first",
 }
-# The table that counts failures by "BACKEND/SERVER": responses with these statuses or those of the route's breaker.
+# The table that counts failures by "BACKEND/SERVER": responses with one of these statuses, or of the breaker's.
 FAILURES = "failures"
 _FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are truncated
 _ALWAYS_FAILURES = (502, 503, 504)
@@ -637,7 +637,7 @@ def _servers(
             arguments = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
-            # A client of an ended process goes to another one, instead of waiting for the next.
+            # A client whose process has ended goes to another one instead of waiting for the next.
             cookie = sticky if len(places) == 1 else ""
             servers.append(HaproxyServer(place, key, waiting, arguments, weight, cookie))
     return tuple(servers)
