@@ -357,8 +357,9 @@ def group_members(group: int) -> Iterator[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process with this pid exists and is not a zombie."""
-    return _stat_fields(pid)[:1] not in ([], [b"Z"])
+    """Whether a process with this pid exists and one of its threads has not ended, be it not the first one."""
+    fields = _stat_fields(pid)
+    return bool(fields) and (fields[0] != b"Z" or int(fields[17]) > 1)  # proc(5): state, num_threads
 
 
 _PF_EXITING = 0x4  # linux/sched.h

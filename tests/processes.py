@@ -16,12 +16,13 @@ class Stat(NamedTuple):
     parent: int
     group: int
     session: int
+    threads: int
 
 
 def stat(pid: int) -> Stat:
     """From proc(5); raises FileNotFoundError for a process that is gone."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[3]))
+    return Stat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[3]), int(fields[17]))
 
 
 def processor_seconds(pid: int) -> float:
@@ -31,9 +32,10 @@ def processor_seconds(pid: int) -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it exists and is no zombie."""
+    """Whether it exists and one of its threads runs: those of a killed process end one by one, the first one first."""
     try:
-        return stat(pid).state != "Z"
+        found = stat(pid)
+        return found.state != "Z" or found.threads > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 

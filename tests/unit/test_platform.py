@@ -20,7 +20,7 @@ import pytest
 from poolctl import platform as linux
 from poolctl.platform import age_seconds, await_readable, readable_bytes, signal_descriptor, signals_blocked
 from tests.deadline import wait_until
-from tests.processes import freeze
+from tests.processes import freeze, is_alive, stat
 
 
 @pytest.mark.parametrize("limit", [16_384, 256])
@@ -233,6 +233,23 @@ except PermissionError:
         pytest.skip("only root can be another user")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_process_runs_until_the_last_of_its_threads_has_ended() -> None:
+    script = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).syscall(60 if sys.argv[1] == "x86_64" else 93, 0)  # exit(2) of the first thread alone
+"""
+    command = [sys.executable, "-c", script, os.uname().machine]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        wait_until(lambda: stat(process.pid).state == "Z")
+        assert linux.is_running(process.pid)
+        assert is_alive(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+        wait_until(lambda: not is_alive(process.pid))
+        assert not linux.is_running(process.pid)
 
 
 def test_process_that_has_exited_and_was_not_waited_for_uses_no_memory() -> None:
