@@ -156,6 +156,11 @@ def _target_path(place: Place, directory: Path | None) -> str:
     """The path of the file to write: from -c, else pool.toml in the directory. UsageError for an unsuitable path."""
     named = [*map(str, place.config or ())]
     if not named:
+        if directory and ":" in directory.name and not directory.exists():
+            raise UsageError(
+                f"init takes a directory, and {str(directory)!r} looks like an application",
+                hint=f"poolctl init, then app = {str(directory)!r} in {FILE_NAMES[0]}",
+            )
         return os.path.join(directory or ".", FILE_NAMES[0])
     if directory is not None or len(named) > 1:
         raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")

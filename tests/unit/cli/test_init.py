@@ -71,6 +71,13 @@ def test_init_reports_a_directory_that_is_not_writable(poolctl: Command, directo
     assert "cannot write" in said.err
 
 
+def test_init_does_not_take_an_application_for_a_directory(poolctl: Command, directory: Path) -> None:
+    said = poolctl("init", "hello:app")
+    assert said.code == 2
+    assert "app = 'hello:app' in pool.toml" in said.err
+    assert not (directory / "hello:app").exists()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
