@@ -12,6 +12,7 @@ from typing import Any
 
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
+from tests.asyncio_server import listening
 
 Send = Callable[[dict[str, Any]], None]
 Answer = Callable[[str, dict[str, Any], Send], Awaitable[dict[str, Any] | bytes | None]]
@@ -24,13 +25,9 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     `answer` returns the result, or bytes that are sent as they are, or None to hang up without an answer.
     """
     requests: list[tuple[str, dict[str, Any]]] = []
-    loop = asyncio.new_event_loop()
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
     over = asyncio.Event()
     started = threading.Event()
-    talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks[loop.create_task(talk(reader, writer))] = writer
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -62,35 +59,19 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
             writer.close()
 
     async def serve() -> None:
-        server = await asyncio.start_unix_server(connected, str(path))
-        started.set()
-        await over.wait()
-        # A closed server loses connections that are accepted but not attached, which takes three iterations.
-        for listener in server.sockets:
-            loop.remove_reader(listener.fileno())
-        for _ in range(3):
-            await asyncio.sleep(0)
-        server.close()
-        # A task that is cancelled before its first step closes nothing, hence from here; and what has not been sent by
-        # now is not waited for.
-        for writer in talks.values():
-            if writer.get_extra_info("socket").fileno() >= 0:
-                writer.transport.abort()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.gather(*(writer.wait_closed() for writer in talks.values()), return_exceptions=True)
+        async with listening(talk, str(path)):
+            started.set()
+            await over.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread = threading.Thread(target=lambda: runner.run(serve()))
     thread.start()
     try:
         assert started.wait(60)
         yield requests
     finally:
-        loop.call_soon_threadsafe(over.set)
+        runner.get_loop().call_soon_threadsafe(over.set)
         thread.join(60)
-        loop.close()
+        runner.close()
 
 
 def item(name: str, port: int = 8081, **changes: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.asyncio_server import listening
 from tests.ports import claim_port
 
 
@@ -27,10 +28,9 @@ def backend(text: bytes) -> Iterator[int]:
             writer.close()
 
     async def serve() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", port)
-        ready.set()
-        await asyncio.to_thread(over.wait)
-        server.close()
+        async with listening(answer, "127.0.0.1", port):
+            ready.set()
+            await asyncio.to_thread(over.wait)
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()

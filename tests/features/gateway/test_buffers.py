@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.routing.route import Header, Route, Target
+from tests.asyncio_server import listening
 from tests.features.gateway.test_access_log import Log
 from tests.features.gateway.test_haproxy_configuration import WEB, ask, haproxy, haproxy_program
 
@@ -175,20 +176,9 @@ async def served(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]], path: str = "/"
 ) -> AsyncIterator[Route]:
     """A route to a backend that handles connections so."""
-    tasks = set[asyncio.Task[None]]()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.ensure_future(handle(reader, writer)))
-
-    backend = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
+    async with listening(handle, "127.0.0.1", 0) as backend:
         port = backend.sockets[0].getsockname()[1]
         yield Route(alias="served", path=path, to=(Target(url=f"http://127.0.0.1:{port}"),))
-    finally:
-        backend.close()
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -19,6 +19,7 @@ from poolctl.features.gateway.supervision.forwarding import FORWARDER, Forwardin
 from poolctl.json_form import to_json
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Link
+from tests.asyncio_server import listening
 from tests.deadline import until
 from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
@@ -104,8 +105,7 @@ async def target(port: int = 0) -> AsyncIterator[int]:
         writer.write(await reader.read())
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
-    async with server:
+    async with listening(serve, "127.0.0.1", port) as server:
         yield server.sockets[0].getsockname()[1]
 
 

@@ -40,6 +40,7 @@ from poolctl.routing.route import (
     Timeouts,
     TrafficLimits,
 )
+from tests.asyncio_server import hang_up, start_server
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.programs import program
@@ -842,7 +843,7 @@ async def haproxy_program(
     async def repeat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _repeat(reader, writer, running)
 
-    backend = await asyncio.start_server(repeat, "127.0.0.1", 0)
+    backend = await start_server(repeat, "127.0.0.1", 0)
     addresses = ServerAddresses({"web": Endpoint("tcp", *backend.sockets[0].getsockname())})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listeners = [HaproxyListener((f"fd@{listener.fileno()}",), accept_proxy=accept_proxy)]
@@ -879,7 +880,7 @@ async def haproxy_program(
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
-            backend.close()
+            await hang_up(backend)
 
 
 async def _until_it_serves(port: int) -> None:

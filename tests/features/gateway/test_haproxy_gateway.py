@@ -34,6 +34,7 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
+from tests.asyncio_server import hang_up, listening, start_server
 from tests.certificates import certificate
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles, server
@@ -141,7 +142,7 @@ class Stage:
             finally:
                 writer.close()
 
-        backend = await asyncio.start_server(answer, "127.0.0.1", 0)
+        backend = await start_server(answer, "127.0.0.1", 0)
         self.backends.append(backend)
         port = backend.sockets[0].getsockname()[1]
         self.facts[name] = server(bind=f"127.0.0.1:{port}")
@@ -199,8 +200,8 @@ class Stage:
         await self.manager.aclose()
         await self.keeper.wait_for_exits()
         self.keeper.close()
-        for each in self.backends:
-            each.close()
+        for backend in self.backends:
+            await hang_up(backend)
 
 
 @contextlib.asynccontextmanager
@@ -267,7 +268,7 @@ def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_rout
                 await reader.readuntil(b"\r\n\r\n")
                 began.release()
 
-            silent = await asyncio.start_server(keep_waiting, "127.0.0.1", 0)
+            silent = await start_server(keep_waiting, "127.0.0.1", 0)
             stage.backends.append(silent)
             stage.facts["one"] = replace(
                 stage.facts["one"], bind=f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
@@ -574,7 +575,7 @@ def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
         async with gateway(short) as stage:
             await stage.route(Route(alias="r", to=(Target(url=f"http://localhost:{port}"),)))
             assert await stage.get() == "503"
-            async with await asyncio.start_server(answer, family, port):
+            async with listening(answer, family, port):
                 while await stage.get() != "here":
                     pass
 
@@ -589,7 +590,7 @@ def test_failures_before_a_successor_took_over_open_no_breaker(short: Path) -> N
 
     async def work() -> None:
         never = BreakerRule(failures=0, rate=0.0)
-        async with gateway(short) as stage, await asyncio.start_server(fail, "127.0.0.1", 0) as failing:
+        async with gateway(short) as stage, listening(fail, "127.0.0.1", 0) as failing:
             url = f"http://127.0.0.1:{failing.sockets[0].getsockname()[1]}"
             route = Route(alias="r", to=(Target(server="one"), Target(url=url)), breaker=never)
             await stage.route(route)
@@ -817,7 +818,8 @@ def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path
                 await reader.readuntil(b"\r\n\r\n")
                 held.set_result(writer)
 
-            slow = await asyncio.start_server(hold, "127.0.0.1", 0)
+            slow = await start_server(hold, "127.0.0.1", 0)
+            stage.backends.append(slow)
             port = slow.sockets[0].getsockname()[1]
             stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
             slowly = Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),))
@@ -835,7 +837,6 @@ def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path
             await finishing
             assert await reader.read() == b"", "a stream is not waited for"
             of_stream.close()
-            slow.close()
 
     run(work())
 

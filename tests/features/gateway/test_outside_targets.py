@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from poolctl.features.gateway.supervision.outside_targets import (
 from poolctl.features.gateway.target import Target, TargetState
 from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.route_report import SERVING, STARTING
+from tests.asyncio_server import hang_up, listening, start_server
 from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
@@ -69,16 +71,10 @@ class Stage:
 def run(work: Any) -> None:
     async def whole() -> None:
         stage, service = Stage(), Service()
-        server = await asyncio.start_server(service.answer, "127.0.0.1", 0)
-        service.port = server.sockets[0].getsockname()[1]
-        try:
-            await work(stage, service)
-        finally:
-            stage.probes.close()
-            server.close()
-            # Those that are cancelled before they begin close no connection.
-            while remaining := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(remaining)
+        async with listening(service.answer, "127.0.0.1", 0) as server:
+            service.port = server.sockets[0].getsockname()[1]
+            with closing(stage.probes):
+                await work(stage, service)
 
     asyncio.run(whole())
 
@@ -150,13 +146,13 @@ class Listener:
         self.heads: list[str] = []
         self.open = 0
         self._path = path
-        self._server: asyncio.AbstractServer
+        self._server: asyncio.Server
 
     async def start(self) -> None:
-        self._server = await asyncio.start_unix_server(self._connected, self._path)
+        self._server = await start_server(self._connected, self._path)
 
-    def close(self) -> None:
-        self._server.close()
+    async def aclose(self) -> None:
+        await hang_up(self._server)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
@@ -186,7 +182,7 @@ def listener(loop: VirtualLoop, tmp_path: Path) -> Iterator[Listener]:
     made = Listener(tmp_path / "s")
     loop.run_until_complete(made.start())
     yield made
-    made.close()
+    loop.run_until_complete(made.aclose())
 
 
 def probe(**keys: Any) -> Probe:
@@ -220,12 +216,9 @@ def test_probe_of_an_address_names_it_as_the_host() -> None:
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             writer.close()
 
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
+        async with listening(answer, "127.0.0.1", 0) as server:
+            where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             assert await probe_url(f"http://{where}", probe(timeout=60.0)) == ""
-        finally:
-            server.close()
         assert f"Host: {where}\r\n".encode() in heads[0]
 
     asyncio.run(work())
@@ -424,15 +417,9 @@ def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
     async def work() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate(tmp_path))
-        server = await asyncio.start_server(
-            lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context
-        )
-        try:
-            found = await probe_url(
-                f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", probe(timeout=60.0)
-            )
-        finally:
-            server.close()
+        async with listening(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
         assert found.startswith("no connection: ")
         assert "certificate verify failed" in found
 
@@ -451,7 +438,7 @@ def test_target_without_tls_is_told_from_one_with_another_certificate(answer: by
             await writer.wait_closed()
             ended.set()
 
-        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        async with listening(respond, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
             await ended.wait()

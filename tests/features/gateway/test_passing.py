@@ -15,6 +15,7 @@ from poolctl.features.gateway.haproxy.configuration import ServerAddresses, conf
 from poolctl.features.gateway.haproxy.listeners import HaproxyListener
 from poolctl.features.gateway.settings import Endpoint
 from poolctl.routing.route import Redirect, Route, Target, TrafficLimits
+from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.features.gateway.test_haproxy_configuration import check
@@ -37,25 +38,24 @@ async def passing(directory: Path, routes: Sequence[Route]) -> AsyncIterator[int
             writer.write(b"hello")
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    endpoints = {"secure": Endpoint("tcp", *server.sockets[0].getsockname(), tls=True)}
-    endpoints["plain"] = endpoints["secure"]._replace(tls=False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        bind = HaproxyListener((f"fd@{listener.fileno()}",), passes_tls=True)
-        settings = gateway_settings(head_timeout=1.0)
-        made = configuration_of(settings, [bind], routes, [], ServerAddresses(endpoints))
-        path = directory / "haproxy.cfg"
-        path.write_text(made.text())
-        process = await asyncio.create_subprocess_exec(
-            executable, "-f", str(path), pass_fds=[listener.fileno()]
-        )
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
-            server.close()
+    async with listening(serve, "127.0.0.1", 0, ssl=context) as server:
+        endpoints = {"secure": Endpoint("tcp", *server.sockets[0].getsockname(), tls=True)}
+        endpoints["plain"] = endpoints["secure"]._replace(tls=False)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            bind = HaproxyListener((f"fd@{listener.fileno()}",), passes_tls=True)
+            settings = gateway_settings(head_timeout=1.0)
+            made = configuration_of(settings, [bind], routes, [], ServerAddresses(endpoints))
+            path = directory / "haproxy.cfg"
+            path.write_text(made.text())
+            process = await asyncio.create_subprocess_exec(
+                executable, "-f", str(path), pass_fds=[listener.fileno()]
+            )
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
 
 
 async def answer(port: int, name: str | None) -> bytes:

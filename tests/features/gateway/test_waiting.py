@@ -12,6 +12,7 @@ from typing import Any
 
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget, WaitingRoom
 from poolctl.json_form import to_json
+from tests.asyncio_server import hang_up, start_server
 from tests.deadline import until
 from tests.descriptors import run
 
@@ -59,14 +60,13 @@ class Stage:
             writer.write(b"got " + await reader.read())
             writer.close()
 
-        self._server = await asyncio.start_server(serve_one, sock=self.reserved)
+        self._server = await start_server(serve_one, sock=self.reserved)
 
     async def close(self) -> None:
         self.room.stop_accepting()
         if self._server is not None:
-            self._server.close()
+            await hang_up(self._server)
         self.reserved.close()
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

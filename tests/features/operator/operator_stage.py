@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
+from tests.asyncio_server import hang_up, start_server
 
 DEADLINE = 30.0
 OK, REFUSE, RESET, GARBAGE, HANG, HALF = "200", "500", "reset", "garbage", "hang", "half"
@@ -71,16 +72,16 @@ class Operator:
     @contextlib.asynccontextmanager
     async def serving(self, path: str = "", **more: Any) -> AsyncIterator[Operator]:
         if path:
-            server: asyncio.Server = await asyncio.start_unix_server(self._serve, path)
+            server: asyncio.Server = await start_server(self._serve, path)
         else:
-            server = await asyncio.start_server(self._serve, "127.0.0.1", 0, **more)
+            server = await start_server(self._serve, "127.0.0.1", 0, **more)
             self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
             self.release.set()
-            server.close()
             await asyncio.gather(*filter(None, self._serving))
+            await hang_up(server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.add(asyncio.current_task())

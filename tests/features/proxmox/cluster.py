@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.features.proxmox.table import ProxmoxTable
+from tests.asyncio_server import hang_up, start_server
 from tests.virtual_loop import VirtualLoop
 
 SECRET = "3d7a4b4e-51cb-4a2e-9c6d-000000000001"
@@ -53,16 +54,16 @@ class Cluster:
         self.may_start.set()
         self.may_stop = asyncio.Event()
         self.may_stop.set()
-        self._server: asyncio.AbstractServer
+        self._server: asyncio.Server
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Cluster:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._context)
+        self._server = await start_server(self._connected, "127.0.0.1", 0, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    def close(self) -> None:
-        self._server.close()
+    async def aclose(self) -> None:
+        await hang_up(self._server)
 
     def table(self, **keys: Any) -> ProxmoxTable:
         """The table [proxmox] for it."""
@@ -76,13 +77,10 @@ class Cluster:
         return [each for each in self.asked if each.startswith("POST") and each.endswith("/shutdown")]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
-                await self._start_response(reader, writer)
-                writer.close()
-                await writer.wait_closed()
-        finally:
-            writer.transport.abort()
+        with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
+            await self._start_response(reader, writer)
+            writer.close()
+            await writer.wait_closed()
 
     async def _start_response(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -256,7 +254,7 @@ def play_with(
             await steps(stage)
         finally:
             stage.inventory.close()
-            cluster.close()
+            await cluster.aclose()
 
     with tempfile.TemporaryDirectory() as state_directory, closing(VirtualLoop()) as loop:
         loop.run_until_complete(run(state_directory))

@@ -13,6 +13,7 @@ import pytest
 
 from poolctl.features.proxmox._api import ApiError, Guest, Node, ProxmoxApi
 from poolctl.features.proxmox.table import ProxmoxTable
+from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
 
@@ -32,7 +33,7 @@ def play(pair: tuple[Path, Path], steps: Callable[[Cluster], Coroutine[Any, Any,
         try:
             await asyncio.wait_for(steps(cluster), 60)
         finally:
-            cluster.close()
+            await cluster.aclose()
 
     asyncio.run(run())
 
@@ -198,13 +199,10 @@ def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) 
         assert str(error) == "127.0.0.1: Connection refused"
 
         async def without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                await reader.read()
-            finally:  # it may be cancelled
-                writer.transport.abort()
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await reader.read()
 
-        async with await asyncio.start_server(without_tls, "127.0.0.1", 0) as server:
+        async with listening(without_tls, "127.0.0.1", 0) as server:
             url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             error = await refused(ProxmoxApi(cluster.table(url=url), ENVIRONMENT).nodes())
         assert str(error).startswith("127.0.0.1: [SSL")

@@ -255,7 +255,7 @@ def test_api_that_goes_away_during_a_start_refuses_no_request(play: Play) -> Non
         asked = asyncio.ensure_future(stage.ask())
         while stage.cluster.starts() == []:
             await asyncio.sleep(0.001)
-        stage.cluster.close()
+        await stage.cluster.aclose()
         assert (await asked).state == "unknown"
         assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.asyncio_server import listening
 from tests.certificates import certificate
-from tests.deadline import wait_until
 from tests.features.proxmox.cluster import SECRET, TOKEN, Cluster
 from tests.http_get import Reply, get
 from tests.ports import claim_port
@@ -23,8 +23,6 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.integration
 
 Until = Callable[..., Any]
-
-LISTENS = "0A"  # of proc_net_tcp(5)
 
 
 class Machines:
@@ -45,25 +43,15 @@ class Machines:
         self._ready.set()
         await self._started.wait()
         self.cluster.may_start.set()
-        service = await asyncio.start_server(_hello, "127.0.0.1", self.port)
-        await self._over.wait()
-        service.close()
-        self.cluster.close()
+        async with listening(_hello, "127.0.0.1", self.port):
+            await self._over.wait()
+        await self.cluster.aclose()
 
     def start(self) -> None:
         """Let the container run, and a moment later its service."""
         self._loop.call_soon_threadsafe(self._started.set)
 
     def close(self) -> None:
-        """End both, once their last client has gone: a connection that is left open fails another test."""
-        ports = {f"{port:04X}" for port in (self.port, self.cluster.port)}
-
-        def connections() -> list[str]:
-            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-            of_us = [row for row in rows if row[1].rpartition(":")[2] in ports and row[3] != LISTENS]
-            return [row[1] for row in of_us if row[9] != "0"]  # its inode; a closed one has none
-
-        wait_until(lambda: not connections(), what=lambda: str(connections()))
         self.start()
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(60)

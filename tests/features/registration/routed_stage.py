@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from poolctl.routing.route_table import RouteTable
+from tests.asyncio_server import hang_up, start_server
 
 # The limit of every wait in a test, much longer than any of them needs.
 DEADLINE = 60.0
 # Turns of the loop until a connection that it has accepted is known here.
-_ACCEPT_TURNS = 5
 Script = Callable[["Backend", "Wire"], Awaitable[None]]
 
 
@@ -43,31 +43,20 @@ class Backend:
         self.connections = 0
         self.url = ""
         self._server: asyncio.Server
-        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def start(self) -> Backend:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await start_server(self._connected, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._open[writer] = asyncio.ensure_future(self._play(Wire(reader, writer)))
-
-    async def _play(self, wire: Wire) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
-            await self.script(self, wire)
-        wire.writer.close()
-        del self._open[wire.writer]
+            await self.script(self, Wire(reader, writer))
+        writer.close()
 
     async def aclose(self) -> None:
-        self._server.close()
-        for _ in range(_ACCEPT_TURNS):
-            await asyncio.sleep(0)
-        for writer, playing in self._open.items():
-            playing.cancel()
-            writer.transport.abort()
-        await asyncio.sleep(0)
+        await hang_up(self._server)
 
 
 class Stage:

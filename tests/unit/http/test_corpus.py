@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from poolctl.http.http_client import NoResponse, exchange
 from poolctl.http.http_server import HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
+from tests.asyncio_server import Handler, listening
 from tests.http_corpus import OK, REQUESTS, RESPONSES, SMUGGLED, STREAM, ResponseCase
 
 MAX_BODY_BYTES = 64 * 1024
@@ -96,8 +97,8 @@ def test_server_answers_each_request_of_the_table_once_and_goes_on(tmp_path: Pat
     asyncio.run(scenario())
 
 
-async def replying(path: Path, reply: Callable[[], bytes]) -> asyncio.Server:
-    """A server that reads a request, sends the given answer, and closes the connection."""
+def replying(reply: Callable[[], bytes]) -> Handler:
+    """A handler that reads a request, sends the given answer, and closes the connection."""
 
     async def connected(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")
@@ -105,7 +106,7 @@ async def replying(path: Path, reply: Callable[[], bytes]) -> asyncio.Server:
         await writer.drain()
         writer.close()
 
-    return await asyncio.start_unix_server(connected, str(path))
+    return connected
 
 
 def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path
 
     async def scenario() -> None:
         saying = b""
-        async with await replying(tmp_path / "s", lambda: saying):
+        async with listening(replying(lambda: saying), str(tmp_path / "s")):
             for case in RESPONSES:
                 saying = case.data
                 async with asyncio.timeout(60):

@@ -16,6 +16,7 @@ import pytest
 
 from poolctl.http.http_client import ForwardProxy, NoResponse, ProxyError, exchange, proxy_for
 from poolctl.http.messages import ResponseReader
+from tests.asyncio_server import listening
 from tests.certificates import certificate
 
 PROXY = {"HTTPS_PROXY": "http://proxy.test:3128"}
@@ -73,7 +74,7 @@ def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: bytes, 
         writer.close()
 
     async def scenario() -> None:
-        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        async with listening(refuse, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             proxy = ForwardProxy("127.0.0.1", port)
             with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{port} {problem}"):
@@ -94,7 +95,7 @@ async def served(handler: Handler, use: Callable[[int], Awaitable[Any]], **optio
         finally:
             writer.close()
 
-    async with asyncio.timeout(60), await asyncio.start_server(handle, "127.0.0.1", 0, **options) as server:
+    async with asyncio.timeout(60), listening(handle, "127.0.0.1", 0, **options) as server:
         return await use(server.sockets[0].getsockname()[1])
 
 
@@ -181,7 +182,7 @@ def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
 
         async with (
             asyncio.timeout(60),
-            await asyncio.start_unix_server(handle, path),
+            listening(handle, path),
             exchange(path, "GET", "/", [("host", "a")]) as response,
         ):
             return response.status

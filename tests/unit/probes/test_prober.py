@@ -35,6 +35,7 @@ from poolctl.probes.prober import (
 )
 from poolctl.probes.worker_probes import WorkerProbe
 from poolctl.selection.regular_expressions import SLOW, matching_texts, run_in_turn
+from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.descriptors import free_descriptors
@@ -500,19 +501,15 @@ def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the
     spoken: list[str | None] = []
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            tls = writer.get_extra_info("ssl_object")
-            spoken.append(tls and tls.selected_alpn_protocol())
-            writer.write(OK)
-            await reader.read()
-        finally:  # it may be cancelled
-            writer.transport.abort()
+        await reader.readuntil(b"\r\n\r\n")
+        tls = writer.get_extra_info("ssl_object")
+        spoken.append(tls and tls.selected_alpn_protocol())
+        writer.write(OK)
+        await reader.read()
 
     async def scenario() -> None:
-        listening = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=None if plain else context)
-        async with listening:
-            runner = Connecting(listening.sockets[0].getsockname()[1])
+        async with listening(respond, "127.0.0.1", 0, ssl=None if plain else context) as listener:
+            runner = Connecting(listener.sockets[0].getsockname()[1])
             tls = {"cert": str(cert), "key": str(key), "client_auth": client_auth}
             tls |= {} if client_auth == "none" else {"ca": str(cert)}
             server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=tls, health="/")
