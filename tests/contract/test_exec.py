@@ -125,21 +125,18 @@ def test_exec_gets_its_input_to_the_end_and_its_own_options(pool: RealPool) -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "text"),
-    [
+def test_exec_runs_one_command_for_one_server(pool: RealPool) -> None:
+    pool.ok("start", "web")
+    for words, code, text in (
         (["exec"], 2, "poolctl exec NAME -- CMD"),
         (["exec", "web"], 2, "poolctl exec web -- CMD"),
         (["exec", "web", "ls", "a b"], 2, "poolctl exec web -- ls 'a b'"),
         (["exec", "web", "other", "--", "true"], 2, "one server"),
         (["exec", "*", "--", "true"], 2, "2 are selected"),
         (["exec", "wev", "--", "true"], 4, "web"),
-    ],
-)
-def test_exec_runs_one_command_for_one_server(pool: RealPool, words: list[str], code: int, text: str) -> None:
-    pool.ok("start", "web")
-    done = pool.run(*words)
-    assert (done.code, text in done.stderr) == (code, True), done
+    ):
+        done = pool.run(*words)
+        assert (done.code, text in done.stderr) == (code, True), done
 
 
 def test_exec_in_a_terminal_has_a_terminal_of_its_own(pool: RealPool) -> None:

@@ -33,7 +33,7 @@ def megabytes(pool: RealPool, name: str) -> float:
     return float(shown.removesuffix("MiB")) if shown.endswith("MiB") else 0.0
 
 
-@pytest.mark.capability
+@pytest.mark.slow
 def test_memory_and_processor_time_of_what_a_shell_has_started_count(real_pool: RealPool) -> None:
     python = sys.executable
     write(

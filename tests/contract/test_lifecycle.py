@@ -112,6 +112,7 @@ def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None
     assert (error["code"], error["error"], error["name"]) == (1323, "ErrorPoolStart", "web")
 
 
+@pytest.mark.slow
 def test_server_whose_second_attempt_succeeds_in_time_has_started(real_pool: RealPool) -> None:
     flaky = '[[server]]\nname = "flaky"\ncommand = ["sh", "-c", "mkdir once || exec sleep 600; exit 3"]\n'
     slow = '[[server]]\nname = "slow"\ncommand = ["sleep", "600"]\nready_after = "4s"\n'

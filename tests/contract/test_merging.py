@@ -83,7 +83,7 @@ def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealP
     assert real_pool.run("-c", "empty", "list").code == 5
 
 
-@pytest.mark.capability
+@pytest.mark.slow
 def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: RealPool) -> None:
     real_pool.write("shop/pool.toml", '[[server]]\nname = "w"\ncommand = ["sleep", "600"]\n')
     real_pool.write("shop/package.json", '{"name": "shop", "scripts": {}}')

@@ -81,6 +81,7 @@ def test_reload_of_an_unchanged_server_sends_its_signal_to_the_leader(pool: Real
     assert pids(pool)["conf"] != before["conf"]
 
 
+@pytest.mark.slow
 def test_reload_is_limited_to_the_servers_that_are_named(pool: RealPool, until: Any) -> None:
     pool.ok("start")
     begun(pool, until)

@@ -267,9 +267,9 @@ depends_on = [{{ name = "long", condition = "ready" }}]
     ("script", "command", "code"),
     [
         ("sleep 1.5; exit 17", [], 17),
-        ("sleep 1.5; kill -KILL $$", [], 128 + signal.SIGKILL),
+        pytest.param("sleep 1.5; kill -KILL $$", [], 128 + signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("exit 0", [], 0, marks=pytest.mark.slow),
-        ("sleep 1.5", ["sleep", "600"], 1),
+        pytest.param("sleep 1.5", ["sleep", "600"], 1, marks=pytest.mark.slow),
         pytest.param("exit 5", ["sleep", "600"], 5, marks=pytest.mark.slow),
     ],
 )
@@ -287,6 +287,7 @@ def test_abort_on_exit_ends_with_the_first_server_that_ends(
     assert real_pool.processes() == {}
 
 
+@pytest.mark.slow
 def test_abort_on_exit_is_not_about_what_was_ordered(real_pool: RealPool, until: Any) -> None:
     real_pool.write("pool.toml", ENDING.format(python=sys.executable, script="sleep 600"))
     running = real_pool.spawn("run", "--abort-on-exit")

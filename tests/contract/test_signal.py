@@ -66,7 +66,13 @@ def test_signal_reaches_each_leader_once_and_no_child(pool: RealPool, until: Any
 
 
 @pytest.mark.parametrize(
-    ("words", "number"), [("leader", "TERM"), ("leader", "KILL"), ("leader", "USR2"), ("leader 3", "TERM")]
+    ("words", "number"),
+    [
+        ("leader", "TERM"),
+        pytest.param("leader", "KILL", marks=pytest.mark.slow),
+        pytest.param("leader", "USR2", marks=pytest.mark.slow),
+        pytest.param("leader 3", "TERM", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("policy", ["always", pytest.param("no", marks=pytest.mark.slow)])
 def test_end_by_an_ordered_signal_is_no_failure(

@@ -51,7 +51,6 @@ def slow() -> Iterator[SlowServer]:
         thread.join()
 
 
-@pytest.mark.capability
 def test_requests_that_a_replaced_haproxy_finishes_are_counted_and_in_progress_until_then(
     gateway: GatewayPool, slow: SlowServer
 ) -> None:

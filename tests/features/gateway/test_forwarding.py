@@ -175,6 +175,7 @@ def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(tmp_path: Path) -> None:
     """A route is removed, and then the supervisor is replaced: neither may cut a WebSocket."""
 

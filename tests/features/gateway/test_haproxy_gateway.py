@@ -258,6 +258,7 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
     run(work())
 
 
+@pytest.mark.slow
 def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_route(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -558,7 +559,7 @@ def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it
     run(work())
 
 
-@pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("family", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "::1"])
 def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
     short: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
@@ -624,7 +625,7 @@ def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) 
     run(work())
 
 
-@pytest.mark.capability
+@pytest.mark.slow
 def test_changed_routes_are_in_force_and_no_request_is_without_a_route(
     short: Path,
 ) -> None:

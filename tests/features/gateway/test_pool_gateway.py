@@ -474,6 +474,7 @@ def test_pool_of_routes_alone_is_served() -> None:
     staged(scene)
 
 
+@pytest.mark.slow
 def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
     async def scene(stage: Stage) -> None:
         # It does not answer, and so the gateway does not get any further.

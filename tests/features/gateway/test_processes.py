@@ -37,7 +37,6 @@ def kill_supervisor(gateway: GatewayPool) -> None:
     gateway.until(lambda: gateway.pool.info()["supervisor_pid"] != before)
 
 
-@pytest.mark.capability
 def test_haproxy_outlives_its_supervisor_and_its_keeper(gateway: GatewayPool) -> None:
     program("haproxy")
     gateway.start()

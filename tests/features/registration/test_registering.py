@@ -251,7 +251,7 @@ class Registering:
         return found[0] if len(found) == 1 else 0
 
 
-@pytest.mark.capability
+@pytest.mark.slow
 def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its_time_to_live(
     gateway: GatewayPool,
 ) -> None:

@@ -148,8 +148,7 @@ sys.exit("shop.NoSettings: SHOP_DSN is not set")
 """
 
 
-@pytest.mark.capability
-@pytest.mark.parametrize(("seconds", "code"), [(0, 1), (1.2, 0)])
+@pytest.mark.parametrize(("seconds", "code"), [pytest.param(0, 1, marks=pytest.mark.capability), (1.2, 0)])
 def test_run_with_a_command_says_a_cause_once(real_pool: RealPool, seconds: float, code: int) -> None:
     real_pool.write("crashing.py", CRASHING)
     real_pool.write(

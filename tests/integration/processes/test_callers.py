@@ -49,7 +49,7 @@ def ignored_by_command(pool: RealPool, *verb: str) -> set[int]:
     return ignored(pool.ok(*verb, "--", "sh", "-c", "grep SigIgn /proc/self/status").stdout)
 
 
-@pytest.mark.parametrize("before", [pytest.param(ALL_BLOCKED, marks=pytest.mark.capability), ALL_IGNORED])
+@pytest.mark.parametrize("before", [ALL_BLOCKED, ALL_IGNORED])
 def test_no_signal_that_the_caller_blocks_or_ignores_changes_the_pool(
     called: CalledPool, before: str
 ) -> None:

@@ -477,7 +477,6 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.mark.capability
 def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: Any) -> None:
     pool.write("noting.py", NOTES_ITS_END)
     write(pool, free_port(), NOTES_ITS_SHUTDOWN)

@@ -51,7 +51,6 @@ def set_limit(pool: RealPool, soft: str) -> None:
         assert subprocess.run(limit).returncode == 0 or not is_alive(pid)
 
 
-@pytest.mark.capability
 def test_workers_that_die_at_the_limit_of_processes_are_replaced_when_there_is_room(
     theirs: RealPool, until: Until
 ) -> None:

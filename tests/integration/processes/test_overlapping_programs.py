@@ -150,8 +150,7 @@ def program(pool: RealPool, free_port: Any) -> Overlapping:
     return Overlapping(pool, free_port())
 
 
-@pytest.mark.capability
-@pytest.mark.parametrize("kind", ["threads", "children"])
+@pytest.mark.parametrize("kind", ["threads", pytest.param("children", marks=pytest.mark.capability)])
 def test_old_process_answers_until_the_new_one_accepts(program: Overlapping, until: Any, kind: str) -> None:
     begin = GATED + (FORKING if kind == "children" else "")
     old = program.start(begin, health={"readiness": {"http": "/"}})

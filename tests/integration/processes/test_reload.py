@@ -409,7 +409,6 @@ def test_a_killed_supervisor_comes_back_with_all_live_changes(
     )
 
 
-@pytest.mark.capability
 def test_a_reload_warns_of_each_table_whose_address_is_in_use(real_pool: RealPool) -> None:
     server = '[[server]]\nname = "a"\ncommand = ["sleep", "100"]\n'
     real_pool.write("pool.toml", server)

@@ -103,6 +103,7 @@ def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory:
     assert pool.orders == [("reload", [])] * 2
 
 
+@pytest.mark.slow
 def test_code_that_is_written_without_a_pause_is_applied_after_the_longest_wait(
     watching: Watching, directory: Path
 ) -> None:

@@ -792,6 +792,7 @@ def test_process_that_has_reused_the_pid_is_left_alone(process: subprocess.Popen
     kill(known)
 
 
+@pytest.mark.slow
 def test_pause_of_the_watching_process_does_not_count_as_silence(process: subprocess.Popen[bytes]) -> None:
     async def scenario() -> int:
         # More than a busy machine lets an answer wait, less than the pause.

@@ -117,6 +117,7 @@ def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
     run(scenario())
 
 
+@pytest.mark.slow
 def test_reading_that_works_is_waited_for_however_long_it_takes(file: Path) -> None:
     def work() -> None:
         end = time.monotonic() + 2.0

@@ -315,7 +315,9 @@ async def with_lock(place: Place, work: Callable[[HeldLock], Coroutine[Any, Any,
         await work(HeldLock(keeper, str(place.directory)))
 
 
-@pytest.mark.parametrize("lost", ["directory", "socket", "info"])
+@pytest.mark.parametrize(
+    "lost", ["directory", *(pytest.param(file, marks=pytest.mark.slow) for file in ("socket", "info"))]
+)
 def test_runtime_files_that_vanish_are_restored(
     place: Place, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:

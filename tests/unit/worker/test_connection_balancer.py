@@ -283,6 +283,7 @@ def test_tls_connections_are_shared_before_their_handshake(
     engine.run(scenario())
 
 
+@pytest.mark.slow
 def test_handshakes_that_never_complete_are_shared_and_end_in_time(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
@@ -302,6 +303,7 @@ def test_handshakes_that_never_complete_are_shared_and_end_in_time(
     engine.run(scenario())
 
 
+@pytest.mark.slow
 def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:

@@ -36,6 +36,7 @@ def test_signals_are_received_one_by_one_and_those_left_stay_pending() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@pytest.mark.slow
 def test_signal_for_the_process_reaches_the_loop_whatever_its_threads_do() -> None:
     script = """
 import asyncio, os, signal
