@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INVALID_CONFIGURATION, NO_SUPERVISOR
+from tests.deadline import wait_until
 from tests.other_user import python_for_others
 from tests.ports import claim_port
 from tests.programs import skip_if_haproxy_is_missed
@@ -237,6 +238,13 @@ class RealPool:
         (path,) = [path for path in self.runtime.glob("*/info.json") if not path.parent.name.startswith("@")]
         found: dict[str, Any] = json.loads(path.read_text())
         return found
+
+    def replace_supervisor(self) -> int:
+        """Kill the supervisor; returns the pid of the next one, which has adopted everything by then."""
+        killed = self.info()["supervisor_pid"]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: self.info()["supervisor_pid"] != killed, what="another supervisor")
+        return int(self.info()["supervisor_pid"])
 
     def processes(self) -> dict[int, str]:
         """Command lines by pid of every live process that belongs to this pool.

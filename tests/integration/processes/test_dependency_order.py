@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,9 +132,7 @@ def test_replacement_that_waits_for_a_dependency_survives_the_supervisor(pool: R
     write(pool, changed(db), changed(web))
     pool.ok("reload", "--no-wait")
     wait_until(lambda: site.history.count("db starts") == 2)
-    supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
-    wait_until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.items())
+    pool.replace_supervisor()
     assert pool.items()["web"]["pids"] == before["web"]["pids"]
     site.let("db", "hangs", be=False)
     wait_until(lambda: site.history.count("web has started") == 2)

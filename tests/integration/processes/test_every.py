@@ -79,11 +79,6 @@ class Night:
         new.rename(self.pool.directory / "end")
         self.until(lambda: self.job["state"] == "sleeping")
 
-    def kill_supervisor(self) -> None:
-        before = self.pool.info()["supervisor_pid"]
-        os.kill(before, signal.SIGKILL)
-        self.until(lambda: self.pool.info().get("supervisor_pid", before) != before)
-
 
 @pytest.fixture
 def night(pool: RealPool, until: Any) -> Night:
@@ -155,12 +150,12 @@ def test_supervisor_that_is_killed_during_a_run_leaves_one_run(night: Night) -> 
     pool.ok("start")
     night.set_clock(BEGIN + HOUR)
     night.await_run(1)
-    night.kill_supervisor()
+    pool.replace_supervisor()
     night.until(lambda: night.job["pids"] == night.runs)
     assert night.job["state"] == "running"
     night.end(3)
     # The minute of that run is not over, and there is a supervisor without a memory of it.
-    night.kill_supervisor()
+    pool.replace_supervisor()
     assert (night.job["state"], night.job["health"]) == ("sleeping", "warn")
     assert night.job["next_run_at"] == "2024-01-09T03:00:00Z"
     night.set_clock(BEGIN + HOUR + DAY - 0.2)

@@ -193,9 +193,7 @@ def test_probes_and_drains_go_on_under_the_next_supervisor(pool: RealPool) -> No
     flag(pool, f"bad-{one}").touch()
     wait_until(lambda: resting(pool) == {one}, what="one is at rest")
     assert {answerer(port) for _ in range(12)} == {other}
-    before = pool.info()["supervisor_pid"]
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: pool.info()["supervisor_pid"] != before)
+    pool.replace_supervisor()
     found = health(pool, "warn")
     assert found["pids"] == [one, other]
     assert {answerer(port) for _ in range(12)} == {other}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from typing import Any
 
@@ -44,18 +42,12 @@ def pids(pool: RealPool) -> list[int]:
     return [int(line.split()[1]) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def replace_supervisor(pool: RealPool, until: Any) -> None:
-    before = pool.info()["supervisor_pid"]
-    os.kill(before, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != before)
-
-
 @pytest.mark.heavy
 def test_next_supervisor_waits_for_a_before_start_that_runs(pool: RealPool, until: Any) -> None:
     write(pool, hook("before_start", "before"))
     pool.ok("start", "--no-wait")
     until(lambda: pids(pool))
-    replace_supervisor(pool, until)
+    pool.replace_supervisor()
     until(lambda: pool.items()["web"]["state"] == "starting")
     assert pool.items()["web"]["pids"] == []
     (pool.directory / "before-may-end").touch()
@@ -69,7 +61,7 @@ def test_next_supervisor_learns_that_a_before_start_has_failed(pool: RealPool, u
     write(pool, hook("before_start", "before", "status-1"))
     pool.ok("start", "--no-wait")
     until(lambda: pids(pool))
-    replace_supervisor(pool, until)
+    pool.replace_supervisor()
     (pool.directory / "before-may-end").touch()
     until(lambda: pool.items()["web"]["state"] == "failed")
     assert len(pids(pool)) == 1
@@ -81,7 +73,7 @@ def test_next_supervisor_completes_a_stop_whose_hook_runs(pool: RealPool, until:
     pool.ok("start")
     pool.ok("stop", "web", "--no-wait")
     until(lambda: pids(pool))
-    replace_supervisor(pool, until)
+    pool.replace_supervisor()
     until(lambda: pool.items()["web"]["state"] == "stopping")
     (pool.directory / "after-may-end").touch()
     until(lambda: pool.items()["web"]["state"] == "stopped")
@@ -94,7 +86,7 @@ def test_next_supervisor_ends_a_before_start_whose_server_was_stopped(pool: Real
     pool.ok("start", "--no-wait")
     (running,) = until(lambda: pids(pool))
     pool.ok("stop", "web", "--no-wait")
-    replace_supervisor(pool, until)
+    pool.replace_supervisor()
     until(lambda: pool.items()["web"]["state"] == "stopped")
     assert not is_alive(running)
     assert pids(pool) == [running]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,8 @@ def test_environment_of_a_servers_user_is_entered_as_that_user_only(
     pool.ok("restart")
     after = pool.items()["web"]["pids"]
     assert not set(before) & set(after)
-    os.kill(pool.info()["supervisor_pid"], 9)
-    until(lambda: pool.run("restart").code == 0)
+    pool.replace_supervisor()
+    pool.ok("restart")
     pool.ok("stop")
     until(lambda: not pool.processes())
     assert set(notes.read_text().split()) == {"65534"}

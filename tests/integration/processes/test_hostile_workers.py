@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import socket
 from http.client import HTTPException
 from pathlib import Path
@@ -116,9 +114,8 @@ def test_worker_that_forges_its_figures_is_reported_and_leaves_those_of_other_se
     assert event["severity"] == "warning"
     assert f"worker {event['worker']} shows impossible figures" in event["message"]
     hostile.ok("restart", "bad")
-    os.kill(hostile.info()["supervisor_pid"], signal.SIGKILL)
+    hostile.replace_supervisor()
     until(lambda: hostile.items()["good"]["ready"])
-
     until(
         lambda: get(hostile.ports["good"]).status == 200 and stats(hostile, "good")["requests_per_second"] > 0
     )

@@ -173,7 +173,7 @@ def test_an_import_that_fails_at_a_restart_leaves_what_serves_and_what_it_is_for
     assert done.code == 1
     assert "name 'nothing' is not defined" in done.stderr
     assert pool.items()["web"]["pids"] == [pid]
-    assert app_zygotes(pool) == [zygote]
+    until(lambda: app_zygotes(pool) == [zygote])  # the one that has failed ends
     os.kill(pid, signal.SIGKILL)
     until(lambda: pool.items()["web"]["pids"] not in ([], [pid]))
     assert asked(port)["imported_in"] == zygote
@@ -399,9 +399,7 @@ def test_zygote_is_taken_over_by_a_new_supervisor(pool: RealPool, free_port: Any
     port = write(pool, free_port)["web"]
     pool.ok("start")
     zygotes, (pid,) = app_zygotes(pool), pool.items()["web"]["pids"]
-    supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    pool.replace_supervisor()
     assert pool.items()["web"]["pids"] == [pid]
     os.kill(pid, signal.SIGKILL)
     until(lambda: pool.items()["web"]["pids"] not in ([], [pid]))
@@ -486,9 +484,7 @@ def test_a_supervisor_that_is_killed_during_an_import_is_followed_by_one_that_wa
     pool.ok("start", "--no-wait")
     until((pool.directory / "begun").exists)  # before that, the keeper may not know it yet
     (zygote,) = app_zygotes(pool)
-    supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    pool.replace_supervisor()
     pool.write("go", "")
     pool.ok("wait")
     assert asked(port)["imported_in"] == zygote

@@ -302,9 +302,7 @@ def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_ex
     assert "localhost.pem: the certificate expired on " in event["message"]
     assert "the one before stays in use" in pool.ok("status").stderr
     # A successor of the supervisor has it too.
-    supervisor = pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.run("list").code == 0)
+    pool.replace_supervisor()
     assert "the one before stays in use" in pool.ok("status").stderr
     assert "the certificate expired on " in pool.run("doctor").stdout
     replaced_after_a_crash()
@@ -379,9 +377,7 @@ def test_the_pools_name_follows_the_file(pool: RealPool) -> None:
     assert pool.run("--pool", "one", "list", cwd=Path("/")).code != 0
 
 
-def test_a_killed_supervisor_comes_back_with_all_live_changes(
-    pool: RealPool, until: Callable[..., Any]
-) -> None:
+def test_a_killed_supervisor_comes_back_with_all_live_changes(pool: RealPool) -> None:
     ports = {name: claim_port() for name in ("scaled", "drained", "off", "gone", "extra")}
     write(pool, *[(name, ports[name], name) for name in ("scaled", "drained", "off", "gone")])
     pool.ok("start")
@@ -390,9 +386,8 @@ def test_a_killed_supervisor_comes_back_with_all_live_changes(
     pool.ok("disable", "off")
     pool.ok("remove", "gone")
     pool.ok("add", "extra", "--bind", f"127.0.0.1:{ports['extra']}", "--app", "who:app", "--set", "env.WHO=x")
-    before, supervisor = pool.items(), pool.info()["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.run("list").code == 0)
+    before = pool.items()
+    pool.replace_supervisor()
     after = pool.items()
     for name in ("scaled", "drained", "off", "extra"):
         assert [after[name][key] for key in ("state", "pids", "workers", "restarts")] == [
