@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -77,18 +78,21 @@ def process_name(pid: int) -> str:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What each open descriptor of the process points to."""
+    """What each open descriptor of the process points to; {} for one that has ended, or is ending."""
     found = {}
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            found[int(entry.name)] = os.readlink(entry.path)
-        except FileNotFoundError:
-            continue
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # only root may list those of an ending one
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 
 
 def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    """Its words; "" for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def watched_descriptors(pid: int) -> set[int]:

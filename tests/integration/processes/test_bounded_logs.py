@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from poolctl.worker.process_setup import CONTROL_FD
+from tests.processes import descriptors
 from tests.real_pool import HELLO_APP, RealPool
 
 FLOOD = """
@@ -46,10 +46,8 @@ def test_a_helper_process_that_prints_without_end_fills_no_disk(
     real_pool.write_hello("web")
     real_pool.ok("start")
     path = next(real_pool.runtime.glob(f"[!@]*/{name}"))
-    output = next(
-        output for pid in real_pool.processes() if os.path.samefile(output := Path(f"/proc/{pid}/fd/2"), path)
-    )
-    with output.open("ab", buffering=0) as printed:
+    pid = next(pid for pid in real_pool.processes() if descriptors(pid).get(2) == str(path.resolve()))
+    with open(f"/proc/{pid}/fd/2", "ab", buffering=0) as printed:
         for number in range(3):
             printed.write(b"the same line\n" * 100_000)
             until(lambda: path.stat().st_size <= MAX_SIZE_BYTES, what="it is rotated")

@@ -16,7 +16,8 @@ import pytest
 
 from tests.configuration import server
 from tests.http_get import get
-from tests.real_pool import HELLO_APP, RealPool
+from tests.processes import descriptors
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, HELLO_APP, RealPool
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_socket_of_systemds_is_served_and_given_back_as_it_was(pool: RealPool,
         started = subprocess.run(
             ["/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *pool.command(), "start"],
             env=pool.env | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "web:"}, cwd=pool.directory, capture_output=True,
-            text=True, preexec_fn=pass_them, pass_fds=(3, 4), timeout=60, check=False,
+            text=True, preexec_fn=pass_them, pass_fds=(3, 4), timeout=COMMAND_TIMEOUT_SECONDS, check=False,
         )  # fmt: skip
         for fd in lifted:
             os.close(fd)
@@ -272,5 +273,5 @@ def test_key_that_only_root_can_read_serves_a_worker_of_user_nobody(
     assert b"200 OK" in ask_tls(port, pool.directory)
     (worker,) = pool.items()["web"]["pids"]
     assert Path(f"/proc/{worker}").stat().st_uid != 0
-    held = [os.readlink(fd) for fd in Path(f"/proc/{worker}/fd").iterdir()]
+    held = descriptors(worker).values()
     assert {target for target in held if "memfd" in target} == {"/memfd:poolctl-tally (deleted)"}
