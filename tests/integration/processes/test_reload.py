@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,9 @@ from tests.real_pool import RealPool
 
 
 def body(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return text
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("GET", "/")
+        return connection.getresponse().read().decode()
 
 
 def write(pool: RealPool, *servers: tuple[str, int, str], extra: str = "") -> None:
