@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 APP = """
 import os
@@ -89,12 +88,8 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
 def test_run_reports_deaths_also_after_its_supervisor_was_replaced(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run")
     until(lambda: pool.run("status").code == 0, timeout_seconds=60)
-    before = pool.info()["supervisor_pid"]
-    os.kill(before, signal.SIGKILL)
-    until(
-        lambda: pool.info()["supervisor_pid"] != before and pool.items()["orders"]["ready"],
-        timeout_seconds=60,
-    )
+    pool.replace_supervisor()
+    until(lambda: pool.items()["orders"]["ready"], timeout_seconds=60)
     restarts = pool.items()["orders"]["restarts"]
     kill(pool, until, 1)
     until(lambda: pool.items()["orders"]["restarts"] > restarts, timeout_seconds=60)
@@ -139,36 +134,48 @@ def test_command_knows_its_pool_and_the_servers_that_died(pool: RealPool, code: 
     assert "users | " not in done.stderr
 
 
-# Dies of the same cause each time; every restart but the first is delayed.
+# Dies of the same cause each time: at once, or after the command of its arguments, once there is a file.
 CRASHING = """
-import sys, time
+import os, subprocess, sys, time
 
-time.sleep(float(sys.argv[1]))
+if sys.argv[1:]:
+    while not os.path.exists("go"):
+        time.sleep(0.02)
+    subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
 sys.exit("shop.NoSettings: SHOP_DSN is not set")
+"""
+# Creates that file, and waits for the second death.
+WAITS = """
+import pathlib, time
+
+pathlib.Path("go").touch()
+while "again" not in pathlib.Path("said").read_text():
+    time.sleep(0.05)
 """
 
 
-@pytest.mark.parametrize(("seconds", "code"), [pytest.param(0, 1, marks=pytest.mark.capability), (1.2, 0)])
-def test_run_with_a_command_says_a_cause_once(real_pool: RealPool, seconds: float, code: int) -> None:
+@pytest.mark.parametrize("code", [pytest.param(1, marks=pytest.mark.capability), 0])
+def test_run_with_a_command_says_a_cause_once(real_pool: RealPool, code: int) -> None:
+    is_ready_at_first = code == 0  # then the cause is told while the command runs, too
+    waits_until_ready = [*real_pool.command(), "wait", "web"]
     real_pool.write("crashing.py", CRASHING)
     real_pool.write(
         "pool.toml",
         f"""
         [[server]]
         name = "web"
-        command = [{sys.executable!r}, "crashing.py", "{seconds}"]
+        command = {[sys.executable, "crashing.py", *(waits_until_ready if is_ready_at_first else [])]}
+        ready_after = "{"10ms" if is_ready_at_first else "1h"}"
         restart = {{ policy = "always", backoff = {{ initial = "1s" }} }}
         """,
     )
-    waits = "import pathlib, time\nwhile 'again' not in pathlib.Path('said').read_text(): time.sleep(0.05)\n"
     with open(real_pool.directory / "said", "w") as said:
         process = subprocess.Popen(
-            [*real_pool.command(), "run", "--", sys.executable, "-c", waits],
+            [*real_pool.command(), "run", "--", sys.executable, "-c", WAITS],
             cwd=real_pool.directory, env=real_pool.env, stderr=said,
         )  # fmt: skip
-        assert process.wait(60) == code
+        assert process.wait(COMMAND_TIMEOUT_SECONDS) == code
     text = (real_pool.directory / "said").read_text()
-    is_ready_at_first = code == 0  # then the cause is told while the command runs, too
     assert text.count("SHOP_DSN is not set") == 1 + is_ready_at_first, text
     assert ("last line of web:\nweb | shop.NoSettings: SHOP_DSN is not set\n" in text) is is_ready_at_first
     assert ("web: died again for the same reason; restarting" in text) is is_ready_at_first, text
@@ -183,7 +190,9 @@ def test_output_of_a_failed_server_is_no_command_of_github(real_pool: RealPool) 
     script = "print('##[error]one\\r::error::two', flush=True); raise SystemExit('::error::three')"
     real_pool.write("loud.py", script)
     command = [sys.executable, "loud.py"]
-    real_pool.write("pool.toml", f'[[server]]\nname = "web"\ncommand = {command}\nrestart = "no"\n')
+    real_pool.write(
+        "pool.toml", f'[[server]]\nname = "web"\ncommand = {command}\nrestart = "no"\nready_after = "1h"\n'
+    )
     done = real_pool.run("run", "--", "true", env={"GITHUB_ACTIONS": "true"})
     text = done.stdout + done.stderr
     assert done.code == 1

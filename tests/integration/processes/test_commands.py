@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from datetime import datetime
@@ -154,9 +152,7 @@ def test_a_program_that_notifies_after_its_supervisor_was_killed_is_heard_by_the
     pool.write("pool.toml", server("web", bind=bind, command=[PYTHON, "notifies.py"], notify=True))
     pool.ok("start", "--no-wait")
     before = until(lambda: pool.items()["web"]["pids"])
-    killed = pool.info()["supervisor_pid"]
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != killed)
+    pool.replace_supervisor()
     (pool.directory / "go").touch()
     pool.ok("wait", "--timeout", "40")
     assert pool.items()["web"]["pids"] == before
@@ -364,12 +360,13 @@ def test_program_that_has_ended_is_told_apart_from_one_that_was_stopped(real_poo
 
 def test_last_line_of_a_program_that_has_ended_is_its_reason(real_pool: RealPool) -> None:
     said = "\\033[31mno jobs\\tat postgres://me:secret@db/\\033[0m\\033]0;title\\007\\r\\n\\n"
-    script = f'if [ -e done ]; then sleep 0.3; else printf "{said}"; sleep 0.3; fi'
+    script = f'[ -e done ] || printf "{said}"; while [ ! -e may-end ]; do sleep 0.02; done'
     receiver = '\n[[notify]]\ntype = "command"\ncommand = ["sh", "-c", "cat >> {name}"]\nname = "{name}"\n'
     notify = receiver.format(name="plain") + receiver.format(name="full") + "output = true\n"
     work = server("work", command=["sh", "-c", script], restart="on-failure", ready_after="10ms")
     real_pool.write("pool.toml", work + notify)
-    real_pool.run("start")
+    real_pool.ok("start")
+    may_end = real_pool.write("may-end", "")
     wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
     line = 'last line: "no jobs at postgres://me:********@db/"'
     assert f'ended with status 0; restart = "always" restarts it; {line}' in real_pool.run("status").stdout
@@ -389,23 +386,23 @@ def test_last_line_of_a_program_that_has_ended_is_its_reason(real_pool: RealPool
         assert ("no jobs" in json.dumps(message)) is expected
     # What an earlier process printed is no reason for the end of a silent one.
     real_pool.write("done", "")
-    real_pool.run("start")
+    may_end.unlink()
+    real_pool.ok("start")
+    may_end.touch()
     wait_until(lambda: "ended" in real_pool.ok("list", "-o", "state").stdout)
     assert "last line" not in real_pool.run("status").stdout
 
 
 def test_end_of_a_program_is_reported_once_whatever_supervisor_runs(real_pool: RealPool) -> None:
     receiver = '[[notify]]\ntype = "command"\nevents = ["lifecycle"]\ncommand = ["sh", "-c", "cat >> told"]\n'
-    work = server(
-        "work", command=["sh", "-c", "echo bye; sleep 0.3"], restart="on-failure", ready_after="10ms"
-    )
+    script = "echo bye; while [ ! -e may-end ]; do sleep 0.02; done"
+    work = server("work", command=["sh", "-c", script], restart="on-failure", ready_after="10ms")
     real_pool.write("pool.toml", work + server("web", command=["cat"], stdin="open") + receiver)
-    real_pool.run("start")
+    real_pool.ok("start")
+    real_pool.write("may-end", "")
     told = real_pool.directory / "told"
     wait_until(lambda: " sent: command: " in real_pool.ok("events").stdout)
-    before = real_pool.info()["supervisor_pid"]
-    os.kill(before, signal.SIGKILL)
-    wait_until(lambda: real_pool.info().get("supervisor_pid") not in (None, before))
+    real_pool.replace_supervisor()
     assert 'last line: "bye"' in real_pool.run("status").stdout
     real_pool.ok("stop", "work")
     wait_until(lambda: told.read_text().count("}\n") == 2)

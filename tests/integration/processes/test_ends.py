@@ -44,6 +44,7 @@ def write(pool: RealPool, port: int, app: str, **keys: Any) -> None:
 
 
 ONCE = {"restart": "no"}
+NEVER_READY_BY_RUNNING = {**ONCE, "ready_after": "1h"}  # however long a busy machine takes to run a program
 
 FAILURES = [
     ("raise RuntimeError('no settings')", "no settings", "status 3"),
@@ -295,7 +296,8 @@ def test_program_that_its_user_may_not_reach_is_explained_with_the_command_that_
         f"cannot enter {closed}: {enters}": {"command": ["sleep", "600"], "cwd": "closed"},
     }
     tables = (
-        server(f"task{number}", user="nobody", **keys, **ONCE) for number, keys in enumerate(wanted.values())
+        server(f"task{number}", user="nobody", **keys, **NEVER_READY_BY_RUNNING)
+        for number, keys in enumerate(wanted.values())
     )
     pool.write("pool.toml", "".join(tables))
     done = pool.run("start")
@@ -510,7 +512,8 @@ def test_a_program_of_the_pool_can_stop_the_pool(pool: RealPool, free_port: Any)
     ("name", "meaning"), [("XCPU", "limit of CPU time reached"), ("SYS", "system call forbidden by seccomp")]
 )
 def test_signal_that_only_the_kernel_sends_is_explained(real_pool: RealPool, name: str, meaning: str) -> None:
-    real_pool.write("pool.toml", server("work", command=["sh", "-c", f"kill -{name} $$"], **ONCE))
+    command = ["sh", "-c", f"kill -{name} $$"]
+    real_pool.write("pool.toml", server("work", command=command, **NEVER_READY_BY_RUNNING))
     assert f"killed by SIG{name} ({meaning}) before it was ready" in real_pool.run("start").stderr
 
 
@@ -589,9 +592,8 @@ def test_failure_is_not_explained_by_what_another_process_prints(real_pool: Real
 
 def test_failure_is_not_explained_by_lines_of_unknown_age(real_pool: RealPool) -> None:
     log = real_pool.write("shared.log", "Error: of another year\n")
-    real_pool.write(
-        "pool.toml", server("work", command=["sh", "-c", "exit 4"], log={"path": str(log)}, **ONCE)
-    )
+    keys = {"command": ["sh", "-c", "exit 4"], "log": {"path": str(log)}, **NEVER_READY_BY_RUNNING}
+    real_pool.write("pool.toml", server("work", **keys))
     done = real_pool.run("start")
     assert "exited with status 4 before it was ready" in done.stderr
     assert "another year" not in done.stderr

@@ -51,7 +51,7 @@ def test_reading_what_a_failed_program_has_printed_costs_the_supervisor_little(p
     """500 lines that each look like the beginnings of hundreds of frames, with a path of two thousand parts."""
     line = '  File "' + 'File "' * 340 + "/" * 2_000 + '", line 1'
     pool.write("printed.txt", "Traceback (most recent call last):\n" + f"{line}\n" * 499)
-    bad = server("bad", command=["sh", "-c", "cat printed.txt; exit 1"], restart="no")
+    bad = server("bad", command=["sh", "-c", "cat printed.txt; exit 1"], restart="no", ready_after="1h")
     pool.write("pool.toml", server("good", command=["sleep", "1000"]) + bad)
     pool.ok("start", "good")
     before = processor_seconds(pool.info()["supervisor_pid"])
@@ -115,7 +115,9 @@ def test_directory_made_for_a_log_belongs_to_the_user_of_its_server(pool: RealPo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
-def test_processes_of_another_user_can_open_their_output_by_name(pool: RealPool, free_port: Any) -> None:
+def test_processes_of_another_user_can_open_their_output_by_name(
+    pool: RealPool, free_port: Any, until: Any
+) -> None:
     pool.open_to_all()
     port = free_port()
     opens = ["sh", "-c", "echo {name} > /dev/stdout && echo aloud > /dev/stderr"]
@@ -130,9 +132,13 @@ def test_processes_of_another_user_can_open_their_output_by_name(pool: RealPool,
         + server("forked", bind=f"127.0.0.1:{free_port()}", app="app:app", user="nobody", preload=True),
     )
     pool.ok("start")
-    lines = pool.ok("logs", "-n", "all").stdout.splitlines()
-    texts = {(name.strip(), text) for name, _, text in (line.partition(" | ") for line in lines)}
-    assert texts >= {("task", "hook"), ("task", "task"), ("task", "aloud"), ("web", "app"), ("forked", "app")}
+    expected = {("task", "hook"), ("task", "task"), ("task", "aloud"), ("web", "app"), ("forked", "app")}
+
+    def texts() -> set[tuple[str, str]]:
+        lines = pool.ok("logs", "-n", "all").stdout.splitlines()
+        return {(name.strip(), text) for name, _, text in (line.partition(" | ") for line in lines)}
+
+    until(lambda: texts() >= expected, what=lambda: str(texts()))
 
 
 def test_a_server_that_turns_its_log_directory_into_a_link_makes_the_logger_write_nowhere_else(
