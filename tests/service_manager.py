@@ -51,6 +51,7 @@ class ServiceManager:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._sock.bind(path)
         self._main: subprocess.Popen[bytes] | None = None
+        self._pids: set[int] = set()  # of main processes; what one said before it ended may be read later
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
@@ -68,6 +69,7 @@ class ServiceManager:
         self._main = subprocess.Popen(
             [sys.executable, "-c", _EXECUTE, *words, *self._argv], cwd=self._cwd, env=self.env, pass_fds=fds
         )
+        self._pids.add(self._main.pid)
         wait_until(
             lambda: "READY=1" in self.lines or self._main.poll() is not None, what=lambda: str(self.lines)
         )
@@ -122,7 +124,7 @@ class ServiceManager:
             if not data and not sender:
                 return
             lines = os.fsdecode(data).splitlines()
-            if self._main is None or sender != self._main.pid:
+            if sender not in self._pids:
                 self.ignored += lines
                 for fd in fds:
                     os.close(fd)
@@ -134,8 +136,8 @@ class ServiceManager:
         name = values.get("FDNAME", "stored")
         if "FDSTOREREMOVE" in values:
             for each in [each for each in self.store if each[0] == name]:
-                self.store.remove(each)
                 os.close(each[1])
+                self.store.remove(each)  # so that nobody listens any more once a test sees this
         elif "FDSTORE" in values:
             self.store += [(name, fd) for fd in fds]
         self.lines += lines

@@ -76,7 +76,7 @@ def test_a_server_that_fails_is_named_and_keeps_the_service_from_being_ready(
 def test_a_reload_is_announced_with_its_moment_and_its_end(pool: RealPool, systemd: NotifySocket) -> None:
     ports = pool.write_hello("web")
     pool.ok("start")
-    systemd.await_line("STATUS=1 server ready")  # the supervisor's own word, which comes after the command's
+    systemd.await_line("READY=1")  # the supervisor's last word about the start
     systemd.forget()
     pool.ok("reload", "--dry-run")
     assert not any(line.startswith("RELOADING") for line in systemd.lines)
