@@ -106,6 +106,7 @@ def test_a_server_that_refers_to_another_is_told_its_new_port(tmp_path: Path) ->
     )
     runner = ProcessRunner()
     pool = PoolConfig.load(tmp_path / "pool.toml").pool(runner=runner)
+    (tmp_path / "said").touch()
     said = []
     for _ in range(2):
         # The second time it has been stopped.

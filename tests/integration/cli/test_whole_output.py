@@ -12,6 +12,7 @@ import pytest
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.http_get import get
+from tests.processes import is_alive
 from tests.real_pool import RealPool
 
 COMMANDS = [
@@ -107,8 +108,10 @@ def test_run_fails_if_its_pool_was_killed_and_not_if_it_was_stopped(
         wait_until(lambda: real_pool.items()["web"]["ready"])
         if killed:
             info = real_pool.info()
-            for name in ("keeper_pid", "supervisor_pid"):
-                os.kill(info[name], signal.SIGKILL)
+            pids = [info[name] for name in ("keeper_pid", "supervisor_pid")]
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not any(map(is_alive, pids)))
         else:
             real_pool.ok("stop")
         errors = process.communicate(timeout=60)[1].decode()

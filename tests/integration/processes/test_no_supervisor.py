@@ -8,13 +8,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import freeze, is_alive, stat
+from tests.processes import descriptors, freeze, is_alive, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def test_connections_to_a_sleeping_server_wait_for_a_supervisor_and_are_served(
     info = pool.info()
     with socket.create_connection(("127.0.0.1", ports["sleepy"]), timeout=60) as before:
         # A supervisor that is killed between the accept and the keeper's copy takes the connection with it.
-        until(lambda: waits_for_others(info["supervisor_pid"]))
+        until(lambda: is_held(before, info["keeper_pid"]))
         broken.file.touch()
         os.kill(info["supervisor_pid"], signal.SIGKILL)
         until(lambda: broken.deaths() >= 3)
@@ -124,6 +125,14 @@ def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served
         until(lambda: stat(helper).state == "S")
         os.kill(supervisor, signal.SIGKILL)
         assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def is_held(client: socket.socket, pid: int) -> bool:
+    """Whether the process has the other end of this connection (proc_net_tcp(5))."""
+    ends = [f":{port:04X}" for _, port in (client.getpeername(), client.getsockname())]
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    inodes = [row[9] for row in rows if [row[1][-5:], row[2][-5:]] == ends]
+    return f"socket:[{''.join(inodes)}]" in descriptors(pid).values()
 
 
 def waits_for_others(pid: int) -> bool:

@@ -206,7 +206,7 @@ def test_probe_by_a_program_that_the_old_process_answers_is_not_enough(
     program: Overlapping, until: Any
 ) -> None:
     asks = [sys.executable, "-c", "import sys, urllib.request as r; r.urlopen(sys.argv[1])"]
-    probe = {"exec": [*asks, f"http://127.0.0.1:{program.port}/"], "interval": "50ms"}
+    probe = {"exec": [*asks, f"http://127.0.0.1:{program.port}/"], "interval": "50ms", "timeout": "20s"}
     old = program.start(GATED, health={"readiness": probe})
     with program.during("restart"):
         until(lambda: len(program.starts) == 2)
@@ -217,7 +217,7 @@ def test_probe_by_a_program_that_the_old_process_answers_is_not_enough(
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_program_that_cannot_run_twice_is_started_after_its_old_process(
-    program: Overlapping, until: Any, workers: int
+    program: Overlapping, workers: int
 ) -> None:
     locked = LOCKED.replace('"lock"', '"lock" + os.environ["POOLCTL_INDEX"]')
     program.start(locked, workers=workers)
@@ -269,7 +269,10 @@ def test_program_that_was_replaced_before_is_not_stopped_for_one_that_fails(prog
 
 
 def test_new_process_that_is_not_ready_in_time_leaves_the_old_one(program: Overlapping) -> None:
-    old = program.start(GATED, start_timeout="1s")
+    old = program.start(GATED)
+    program.write(GATED, start_timeout="1s")
+    program.pool.ok("reload")
+    assert program.answering() == old
     done = program.pool.run("restart")
     assert (done.code, program.answering()) == (1, old)
     assert (

@@ -71,7 +71,7 @@ def test_wsgi_application_is_recognised_and_served_with_and_without_a2wsgi(
     assert log(real_pool, "own").count("a2wsgi: ") == 1
     assert "Deprecat" not in log(real_pool, "own")
     assert "a2wsgi" not in log(real_pool, "shop")
-    assert "set factory = true" in log(real_pool, "made")
+    wait_until(lambda: "set factory = true" in log(real_pool, "made"))
 
 
 def test_restart_waits_for_a_running_request_in_its_thread(real_pool: RealPool) -> None:
