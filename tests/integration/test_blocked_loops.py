@@ -200,8 +200,8 @@ def test_a_change_has_the_time_of_the_new_configurations(pool: Pool, app: Blocki
 def test_a_start_without_a_timeout_may_find_the_loop_busy_for_as_long_again(
     pool: Pool, app: Blocking
 ) -> None:
-    other = Pool([server("other", hello, start_timeout="3s")])
-    threading.Timer(5.4, app.over.set).start()
+    other = Pool([server("other", hello, start_timeout="5s")])
+    threading.Timer(8, app.over.set).start()
     with other:
         assert get(next(iter(other))).text == "hello"
 

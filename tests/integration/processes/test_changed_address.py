@@ -297,7 +297,7 @@ def test_servers_exchange_addresses_that_overlap(pool: RealPool, both: bool) -> 
     pool.ok("start")
     wide = f"0.0.0.0:{two}" if both else f"127.0.0.1:{two}"
     write_pair(pool, ("a", wide, ""), ("b", f"0.0.0.0:{one}", ""))
-    pool.ok("reload", "--timeout", "20")
+    pool.ok("reload", "--timeout", "60")
     assert (get(one).text, get(two).text) == ("b", "a")
     assert pool.run("reload", "--dry-run").code == 0
 
@@ -313,7 +313,7 @@ def test_servers_do_not_swap_addresses_if_one_waits_for_a_stopped_server(pool: R
     before = pool.items()
     write_pair(pool, ("a", two, ""), ("b", one, needs_c))
     path.write_text(path.read_text() + third)
-    done = pool.run("reload", "--timeout", "20")
+    done = pool.run("reload", "--timeout", "60")
     assert (done.code, "b: waits for c, which is stopped" in done.stderr) == (1, True), str(done)
     assert "poolctl start c" in done.stderr
     after = pool.items()
@@ -416,7 +416,7 @@ def supervisor_replaced_while_new_code_starts(pool: RealPool, who: str) -> Itera
     reload = pool.spawn("reload")
     wait_until(lambda: len(pool.items()[name]["pids"]) == 2)
     os.kill(before, signal.SIGKILL)
-    reload.communicate(timeout=30)
+    reload.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
     wait_until(lambda: pool.info()["supervisor_pid"] != before)
     wait_until(lambda: len(pool.items()[name]["pids"]) == 2)
     yield

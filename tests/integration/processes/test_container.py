@@ -19,7 +19,7 @@ from tests import sandbox
 from tests.http_get import get
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.processes import freeze
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 UNSHARE = shutil.which("unshare")
 pytestmark = [
@@ -55,9 +55,9 @@ class Container:
         within = ["nsenter", "--pid", "--mount", f"--target={self.first}"]
         return subprocess.run([*within, *argv], capture_output=True, text=True, timeout=60)
 
-    def end(self, timeout_seconds: float) -> tuple[int, str, str]:
-        """Exit status, stdout and stderr of one that has been told to end."""
-        stdout, stderr = self._outer.communicate(timeout=timeout_seconds)
+    def end(self) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr of one that has been told to end, or ends by itself."""
+        stdout, stderr = self._outer.communicate(timeout=COMMAND_TIMEOUT_SECONDS)
         return self._outer.returncode, stdout, stderr
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ def test_container_reaps_orphans_and_ends_with_the_ordered_status(
     container.enter(sys.executable, "-c", STRANGER)
     until(lambda: " Z" not in container.enter("ps", "-A", "-o", "pid,stat").stdout)
     os.kill(container.first, signal.SIGTERM)
-    code, stdout, _ = container.end(60)
+    code, stdout, _ = container.end()
     assert code == 0
     lines = [json.loads(line) for line in stdout.splitlines()]
     assert {line["server"] for line in lines} == {"web"}
@@ -110,7 +110,7 @@ def test_signals_reach_the_command_and_its_status_is_the_containers(
     container = contain("--", "sh", "-c", script)
     until((pool.directory / "up").exists)
     os.kill(container.first, signal.SIGUSR1)
-    assert container.end(60)[0] == 7
+    assert container.end()[0] == 7
 
 
 def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: Any, until: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: 
     until(lambda: pool.items()["web"]["state"] == "running")
     began = time.monotonic()
     os.kill(container.first, signal.SIGTERM)
-    code, _, stderr = container.end(60)
+    code, _, stderr = container.end()
     assert time.monotonic() - began < 40
     assert code == 0
     assert "killing the remaining processes" in stderr
@@ -142,7 +142,7 @@ def test_container_ends_in_time_even_if_the_stop_hangs(pool: RealPool, contain: 
             freeze(pid)
     began = time.monotonic()
     os.kill(container.first, signal.SIGTERM)
-    assert container.end(60)[0] == 128 + signal.SIGKILL
+    assert container.end()[0] == 128 + signal.SIGKILL
     assert time.monotonic() - began < 40
 
 
@@ -159,7 +159,7 @@ def test_a_read_only_root_and_a_user_without_a_name_are_no_hindrance(pool: RealP
     )
     program = pool.command()
     container = contain("--", *program, "status", "--healthcheck", before=prepare)
-    code, stdout, stderr = container.end(60)
+    code, stdout, stderr = container.end()
     assert code == 0, stderr
     assert "1 server ready" in stdout
 
@@ -171,7 +171,7 @@ def test_pool_works_in_a_sandbox_that_forbids_system_calls_with_eperm(pool: Real
         "--", "sh", "-c", 'poolctl="$0"; $poolctl restart && $poolctl status --healthcheck', pool.command()[0],
         before=f'set -- {sys.executable} {sandbox.__file__} {",".join(map(str, sandbox.NEW_CALLS))} "$@"',
     )  # fmt: skip
-    code, stdout, stderr = container.end(60)
+    code, stdout, stderr = container.end()
     assert code == 0, stderr
     assert "1 server ready" in stdout
 

@@ -132,7 +132,7 @@ class FullPool:
         """A line that a server prints is in its log."""
         path = f"/line-{next(self._numbers)}"
         get(self.web, path)
-        wait_until(lambda: path in self.pool.ok("logs", "web").stdout, timeout_seconds=30)
+        wait_until(lambda: path in self.pool.ok("logs", "web").stdout)
 
     def wake(self) -> None:
         """A server that sleeps with a listener that its application shares is woken by a request."""
@@ -204,6 +204,8 @@ def nothing_is_refused(it: FullPool) -> Iterator[None]:
         wait_until(lambda: all(counts[port] > before[port] for port in counts), what="each address answers")
     finally:
         ended.set()
+        for each in askers:
+            each.join(60)
     assert refused == []
 
 
@@ -225,9 +227,9 @@ def test_killed_process_is_replaced(full_pool: FullPool, kind: Kind) -> None:
     with nothing_is_refused(full_pool):
         pid = process_of(full_pool, kind)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: works(full_pool, kind), timeout_seconds=30)
+        wait_until(lambda: works(full_pool, kind))
         wait_until(lambda: not is_alive(pid))
-        wait_until(lambda: set(kind.find(full_pool)) - {pid}, timeout_seconds=30, what="another one runs")
+        wait_until(lambda: set(kind.find(full_pool)) - {pid}, what="another one runs")
 
 
 @pytest.mark.parametrize(

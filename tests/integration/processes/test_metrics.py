@@ -31,7 +31,7 @@ def exposed(pool: RealPool) -> int:
     pool.write_hello("web", "idle")
     text = (pool.directory / "pool.toml").read_text()
     text = text.replace('name = "web"\n', 'name = "web"\nworkers = 2\n' + PROBED)
-    text = text.replace('name = "idle"\n', 'name = "idle"\nscale = { min = 0, idle = 60 }\n')
+    text = text.replace('name = "idle"\n', 'name = "idle"\nscale = { min = 0, idle = "10m" }\n')
     pool.write("pool.toml", f'[metrics]\nbind = "127.0.0.1:{port}"\n{text}')
     pool.ok("start")
     return port

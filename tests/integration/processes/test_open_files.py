@@ -110,7 +110,7 @@ def test_half_requests_to_sleeping_servers_take_no_descriptors_from_others(pool:
             f"[[server]]\n{each}"
             for each in [
                 head,
-                *(f'{each}scale = {{ min = 0 }}\nhttp.head_timeout = "0.5s"\n' for each in sleepers),
+                *(f'{each}scale = {{ min = 0 }}\nhttp.head_timeout = "2s"\n' for each in sleepers),
             ]
         )
     )

@@ -13,7 +13,7 @@ import pytest
 from poolctl.exit_codes import NOT_PERMITTED
 from tests.ports import claim_port
 from tests.processes import is_alive
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 OTHER = 54321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -99,7 +99,7 @@ def test_directories_are_private_whatever_the_umask(pool: RealPool, short_path: 
         file.write(f'[dashboard]\nbind = "127.0.0.1:{claim_port()}"\n')
     subprocess.run(
         ["sh", "-c", 'umask 000; exec "$@"', "sh", *pool.command(), "start"],
-        cwd=pool.directory, env=pool.env, check=True, timeout=50,
+        cwd=pool.directory, env=pool.env, check=True, timeout=COMMAND_TIMEOUT_SECONDS,
     )  # fmt: skip
     try:
         made = {path for top in (pool.runtime, short_path) for path in (top, *top.rglob("*"))}

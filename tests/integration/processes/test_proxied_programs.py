@@ -250,7 +250,7 @@ def test_connections_of_another_protocol_are_forwarded(pool: RealPool, free_port
     port = free_port()
     written(pool, port, ECHO, forward="tcp")
     pool.ok("start")
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(b"\x00\xffnot HTTP\r\n")
         assert client.recv(100) == b"\x00\xffnot HTTP\r\n"
 
@@ -315,7 +315,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRe
 subprocess.run([sys.executable, "-c", thief, os.environ["PORT"]])
 time.sleep(60)
 """
-    url = written(pool, free_port(), stolen, start_timeout="3s", restart="no")
+    url = written(pool, free_port(), stolen, start_timeout="10s", restart="no")
     done = pool.run("start")
     assert done.code != 0
     assert "another process listens at its private port" in done.stderr

@@ -52,7 +52,9 @@ class Pool:
             tables = f'[dashboard]\nbind = "127.0.0.1:{claim_port()}"\ntoken_env = "PAGE_TOKEN"\n'
             tables += '[[notify]]\ntype = "webhook"\nurl_env = "HOOK"\nevents = ["scale"]\n'
         keys: dict[str, dict[str, Any]] = {
-            "plain": {"health": {"startup": {"exec": [sys.executable, "-c", probe, "probe.json"]}}},
+            "plain": {
+                "health": {"startup": {"exec": [sys.executable, "-c", probe, "probe.json"], "timeout": "20s"}}
+            },
             "asks": {"env": {"HOOK": "${HOOK}"}},
             "preloaded": {"preload": True},
             "fresh": {"env": {"PYTHONHASHSEED": "7"}},

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.real_pool import RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 EMPTY = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
 OF_ANOTHER_NAMESPACE = ["unshare", "-f", "-p"]
@@ -24,7 +24,7 @@ pytestmark = [
 def run(pool: RealPool, wrapper: list[str], *line: str) -> tuple[int, str]:
     done = subprocess.run(
         [*wrapper, *pool.command(), *line], cwd=pool.directory, env=pool.env, capture_output=True, text=True,
-        timeout=60,
+        timeout=COMMAND_TIMEOUT_SECONDS,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
