@@ -113,7 +113,7 @@ class Authority:
         path = f"/.well-known/acme-challenge/{challenge['token']}"
         self.fetched.append(path)
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self._challenge_port, timeout=10)
+            http.client.HTTPConnection("127.0.0.1", self._challenge_port, timeout=60)
         ) as client:
             client.request("GET", path, headers={"Host": host})
             answer = client.getresponse()

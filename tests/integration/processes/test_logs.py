@@ -122,13 +122,12 @@ def test_processes_of_another_user_can_open_their_output_by_name(
     port = free_port()
     opens = ["sh", "-c", "echo {name} > /dev/stdout && echo aloud > /dev/stderr"]
     pool.write("app.py", f"open('/dev/stdout', 'w').write('app\\n')\n{PRINTS}")
+    probed = {"startup": {"exec": opens, "timeout": "20s"}}
     hooked = {"user": "nobody", "hooks": {"before_start": [*opens[:2], opens[2].replace("{name}", "hook")]}}
     pool.write(
         "pool.toml",
         server("task", job=True, command=opens, **hooked)
-        + server(
-            "web", bind=f"127.0.0.1:{port}", app="app:app", user="nobody", health={"startup": {"exec": opens}}
-        )
+        + server("web", bind=f"127.0.0.1:{port}", app="app:app", user="nobody", health=probed)
         + server("forked", bind=f"127.0.0.1:{free_port()}", app="app:app", user="nobody", preload=True),
     )
     pool.ok("start")

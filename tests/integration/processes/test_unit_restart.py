@@ -112,7 +112,7 @@ def test_restart_of_the_unit_refuses_no_connection(
             until(lambda: min(load.answered.values()) > 50)
     assert load.failures == []
     assert int(pool.items()["auto"]["bind"].rpartition(":")[2]) == auto
-    assert len(unit.store) == len(set(unit.names)) == 4
+    until(lambda: len(unit.store) == len(set(unit.names)) == 4)
 
 
 @needs("gateway")
@@ -145,7 +145,7 @@ SERVER = '[[server]]\nname = "{}"\nbind = "{}"\napp = "hello:app"\n'
 
 
 def test_connection_made_while_the_unit_restarts_waits_for_the_next_run(
-    pool: RealPool, unit: ServiceManager
+    pool: RealPool, unit: ServiceManager, until: Until
 ) -> None:
     port = claim_port()
     pool.write(
@@ -154,6 +154,7 @@ def test_connection_made_while_the_unit_restarts_waits_for_the_next_run(
     unit.start()
     (key,) = pool.runtime.glob("**/listener-names.key")
     assert key.stat().st_mode & 0o777 == 0o600
+    until(lambda: len(unit.names) == 2)
     assert all(re.fullmatch("poolctl-[0-9a-f]{32}", name) for name in unit.names)
     names = sorted(unit.names)
     assert unit.stop() == 0
