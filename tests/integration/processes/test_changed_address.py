@@ -348,9 +348,8 @@ def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can
     one, two = f"127.0.0.1:{claim_port()}", f"127.0.0.1:{claim_port()}"
     write_pair(pool, ("a", one, ""), ("b", two, ""))
     pool.ok("start")
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        taken = f"127.0.0.1:{stranger.getsockname()[1]}"
-        write_pair(pool, ("a", taken, ""), ("b", one, ""))
+    with socket.create_server(("127.0.0.1", taken := claim_port())):
+        write_pair(pool, ("a", f"127.0.0.1:{taken}", ""), ("b", one, ""))
         with asked_all_the_time(port_of(one)) as first, asked_all_the_time(port_of(two)) as second:
             done = pool.run("reload")
         assert (done.code, "in use" in done.stderr) == (1, True), str(done)
@@ -359,7 +358,7 @@ def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can
         pool.ok("reload")
         wait_until(lambda: "b" in first)
     assert {*first} == {"a", "b"}
-    assert get(port_of(taken)).text == "a"
+    assert get(taken).text == "a"
     assert refused(port_of(two))
 
 

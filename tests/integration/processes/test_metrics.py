@@ -161,8 +161,8 @@ def test_head_without_end_is_cut_off_at_its_limit(exposed: int) -> None:
 
 @pytest.mark.heavy
 def test_an_address_that_is_taken_keeps_no_pool_from_starting_and_is_tried_again(pool: RealPool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    port = claim_port()
+    with socket.create_server(("127.0.0.1", port)):
         pool.write_hello("web")
         text = (pool.directory / "pool.toml").read_text()
         pool.write("pool.toml", f'[metrics]\nbind = "127.0.0.1:{port}"\n{text}')

@@ -131,12 +131,12 @@ def test_an_address_goes_from_one_server_to_another_and_is_never_refused(pool: R
 def test_a_new_address_that_cannot_be_had_leaves_the_old_one(
     pool: RealPool, until: Callable[..., Any]
 ) -> None:
-    one = claim_port()
+    one, taken = claim_port(), claim_port()
     write(pool, ("a", one, "a"))
     pool.ok("start")
     pids = pool.items()["a"]["pids"]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        write(pool, ("a", taken.getsockname()[1], "a"))
+    with socket.create_server(("127.0.0.1", taken)):
+        write(pool, ("a", taken, "a"))
         done = pool.run("reload", "--timeout", "40")
         assert done.code == 1, str(done)
         assert "in use" in done.stderr
