@@ -22,6 +22,7 @@ from poolctl.exit_codes import INVALID_CONFIGURATION, NO_SUPERVISOR
 from tests.deadline import wait_until
 from tests.other_user import python_for_others
 from tests.ports import claim_port
+from tests.processes import command_line, is_alive
 from tests.programs import skip_if_haproxy_is_missed
 from tests.warm_command import warm_command
 
@@ -106,6 +107,7 @@ class RealPool:
             "TERM": "dumb",
         }
         self._children: list[subprocess.Popen[str]] = []
+        self._processes: dict[int, str] = {}  # those of the last look
 
     def open_to_all(self) -> None:
         """Uses a directory and an interpreter that every user can reach; skips the test where there is none.
@@ -249,7 +251,8 @@ class RealPool:
     def processes(self) -> dict[int, str]:
         """Command lines by pid of every live process that belongs to this pool.
 
-        Known by its runtime directory, which is in the environment (or the arguments) of all of them.
+        Known by its runtime directory, which is in the environment (or the arguments) of all of them. One that is
+        ending shows neither, but still has its sockets and locks: it counts if it was here before.
         """
         mark = os.fsencode(self.runtime)
         found = {}
@@ -262,7 +265,11 @@ class RealPool:
                     found[int(entry.name)] = cmdline.replace(b"\0", b" ").decode(errors="replace").strip()
             except OSError:
                 continue
-        return found
+        for pid in self._processes.keys() - found.keys():
+            if is_alive(pid) and not command_line(pid):
+                found[pid] = self._processes[pid]
+        self._processes = found
+        return {**found}
 
     def end(self) -> dict[int, str]:
         """Stops the pool; returns what was still alive afterwards and had to be killed."""
