@@ -12,7 +12,6 @@ from typing import Any
 
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import spawn
-from poolctl.runners.helper_process import Helpers
 from poolctl.runners.process_link import Refused
 
 
@@ -157,12 +156,3 @@ class ExecutingKeeper(HelperKeeper):
         """Wait until every process has exited."""
         if self._reaping:
             await asyncio.wait(self._reaping)
-
-
-def executing_helpers(directory: str) -> Helpers:
-    """The helpers of a pool in this directory, whose keeper is this process."""
-    keeper = ExecutingKeeper()
-    link: Any = keeper
-    helpers = Helpers(link, directory)
-    keeper.report = helpers.handle_exit_report
-    return helpers

@@ -21,7 +21,6 @@ from tests.ports import claim_port
 
 REPOSITORY = Path(__file__).parents[2]
 APP = "tests.asgi_apps:hello"
-SAY = "import os; print(os.environ['API'], file=open('said', 'a')); input()"
 
 
 @pytest.fixture(params=["inline", "processes"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -29,14 +28,6 @@ while True:
 def pool(real_pool: RealPool) -> RealPool:
     real_pool.write_hello("users", "orders")
     return real_pool
-
-
-def alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def pid_in(file: Path) -> str:

@@ -73,7 +73,6 @@ def test_all_that_can_be_done_before_can_be_done_afterwards(pool: RealPool, unti
     assert pool.processes() == {}
 
 
-SLOW_TO_IMPORT = "import time\ntime.sleep(0.5)\nfrom hello import app\n"
 HELD = "import os, time\nwhile os.path.exists('held'): time.sleep(0.02)\nfrom hello import app\n"
 
 
