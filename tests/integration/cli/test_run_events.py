@@ -141,7 +141,7 @@ import os, subprocess, sys, time
 if sys.argv[1:]:
     while not os.path.exists("go"):
         time.sleep(0.02)
-    subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+    subprocess.run(sys.argv[1:], capture_output=True)
 sys.exit("shop.NoSettings: SHOP_DSN is not set")
 """
 # Creates that file, and waits for the second death.
