@@ -147,6 +147,7 @@ def test_a_start_returns_within_its_limit_and_is_abandoned(pool: Pool, app: Bloc
     app.over.set()
     pool.stop_sync()
     assert refused(bind)
+    other.merge(Pool([each.config.replace(start_timeout="60s") for each in other.values()]))
     other.start_sync()
     assert get(bind).text == "hello"
     other.stop_sync()
