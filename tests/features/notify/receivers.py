@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,91 +25,96 @@ class Taken(NamedTuple):
     headers: dict[str, str]
 
 
-class Receiver(ThreadingHTTPServer):
-    """`taken` is what has arrived; the answers of `refusals` (status, headers) are given first, one a request."""
+class Receiver:
+    """Runs in an event loop. `taken` is what has arrived, `requests` has the loop's time of each request.
 
-    daemon_threads = True
+    The answers of `refusals` (status, headers) are given first, one a request, and nothing before `may_answer`.
+    """
 
     def __init__(self, certificate: Path | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.taken: list[Taken] = []
-        self.asked = 0
+        self.requests: list[float] = []
         self.refusals: list[tuple[int, dict[str, str]]] = []
-        self.scheme = "http"
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self._tls: ssl.SSLContext | None = None
         if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-            self.scheme = "https"
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+
+    def close(self) -> None:
+        self._server.close()
 
     def url(self, path: str = "") -> str:
-        host = "localhost" if self.scheme == "https" else "127.0.0.1"
-        return f"{self.scheme}://{host}:{self.server_address[1]}{path}"
+        origin = "https://localhost" if self._tls is not None else "http://127.0.0.1"
+        return f"{origin}:{self._server.sockets[0].getsockname()[1]}{path}"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up, such as one that does not trust us, is no news."""
+    def texts(self) -> list[str]:
+        return [taken.text for taken in self.taken]
 
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A client that hangs up, such as one that does not trust us, is no news.
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            request, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+            headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+            body = await reader.readexactly(int(headers["content-length"]))
+            self.requests.append(asyncio.get_running_loop().time())
+            await self.may_answer.wait()
+            status, more = (
+                self.refusals.pop(0) if self.refusals else (self._take(request.split()[1], headers, body), {})
+            )
+            lines = [f"HTTP/1.1 {status} x", *(f"{name}: {value}" for name, value in more.items())]
+            writer.write("\r\n".join([*lines, "content-length: 0", "", ""]).encode())
+            await writer.drain()
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.server.asked += 1
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.server.refusals:
-            status, headers = self.server.refusals.pop(0)
-        else:
-            status, headers = self._take(body), {}
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def _take(self, raw: bytes) -> int:
-        if self.headers["content-type"] != "application/json":
+    def _take(self, path: str, head: dict[str, str], raw: bytes) -> int:
+        if head["content-type"] != "application/json":
             return 415
         body = json.loads(raw)
-        head = {key.lower(): value for key, value in self.headers.items()}
-        if self.path == "/gotify/message":
+        if path == "/gotify/message":
             # https://gotify.net/api-docs: token, message, title, a whole number as priority
             if head.get("x-gotify-key") != TOKEN:
                 return 401
             ok = isinstance(body["priority"], int) and 0 <= body["priority"] <= 10
             found = Taken("gotify", body["title"], body["message"], body, head)
-        elif self.path == "/slack/hook":
+        elif path == "/slack/hook":
             # https://api.slack.com/messaging/webhooks: text; attachments with colour, text and fallback
             ok = all(isinstance(each["text"], str) and each["color"] for each in body["attachments"])
             ok = ok and not ({"text", "attachments"} ^ body.keys())
             found = Taken("slack", body["text"], body["attachments"][0]["text"], body, head)
-        elif self.path == "/ntfy/":
+        elif path == "/ntfy/":
             # https://docs.ntfy.sh/publish/#publish-as-json: to the root, topic, priority 1 to 5, a list of tags
             ok = bool(body["topic"]) and body["priority"] in range(1, 6) and isinstance(body["tags"], list)
             found = Taken("ntfy", body["title"], body["message"], body, head)
-        elif self.path == "/hook?a=b":
+        elif path == "/hook?a=b":
             ok = body["schema"] == 1 and isinstance(body["events"], list)
             found = Taken("webhook", body["title"], body["text"], body, head)
         else:
             return 404
         if not ok:
             return 400
-        self.server.taken.append(found)
+        self.taken.append(found)
         return 200
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
 
 
 @contextmanager
 def receiver(certificate: Path | None = None) -> Iterator[Receiver]:
-    """A receiver that listens until the end of the block."""
+    """A receiver in a thread of its own, that listens until the end of the block."""
+    loop = asyncio.new_event_loop()
     server = Receiver(certificate)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    loop.run_until_complete(server.start())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.call_later, 0.01, loop.stop)
         thread.join()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

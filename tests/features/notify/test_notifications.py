@@ -1,83 +1,40 @@
-"""What could not be sent is sent again, less and less often, and some day no more."""
+"""Messages that cannot be sent are tried again, less and less often, and outlive the supervisor and a reload."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-from collections.abc import Callable, Coroutine
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.config import Tables
-from poolctl.features.notify import notifications
 from poolctl.features.notify._problem_tracker import Message
-from poolctl.features.notify._send import SendFailed
-from poolctl.features.notify.notifications import MAX_WAITING, Notifications, Outbox
-from poolctl.features.notify.table import Notify
+from poolctl.features.notify.notifications import Outbox
 from poolctl.monitor.journal import JournalEvent
 from poolctl.selection.selector import SelectorError
-from poolctl.states import Status
-from tests.manual_clock import ManualClock
-from tests.unit.core.ordered_core import web
-from tests.unit.supervisor.desk import Desk, part_site
+from tests.features.notify.stage import Stage
+
+REFUSED: tuple[int, dict[str, str]] = (503, {})
+HOUR = 3600.0
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with closing(Stage(tmp_path)) as stage:
+        yield stage
+
+
+def gaps(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 def message(title: str = "a") -> Message:
     return Message("problem", "error", title, ("line",), 5.0, (JournalEvent("", 1, "lifecycle", "running"),))
-
-
-def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
-    box = Outbox(10_000)
-    box.put(message(), 0)
-    now, waits = 0.0, []
-    for _ in range(11):
-        assert box.due(now) == message()
-        assert box.retry_or_drop(now)
-        at = box.next_at()
-        assert at is not None
-        waits.append(at - now)
-        assert box.due(at - 0.001) is None
-        now = at
-    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-
-
-def test_attempts_are_spread_by_jitter() -> None:
-    for jitter, wait in ((-1, 0.8), (1, 1.2)):
-        box = Outbox(100)
-        box.put(message(), 0)
-        box.retry_or_drop(0, jitter=jitter)
-        assert box.next_at() == wait
-
-
-def test_receiver_may_delay_the_next_attempt_by_an_hour_at_most() -> None:
-    for asked, wait in ((30.0, 30), (1e9, 3600)):
-        box = Outbox(10_000)
-        box.put(message(), 0)
-        assert box.retry_or_drop(0, after_seconds=asked)
-        assert box.next_at() == wait
-
-
-def test_message_that_cannot_be_sent_in_time_is_dropped_and_the_next_one_sent() -> None:
-    box = Outbox(2.5)
-    box.put(message("a"), 0)
-    box.put(message("b"), 0)
-    assert box.retry_or_drop(0)
-    assert not box.retry_or_drop(1), "the next attempt would be at 3"
-    assert box.due(1) == message("b")
-    assert not box.retry_or_drop(1, again=False)
-    assert box.next_at() is None
-
-
-def test_oldest_message_is_dropped_when_a_hundred_wait() -> None:
-    box = Outbox(100)
-    for number in range(MAX_WAITING):
-        assert box.put(message(str(number)), 0) is None
-    assert box.put(message("last"), 0) == message("0")
-    assert box.due(0) == message("1")
 
 
 def test_waiting_messages_are_left_to_a_successor() -> None:
@@ -96,377 +53,212 @@ def test_message_is_given_up_when_the_next_attempt_would_be_too_long_after_it_wa
         assert box.next_at() == (1001.0 + waited if again else None)
 
 
-class Receivers:
-    """The part of the supervisor, with receivers that accept or refuse messages as a test says."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sent: list[tuple[str, str]] = []  # receiver and title
-        self.refusal: SendFailed | None = None
-        self.desk = Desk(web("web"))
-        configuration = SimpleNamespace(name="shop", environment={}, files=["/srv/pool.toml"])
-        environment = SimpleNamespace(configuration=configuration, state_directory=str(directory))
-        self.site = part_site(self.desk.core, self.desk.events, environment)
-        self.events: list[JournalEvent] = []
-        self.desk.events.subscribe(self.events.append)
-        self.part = Notifications(self.site)
-        receivers = self
-
-        class Recording:
-            def __init__(self, notify: Notify, part: Notifications) -> None:
-                self.label = notify.label
-
-            async def send(self, message: Message) -> None:
-                if receivers.refusal is not None:
-                    raise receivers.refusal
-                receivers.sent.append((self.label, message.title))
-
-        monkeypatch.setattr(notifications, "NotificationSender", Recording)
-
-    def follow(self, *names: str) -> None:
-        tables = [Notify(type="webhook", name=each, url="http://127.0.0.1:1/") for each in names]
-        self.part.apply_tables(Tables(notify=tuple(tables)))
-
-    def reported(self) -> list[tuple[str, str, str]]:
-        """The events of notifications since the last time: what, its message and its cause."""
-        self.desk.events.flush()
-        found = [(each.event, each.message, each.cause) for each in self.events if each.kind == "notify"]
-        self.events.clear()
-        return found
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(60):
-            while not condition():
-                await asyncio.sleep(0)
+def test_message_is_sent_and_reported(stage: Stage) -> None:
+    stage.notify(
+        {"name": "mail"}, {"name": "chat", "servers": ["other"]}, {"name": "all", "min_severity": "info"}
+    )
+    stage.fail()
+    assert sorted(stage.journal()) == [
+        ("sent", "all: shop: web: failed", ""), ("sent", "mail: shop: web: failed", ""),
+    ]  # fmt: skip
+    stage.record("lifecycle", "starting", server="other")
+    assert stage.journal() == [("sent", "all: info: shop: other: starting", "")]
 
 
-Play = Callable[[Callable[[Receivers], Coroutine[Any, Any, None]]], None]
+def test_failed_deliveries_are_warnings_that_other_receivers_get(stage: Stage) -> None:
+    stage.notify({"name": "mail", "url": "http://127.0.0.1:1/"}, {"name": "chat", "events": ["notify"]})
+    stage.fail()
+    stage.pass_time(2 * HOUR)
+    delayed, given_up = stage.receiver.taken
+    assert delayed.text == "delayed: mail: shop: web: failed (127.0.0.1: Connection refused)"
+    assert (delayed.body["severity"], given_up.text.partition(":")[0]) == ("warning", "given up")
 
 
-@pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
-    def run(scene: Callable[[Receivers], Coroutine[Any, Any, None]]) -> None:
-        async def work() -> None:
-            receivers = Receivers(tmp_path, monkeypatch)
-            try:
-                await scene(receivers)
-            finally:
-                await receivers.part.aclose()
-
-        asyncio.run(asyncio.wait_for(work(), 60))
-
-    return run
-
-
-def test_message_is_sent_to_its_receiver_and_reported(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail", "chat")
-        (mail, _) = receivers.part._deliveries.values()
-        mail._queue_and_save(message("web failed"))
-        mail._news.set()
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "web failed")]
-        await receivers.until(lambda: not mail.to_dict())
-        assert receivers.reported() == [("sent", "mail: web failed", "")]
-
-    play(scene)
+def test_failed_attempts_are_repeated_less_and_less_often_with_jitter(stage: Stage) -> None:
+    random.seed(1)
+    stage.receiver.refusals += [REFUSED] * 16
+    stage.notify({"retry_for": "2h"})
+    stage.fail()
+    stage.pass_time(2 * HOUR)
+    usual = [*(2**number for number in range(9)), *[300] * 7]
+    factors = [gap / seconds for gap, seconds in zip(gaps(stage.receiver.requests), usual, strict=True)]
+    assert 0.8 <= min(factors) < 0.99
+    assert 1.01 < max(factors) <= 1.21
+    assert [(outcome, message) for outcome, message, _ in stage.journal()] == [
+        ("delayed", "webhook: shop: web: failed"), ("sent", "webhook: shop: web: failed"),
+    ]  # fmt: skip
 
 
-def test_event_is_sent_by_a_delivery_that_had_nothing_to_wait_for(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        mail = Notify(type="webhook", name="mail", url="http://127.0.0.1:1/", delay=0)
-        receivers.part.apply_tables(Tables(notify=(mail,)))
-        for _ in range(10):
-            await asyncio.sleep(0)
-        receivers.desk.events.record("pool", "keeper lost", severity="error")
-        receivers.desk.events.flush()
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "shop: keeper lost")]
-
-    play(scene)
+def test_each_outage_is_reported_and_begins_with_short_delays(stage: Stage) -> None:
+    stage.notify({})
+    for server in ("web", "other"):
+        stage.receiver.refusals += [REFUSED] * 3
+        stage.fail(server)
+        stage.pass_time(60)
+    assert [outcome for outcome, _, _ in stage.journal()] == ["delayed", "sent", "delayed", "sent"]
+    assert gaps(stage.receiver.requests)[4] < 1.3
 
 
-def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        mail._queue_and_save(message("a"))
-        receivers.refusal = SendFailed("status 503", again=True)
-        for _ in range(2):
-            await mail._attempt(message("a"))
-        assert receivers.reported() == [("delayed", "mail: a", "status 503")]
-        receivers.refusal = SendFailed("status 400", again=False)
-        await mail._attempt(message("a"))
-        assert receivers.reported() == [("given up", "mail: a", "status 400")]
-
-    play(scene)
+def test_message_is_given_up_after_its_time_and_the_next_one_is_sent(stage: Stage) -> None:
+    stage.receiver.refusals += [REFUSED] * 4  # after 0, 1, 3 and 7 seconds: the next would be after 15
+    stage.notify({"retry_for": 10})
+    stage.fail()
+    stage.pass_time(1.5)
+    stage.fail("other")
+    stage.pass_time(20)
+    assert stage.receiver.texts() == ["other: failed"]
+    assert [outcome for outcome, _, _ in stage.journal()] == ["delayed", "given up", "sent"]
 
 
-@pytest.mark.parametrize("jump_seconds", [-3600.0, 3600.0])
-def test_pause_before_another_try_does_not_depend_on_the_time_of_day(play: Play, jump_seconds: float) -> None:
-    async def scene(receivers: Receivers) -> None:
-        clock = receivers.desk.core.clock = ManualClock()
-        receivers.part = Notifications(receivers.site)
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        mail._queue_and_save(message("a"))
-        receivers.refusal = SendFailed("status 503", again=True)
-        await mail._attempt(message("a"))
-        clock._time_seconds += jump_seconds
-        assert mail._outbox.due(receivers.part.now()) is None
-        clock.advance(2)
-        due = mail._outbox.due(receivers.part.now())
-        assert due is not None
-        assert due.title == "a"
-        receivers.refusal = None
-
-    play(scene)
-
-
-@pytest.mark.slow
-def test_oldest_of_too_many_messages_is_given_up_and_reported(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        for number in range(MAX_WAITING + 1):
-            mail._queue_and_save(message(str(number)))
-        assert receivers.reported() == [("given up", "mail: 0", "too many are waiting")]
-
-    play(scene)
-
-
-def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: Play, tmp_path: Path) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        mail._queue_and_save(message("a"))
-        left = json.loads((tmp_path / "notify.json").read_text())
-        assert list(left) == ["mail"]
-        assert [each["title"] if isinstance(each, dict) else each for each in left["mail"]["waiting"]]
-        successor = Notifications(receivers.site)
-        successor.apply_tables(
-            Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:1/"),))
-        )
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "a")]
-        await receivers.until(lambda: not os.path.exists(receivers.part._path))
-        await successor.aclose()
-        mail._outbox.remove_first()
-
-    play(scene)
-
-
-def test_receiver_that_has_not_changed_is_not_interrupted(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.part.apply_tables(Tables())
-        assert receivers.part._unsubscribe is None, "no receiver yet"
-        receivers.follow("mail", "chat")
-        mail = receivers.part._deliveries["mail"]
-        receivers.follow("mail")
-        assert receivers.part._deliveries == {"mail": mail}
-        receivers.part.apply_tables(
-            Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:2/"),))
-        )
-        assert receivers.part._deliveries["mail"] is not mail
-        await asyncio.wait([mail._task])
-
-    play(scene)
-
-
-def test_facts_of_the_pool_are_those_of_its_configuration(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        part = receivers.part
-        facts = part.facts()
-        assert (facts.name, facts.directory, facts.environment) == ("shop", "/srv", {})
-        assert (facts.tags("web"), facts.tags("other")) == (
-            receivers.desk.core.entries["web"].config.tags,
-            (),
-        )
-
-    play(scene)
-
-
-def ended(state: str, kind: str = "lifecycle") -> JournalEvent:
-    return JournalEvent("", 0, kind, state, "web", after=state)
-
-
-def replace_entry(receivers: Receivers, state: str, health: Status = Status.KO) -> Any:
-    """Give the pool's server this state and health."""
-    entries: Any = receivers.desk.core.entries
-    config = entries["web"].config
-    entries["web"] = SimpleNamespace(name="web", state=state, health=health, config=config, ended=False)
-    return entries["web"]
-
-
-def test_problem_is_composed_after_the_delay_and_its_end_is_sent_too(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.record(ended("failed"))
-        await asyncio.sleep(0)
-        assert receivers.sent == [], "others may follow within the delay"
-        receivers.desk.clock.advance(mail.notify.delay)
-        mail._news.set()
-        await receivers.until(lambda: receivers.sent)
-        assert list(mail.to_dict()["open"]) == ["state web"]
-        mail.record(ended("running"))
-        receivers.desk.clock.advance(30 * mail.notify.delay)
-        mail._news.set()
-        await receivers.until(lambda: len(receivers.sent) == 2)
-        assert mail.to_dict() == {}
-        first, second = (title for _, title in receivers.sent)
-        assert first == "shop: web: failed"
-        assert second == "shop: web: running again"
-
-    play(scene)
-
-
-@pytest.mark.parametrize("is_flushed", [True, False])
-def test_message_is_composed_at_once_and_sent_when_the_supervisor_exits(play: Play, is_flushed: bool) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.record(ended("failed"))
-        if is_flushed:
-            receivers.part.flush()
-            assert len(mail.to_dict()["waiting"]) == 1
-        await receivers.part.aclose()
-        assert [name for name, _ in receivers.sent] == ["mail"]
-
-    play(scene)
-
-
-def predecessor(directory: Path, *keys: str) -> None:
-    """Leave these problems as a supervisor that has exited does."""
-    problem = {"severity": "error", "since": 1.0, "told": "error", "told_at": 2.0}
-    left = {
-        key: {**problem, "event": ended("failed")._replace(server=key.split()[1]).to_json()} for key in keys
-    }
-    (directory / "notify.json").write_text(json.dumps({"mail": {"open": left, "waiting": []}}))
-
-
-def test_problem_of_a_server_that_is_gone_or_runs_has_ended_while_there_was_no_supervisor(
-    play: Play, tmp_path: Path
+@pytest.mark.parametrize(("asked", "seconds"), [("1800", 1800), ("soon", 1), ("0", 1), ("999999", 3600)])
+def test_receiver_may_delay_the_next_attempt_by_an_hour_at_most(
+    stage: Stage, asked: str, seconds: float
 ) -> None:
-    async def scene(receivers: Receivers) -> None:
-        predecessor(tmp_path, "state gone", "state web")
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        receivers.desk.clock.advance(30 * mail.notify.delay)
-        mail._news.set()
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "shop: 2 resolved (gone, web)")]
-        assert mail.to_dict() == {}
-
-    play(scene)
+    stage.receiver.refusals.append((429, {"Retry-After": asked}))
+    stage.notify({"retry_for": "1d"})
+    stage.fail()
+    stage.pass_time(2 * HOUR)
+    assert gaps(stage.receiver.requests) == [pytest.approx(seconds, rel=0.21)]
 
 
-@pytest.mark.parametrize("state", ["failed", "backoff"])
-def test_problem_of_a_server_that_is_still_failing_stays_open(play: Play, tmp_path: Path, state: str) -> None:
-    async def scene(receivers: Receivers) -> None:
-        replace_entry(receivers, state)
-        predecessor(tmp_path, "state web")
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        assert list(mail.to_dict()["open"]) == ["state web"]
-
-    play(scene)
-
-
-def test_unhealthy_server_is_resolved_once_its_health_has_been_probed(play: Play, tmp_path: Path) -> None:
-    async def scene(receivers: Receivers) -> None:
-        core = receivers.desk.core
-        entry = replace_entry(receivers, "running")
-        predecessor(tmp_path, "health web", "health gone")
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        (observer,) = [each for each in core.observers if each == receivers.part._record_if_recovered]
-        entry.health = Status.WARN
-        observer(entry)
-        assert observer in core.observers
-        entry.health = Status.OK
-        observer(entry)
-        assert observer not in core.observers
-        receivers.desk.clock.advance(30 * mail.notify.delay)
-        mail._news.set()
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "shop: 2 resolved (gone, web)")]
-
-    play(scene)
+@pytest.mark.parametrize(
+    ("status", "outcomes"),
+    [(408, ["delayed", "sent"]), (500, ["delayed", "sent"]), (301, ["given up"]), (400, ["given up"])],
+)
+def test_message_that_will_never_be_taken_is_given_up(stage: Stage, status: int, outcomes: list[str]) -> None:
+    stage.receiver.refusals.append((status, {}))
+    stage.notify({})
+    stage.fail()
+    stage.pass_time(10)
+    assert [outcome for outcome, _, _ in stage.journal()] == outcomes
 
 
-def test_verb_sends_a_test_to_the_named_receivers(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[list[str], Any]] = []
-
-    async def send(receivers: Any, names: Any, facts: Any) -> str:
-        asked.append(([each.name for each in receivers], names))
-        return "sent"
-
-    async def scene(receivers: Receivers) -> None:
-        monkeypatch.setattr(notifications, "send_test", send)
-        receivers.follow("mail", "chat")
-        assert list(receivers.part.verbs) == ["notify"]
-        verb: Any = receivers.part.verbs["notify"]
-        assert await verb(SimpleNamespace(options={"receivers": ["chat"]})) == "sent"
-        assert await verb(SimpleNamespace(options={})) == "sent"
-        assert asked == [(["mail", "chat"], ["chat"]), (["mail", "chat"], [])]
-        for names in ("chat", [1]):
-            with pytest.raises(SelectorError, match="no such receivers"):
-                await verb(SimpleNamespace(options={"receivers": names}))
-
-    play(scene)
+def test_receivers_do_not_wait_for_each_other(stage: Stage) -> None:
+    stage.receiver.may_answer.clear()
+    stage.notify({"name": "silent", "timeout": 5}, {"name": "refusing", "url": "http://127.0.0.1:1/"})
+    stage.fail()
+    assert [outcome for outcome, _, _ in stage.journal()] == ["delayed"]
+    stage.pass_time(4.9)
+    assert stage.journal() == []
+    stage.pass_time(0.2)
+    assert ("delayed", "silent: shop: web: failed", "no answer within 5 s") in stage.journal()
 
 
-def test_state_of_a_receiver_that_is_replaced_goes_on_with_its_successor(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        mail._queue_and_save(message("a"))
-        changed = Notify(type="webhook", name="mail", url="http://127.0.0.1:2/")
-        receivers.part.apply_tables(Tables(notify=(changed,)))
-        await receivers.until(lambda: receivers.sent)
-        assert receivers.sent == [("mail", "a")]
-
-    play(scene)
-
-
-def test_message_that_is_taken_after_a_refusal_is_reported_and_the_next_refusal_too(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        refusal = SendFailed("status 503", again=True)
-        for receivers.refusal in (refusal, None, refusal):
-            if mail._outbox.next_at() is None:
-                mail._queue_and_save(message("a"))
-            await mail._attempt(message("a"))
-        assert receivers.reported() == [
-            ("delayed", "mail: a", "status 503"), ("sent", "mail: a", ""), ("delayed", "mail: a", "status 503"),
-        ]  # fmt: skip
-
-    play(scene)
+def test_oldest_message_is_given_up_when_a_hundred_wait(stage: Stage) -> None:
+    stage.receiver.refusals += [REFUSED] * 1000
+    stage.notify({"events": ["pool"], "retry_for": "1d"})
+    for number in range(102):
+        stage.record("pool", "keeper lost", severity="error", message=str(number))
+    stage.pass_time(HOUR)
+    assert [(outcome, cause) for outcome, _, cause in stage.journal()][1:] == [
+        ("given up", "too many are waiting")
+    ] * 2
+    stage.receiver.refusals.clear()
+    stage.pass_time(400)
+    assert len(stage.receiver.taken) == 100
+    assert "keeper lost" in stage.receiver.taken[0].title
 
 
-def test_title_of_news_names_its_status_and_only_what_is_sent_is_no_warning(play: Play) -> None:
-    async def scene(receivers: Receivers) -> None:
-        receivers.follow("mail")
-        (mail,) = receivers.part._deliveries.values()
-        mail.stop()
-        for status in ("news", "problem", "resolved"):
-            mail._queue_and_save(message("a")._replace(status=status))
-            await mail._attempt(message("a")._replace(status=status))
-        receivers.desk.events.flush()
-        found = [(each.message, each.severity) for each in receivers.events if each.kind == "notify"]
-        assert found == [("mail: news: a", "info"), ("mail: a", "info"), ("mail: a", "info")]
-        mail._queue_and_save(message("a"))
-        receivers.refusal = SendFailed("no", again=False)
-        await mail._attempt(message("a"))
-        receivers.desk.events.flush()
-        assert receivers.events[-1].severity == "warning"
-        assert receivers.events[-1].detail["receiver"] == "mail"
+@pytest.mark.parametrize("offset", [-HOUR, HOUR])
+def test_setting_the_time_of_day_delays_nothing(stage: Stage, offset: float) -> None:
+    stage.receiver.refusals.append(REFUSED)
+    stage.notify({"delay": 10})
+    stage.fail()
+    stage.clock.offset = offset
+    stage.pass_time(15)
+    assert [round(at) for at in stage.receiver.requests] == [10, 11]
 
-    play(scene)
+
+def test_exit_sends_what_waits_within_two_seconds_and_the_next_supervisor_the_rest(stage: Stage) -> None:
+    stage.notify({"name": "mail", "delay": "1h"})
+    stage.fail()
+    stage.end_supervisor()
+    assert stage.receiver.texts() == ["web: failed"], "before its delay has passed"
+    stage.start_supervisor("web")
+    stage.notify({"name": "mail", "delay": "1h"})
+    stage.receiver.may_answer.clear()
+    stage.fail("other")
+    before = stage.loop.time()
+    stage.end_supervisor()
+    assert stage.loop.time() - before == pytest.approx(2, abs=0.1)
+    stage.receiver.may_answer.set()
+    stage.start_supervisor("web", "other")
+    stage.notify({"name": "mail"})
+    stage.pass_time()
+    assert stage.receiver.texts()[-1] == "other: failed"
+
+
+@pytest.mark.parametrize("delay", ["1h", 0])
+def test_next_supervisor_sends_what_a_flush_or_a_failed_attempt_has_saved(stage: Stage, delay: Any) -> None:
+    """As when a supervisor is replaced, or killed."""
+    if delay == 0:
+        stage.receiver.refusals.append(REFUSED)
+    stage.notify({"delay": delay})
+    stage.fail()
+    stage.part.flush()
+    stage.start_supervisor("web")
+    stage.notify({"delay": "1h"})
+    stage.pass_time(0.1)
+    assert stage.receiver.texts() == ["web: failed"]
+
+
+@pytest.mark.parametrize(
+    ("server", "text"), [("web", "web: running again after 5m"), ("gone", "gone: stopped after 5m")]
+)
+def test_problem_that_ended_without_a_supervisor_is_resolved(stage: Stage, server: str, text: str) -> None:
+    stage.notify({})
+    stage.fail(server)
+    stage.pass_time(300)
+    stage.end_supervisor()
+    stage.start_supervisor()
+    stage.notify({})
+    stage.pass_time(1)
+    assert (stage.receiver.taken[-1].body["status"], stage.receiver.texts()[1:]) == ("resolved", [text])
+
+
+def test_problem_of_a_server_that_still_fails_stays_open(stage: Stage) -> None:
+    stage.notify({"repeat": 1000})
+    stage.fail()
+    stage.end_supervisor()
+    stage.start_supervisor("web")
+    stage.notify({"repeat": 1000})
+    stage.pass_time(990)
+    assert stage.receiver.texts() == ["web: failed"]
+    stage.pass_time(20)
+    assert len(stage.receiver.taken) == 2
+    stage.record("lifecycle", "running")
+    stage.pass_time(60)
+    assert stage.receiver.taken[-1].body["status"] == "resolved"
+
+
+def test_reload_does_not_interrupt_receivers_that_have_not_changed(stage: Stage) -> None:
+    stage.receiver.may_answer.clear()
+    stage.notify({"name": "mail"}, {"name": "chat"})
+    stage.fail()
+    stage.notify({"name": "mail"})
+    stage.receiver.may_answer.set()
+    stage.pass_time(1)
+    assert len(stage.receiver.requests) == 2
+    assert stage.journal() == [("sent", "mail: shop: web: failed", "")]
+
+
+def test_changed_receiver_keeps_its_problems_and_its_queue(stage: Stage) -> None:
+    stage.notify({})
+    stage.fail()
+    stage.receiver.refusals += [REFUSED] * 2
+    stage.fail("other")
+    stage.pass_time(0.5)
+    stage.notify({"repeat": 1000})
+    stage.pass_time(60)
+    assert stage.receiver.texts() == ["web: failed", "other: failed"]
+    stage.record("lifecycle", "running")
+    stage.pass_time(60)
+    assert stage.receiver.texts()[2:] == ["web: running again after 1m"]
+
+
+def test_receivers_of_a_test_are_a_list_of_names(stage: Stage) -> None:
+    stage.notify({"name": "mail"})
+    verb: Any = stage.part.verbs["notify"]
+    for names in ("mail", [1]):
+        with pytest.raises(SelectorError, match="no such receivers"):
+            stage.loop.run_until_complete(verb(SimpleNamespace(options={"receivers": names})))
