@@ -31,6 +31,7 @@ NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}
 # pidfd_send_signal, pidfd_open, close_range, pidfd_getfd and faccessat2, which filters of containers may not know yet.
 NEW_CALLS = (424, 434, 436, 438, 439)
 FILES, FILES_AND_NETWORK = 0x20000, 0x40020000  # CLONE_NEWNS, CLONE_NEWNET
+_SETRESUID = 117
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 
 
@@ -52,6 +53,20 @@ def run_in_namespace(script: str, work: Callable[[], T], kind: int = FILES) -> T
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(enter_and_work).result()
+
+
+def run_as(uid: int, work: Callable[[], T]) -> T:
+    """Run this in a thread of this user, who has no privileges."""
+    _skip_unless(os.geteuid() == 0, "only root can become another user")
+    _skip_unless(os.uname().machine == "x86_64", "system calls have other numbers on this machine")
+
+    def become_and_work() -> T:
+        # Not os.setresuid(), which changes all threads.
+        assert ctypes.CDLL(None).syscall(_SETRESUID, uid, uid, uid) == 0
+        return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(become_and_work).result()
 
 
 def _skip_unless(possible: bool, reason: str) -> None:

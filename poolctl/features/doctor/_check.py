@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address
@@ -16,6 +17,7 @@ from poolctl.control.gateway_answers import RoutesResult
 from poolctl.errors import ControlError, PoolError
 from poolctl.json_form import Table
 from poolctl.routing.route_report import RouteReport
+from poolctl.runners.local.memory_kills import control_groups
 from poolctl.states import ENDED
 
 if TYPE_CHECKING:
@@ -27,6 +29,38 @@ _OWN_PROCESSES = 4
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the checks see of the machine: its files, which are under `root`, and this process's user and limits."""
+
+    root: str = ""
+    uid: int = field(default_factory=os.geteuid)
+    open_files: tuple[int, int] = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
+    max_processes: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NPROC)[0])
+
+    def text(self, path: str) -> str:
+        """The content of a system file, "" if it cannot be read."""
+        try:
+            with open(f"{self.root}{path}", encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
+        except OSError:
+            return ""
+
+    def number(self, path: str) -> int | None:
+        """The number in a system file; None for any other content, such as `max`, and if it cannot be read."""
+        text = self.text(path)
+        return int(text) if text.isdecimal() else None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(f"{self.root}{path}")
+
+    def control_groups(self, controller: str) -> Iterator[str]:
+        """The directories, to read files in, of this process's control group and of its ancestors."""
+        groups = control_groups(controller, f"{self.root}/sys/fs/cgroup", f"{self.root}/proc/self/cgroup")
+        return (directory.removeprefix(self.root) for directory in groups)
+
+
 class CheckContext:
     """The input of a check: reading from it never raises.
 
@@ -34,8 +68,9 @@ class CheckContext:
     was given or found. `items` are the servers of the running supervisor.
     """
 
-    def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
+    def __init__(self, pool: PoolRef | None, env: Mapping[str, str], machine: Machine | None = None) -> None:
         self.env = env
+        self.machine = machine or Machine()
         self.pool = pool
         self.config: Configuration | None = None
         self.problems: Sequence[ErrorEntry] = []
@@ -110,21 +145,6 @@ class CheckContext:
                 elif address is not None:  # a table may have several
                     addresses[f"{name} {address.key}"] = address
         return addresses
-
-
-def read_text_or_empty(path: str) -> str:
-    """The content of a system file, "" if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def read_number(path: str) -> int | None:
-    """The number in a system file; None for any other content, such as `max`, and if it cannot be read."""
-    text = read_text_or_empty(path)
-    return int(text) if text.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,8 @@ from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, is_live, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.left_overs import left_over_text, left_overs
-from poolctl.runners.local.memory_kills import control_groups
 
-from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text_or_empty, warning
+from ._check import CheckContext, CheckResult, Machine, ok, problem, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 _FILES = (
@@ -113,18 +112,19 @@ _FEATURES = (
 
 def logout(context: CheckContext) -> Iterator[CheckResult]:
     """Whether logind kills the pool on logout (logind.conf(5), KillUserProcesses)."""
-    if not os.path.exists("/run/systemd/system"):
+    machine = context.machine
+    if not machine.exists("/run/systemd/system"):
         yield ok("logout", "no logind that would stop the pool")
         return
-    user = user_name(os.geteuid())
-    if os.geteuid() == 0 or os.path.exists(f"{_LINGER}/{user}"):
+    user = user_name(machine.uid)
+    if machine.uid == 0 or machine.exists(f"{_LINGER}/{user}"):
         yield ok("logout", "the pool keeps running")
         return
     said = [
         match[1].lower()
         for pattern in _FILES
-        for path in sorted(glob.glob(pattern))
-        for match in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text_or_empty(path), re.MULTILINE)
+        for path in sorted(glob.glob(pattern.lstrip("/"), root_dir=machine.root or "/"))
+        for match in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", machine.text(f"/{path}"), re.MULTILINE)
     ]
     if said and said[-1] in ("yes", "1", "true", "on"):
         what = "logind stops the pool when its user logs out (KillUserProcesses)"
@@ -135,7 +135,7 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
 
 def open_files(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the limits on open files suffice: the hard one for keeper and supervisor, the soft one for workers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = context.machine.open_files
     if context.about is not None:
         keeper = context.about.keeper_pid
         with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("open files", f"{said}; {soft} for each worker")
     for server in context.servers:
         wanted = server.limits.open_files
-        if wanted and wanted > hard != resource.RLIM_INFINITY and os.geteuid():
+        if wanted and wanted > hard != resource.RLIM_INFINITY and context.machine.uid:
             said = f"{server.name} is configured for {wanted}, above the limit of {hard}"
             yield problem("open files", said, RAISE_OPEN_FILES)
 
@@ -164,14 +164,14 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
 def processes(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the limits of this user and this control group leave room for the processes that the pool needs."""
     need = context.processes + THREADS  # a thread counts as a process
-    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    is_limited = limit != resource.RLIM_INFINITY and os.geteuid() and not context.items
-    if is_limited and limit - (threads := _threads_of_user()) < need:
+    machine, limit = context.machine, context.machine.max_processes
+    is_limited = limit != resource.RLIM_INFINITY and machine.uid and not context.items
+    if is_limited and limit - (threads := threads_of_user()) < need:
         said = f"this user may have {limit} and has {threads}; the pool needs about {need} more"
         yield problem("processes", said, "ulimit -u, or nproc in /etc/security/limits.conf")
         return
-    for directory in control_groups("pids"):
-        most, now = read_number(f"{directory}/pids.max"), read_number(f"{directory}/pids.current") or 0
+    for directory in machine.control_groups("pids"):
+        most, now = machine.number(f"{directory}/pids.max"), machine.number(f"{directory}/pids.current") or 0
         if most is not None and most - now < need and not context.items:
             said = f"the control group may have {most} and has {now}; the pool needs about {need} more"
             yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
@@ -179,7 +179,8 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
     yield ok("processes", f"the pool needs about {need}")
 
 
-def _threads_of_user() -> int:
+def threads_of_user() -> int:
+    """The number of threads of this process's user. A thread counts as a process."""
     count = 0
     for name in os.listdir("/proc"):
         try:
@@ -192,14 +193,17 @@ def _threads_of_user() -> int:
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the available memory suffices for the pool, if it is not running."""
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", read_text_or_empty("/proc/meminfo"), re.MULTILINE)
+    machine = context.machine
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", machine.text("/proc/meminfo"), re.MULTILINE)
     left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
-    for directory in control_groups("memory"):
-        most = read_number(f"{directory}/memory.max") or read_number(f"{directory}/memory.limit_in_bytes")
+    for directory in machine.control_groups("memory"):
+        most = machine.number(f"{directory}/memory.max") or machine.number(
+            f"{directory}/memory.limit_in_bytes"
+        )
         now = (
-            read_number(f"{directory}/memory.current")
-            or read_number(f"{directory}/memory.usage_in_bytes")
+            machine.number(f"{directory}/memory.current")
+            or machine.number(f"{directory}/memory.usage_in_bytes")
             or 0
         )
         if most is not None and most - now < left:
@@ -249,7 +253,7 @@ def _socket_directory(name: str, path: str) -> Iterator[CheckResult]:
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the kernel lets enough connections queue while a server restarts or wakes."""
-    most = read_text_or_empty(f"{_NET}/core/somaxconn")
+    most = context.machine.text(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
         yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
@@ -259,10 +263,11 @@ def backlog(context: CheckContext) -> Iterator[CheckResult]:
 
 def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     """Whether this machine's outgoing connections could take a port before its server opens it."""
-    first, _, last = read_text_or_empty(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
+    machine = context.machine
+    first, _, last = machine.text(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
         return
-    reserved = _ranges(read_text_or_empty(f"{_NET}/ipv4/ip_local_reserved_ports"))
+    reserved = _ranges(machine.text(f"{_NET}/ipv4/ip_local_reserved_ports"))
     at_risk = sorted(
         {
             address.port
@@ -313,12 +318,12 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
-    if kind := _network_file_system(root):
+    if kind := network_file_system(root, context.machine):
         said = f"{root} is on a network file system ({kind}), where Unix sockets do not work"
         fix = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
         yield problem("runtime directory", said, fix)
         return
-    yield from _free_space("runtime directory", root)
+    yield from free_space("runtime directory", root, os.statvfs(root))
 
 
 def _runtime_root_or_parent(context: CheckContext) -> str:
@@ -355,11 +360,11 @@ def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
         fix = f"make this user its owner, or set {pool_paths.STATE_VARIABLE}"
         yield problem("state directory", f"{directory} is not writable", fix)
         return
-    if kind := _network_file_system(directory):
+    if kind := network_file_system(directory, context.machine):
         where = f"{directory} is on a network file system ({kind})"
         fix = f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
         yield warning("state directory", f"{where}: no logs are written while it is unavailable", fix)
-    yield from _free_space("state directory", directory)
+    yield from free_space("state directory", directory, os.statvfs(directory))
     for server in context.servers:
         if server.log.path and not os.access(_nearest_existing(server.log.path), os.W_OK):
             said = f"{server.name}: its log {server.log.path} is not writable"
@@ -381,7 +386,7 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
         directory = _nearest_existing(os.path.dirname(path))
         if (device := os.stat(directory).st_dev) not in seen and os.access(directory, os.W_OK):
             seen.add(device)
-            yield from _free_space("logs", directory)
+            yield from free_space("logs", directory, os.statvfs(directory))
 
 
 def _nearest_existing(path: str) -> str:
@@ -390,8 +395,8 @@ def _nearest_existing(path: str) -> str:
     return path
 
 
-def _free_space(check: str, path: str) -> Iterator[CheckResult]:
-    file_system = os.statvfs(path)
+def free_space(check: str, path: str, file_system: os.statvfs_result) -> Iterator[CheckResult]:
+    """Whether the file system of the directory `path` can be written and has space left."""
     left = file_system.f_bavail * file_system.f_frsize
     fix = "free space there, or use another directory"
     if file_system.f_flag & os.ST_RDONLY:
@@ -408,10 +413,10 @@ def _free_space(check: str, path: str) -> Iterator[CheckResult]:
         yield ok(check, f"{path}, {left >> 20} MiB left")
 
 
-def _network_file_system(path: str) -> str:
+def network_file_system(path: str, machine: Machine) -> str:
     """The type of the network file system of the path, "" for a local one."""
     path = os.path.realpath(path)
-    mounts = [line.partition(" - ") for line in read_text_or_empty("/proc/self/mountinfo").splitlines()]
+    mounts = [line.partition(" - ") for line in machine.text("/proc/self/mountinfo").splitlines()]
     kind = ""
     longest = 0
     for mount, _, source in mounts:

@@ -48,7 +48,7 @@ def doctor(
     pool, results = _pool(place)
     context = CheckContext(pool, os.environ)
     checks = (*_check_pool.CHECKS, *_check_isolation.CHECKS, *_check_machine.CHECKS)
-    findings = [*results, *(finding for check in checks for finding in _run_check(check, context))]
+    findings = [*results, *(finding for check in checks for finding in run_check(check, context))]
     if notify:
         findings += _notification_results(place, pool)
     problems = sum(finding.status == PROBLEM for finding in findings)
@@ -101,7 +101,8 @@ def _pool(place: Place) -> tuple[PoolRef | None, list[CheckResult]]:
         return None, [problem("pool", error.message, error.hint or "poolctl pools lists the running ones")]
 
 
-def _run_check(check: Check, context: CheckContext) -> list[CheckResult]:
+def run_check(check: Check, context: CheckContext) -> list[CheckResult]:
+    """The results of the check; if it fails itself, a warning."""
     try:
         return list(check(context))
     except Exception as error:

@@ -14,10 +14,9 @@ from poolctl.feature import FEATURES
 from poolctl.features.doctor._check import (
     CheckContext,
     CheckResult,
+    Machine,
     ok,
     problem,
-    read_number,
-    read_text_or_empty,
     warning,
 )
 from tests.stand_in import Send, always, item, result, stand_in
@@ -166,7 +165,8 @@ def test_file_of_the_system_is_text_and_perhaps_a_number(
     path = tmp_path / "limit"
     if content is not None:
         path.write_text(content)
-    assert (read_text_or_empty(str(path)), read_number(str(path))) == (text, value)
+    machine = Machine(root=str(tmp_path))
+    assert (machine.text("/limit"), machine.number("/limit")) == (text, value)
 
 
 def test_result_is_shown_with_its_fix() -> None:

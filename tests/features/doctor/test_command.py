@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from poolctl.cli.app import app
+from poolctl.features.doctor._check import CheckContext, CheckResult
+from poolctl.features.doctor.command import run_check
 from tests.configuration import server
 from tests.features.doctor.test_check_machine import examined, only
 from tests.real_pool import RealPool
@@ -56,20 +54,13 @@ def test_quiet_says_what_is_not_ok_and_nothing_else(real_pool: RealPool) -> None
     assert "ok " not in done.stdout
 
 
-@pytest.mark.integration
-def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
-    real_pool: RealPool, monkeypatch: Any
-) -> None:
-    from poolctl.features.doctor import _check_machine
-
-    def explodes(case: object) -> list[Any]:
+def test_a_check_that_fails_itself_is_a_warning() -> None:
+    def explodes(context: CheckContext) -> list[CheckResult]:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(_check_machine, "CHECKS", (explodes, *_check_machine.CHECKS))
-    monkeypatch.chdir(real_pool.directory)
-    found = json.loads(CliRunner().invoke(app, ["doctor", "-o", "json"]).stdout)["items"]
-    assert [each["status"] for each in found if each["check"] == "explodes"] == ["warning"]
-    assert found[-1]["check"] == "leftovers"
+    (result,) = run_check(explodes, CheckContext(None, {}))
+    assert (result.status, result.check) == ("warning", "explodes")
+    assert result.message == "the check itself failed: RuntimeError: no such thing"
 
 
 def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command, directory: Path) -> None:
