@@ -15,6 +15,7 @@ import sys
 # The oldest supported versions for workers.
 MIN_PYTHON = (3, 11)
 MIN_UVICORN = (0, 53)
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
 # Ignored on purpose, as by nohup(1), and by Python itself.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -29,7 +30,7 @@ def reset_inherited_signals() -> None:
 
 def main() -> None:
     """Run the part named by the first argument: import `poolctl.PART.__main__` and call its `main()`."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, os.path.dirname(PACKAGE))
     __import__("poolctl")
     del sys.path[0]
     part = sys.argv.pop(1)
@@ -56,23 +57,22 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
 def installed_version() -> str:
     """The version of poolctl on disk, which may have been replaced while this process runs; "?" if unreadable."""
     try:
-        with open(os.path.join(os.path.dirname(__file__), "__init__.py"), encoding="utf-8") as file:
+        with open(os.path.join(PACKAGE, "__init__.py"), encoding="utf-8") as file:
             return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
     except OSError:
         return "?"
 
 
-def installed_build() -> str:
+def installed_build(package: str = PACKAGE) -> str:
     """A digest of the package's files on disk, because two builds may have the same version.
 
     Returns "" if a file is unreadable. Blocks while it reads all files.
     """
     from hashlib import blake2b  # loads OpenSSL, which a start does not need
 
-    package = os.path.dirname(os.path.abspath(__file__))
     digest = blake2b(digest_size=16)
     try:
-        for path in _installed_files():
+        for path in _installed_files(package):
             with open(path, "rb") as file:
                 content = file.read()
             digest.update(f"{os.path.relpath(path, package)}\0{len(content)}\0".encode())
@@ -82,20 +82,20 @@ def installed_build() -> str:
     return digest.hexdigest()
 
 
-def is_package_changed_since(moment: float) -> bool:
+def is_package_changed_since(moment: float, package: str = PACKAGE) -> bool:
     """Whether a file of the package on disk was changed or replaced at this Unix time or later.
 
     Also True if a file cannot be examined.
     """
     try:
-        return any(os.stat(path).st_ctime >= moment for path in _installed_files())
+        return any(os.stat(path).st_ctime >= moment for path in _installed_files(package))
     except OSError:
         return True
 
 
-def _installed_files() -> list[str]:
+def _installed_files(package: str) -> list[str]:
     paths: list[str] = []
-    for directory, names, files in os.walk(os.path.dirname(os.path.abspath(__file__))):
+    for directory, names, files in os.walk(package):
         names[:] = sorted({*names} - {"__pycache__"})
         paths += (os.path.join(directory, name) for name in sorted(files))
     return paths

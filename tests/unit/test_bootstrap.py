@@ -14,6 +14,7 @@ import pytest
 
 import poolctl
 from poolctl import bootstrap
+from poolctl.bootstrap import installed_build, is_package_changed_since
 
 PART = """
 import gc, sys
@@ -73,48 +74,45 @@ def test_version_is_the_one_on_disk(package: Path) -> None:
 
 
 def test_build_changes_with_each_file_and_its_name_and_not_with_bytecode(package: Path) -> None:
-    module = installed(package)
-    builds = [module.installed_build()]
+    builds = [installed_build(str(package))]
     (package / "__pycache__" / "x.pyc").write_text("x")
-    assert module.installed_build() == builds[0]
+    assert installed_build(str(package)) == builds[0]
     assert len(builds[0]) == 32
     (package / "part" / "data").write_text("1")
-    builds.append(module.installed_build())
+    builds.append(installed_build(str(package)))
     (package / "part" / "data").write_text("2")
-    builds.append(module.installed_build())
+    builds.append(installed_build(str(package)))
     (package / "part" / "data").rename(package / "part" / "other")
-    builds.append(module.installed_build())
+    builds.append(installed_build(str(package)))
     (package / "part" / "other").rename(package / "other")
-    builds.append(module.installed_build())
+    builds.append(installed_build(str(package)))
     assert len(set(builds)) == 5
 
 
 def test_build_is_the_same_in_another_directory(package: Path, tmp_path: Path) -> None:
-    shutil.copytree(package, tmp_path / "elsewhere" / "poolctl")
-    elsewhere = installed(tmp_path / "elsewhere" / "poolctl")
-    assert elsewhere.installed_build() == installed(package).installed_build()
+    elsewhere = shutil.copytree(package, tmp_path / "elsewhere")
+    assert installed_build(str(elsewhere)) == installed_build(str(package))
+    assert installed_build() == installed_build(os.path.dirname(poolctl.__file__))
 
 
 def test_build_that_cannot_be_read_is_unknown_and_counts_as_changed(package: Path) -> None:
     (package / "link").symlink_to(package / "nowhere")
-    module = installed(package)
-    assert module.installed_build() == ""
-    assert module.is_package_changed_since(4e9)
+    assert installed_build(str(package)) == ""
+    assert is_package_changed_since(4e9, str(package))
 
 
 def test_installation_is_as_new_as_its_newest_file(package: Path) -> None:
-    module = installed(package)
     (package / "part" / "new").write_text("new")
     newest = max(
         path.stat().st_ctime
         for path in package.rglob("*")
         if path.is_file() and path.parent.name != "__pycache__"
     )
-    assert module.is_package_changed_since(newest)
-    assert not module.is_package_changed_since(newest + 0.001)
+    assert is_package_changed_since(newest, str(package))
+    assert not is_package_changed_since(newest + 0.001, str(package))
     # A file that is moved here has an old modification time.
     os.utime(package / "part" / "new", (1, 1))
-    assert module.is_package_changed_since(newest)
+    assert is_package_changed_since(newest, str(package))
 
 
 @pytest.mark.parametrize("version", ["0.53.0", "0.54", "1.0.0", "0.53.0.dev1", "unknown"])

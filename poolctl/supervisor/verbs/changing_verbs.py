@@ -494,7 +494,7 @@ def _naming_hint(chosen: Sequence[Entry], call: Call) -> list[str]:
     names = [entry.name for entry in chosen]
     start, them = ("starts", "it") if len(names) == 1 else ("start", "them")
     command = " ".join(names[:_NAMES_SHOWN])
-    return [f"{_listed(names)} {start} on demand: name {them}, as in `poolctl start {command}`"]
+    return [f"{name_list(names)} {start} on demand: name {them}, as in `poolctl start {command}`"]
 
 
 def _already_running_error(entry: Entry) -> ServerError:
@@ -666,7 +666,7 @@ async def startup_warnings(
             if warning.name in names or (of_tables and not warning.name):
                 text = str(warning).removeprefix(f"{warning.name}: ")
                 names_by_text.setdefault(text, []).append(warning.name)
-        listed = ((_listed(owners), text) for text, owners in names_by_text.items())
+        listed = ((name_list(owners), text) for text, owners in names_by_text.items())
         return [f"{owners}: {text}" if owners else text for owners, text in listed]
 
     return await asyncio.to_thread(find_warnings)
@@ -699,7 +699,8 @@ def _runs_python_as_root(server: ServerConfig) -> bool:
     return not (os.geteuid() or server.user or server.command)
 
 
-def _listed(names: list[str]) -> str:
+def name_list(names: list[str]) -> str:
+    """The first names, and the number of the others."""
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
 

@@ -9,7 +9,6 @@ import asyncio
 import fcntl
 import logging
 import os
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from signal import Signals
@@ -65,12 +64,9 @@ from .verb import (
 POOL = "[pool]"
 
 AnyTable = Table | tuple[Table, ...] | None
-# Commands that always report changed files; quick ones do not wait long for the numbers of changes.
+# Commands that always report changed files; quick ones do not wait long for the numbers of changes (VerbLimits).
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
 _QUICK = frozenset({"list", "status", "stats"})
-_QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 10.0
-# The limit for stat(2), because a file system may not answer, and must not block a command forever.
-_STAT_SECONDS = 2.0
 # The limit for comparing files, because reloads wait for it.
 _COMPARE_SECONDS = 60.0
 # A watcher (--watch) applies a change within this time.
@@ -324,7 +320,7 @@ class Reload:
         before, after = self._configuration.tables.by_name(), reading.tables.by_name()
         for name in before | after:
             if before.get(name) != after.get(name):
-                keys = _changed_keys(name, before.get(name), after.get(name))
+                keys = changed_keys(name, before.get(name), after.get(name))
                 yield Change(Kind.UPDATE, f"[{name}]", "", keys, f"[{name}]: {key_list_text(keys)}")
 
     def _exposed_variable_warnings(
@@ -481,7 +477,7 @@ def _new_items(reading: Reading, core: Core) -> list[Item]:
     return [item_from_config(server) for server in reading.servers if server.name not in core.entries]
 
 
-def _changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
+def changed_keys(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
     """Return what differs: NAME.KEY for each key of a table, NAME.LABEL for each item of a list, or NAME if unknown."""
     old, new = _values_by_name(before), _values_by_name(after)
     if not old or not new:
@@ -529,6 +525,7 @@ class ConfigurationDrift:
     def __init__(self, context: VerbContext) -> None:
         self._core = context.core
         self._configuration = context.configuration
+        self._limits = context.limits
         self._reload = Reload(context)
         self._is_saving = False
         self._search: asyncio.Future[_ChangedInputs | None] | None = None
@@ -543,9 +540,8 @@ class ConfigurationDrift:
         if (inputs := await self._find_changes()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
-        difference = await self._difference_within_seconds(
-            inputs, _QUICK_SECONDS if quick else _PATIENT_SECONDS
-        )
+        seconds = self._limits.quick_comparison if quick else self._limits.comparison
+        difference = await self._difference_within_seconds(inputs, seconds)
         if self._is_saving and difference is not None and difference.is_empty:
             self._is_saving = False
             self._configuration.marks = difference.reading.marks
@@ -584,7 +580,7 @@ class ConfigurationDrift:
         """If the files now have all selected servers that the pool lacks, return an error for each; else `result`."""
         if not call.selector.targets or (inputs := await self._find_changes()) is None:
             return result
-        difference = await self._difference_within_seconds(inputs, _PATIENT_SECONDS)
+        difference = await self._difference_within_seconds(inputs, self._limits.comparison)
         if difference is None:
             return result
         in_pool = items(self._core, self._core.entries.values())
@@ -626,7 +622,7 @@ class ConfigurationDrift:
             )
             self._search = asyncio.ensure_future(work)
         try:
-            return await asyncio.wait_for(asyncio.shield(self._search), _STAT_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._search), self._limits.search)
         except TimeoutError:
             return None
 
@@ -648,7 +644,7 @@ class ConfigurationDrift:
             return None
         stamps = tuple(map(stamp_of, files))
         newest = max((stamp[1] for stamp in stamps if stamp is not None), default=0)
-        young = 0 <= time.time_ns() - newest < _WATCHER_SECONDS * 1e9
+        young = 0 <= self._core.clock.time() * 1e9 - newest < _WATCHER_SECONDS * 1e9
         if young and _has_watch_process(self._configuration.runtime_directory):
             return None
         return _ChangedInputs(tuple(files), stamps, revision, variables)

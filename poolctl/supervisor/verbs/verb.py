@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from signal import valid_signals
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from poolctl.bootstrap import installed_build, is_package_changed_since
+from poolctl.bootstrap import PACKAGE, installed_build, is_package_changed_since
 from poolctl.config import masked
 from poolctl.control.answers import (
     ErrorEntry,
@@ -99,9 +99,10 @@ _FILE_TIME_SECONDS = 0.02
 
 
 class RunningPoolctlBuild:
-    """The build of poolctl in this process; the build on disk may be newer."""
+    """The build of poolctl in this process; the build in the directory `package` may be newer."""
 
-    def __init__(self) -> None:
+    def __init__(self, package: str = PACKAGE) -> None:
+        self._package = package
         self._began = time.time()
         self._digest: asyncio.Future[str] | None = None
 
@@ -117,8 +118,9 @@ class RunningPoolctlBuild:
         return await asyncio.shield(self._digest)
 
     def _compute_digest(self) -> str:
-        digest = installed_build()
-        return "" if is_package_changed_since(self._began - _FILE_TIME_SECONDS) else digest
+        digest = installed_build(self._package)
+        began = self._began - _FILE_TIME_SECONDS
+        return "" if is_package_changed_since(began, self._package) else digest
 
     async def is_running(self, build: str) -> bool:
         """Whether `build` is the digest of the running build; False if either is unknown."""
@@ -126,7 +128,19 @@ class RunningPoolctlBuild:
 
     async def is_replaced(self) -> bool:
         """Whether another build of poolctl has been installed on disk since this process started."""
-        return await self.digest() != await asyncio.to_thread(installed_build)
+        return await self.digest() != await asyncio.to_thread(installed_build, self._package)
+
+
+class VerbLimits(NamedTuple):
+    """How many seconds commands wait for what may not answer, such as a file system or another version of poolctl."""
+
+    search: float = 2.0  # for changed files
+    quick_comparison: float = 0.1  # of changed files with the active configuration
+    comparison: float = 10.0
+    takeover_check: float = 90.0  # by the next version
+
+
+VERB_LIMITS = VerbLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,7 @@ class VerbContext:
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
     build: RunningPoolctlBuild = field(default_factory=RunningPoolctlBuild)
+    limits: VerbLimits = VERB_LIMITS
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:

@@ -18,17 +18,16 @@ from poolctl.core.server_entry import record_of, restore
 from poolctl.errors import PoolValidateError
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.verbs import changing_verbs
 from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     check_open_file_limit,
     check_pool_file_limit,
     expired_certificate_error,
+    name_list,
     requested_worker_count,
     startup_warnings,
 )
-from poolctl.supervisor.verbs.verb import Call, VerbContext
-from poolctl.supervisor.verbs.verbs import Verbs
+from poolctl.supervisor.verbs.verb import Call
 from tests.certificates import certificate
 from tests.needs import needs
 from tests.unit.core.ordered_core import run, turns, web
@@ -987,8 +986,7 @@ class AddingFiles(Files):
 
 def adding(*servers: ServerConfig, **script: str) -> tuple[Desk, AddingFiles]:
     desk, files = Desk(*servers, **script), AddingFiles(servers)
-    desk.files = files
-    desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
+    desk.use(files)
     return desk, files
 
 
@@ -1105,4 +1103,4 @@ def test_restart_of_a_stopped_server_reports_the_dependency_that_was_starting_an
     ("names", "listed"), [("", ""), ("a", "a"), ("abc", "a, b, c"), ("abcde", "a, b, c and 2 more")]
 )
 def test_warning_names_three_servers_and_counts_the_others(names: str, listed: str) -> None:
-    assert changing_verbs._listed([*names]) == listed
+    assert name_list([*names]) == listed

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import poolctl
 from poolctl.config import Surroundings
 from poolctl.errors import PoolValidateError
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
@@ -141,19 +140,12 @@ def test_cancelled_reading_leaves_the_way_free_for_the_next_one(file: Path, disk
     run(scenario())
 
 
-def test_error_that_nobody_expected_and_another_version_on_disk_are_reasons(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_that_nobody_expected_is_a_reason(file: Path) -> None:
     def fail() -> None:
         raise ImportError("no library here")
 
     with before_reading(file, fail), pytest.raises(ReaderFailed, match="no library here"):
         run(read(file))
-    monkeypatch.setattr("poolctl.bootstrap.installed_version", lambda: "99.1.2")
-    with pytest.raises(ReaderFailed) as failed:
-        run(read(file))
-    assert str(failed.value) == f"poolctl 99.1.2 is installed, and this pool runs {poolctl.__version__}"
-    assert (failed.value.installed, failed.value.hint) == ("99.1.2", "poolctl upgrade")
 
 
 REPLACED = """

@@ -432,7 +432,7 @@ def test_certificate_in_the_file_that_has_expired_is_passed_over_with_a_warning(
     run(work())
 
 
-def test_show_has_the_origins_of_the_files_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_has_the_origins_of_the_files_and_masks_secrets() -> None:
     async def work() -> None:
         desk = Desk(web("a", env={"API_KEY": "hidden"}), web("b"))
 
@@ -441,7 +441,7 @@ def test_show_has_the_origins_of_the_files_and_masks_secrets(monkeypatch: pytest
             return {"a": {"bind": "/p/pool.toml:3"}}
 
         asked: list[list[str]] = []
-        monkeypatch.setattr(desk.files, "key_origins", origins)
+        desk.files.key_origins = origins
         a, b = (await desk.ask("show"))["items"]
         assert (a["origin"], b["origin"], asked) == ({"bind": "/p/pool.toml:3"}, None, [["a", "b"]])
         assert a["config"]["env"] == {"API_KEY": "********"}

@@ -28,27 +28,19 @@ from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore
-from poolctl.supervisor.verbs import reload
-from poolctl.supervisor.verbs.reload import PlannedReload
-from poolctl.supervisor.verbs.verb import VerbContext
-from poolctl.supervisor.verbs.verbs import Verbs
+from poolctl.supervisor.verbs.reload import PlannedReload, changed_keys
+from poolctl.supervisor.verbs.verb import VerbLimits
+from tests import moments
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 
-from .desk import Desk, Files
+from .desk import PATIENT, Desk, Files
 from .test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\nrestart = "no"\n'
 EXTRA = '[[server]]\nname = "extra"\nbind = "127.0.0.1:9002"\napp = "any:app"\n'
-
-
-@pytest.fixture(autouse=True)
-def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine changed files are found and compared later than a user should wait."""
-    for limit in ("_STAT_SECONDS", "_QUICK_SECONDS", "_PATIENT_SECONDS"):
-        monkeypatch.setattr(reload, limit, 60.0)
 
 
 def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
@@ -397,6 +389,7 @@ class DeskWithFiles(Desk):
         text: str = WEB,
         store: StateStore | None = None,
         runner: SlowRunner | None = None,
+        limits: VerbLimits = PATIENT,
     ) -> DeskWithFiles:
         file = directory / "pool.toml"
         file.write_text(text)
@@ -406,8 +399,8 @@ class DeskWithFiles(Desk):
         resolved = await files.read()
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
-        desk.files, desk.file = files, file
-        desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
+        desk.file = file
+        desk.use(files, limits)
         return desk
 
     file: Path
@@ -835,7 +828,7 @@ def test_keys_of_a_changed_list_of_tables_are_the_names_of_those_that_differ(
     before: Any, after: Any, keys: tuple[str, ...]
 ) -> None:
     one, other = (None if rows is None else tuple(Routes(*row) for row in rows) for rows in (before, after))
-    assert reload._changed_keys("route", cast("Any", one), cast("Any", other)) == keys
+    assert changed_keys("route", cast("Any", one), cast("Any", other)) == keys
 
 
 def test_variable_that_becomes_secret_is_reported_for_servers_that_still_have_it(
@@ -878,8 +871,7 @@ class WithOutside(Files):
 
 def desk_with_outside(*servers: ServerConfig) -> tuple[Desk, WithOutside]:
     desk, files = Desk(*servers), WithOutside([*servers])
-    desk.files = files
-    desk.verbs = Verbs(VerbContext(desk.core, desk.runner, desk.events, desk, files, asyncio.Event()))
+    desk.use(files)
     return desk, files
 
 
@@ -1023,12 +1015,10 @@ def test_changed_files_are_reported_by_name_if_they_cannot_be_compared(
     ],
 )  # fmt: skip
 def test_quick_command_does_not_wait_for_the_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, options: dict[str, Any], waits: bool
+    tmp_path: Path, verb: str, options: dict[str, Any], waits: bool
 ) -> None:
-    monkeypatch.setattr(reload, "_QUICK_SECONDS", 0.001)
-
     async def scenario() -> None:
-        desk = await DeskWithFiles.begun(tmp_path)
+        desk = await DeskWithFiles.begun(tmp_path, limits=PATIENT._replace(quick_comparison=0.001))
         desk.verbs.add("stats", lambda call: asyncio.sleep(0, Result()))
         await desk.ask("start")
         read, may_read = desk.files.read, asyncio.Event()
@@ -1052,31 +1042,29 @@ def test_quick_command_does_not_wait_for_the_comparison(
     run(scenario())
 
 
-@pytest.mark.slow
-def test_file_system_that_does_not_answer_delays_a_command_for_two_seconds_at_most(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reload, "_STAT_SECONDS", 0.01)
+def test_file_system_that_does_not_answer_delays_a_command_for_two_seconds_at_most(tmp_path: Path) -> None:
     may_go_on = threading.Event()
 
     async def scenario() -> None:
-        desk = await DeskWithFiles.begun(tmp_path)
+        desk = await DeskWithFiles.begun(tmp_path, limits=PATIENT._replace(search=0.01))
         await desk.ask("start")
-        calls: list[int] = []
+        desk.file.write_text(WEB + EXTRA)
+        opened: list[object] = []
 
-        def stuck(marks: Any, files: Any) -> list[str]:
-            calls.append(1)
-            may_go_on.wait(30)
-            return [str(desk.file)]
+        def hang(path: object, *more: object) -> None:
+            if path == str(desk.file):
+                opened.append(path)
+                may_go_on.wait(30)
 
-        monkeypatch.setattr(reload, "changed_files", stuck)
-        assert await desk.changed("list") is None
-        wait_until(lambda: calls, what="the search has begun")
-        assert await desk.changed("list") is None
-        assert len(calls) == 1, "one search at a time"
-        may_go_on.set()
-        while not await desk.changed("list"):
-            await asyncio.sleep(0.001)
+        with moments.before("open", hang):
+            assert await desk.changed("list") is None
+            wait_until(lambda: opened, what="the search has begun")
+            assert await desk.changed("list") is None
+            assert len(opened) == 1, "one search at a time"
+            may_go_on.set()
+            async with asyncio.timeout(60):
+                while not await desk.changed("list"):
+                    await asyncio.sleep(0.001)
 
     run(scenario())
 
@@ -1096,13 +1084,12 @@ def test_file_that_is_missing_is_no_changed_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("age_seconds", "reported"), [(4.0, False), (6.0, True), (-60.0, True)])
 def test_watcher_has_five_seconds_to_apply_a_change(
-    tmp_path: Path, age_seconds: float, reported: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, age_seconds: float, reported: bool
 ) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
         desk.file.write_text(WEB + EXTRA)
-        now = os.stat(desk.file).st_ctime_ns + int(age_seconds * 1e9)
-        monkeypatch.setattr(time, "time_ns", lambda: now)
+        desk.clock.advance(os.stat(desk.file).st_ctime + age_seconds - desk.clock.time())
         watcher = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(watcher, fcntl.LOCK_SH)
         assert (await desk.changed("list") is not None) is reported
@@ -1110,15 +1097,6 @@ def test_watcher_has_five_seconds_to_apply_a_change(
         assert await desk.changed("list")
 
     run(scenario())
-
-
-def test_directory_that_is_missing_is_not_watched(tmp_path: Path) -> None:
-    assert not reload._has_watch_process(str(tmp_path / "gone"))
-    assert not reload._has_watch_process(str(tmp_path))
-    watcher = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(watcher, fcntl.LOCK_SH)
-    assert reload._has_watch_process(str(tmp_path))
-    os.close(watcher)
 
 
 def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Path) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import poolctl
+from poolctl.bootstrap import is_package_changed_since
 from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.client import stop_and_start
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
-from poolctl.supervisor.verbs import upgrade, verb
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
-from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.verbs.verb import Call, RunningPoolctlBuild
+from tests.deadline import wait_until
 from tests.unit.core.ordered_core import run, web
-from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.desk import PATIENT, Desk
 
 AFTER = f"{poolctl.__version__}.1"
 FIT = "cat > /dev/null; echo '{}'"  # the check of a version that can take over
@@ -51,21 +54,21 @@ def test_an_older_version_is_refused_in_words(version: str, protocol: int, is_ol
         )
 
 
-def test_command_that_cannot_import_names_upgrade_once_another_build_is_installed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    builds = ["this", "this", "another"]
-    monkeypatch.setattr(verb, "installed_build", lambda: builds.pop(0))
+def test_command_that_cannot_import_names_upgrade_once_another_build_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("one")
+    wait_until(lambda: not is_package_changed_since(time.time() - 0.02, str(tmp_path)))
 
     async def imports(call: Call) -> Result:
         raise ModuleNotFoundError("No module named 'poolctl.moved'")
 
     async def scenario() -> None:
         desk = Desk(web())
+        desk.use(desk.files, build=RunningPoolctlBuild(str(tmp_path)))
         desk.verbs.add("metrics", imports)
         request = Request("metrics", {}, 1, 0)
         with pytest.raises(ModuleNotFoundError):
             await desk.verbs.handle(request, lambda line: None)
+        (tmp_path / "module.py").write_text("two")
         answer = await desk.verbs.handle(request, lambda line: None)
         assert isinstance(answer, Result)
         (error,) = answer.errors
@@ -135,12 +138,10 @@ def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_pool_g
     run(scenario())
 
 
-def test_version_that_does_not_finish_its_check_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upgrade, "_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(upgrade, "_KILLED_SECONDS", 60.0)
-
+def test_version_that_does_not_finish_its_check_is_refused() -> None:
     async def scenario() -> None:
         desk = Handing()
+        desk.use(desk.files, PATIENT._replace(takeover_check=0.05))
         (error,) = (await desk.upgrade("exec sleep 60", force=True))["errors"]
         assert error["message"].endswith("cannot take over: sh did not finish within 0.05 s")
 

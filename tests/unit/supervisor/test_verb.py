@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.bootstrap import installed_build, is_package_changed_since
 from poolctl.control.answers import ProgressLine
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, PoolStartError, ServerError
 from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 from poolctl.states import Status
-from poolctl.supervisor.verbs import verb
 from poolctl.supervisor.verbs.verb import (
     Call,
     Operation,
@@ -32,6 +33,7 @@ from poolctl.supervisor.verbs.verb import (
     unhealthy_error,
     with_dependents,
 )
+from tests.deadline import wait_until
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -69,32 +71,23 @@ def entries_of(*servers: ServerConfig) -> tuple[Desk, list[Entry]]:
     return desk, [*desk.core.entries.values()]
 
 
-def test_build_that_is_on_disk_is_running_until_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = ["one"]
-    changed: list[bool] = [False]
-    times: list[float] = []
-    monkeypatch.setattr(verb, "installed_build", lambda: digests[0])
-
-    def is_package_changed_since(moment: float) -> bool:
-        times.append(moment)
-        return changed[0]
-
-    monkeypatch.setattr(verb, "is_package_changed_since", is_package_changed_since)
+def test_build_that_is_on_disk_is_running_until_it_is_replaced(tmp_path: Path) -> None:
+    package = str(tmp_path)
+    (tmp_path / "module.py").write_text("one")
+    wait_until(lambda: not is_package_changed_since(time.time() - 0.02, package))
 
     async def work() -> None:
-        began = time.time()
-        build = RunningPoolctlBuild()
+        build = RunningPoolctlBuild(package)
         assert build.known_digest == ""
-        assert await build.digest() == "one"
-        assert build.known_digest == "one"
-        assert began - 0.021 <= times[0] <= time.time() - 0.019
-        assert (await build.is_running("one"), await build.is_running("two")) == (True, False)
+        one = installed_build(package)
+        assert await build.digest() == build.known_digest == one
+        assert (await build.is_running(one), await build.is_running("two")) == (True, False)
         assert not await build.is_replaced()
-        digests[0] = "two"
-        assert await build.digest() == "one"
+        (tmp_path / "module.py").write_text("two")
+        assert await build.digest() == one
         assert await build.is_replaced()
-        changed[0] = True
-        late = RunningPoolctlBuild()
+        late = RunningPoolctlBuild(package)
+        (tmp_path / "module.py").write_text("three")
         assert await late.digest() == "", "it was replaced before it was read"
         assert not await late.is_running("")
 
