@@ -115,10 +115,10 @@ def _is_missing(path: str) -> bool:
 
 def _is_running_or_left(pool: PoolRef) -> bool:
     """Whether the pool runs (even without its control socket), or was killed and left processes behind."""
-    from poolctl.control import pool_lock
+    from poolctl.control.pool_lock import user_locks
     from poolctl.runners.left_overs import left_overs
 
-    if pool_paths.listens(pool.socket) or pool_lock.is_held(pool.directory):
+    if pool_paths.listens(pool.socket) or user_locks().is_held(pool.directory):
         return True
     return bool(left_overs(pool.directory))
 

@@ -563,13 +563,14 @@ class _ConnectionAttempts:
         try:
             return _connect(self._socket_path, wait_seconds)
         except NoSupervisor:
-            from poolctl.control import pool_lock  # imported late: most commands find the socket
+            # Imported late: most commands find the socket.
+            from poolctl.control.pool_lock import holder, user_locks
 
             directory = os.path.dirname(self._socket_path)
-            if not pool_lock.is_held(directory):
+            if not user_locks().is_held(directory):
                 raise
             if monotonic() >= self._end:
-                raise _missing_socket_error(self._socket_path, pool_lock.holder(directory)) from None
+                raise _missing_socket_error(self._socket_path, holder(directory)) from None
         return None
 
 

@@ -28,29 +28,62 @@ from poolctl.private_directory import check_private_directory, ensure_private_di
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _NAME = "lock"
 _FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, pid
 
 
-def acquire(pool_directory: str) -> int:
-    """Lock the pool of this runtime directory, which need not exist; returns the lock's descriptor.
+class PoolLocks:
+    """The locks of a user's pools, in a file in the first of these directories that is usable."""
 
-    Raises BlockingIOError if the pool runs or is being started, and OSError if the lock can be kept nowhere.
+    def __init__(self, directories: Sequence[str]) -> None:
+        self.directories = directories
+
+    def acquire(self, pool_directory: str) -> int:
+        """Lock the pool of this runtime directory, which need not exist; returns the lock's descriptor.
+
+        Raises BlockingIOError if the pool runs or is being started, and OSError if the lock can be kept nowhere.
+        """
+        if self.is_held(pool_directory):  # also in a later directory, used while the first one was not usable
+            raise BlockingIOError
+        position = _position(pool_directory)
+        problem = None
+        for directory in self.directories:
+            try:
+                return _acquire_in(directory, position)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                problem = problem or error
+        raise problem or FileNotFoundError
+
+    def is_held(self, pool_directory: str) -> bool:
+        """Whether the pool of this runtime directory, which need not exist, runs or is being started."""
+        with contextlib.suppress(OSError):
+            position = _position(pool_directory)
+            return any(_is_locked(directory, position) for directory in self.directories)
+        return False
+
+    def is_in_place(self, descriptor: int) -> bool:
+        """Whether the file of this lock still has its path. If it has been removed, the lock is free for others."""
+        return any(_is_at(descriptor, _path_in(directory)) for directory in self.directories)
+
+
+def user_locks() -> PoolLocks:
+    """The locks of this user's pools.
+
+    Their directories depend on the user alone: commands of one pool may be called with different environments.
     """
-    if is_held(pool_directory):  # also in a later directory, used while the first one was not usable
-        raise BlockingIOError
-    position = _position(pool_directory)
-    problem = None
-    for directory in _directories():
-        try:
-            return _acquire_in(directory, position)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            problem = problem or error
-    raise problem or FileNotFoundError
+    last = f"/tmp/poolctl-{os.geteuid()}.lock"
+    if os.geteuid() == 0:
+        return PoolLocks(["/var/lib/poolctl", last])
+    import pwd
+
+    try:
+        return PoolLocks([f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state/poolctl", last])
+    except KeyError:
+        return PoolLocks([last])
 
 
 def _acquire_in(directory: str, position: int) -> int:
@@ -70,14 +103,6 @@ def _acquire_in(directory: str, position: int) -> int:
         os.close(descriptor)
 
 
-def is_held(pool_directory: str) -> bool:
-    """Whether the pool of this runtime directory, which need not exist, runs or is being started."""
-    with contextlib.suppress(OSError):
-        position = _position(pool_directory)
-        return any(_is_locked(directory, position) for directory in _directories())
-    return False
-
-
 def _is_locked(directory: str, position: int) -> bool:
     try:
         check_private_directory(directory)
@@ -93,11 +118,6 @@ def _is_locked(directory: str, position: int) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def is_in_place(descriptor: int) -> bool:
-    """Whether the file of this lock still has its path. If it has been removed, the lock is free for others."""
-    return any(_is_at(descriptor, _path_in(directory)) for directory in _directories())
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -125,22 +145,6 @@ def _locks_of(pid: int, position: int) -> Iterator[bytes]:
         for descriptor in os.listdir(f"/proc/{pid}/fdinfo"):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{descriptor}", "rb") as lines:
                 yield from (line for line in lines if line.startswith(b"lock:") and line.endswith(end))
-
-
-def _directories() -> list[str]:
-    """The directories that may hold the lock, the preferred one first.
-
-    They depend on the user alone: commands of one pool may be called with different environments.
-    """
-    last = f"/tmp/poolctl-{os.geteuid()}.lock"
-    if os.geteuid() == 0:
-        return ["/var/lib/poolctl", last]
-    import pwd
-
-    try:
-        return [f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state/poolctl", last]
-    except KeyError:
-        return [last]
 
 
 def _path_in(directory: str) -> str:

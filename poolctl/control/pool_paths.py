@@ -235,7 +235,7 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     instead of a directory that the variable names. Raises ControlError (exit code 7) if that cannot be used, or if this
     user could use the directory, but another one can change or replace it.
     """
-    preferred, runtime = _preferred_state_dir(env, key), pool_dir(env, key)
+    preferred, runtime = preferred_state_dir(env, key), pool_dir(env, key)
     fallback, is_chosen = f"{runtime}/state", bool(env.get(STATE_VARIABLE))
     if preferred is not None:
         try:
@@ -284,7 +284,8 @@ def _would_be_used(path: str, *, chosen: bool) -> bool:
     return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
 
 
-def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
+def preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
+    """The pool's state directory; None if it is in its runtime directory."""
     explicit = env.get(STATE_VARIABLE)
     if explicit:
         return f"{os.path.abspath(explicit)}/{key}"

@@ -14,6 +14,7 @@ from poolctl.control.protocol import CHECK
 from poolctl.keeper.fd_store import CALM
 from poolctl.platform import grow_descriptor_table, name_process
 
+_KEEPER_FD = 3
 _GARBAGE = (20_000, 20, 20)
 
 
@@ -31,11 +32,12 @@ def main() -> None:
     grow_descriptor_table()
     import asyncio
     import logging
+    import socket
 
     from poolctl.daemon_threads import create_pool
     from poolctl.logs.internal_log import InternalLog
 
-    from .supervisor import Supervisor
+    from .supervisor import Supervisor, SupervisorProcess, exit_at_once
 
     # Rarely, because a full collection blocks the loop for 10 ms and finds hardly any garbage.
     gc.set_threshold(*_GARBAGE)
@@ -43,14 +45,12 @@ def main() -> None:
     gc.freeze()
     name_process("poolctl-superv.")
     logging.basicConfig(handlers=[InternalLog(log)], level=logging.INFO)
-    supervisor = Supervisor(directory, files, calm=CALM in sys.argv)
+    process = SupervisorProcess(keeper=socket.socket(fileno=_KEEPER_FD))
+    supervisor = Supervisor(directory, files, process, calm=CALM in sys.argv)
     threads = create_pool()
 
     async def run_and_exit() -> None:
         asyncio.get_running_loop().set_default_executor(threads)
-        status = await supervisor.run()
-        logging.shutdown()
-        # asyncio.run() would wait for the threads in another thread, which may be one too many for the machine.
-        os._exit(status)
+        exit_at_once(await supervisor.run())
 
     asyncio.run(run_and_exit())

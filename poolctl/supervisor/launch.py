@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_by_env_keys
 from poolctl.config.values.path_variables import with_absolute_paths
-from poolctl.control import pool_lock, pool_paths
+from poolctl.control import pool_paths
 from poolctl.control.client import clear_exit
 from poolctl.control.other_users import BESIDE_ANOTHER
+from poolctl.control.pool_lock import user_locks
 from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import CONFLICT, FAILED, NOT_PERMITTED
 from poolctl.keeper import fd_store, pool_files, wire
@@ -58,7 +59,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     pool_directory = pool_paths.pool_dir_of_file(env, files[0])
     with contextlib.ExitStack() as ours:
         try:
-            lock = pool_lock.acquire(pool_directory)
+            lock = user_locks().acquire(pool_directory)
             ours.callback(os.close, lock)
         except BlockingIOError:
             return _join(lifeline=lifeline)
@@ -260,7 +261,7 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             listens = pool_paths.listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}")
-            if not (listens or pool_lock.is_held(pool_directory)):
+            if not (listens or user_locks().is_held(pool_directory)):
                 act(pool_directory)
         finally:
             os.close(lock)

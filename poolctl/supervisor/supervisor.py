@@ -13,17 +13,17 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
 from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maximum_pool_stop_seconds
-from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
+from poolctl.control.pool_lock import PoolLocks, user_locks
 from poolctl.control.pool_paths import SOCKET_NAME, restore_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
@@ -32,7 +32,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.workqueue import caused_by
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
-from poolctl.feature import features
+from poolctl.feature import Feature, features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
@@ -72,7 +72,6 @@ from .web_addresses import WebAddress, WebServer
 if TYPE_CHECKING:
     from types import FrameType
 
-KEEPER_FD = 3
 # In the state directory: the key of the names that listeners have in the service manager's store.
 _LISTENER_NAMES, _SECRET_BYTES = "listener-names.key", 32
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
@@ -94,13 +93,41 @@ _SELDOM_SECONDS = 60.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
+def exit_at_once(status: int) -> NoReturn:
+    """Close the log, and exit.
+
+    At the end of asyncio.run() the interpreter would wait for threads in another thread, which may be one too many.
+    """
+    logging.shutdown()
+    os._exit(status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorProcess:
+    """What a supervisor gets from its process; `keeper` is the socket of the link to the keeper."""
+
+    keeper: socket.socket
+    exit: Callable[[int], NoReturn] = exit_at_once
+    clock: Clock = field(default_factory=Clock)
+    reader: ConfigurationReader = field(default_factory=ConfigurationReader)
+    locks: PoolLocks = field(default_factory=user_locks)
+    features: Sequence[Feature] = field(default_factory=features)
+    create_runner: Callable[[RunnerContext], LocalRunner] = LocalRunner
+    watch_keeper_exit: Callable[[int, Callable[[FrameType | None], object]], object] = KeeperExitWatchdog
+    # The command of a keeper that replaces one that has exited.
+    keeper_command: Sequence[str] = tuple(bootstrap.command(sys.executable, "keeper", isolated=True))
+
+
 class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
     A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands.
     """
 
-    def __init__(self, directory: str, files: Sequence[str], *, calm: bool) -> None:
+    def __init__(
+        self, directory: str, files: Sequence[str], process: SupervisorProcess, *, calm: bool
+    ) -> None:
+        self._process = process
         self._calm = calm
         self.directory = directory
         self.files = list(files)
@@ -122,11 +149,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
-        keeper = self._keeper = KeeperLink(socket.socket(fileno=KEEPER_FD), self)
+        keeper = self._keeper = KeeperLink(self._process.keeper, self)
         hello = await self._hello
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
-        KeeperExitWatchdog(self._keeper_pid, self._replace_keeper_and_exit)
-        self._lock = HeldLock(keeper, self.directory)
+        self._process.watch_keeper_exit(self._keeper_pid, self._replace_keeper_and_exit)
+        self._lock = HeldLock(keeper, self.directory, self._process.locks)
         await self._lock.share_or_acquire()
         with contextlib.suppress(OSError):
             restore_private_directory(self.directory)
@@ -182,28 +209,26 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             notes=self._notes,
             opener=self._opener,
         )
-        self.runner = LocalRunner(context)
+        self.runner = self._process.create_runner(context)
         self.runner.events = self
-        self._clock = Clock()
         self._store = StateStore(self._keeper, self.directory)
         self._save_timer = SaveTimer(self._save_changes)
-        reader = ConfigurationReader()
         self._configuration = ActiveConfiguration(
             self.files,
             state_directory,
             self._store,
             environments,
-            reader,
+            self._process.reader,
             manager.holds if manager is not None else lambda key: False,
         )
         self._environment = SupervisorContext(
             self._configuration, self._keeper, self.directory, state_directory, self._helpers, self._opener
         )
-        self.events = EventBus(self._clock)
+        self.events = EventBus(self._process.clock)
         self._killed = KilledPool(self.events)
         self._damage = [f"{path} was damaged, and is not used" for path in damaged_files(state_directory)]
         self._web = WebServer(self._environment, self.events)
-        self._parts = FeatureParts(self._environment, self.events, features())
+        self._parts = FeatureParts(self._environment, self.events, self._process.features)
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
         for report in self._early_exits:
             self._helpers.handle_exit_report(report)
@@ -224,11 +249,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         If no earlier supervisor of the pool has stored a configuration, the files are read. Requests are accepted
         meanwhile: a ping is answered with `reading` set, and other commands wait.
         """
-        self._control = ControlServer(self._handle, DescriptorReserve())
+        self.control = ControlServer(self._handle, DescriptorReserve())
         servers = await self._configuration.take_over()
         self._is_first = servers is None
         if servers is None:
-            self._control.replace_listener(listener)
+            self.control.replace_listener(listener)
             servers = await self._configuration.read_first_servers()
         if (manager := self._opener.manager) is not None and not self._configuration.problems:
             # Before an address is opened that a returned listener may occupy.
@@ -247,7 +272,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self._on_entry_changed(entry)
         await self._register_verbs_and_serve_metrics()
         if not self._is_first:
-            self._control.replace_listener(listener)
+            self.control.replace_listener(listener)
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._importing = asyncio.ensure_future(self._run_deferred_startup())
@@ -259,7 +284,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe(self._set_journal)
         trace = DecisionLogger.configured(os.environ)
-        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
+        clock = self._process.clock
+        self.core = Core(servers, self.runner, clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
         self._totals = Totals(self.core, self.runner.tallies, self.events, self._store)
         await self._totals.resume()
@@ -384,7 +410,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         async for listener in self._runtime_files.restore_when_removed(self._lock):
             if listener is not None:
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
-                self._control.replace_listener(listener)
+                self.control.replace_listener(listener)
             self._store.rewrite_file()
             self._notes.rewrite()
             self._save_timer.save_now()
@@ -392,8 +418,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def _exit_for_successor(self) -> None:
         """Save the state and exit without stopping anything; the keeper then starts a successor, which takes over."""
         self._save()
-        logging.shutdown()
-        os._exit(0)
+        self._process.exit(0)
 
     def _on_entry_changed(self, entry: Entry) -> None:
         self._configuration.remember_findings(entry)
@@ -417,7 +442,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._restoring.cancel()
         self._importing.cancel()
         self._parts.over.set()
-        await self._control.close()
+        await self.control.close()
         for part in reversed([*self._parts]):
             await part.stop_serving()
         if self._metrics is not None:
@@ -623,8 +648,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         with contextlib.suppress(LinkLost):
             await self._keeper.call(order)
         # From here on the successor does everything.
-        logging.shutdown()
-        os._exit(0)
+        self._process.exit(0)
 
     def on_link_lost(self) -> None:
         """Handle the exit of the keeper."""
@@ -647,7 +671,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             self.runner.kill_zygotes()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             hand_over_to_new_keeper(
-                self.directory, command, self._keeper.recorded_entries(), stop_pool=self._terminating
+                self.directory,
+                self._process.keeper_command,
+                command,
+                self._keeper.recorded_entries(),
+                stop_pool=self._terminating,
             )
         # Logging itself may be the cause of the hang.
         if hung_loop_frame is not None:
@@ -655,8 +683,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logger.error("the keeper ended while this process hung here:\n%s", stack)
         if not self._keeper.whole:
             logger.error("the keeper is gone, and not everything is known here that it held")
-        logging.shutdown()
-        os._exit(0 if self._keeper.whole else 1)
+        self._process.exit(0 if self._keeper.whole else 1)
 
 
 async def import_slowly(names: Iterable[str]) -> None:
@@ -752,9 +779,10 @@ def _adopt_listeners_and_resume(core: Core, endpoints: Mapping[str, tuple[str, .
 class HeldLock:
     """The pool's lock (see pool_lock), held by this process and, as an entry of its store, by the keeper."""
 
-    def __init__(self, keeper: KeeperLink, directory: str) -> None:
+    def __init__(self, keeper: KeeperLink, directory: str, locks: PoolLocks) -> None:
         self._keeper = keeper
         self._directory = directory
+        self._locks = locks
         self._problem = ""
 
     async def share_or_acquire(self) -> None:
@@ -768,12 +796,12 @@ class HeldLock:
     def acquire_if_lost(self) -> None:
         """Acquire the lock if there is none, or if its file was removed: another process would find the lock free."""
         _, duplicates = self._keeper.entries.get(fd_store.LOCK, (None, []))
-        if not any(pool_lock.is_in_place(duplicate.fileno()) for duplicate in duplicates):
+        if not any(self._locks.is_in_place(duplicate.fileno()) for duplicate in duplicates):
             self._try_acquire()
 
     def _try_acquire(self) -> None:
         try:
-            lock = pool_lock.acquire(self._directory)
+            lock = self._locks.acquire(self._directory)
         except OSError as error:
             is_taken = isinstance(error, BlockingIOError)
             problem = (

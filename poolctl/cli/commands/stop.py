@@ -119,10 +119,10 @@ def _end_left_overs(
 
     The second result are warnings. Blocks until all have ended.
     """
-    from poolctl.control import pool_lock
+    from poolctl.control.pool_lock import user_locks
     from poolctl.keeper import pool_files
 
-    if not os.path.exists(f"{pool.directory}/{pool_files.PROCESSES}") or pool_lock.is_held(pool.directory):
+    if not os.path.exists(f"{pool.directory}/{pool_files.PROCESSES}") or user_locks().is_held(pool.directory):
         return "", []
     # Imported late, because most pools leave nothing behind.
     from poolctl.runners.left_overs import end_left_overs, forget_ended, left_over_text, left_overs

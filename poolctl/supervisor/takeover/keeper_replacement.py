@@ -13,13 +13,11 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from types import FrameType
 
-from poolctl import bootstrap
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
@@ -40,14 +38,12 @@ class KeeperWatch:
     Both signals are recorded as events. A keeper that has sent a message since the last check is not pinged.
     """
 
-    def __init__(
-        self, keeper: KeeperLink, pid: int, events: EventBus, watchdog: HungProcessDetector | None = None
-    ) -> None:
+    def __init__(self, keeper: KeeperLink, pid: int, events: EventBus) -> None:
         self._keeper = keeper
         self._process = identity(pid)
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self._watchdog = watchdog or HungProcessDetector(self._loop.time(), PING_SECONDS, SILENT_SECONDS)
+        self._watchdog = HungProcessDetector(self._loop.time(), PING_SECONDS, SILENT_SECONDS)
         self._watchdog.received(self._loop.time())
         self._heard = keeper.heard
         self._late = self._given_up = False
@@ -204,11 +200,11 @@ class _Refused(Exception):
 
 
 def hand_over_to_new_keeper(
-    directory: str, supervisor: list[str], entries: Entries, *, stop_pool: bool
+    directory: str, keeper: Sequence[str], supervisor: list[str], entries: Entries, *, stop_pool: bool
 ) -> None:
     """Pass `entries` to a new keeper, which starts a new supervisor; the caller should then exit.
 
-    `supervisor` is the new supervisor's command. Blocks on purpose: the state must not change during the handover.
+    `keeper` and `supervisor` are their commands. Blocks on purpose: the state must not change during the handover.
     Retries without limit, unless new keepers report several times that another keeper exists. With `stop_pool` the new
     keeper stops the pool.
     """
@@ -216,9 +212,9 @@ def hand_over_to_new_keeper(
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
         time.sleep(pause)
         try:
-            with _start_new_keeper(directory, supervisor) as (link, keeper):
-                _fill_keeper(link, keeper, entries, stop_pool=stop_pool)
-                _await(link, "adopted", keeper)
+            with _start_new_keeper(directory, keeper, supervisor) as (link, process):
+                _fill_keeper(link, process, entries, stop_pool=stop_pool)
+                _await(link, "adopted", process)
                 return
         except _Refused:
             refusals += 1
@@ -229,15 +225,16 @@ def hand_over_to_new_keeper(
 
 
 @contextlib.contextmanager
-def _start_new_keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
+def _start_new_keeper(
+    directory: str, command: Sequence[str], supervisor: list[str]
+) -> Iterator[tuple[socket.socket, Table]]:
     """Context manager: start a new keeper and wait for its first message; yields the link to it and its identity."""
     recreate_pool_directory(directory)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
-    argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
     ours, theirs = wire.pair()
     with ours:
         with theirs:
-            start_detached(argv, dict(os.environ), [theirs.fileno()])
+            start_detached([*command, directory, plan], dict(os.environ), [theirs.fileno()])
         ours.settimeout(_HELLO_SECONDS)
         keeper = identity(int(_await(ours, "hello")["pid"]))
         ours.settimeout(_LATE_SECONDS)

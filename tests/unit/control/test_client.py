@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from poolctl import __version__, bootstrap
-from poolctl.control import pool_lock
 from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
     GRACE_SECONDS,
@@ -38,6 +37,7 @@ from poolctl.control.client import (
     wait_for_exit,
     write_exit,
 )
+from poolctl.control.pool_lock import user_locks
 from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolStartError, PoolValidateError
 from poolctl.exit_codes import NOT_PERMITTED
@@ -102,7 +102,7 @@ def test_no_socket_and_a_stale_socket_both_mean_no_supervisor(kind: Any, path: P
 
 @on_both_clients
 def test_missing_socket_of_a_pool_that_runs_is_waited_for_and_then_a_conflict(kind: Any, path: Path) -> None:
-    lock = pool_lock.acquire(str(path.parent))
+    lock = user_locks().acquire(str(path.parent))
     with pytest.raises(ControlError) as caught:
         kind(str(path), silence_seconds=0.05).call("list")
     assert (caught.value.exit_code, caught.value.message) == (

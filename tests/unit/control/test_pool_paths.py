@@ -163,11 +163,11 @@ def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
 
 def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
-        assert pool_paths._preferred_state_dir({}, "abc") == "/var/lib/poolctl/abc"
+        assert pool_paths.preferred_state_dir({}, "abc") == "/var/lib/poolctl/abc"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("HOME", "/home/ann")
-    assert pool_paths._preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
-    assert pool_paths._preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
+    assert pool_paths.preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
+    assert pool_paths.preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
 
 
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:

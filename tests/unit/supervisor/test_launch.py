@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.control import pool_lock, pool_paths
+from poolctl.control import pool_paths
+from poolctl.control.pool_lock import user_locks
 from poolctl.control.pool_paths import listens, pool_key
 from poolctl.errors import ControlError
 from poolctl.keeper import pool_files
@@ -25,6 +26,7 @@ from poolctl.supervisor.launch import (
     listen,
     remove_stale_files,
 )
+from tests.sandbox import run_in_namespace
 
 SERVER = '[[server]]\nname = "web"\nbind = "127.0.0.1:8080"\ncommand = ["sleep", "1"]\ntls = false\n'
 ME = str(os.getpid())
@@ -112,7 +114,7 @@ def test_keeper_gets_the_control_socket_and_links_to_its_companions(pool: Pool, 
     assert keeper.kinds == ["socket"] * (1 + len(plan["begun"]))
     assert set(os.listdir("/proc/self/fd")) == before, "everything is closed here"
     assert not is_locked(pool.directory)
-    assert not pool_lock.is_held(str(pool.directory))
+    assert not user_locks().is_held(str(pool.directory))
     assert pool.socket.stat().st_mode & 0o777 == 0o600
 
 
@@ -162,7 +164,7 @@ def test_supervisor_that_runs_already_is_enough_unless_a_lifeline_is_wanted(
 
 
 def test_pool_that_runs_without_its_socket_is_not_started_again(pool: Pool, keeper: Keeper) -> None:
-    lock = pool_lock.acquire(str(pool.directory))
+    lock = user_locks().acquire(str(pool.directory))
     assert pool.launch() == LaunchedKeeper(0, -1)
     with pytest.raises(ControlError) as caught:
         pool.launch(lifeline=True)
@@ -172,11 +174,12 @@ def test_pool_that_runs_without_its_socket_is_not_started_again(pool: Pool, keep
     assert pool.launch().keeper_pid == 4711
 
 
-def test_pool_whose_lock_can_be_kept_nowhere_is_started(
-    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_lock, "_directories", list)
-    assert pool.launch() == LaunchedKeeper(4711, -1)
+def test_pool_whose_lock_can_be_kept_nowhere_is_started(pool: Pool, keeper: Keeper) -> None:
+    root = pool.file.parent
+    pool.env["POOLCTL_STATE_DIR"] = str(root / "state")
+    read_only = f"mount -t tmpfs -o ro none /var/lib; mount --bind /tmp /tmp; mount --bind {root} {root}"
+    launched = run_in_namespace(f"{read_only}; mount -o remount,ro,bind /tmp", pool.launch)
+    assert launched == LaunchedKeeper(4711, -1)
     assert keeper.plan["lock"] == -1
     assert keeper.kinds == ["socket"] * (1 + len(keeper.plan["begun"]))
 
@@ -184,7 +187,7 @@ def test_pool_whose_lock_can_be_kept_nowhere_is_started(
 def test_files_of_a_pool_that_runs_without_its_socket_are_kept(pool: Pool) -> None:
     pool.make()
     pool_files.write_left_state(str(pool.directory), b'{"servers": {}}')
-    lock = pool_lock.acquire(str(pool.directory))
+    lock = user_locks().acquire(str(pool.directory))
     forget_servers_to_run(str(pool.directory))
     assert (pool.directory / pool_files.DESIRED).exists()
     os.close(lock)
@@ -216,14 +219,19 @@ def test_sockets_of_systemd_are_passed_on_with_their_names_and_its_variables_are
     assert "WATCHDOG_USEC" not in keeper.env, "the watchdog is another process's"
 
 
-def test_sockets_of_systemd_do_not_stay_open_in_the_process_that_goes_on(
-    pool: Pool, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, write = os.pipe()
-    monkeypatch.setattr(launching, "_inherited", lambda env: ([write], ["web"]))
-    os.close(pool.launch(lifeline=True).lifeline)
-    assert os.read(read, 1) == b""
-    os.close(read)
+def test_sockets_of_systemd_do_not_stay_open_in_the_process_that_goes_on(pool: Pool, keeper: Keeper) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 3)
+            pool.env |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+            pool.launch(lifeline=True)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(3)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_variables_of_secrets_are_withheld_from_companions(pool: Pool, keeper: Keeper) -> None:

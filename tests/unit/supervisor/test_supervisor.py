@@ -26,10 +26,10 @@ from poolctl import ServerConfig, __version__, bootstrap
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.model.server_tables import Health, Probe
-from poolctl.control import pool_lock
 from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.client import Client, SupervisorEnded, messages_async, read_exit
 from poolctl.control.control_server import Request
+from poolctl.control.pool_lock import PoolLocks
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, ListenerState
@@ -312,7 +312,7 @@ async def with_lock(place: Place, work: Callable[[HeldLock], Coroutine[Any, Any,
     ours, theirs = wire.pair()
     keeper = KeeperLink(ours)
     with theirs, closing(keeper):
-        await work(HeldLock(keeper, str(place.directory)))
+        await work(HeldLock(keeper, str(place.directory), PoolLocks([str(place.root / "locks")])))
 
 
 @pytest.mark.parametrize(
@@ -397,9 +397,10 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
         {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
         *({"op": "get", "name": feature.entry} for feature in features() if feature.entry),
+        {"op": "get", "name": "recording"},
         {"op": "get", "name": "wanted"}, {"op": "get", "name": "web listener metrics"},
-        {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "lock"},
-        {"op": "adopted"},
+        {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "get", "name": "recording"},
+        {"op": "list", "after": "recording"}, {"op": "adopted"},
     ]  # fmt: skip
     assert [pid for pid, _ in whole.hangs] == [KEEPER_PID]
     assert json.loads((whole.directory / "info.json").read_text())["keeper_pid"] == KEEPER_PID
@@ -416,31 +417,28 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
 
 def test_keeper_that_was_started_without_a_lock_gets_one(whole: WholeSupervisor) -> None:
     whole.keeper.keeper.store.drop(fd_store.LOCK)
-    assert not pool_lock.is_held(str(whole.directory))
+    assert not whole.locks.is_held(str(whole.directory))
     whole.begin()
     assert whole.keeper.keeper.store.get(fd_store.LOCK) is not None
-    assert pool_lock.is_held(str(whole.directory))
+    assert whole.locks.is_held(str(whole.directory))
     assert whole.end() == 0
 
 
-def test_lock_whose_file_was_removed_is_acquired_again(
-    whole: WholeSupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool_lock, "_directories", lambda: [str(tmp_path / "locks")])
-    whole.keeper.keeper.store.drop(fd_store.LOCK)
+def test_lock_whose_file_was_removed_is_acquired_again(whole: WholeSupervisor) -> None:
     whole.begin()
     whole.pass_time()
-    shutil.rmtree(tmp_path / "locks")
+    shutil.rmtree(whole.locks.directories[0])
+    assert not whole.locks.is_held(str(whole.directory))
     whole.path.unlink()
     whole.pass_time(1.5)
-    assert pool_lock.is_held(str(whole.directory))
+    assert whole.locks.is_held(str(whole.directory))
     assert whole.end() == 0
 
 
 def test_pool_without_a_place_for_its_lock_runs_and_logs_that_once(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pool_lock, "_directories", lambda: ["/proc/none"])
+    whole.locks = PoolLocks(["/proc/none"])
     whole.keeper.keeper.store.drop(fd_store.LOCK)
     whole.begin()
     whole.pass_time()
@@ -664,19 +662,14 @@ def test_pool_that_is_used_does_not_end_after_a_minute(whole: WholeSupervisor, u
     assert whole.end() == 0
 
 
-def test_supervisor_does_after_its_start_what_the_start_does_not_need(
-    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
-    monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_package_changed_since", lambda began: False)
+def test_supervisor_does_after_its_start_what_the_start_does_not_need(whole: WholeSupervisor) -> None:
     whole.begin()
     whole.pass_time(0.9)
     assert whole.ask("ping")["build"] == ""
     whole.pass_time(0.2)
-    assert whole.ask("ping")["build"] == "12ab"
+    assert whole.ask("ping")["build"] == bootstrap.installed_build()
     whole.pass_time(100)
     assert {*configuration_reader.modules(), *feature_parts.modules()} <= sys.modules.keys()
-    assert whole.late == [("memory released", 10.0)]
     assert whole.end() == 0
 
 
@@ -696,7 +689,7 @@ def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
     assert not whole.running.done()
     whole.parts.clear()
     assert whole.exits(2) == 0
-    assert whole.late[-2:] == [("log closed", 300.0), ("exit 0", 300.0)]
+    assert whole.late == [("exit 0", 300.0)]
     assert whole.parts == ["flush"]
     assert whole.keeper.did("last", "end") == []
 
@@ -807,15 +800,17 @@ def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
     whole.ask("start")
     whole.parts.clear()
     assert whole.lose_keeper() == 0
-    ((directory, command, held, terminate),) = whole.replaced
-    assert (directory, terminate) == (str(whole.directory), False)
-    assert command == bootstrap.command(sys.executable, "supervisor", directory, "/srv/pool.toml")
+    (new,) = whole.new_keepers.started()
+    command = bootstrap.command(sys.executable, "supervisor", str(whole.directory), "/srv/pool.toml")
+    assert (new["directory"], new["plan"]["supervisor"]) == (str(whole.directory), command)
+    held = {message["name"]: message["descriptors"] for message in new["messages"] if message["op"] == "put"}
     assert {"control", "lock", "configuration", "wanted"} <= held.keys()
-    assert [len(fds) for _, fds in held.values()] == [1] * len(held)
+    assert held == dict.fromkeys(held, 1) | {"recording": 0}
+    assert "terminate" not in [message["op"] for message in new["messages"]]
     assert "the keeper is gone; another one is started" in caplog.text
     assert "not everything is known" not in caplog.text
     assert whole.parts == ["flush"]
-    assert whole.late == [("log closed", 0.0), ("exit 0", 0.0)]
+    assert whole.late == [("exit 0", 0.0)]
     assert whole.events()[1:] == [("keeper lost", "error", "another one is started")]
 
 
@@ -824,7 +819,7 @@ def test_supervisor_that_loses_its_keeper_before_it_knows_everything_exits(
 ) -> None:
     whole.reader.may_read = asyncio.Event()
     whole.begin()
-    assert (whole.lose_keeper(), whole.replaced) == (1, [])
+    assert (whole.lose_keeper(), whole.new_keepers.started()) == (1, [])
     assert "the keeper is gone, and not everything is known here that it held" in caplog.text
     assert "another one is started" not in caplog.text
 
@@ -836,21 +831,22 @@ def test_new_keeper_ends_a_pool_that_was_to_terminate(whole: WholeSupervisor) ->
     whole.keeper.send("terminate")
     whole.pass_time(0.1)
     assert whole.lose_keeper() == 0
-    assert [terminate for *_, terminate in whole.replaced] == [True]
+    (new,) = whole.new_keepers.started()
+    assert [message["op"] for message in new["messages"]][-2:] == ["terminate", "whole"]
 
 
 def test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once_and_says_where(
     whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole.begin()
-    ((_, hand_over_to_new_keeper),) = whole.hangs
+    ((_, replace_keeper),) = whole.hangs
     with pytest.raises(SystemExit) as ended:
-        hand_over_to_new_keeper(sys._getframe())
-    assert (ended.value.code, len(whole.replaced)) == (0, 1)
+        replace_keeper(sys._getframe())
+    assert (ended.value.code, len(whole.new_keepers.started())) == (0, 1)
     assert "the keeper ended while this process hung here:\n" in caplog.text
     assert "in test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once" in caplog.text
-    hand_over_to_new_keeper(None)
-    assert len(whole.replaced) == 1
+    replace_keeper(None)
+    assert len(whole.new_keepers.started()) == 1
 
 
 def test_supervisor_whose_files_are_withdrawn_ends_with_its_keeper(whole: WholeSupervisor) -> None:
@@ -858,9 +854,9 @@ def test_supervisor_whose_files_are_withdrawn_ends_with_its_keeper(whole: WholeS
     whole.ask("stop")
     whole.keeper.link.close()
     whole.pass_time(1)
-    ((_, hand_over_to_new_keeper),) = whole.hangs
-    hand_over_to_new_keeper(None)
-    assert (whole.running.result(), whole.replaced) == (0, [])
+    ((_, replace_keeper),) = whole.hangs
+    replace_keeper(None)
+    assert (whole.running.result(), whole.new_keepers.started()) == (0, [])
 
 
 def test_another_version_takes_over_after_the_answer_in_progress(
@@ -880,7 +876,7 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     with pytest.raises(SupervisorEnded):
         whole.ask("list")
     assert whole.exits(1) == 0
-    assert whole.late == [("log closed", 0.02), ("exit 0", 0.02)]
+    assert whole.late == [("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
         {

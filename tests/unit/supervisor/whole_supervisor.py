@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import resource
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Configuration, Tables
-from poolctl.control import pool_lock
 from poolctl.control.answers import Result
 from poolctl.control.client import messages_async
+from poolctl.control.pool_lock import PoolLocks
+from poolctl.feature import Feature, features
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.keeper import Keeper
 from poolctl.monitor.journal import JournalEvent, newest_first
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.process_link import Link, LinkHandler
-from poolctl.supervisor import supervisor
 from poolctl.supervisor.configuration_reader import Reading
-from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext
+from poolctl.supervisor.feature_parts import FeaturePart, PartContext
 from poolctl.supervisor.launch import listen
-from poolctl.supervisor.supervisor import Supervisor
+from poolctl.supervisor.supervisor import Supervisor, SupervisorProcess
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
-from poolctl.supervisor.verbs.verb import Call
-from poolctl.supervisor.verbs.verbs import Verbs
+from poolctl.supervisor.verbs.verb import Call, Verb
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
+
+from .new_keeper import NewKeepers
 
 KEEPER_PID = 2**22 + 1  # larger than any pid, so that nothing is ever signalled
 
@@ -134,6 +134,10 @@ class RecordingPart(FeaturePart):
         self.note = note
         site.events.subscribe(lambda event: note(event.event) if event.event == "supervisor ended" else None)
 
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        return {"scale-web": self.scale_web}
+
     def take_over_process(self) -> None:
         self.note("take over process")
 
@@ -175,6 +179,21 @@ class RecordingPart(FeaturePart):
         self.note("close part")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordingFeature(Feature):
+    """The feature of that part, whose process has outlived an earlier supervisor."""
+
+    package: str = "recording"
+    supervisor: str = "part"
+    sections: Mapping[str, str] = field(default_factory=lambda: {"section": "model"})
+    verbs: tuple[str, ...] = ("scale-web",)
+    entry: str = "recording"
+    create: Callable[[PartContext], RecordingPart]
+
+    def load(self, reference: str) -> Any:
+        return self.create
+
+
 class WholeSupervisor:
     """The supervisor of a pool with a scripted runner. `late` says what happened when, in seconds since its start."""
 
@@ -189,66 +208,34 @@ class WholeSupervisor:
         self.parts: list[str] = []
         self.part_class = RecordingPart
         self.sites: list[RunnerContext] = []
-        self.replaced: list[Any] = []
+        self.new_keepers = NewKeepers(root / "new-keepers", "adopted")
         self.hangs: list[tuple[int, Callable[[FrameType | None], None]]] = []
         self.loop = VirtualLoop()
         self.loop.set_default_executor(InTheSameThread())
         self.keeper = KeeperEnd(str(self.directory))
         listener = listen(str(self.path))
         self.keeper.keeper.store.put(fd_store.CONTROL, None, [listener.detach()])
-        self.keeper.keeper.store.put(fd_store.LOCK, None, [pool_lock.acquire(str(self.directory))])
+        self.locks = PoolLocks([str(root / "locks")])
+        self.keeper.keeper.store.put(fd_store.LOCK, None, [self.locks.acquire(str(self.directory))])
         self.clock = ManualClock()
-        self._monkeypatch, self._is_closing = monkeypatch, False
-        self._patch(monkeypatch)
-        self.problems: list[dict[str, Any]] = []
-        self.loop.set_exception_handler(lambda _, context: self.problems.append(context))
-
-    def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pool = self
-
-        class Parts(FeatureParts):
-            """The features' parts, with one more that is recorded."""
-
-            def create_initial_parts(self, *arguments: Any) -> None:
-                super().create_initial_parts(*arguments)
-                self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
-
-            async def take_over_processes(self) -> None:
-                await super().take_over_processes()
-                pool.part.take_over_process()
-
-            def apply_tables(self, tables: Tables) -> None:
-                super().apply_tables(tables)
-                pool.part.apply_tables(tables)
-
-            def add_to(self, verbs: Verbs) -> None:
-                super().add_to(verbs)
-                verbs.add("scale-web", pool.part.scale_web)
-
-        monkeypatch.setattr(supervisor, "LocalRunner", lambda site: self.sites.append(site) or self.runner)
+        self.keeper.keeper.store.put("recording", "meta", [])
         monkeypatch.setenv("POOLCTL_STATE_DIR", str(self.state.parent))
         monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(self.directory.parent))
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+        self.problems: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self.problems.append(context))
 
-        def exits(status: int) -> None:
-            self.note(f"exit {status}")
-            if not self._is_closing:
-                raise SystemExit(status)
+    def _create_part(self, site: PartContext) -> RecordingPart:
+        self.part = self.part_class(site, self.parts.append)
+        return self.part
 
-        def replaces(*arguments: Any, stop_pool: bool) -> None:
-            self.replaced.append((*arguments, stop_pool))
+    def _create_runner(self, site: RunnerContext) -> Any:
+        self.sites.append(site)
+        return self.runner
 
-        monkeypatch.setattr(os, "_exit", exits)
-        monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))
-        monkeypatch.setattr(supervisor, "FeatureParts", Parts)
-        monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
-        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda: self.reader)
-        monkeypatch.setattr(supervisor, "KeeperExitWatchdog", lambda *arguments: self.hangs.append(arguments))
-        monkeypatch.setattr(supervisor, "hand_over_to_new_keeper", replaces)
-        monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
-
-    def note(self, what: str) -> None:
-        self.late.append((what, round(self.loop.time(), 3)))
+    def _exit(self, status: int) -> NoReturn:
+        self.late.append((f"exit {status}", round(self.loop.time(), 3)))
+        raise SystemExit(status)
 
     def took_over(self, *servers: ServerConfig, name: str = "shop", tables: Tables | None = None) -> None:
         """Let the keeper hold the configuration of an earlier supervisor."""
@@ -264,8 +251,18 @@ class WholeSupervisor:
             self.keeper.begin(theirs)
 
         self.loop.run_until_complete(start())
-        self._monkeypatch.setattr(supervisor, "KEEPER_FD", ours.detach())
-        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm)
+        process = SupervisorProcess(
+            keeper=ours,
+            exit=self._exit,
+            clock=self.clock,
+            reader=self.reader,
+            locks=self.locks,
+            features=[*features(), RecordingFeature(create=self._create_part)],
+            create_runner=self._create_runner,
+            watch_keeper_exit=lambda *arguments: self.hangs.append(arguments),
+            keeper_command=self.new_keepers.command,
+        )
+        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], process, calm=calm)
         self.running = self.loop.create_task(self.supervisor.run())
         if hello:
             self.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
@@ -325,10 +322,11 @@ class WholeSupervisor:
         return self.running.result()
 
     def close(self) -> None:
-        self._is_closing = True
-        control = vars(self.supervisor).get("_control") if hasattr(self, "supervisor") else None
+        control = vars(self.supervisor).get("control") if hasattr(self, "supervisor") else None
         if control is not None and not (self.running.done() and self.running.exception() is None):
             self.loop.run_until_complete(control.close())  # what the end of the process does otherwise
+        for site in self.sites:
+            site.keeper.close()  # so that its supervisor does not replace the keeper
         self.keeper.end()
         self.pass_time()
         for task in asyncio.all_tasks(self.loop):
