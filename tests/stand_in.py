@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,42 @@ from tests.asyncio_server import listening
 
 Send = Callable[[dict[str, Any]], None]
 Answer = Callable[[str, dict[str, Any], Send], Awaitable[dict[str, Any] | bytes | None]]
+
+
+async def respond(
+    answer: Answer,
+    requests: list[tuple[str, dict[str, Any]]],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    """Answer the request of one connection, which is added to `requests`; see `stand_in`."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            int(h.split(":")[1]) for h in head.splitlines() if h.lower().startswith("content-length")
+        )
+        verb = head.split()[1].removeprefix("/v1/")
+        body = json.loads(await reader.readexactly(length))
+        requests.append((verb, body))
+        started_body = False
+
+        def send(document: dict[str, Any]) -> None:
+            nonlocal started_body
+            if not started_body:
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\n\r\n")
+                started_body = True
+            writer.write(json.dumps(document).encode() + b"\n")
+
+        result = await answer(verb, body, send)
+        if isinstance(result, bytes):
+            writer.write(result)
+        elif result is not None:
+            send({"result": result})
+        await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
 
 
 @contextmanager
@@ -29,37 +66,8 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     over = asyncio.Event()
     started = threading.Event()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(
-                int(h.split(":")[1]) for h in head.splitlines() if h.lower().startswith("content-length")
-            )
-            verb = head.split()[1].removeprefix("/v1/")
-            body = json.loads(await reader.readexactly(length))
-            requests.append((verb, body))
-            started_body = False
-
-            def send(document: dict[str, Any]) -> None:
-                nonlocal started_body
-                if not started_body:
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\n\r\n")
-                    started_body = True
-                writer.write(json.dumps(document).encode() + b"\n")
-
-            result = await answer(verb, body, send)
-            if isinstance(result, bytes):
-                writer.write(result)
-            elif result is not None:
-                send({"result": result})
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
     async def serve() -> None:
-        async with listening(talk, str(path)):
+        async with listening(partial(respond, answer, requests), str(path)):
             started.set()
             await over.wait()
 

@@ -244,7 +244,7 @@ class _DashboardEndpoints:
         if not paths:
             return JSONResponse({"error": "there is no such server"}, 404)
         search = LogSearch({}, self._clock.time())
-        return self._streamed(request, _log_line_events(paths, search, self._searches))
+        return self._streamed(request, log_line_events(paths, search, self._searches))
 
     async def _log_paths(self, wanted: Collection[str]) -> dict[str, str]:
         """The log files of the first MAX_SERVERS of these servers, or of all if none is named."""
@@ -253,7 +253,7 @@ class _DashboardEndpoints:
         return dict(list(log_paths(items, self._settings.logs_directory).items())[:MAX_SERVERS])
 
     async def _log_lines(self, names: Collection[str], query: Mapping[str, str]) -> AsyncGenerator[str]:
-        """The events of `_log_line_events`, once the supervisor answers and there is such a server."""
+        """The events of `log_line_events`, once the supervisor answers and there is such a server."""
         try:
             search = LogSearch(query, self._clock.time())
             paths: dict[str, str] = {}
@@ -262,7 +262,7 @@ class _DashboardEndpoints:
                     paths = await self._log_paths(names)
                 if not paths:
                     await asyncio.sleep(_LOOK_SECONDS)
-            async with contextlib.aclosing(_log_line_events(paths, search, self._searches)) as events:
+            async with contextlib.aclosing(log_line_events(paths, search, self._searches)) as events:
                 async for event in events:
                     yield event
         except BadExpression as bad:
@@ -394,7 +394,7 @@ async def _json_body_or_empty(request: Request) -> Table:
     return document if isinstance(document, dict) else {}
 
 
-async def _log_line_events(
+async def log_line_events(
     paths: Mapping[str, str], search: LogSearch, searches: asyncio.Semaphore
 ) -> AsyncGenerator[str]:
     """Yield server-sent events `lines`: the last lines of these log files (by server name), then new lines.

@@ -25,8 +25,7 @@ from poolctl.monitor.metrics import ServerSnapshot
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.process_usage import Usage
 from poolctl.selection.selector import SelectorError
-from poolctl.supervisor import statistics as statistics_module
-from poolctl.supervisor.statistics import ServerHistory
+from poolctl.supervisor.statistics import WATCHED_SECONDS, ServerHistory
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns
@@ -154,7 +153,7 @@ class WithHistory(Recorded):
     """A desk that answers the verb `history`, too."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, 0.001)
         self.history = FigureHistory(self.core, self.statistics.send_samples_to, self.store)
         self.verbs.add("history", self.history.verb)
 
@@ -166,6 +165,10 @@ def scenario(tmp_path: Path) -> Callable[..., None]:
             desk = WithHistory(tmp_path)
             await desk.begin()
             await work(desk)
+            # A sample that is taken while the loop ends would begin a measurement that never runs.
+            desk.history.enable_or_clear(False)
+            desk.clock.advance(WATCHED_SECONDS + 1)
+            await asyncio.sleep(0.01)
             desk.link.end()
 
         run(whole())
@@ -188,31 +191,24 @@ def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., No
                 await desk.ask("history", *targets, span=span)
         assert desk.core.take_changed() == []
         desk.clock.advance(61)
-        desk.statistics._sample()
-        saved = await desk.store.read("history") or b""
-        assert b'"s1"' in saved
+        async with asyncio.timeout(30):
+            while b'"s1"' not in (await desk.store.read("history") or b""):
+                await asyncio.sleep(0.001)
 
     scenario(work)
 
 
-def test_samples_for_a_dashboard_leave_nothing_to_a_successor(
-    scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics_module, "INTERVAL_SECONDS", 0.001)
-
+def test_samples_for_a_dashboard_leave_nothing_to_a_successor(scenario: Callable[..., None]) -> None:
     async def work(desk: WithHistory) -> None:
         before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
         kept: list[Any] = []
-        monkeypatch.setattr(desk.link, "send", lambda message, fds=(): kept.append(message))
+        desk.link.send = lambda message, fds=(): kept.append(message)  # type: ignore[method-assign]
         desk.history.enable_or_clear(True)
         samples: list[float] = []
         while len(samples) < 10:
             await asyncio.sleep(0.001)
             document = (await desk.ask("stats", "s1"))["items"][0]
             samples = document["stats"]["history"]["memory_bytes"]
-        # A sample that is taken while the loop ends would begin a measurement that never runs.
-        monkeypatch.setattr(statistics_module, "INTERVAL_SECONDS", 600.0)
-        await asyncio.sleep(0.01)
         assert desk.core.take_changed() == []
         assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
         assert kept == []

@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import http.client
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.errors import ControlError
-from poolctl.features.dashboard import _state_hub
 from poolctl.features.dashboard._state_hub import (
     FIGURES,
     SERIES,
@@ -23,12 +21,12 @@ from poolctl.features.dashboard._state_hub import (
     StatusLevelHistory,
     level,
 )
-from poolctl.json_form import from_json
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.journal import JournalEvent
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.manual_clock import ManualClock
+from tests.stand_in import Send, respond, result
 from tests.virtual_loop import VirtualLoop
 
 Message = tuple[str, Any]
@@ -80,19 +78,6 @@ def test_the_first_message_has_the_whole_state_and_the_next_ones_changes(stage: 
         changed = until(messages, "changed")
         assert [item["state"] for item in changed["items"]] == ["failed"]
         assert changed["levels"]["web-2"][-1][1] == "ko"
-
-
-def test_change_is_sent_before_the_next_poll(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_state_hub, "INTERVAL_SECONDS", 600.0)
-    with stream(stage) as messages:
-        until(messages, "pool")
-        stage.pool.become("web-1", state="draining", ready=False)
-        names = []
-        for name, _ in messages:
-            names.append(name)
-            if name == "changed":
-                break
-        assert "event" in names
 
 
 def test_the_last_hour_of_history_comes_from_the_journal(stage: Stage) -> None:
@@ -251,44 +236,47 @@ def test_server_that_has_ended_by_itself_is_sent_with_its_last_line(
 class Watching:
     """A hub on a loop whose time passes at once; `asked` are its questions to the pool with their times.
 
-    `problem` is why the pool does not answer, `lines` are the events that it sends while they are followed.
+    The pool may hang or end before it answers; `lines` are the events that it sends while they are followed.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, directory: Path) -> None:
         self.loop = VirtualLoop()
         self.clock = ManualClock()
         self.pool = RecordedPool(2)
         self.pool.events.clear()
         self.asked: list[tuple[float, str]] = []
-        self.problem: Exception | None = None
+        self.fault = ""
         self.lines: asyncio.Queue[Any] = asyncio.Queue()
-        self.hub = Hub("/run/control.sock", self.clock)
-        monkeypatch.setattr(_state_hub, "ask_async", self._ask)
-        monkeypatch.setattr(_state_hub, "messages_async", self._messages)
+        path = str(directory / "control.sock")
+        self._talks: set[asyncio.Task[None]] = set()
+        self._server = self.loop.run_until_complete(asyncio.start_unix_server(self._connected, path))
+        self.hub = Hub(path, self.clock)
 
-    async def _ask(self, kind: Any, path: str, verb: str, body: Any, *, timeout_seconds: float) -> Any:
-        assert (path, timeout_seconds) == ("/run/control.sock", 10.0)
+    def _connected(self, *streams: Any) -> None:
+        self._talks.add(self.loop.create_task(respond(self._answer, [], *streams)))
+
+    async def _answer(self, verb: str, body: Any, send: Send) -> dict[str, Any] | None:
+        if verb == "events":
+            return await self._send_events(body["options"], send)
         self.asked.append((round(self.loop.time(), 3), verb))
-        if self.problem is not None:
-            raise self.problem
-        document = await self.pool.answer(verb, body, lambda line: None)
-        assert document is not None
-        return from_json(kind, document)
+        if self.fault == "hangs":
+            await asyncio.Event().wait()
+        return None if self.fault == "ends" else await self.pool.answer(verb, body, send)
 
-    async def _messages(self, path: str, verb: str, body: Any) -> AsyncGenerator[Any]:
-        options = body["options"]
-        if not options.get("follow"):
-            assert options == {"since": stamp(self.clock.time() - 3600.0), "after": 0}
-        for event in self.pool.events if not options.get("follow") else ():
-            yield {"event": event}
+    async def _send_events(self, options: dict[str, Any], send: Send) -> dict[str, Any]:
         while options.get("follow"):
-            yield {"event": await self.lines.get()}
+            send({"event": await self.lines.get()})
+        assert options == {"since": stamp(self.clock.time() - 3600.0), "after": 0}
+        for event in self.pool.events:
+            send({"event": event})
+        return result()
 
     def view(self) -> Viewer:
         return Viewer(self)
 
     def pass_time(self, seconds: float = 0.0) -> None:
-        self.loop.pass_time(seconds)
+        for moment in (*[0.0] * 10, seconds, *[0.0] * 10):  # for what is sent over sockets
+            self.loop.pass_time(moment)
 
     def times(self, verb: str = "stats") -> list[float]:
         """When the pool was asked this since the last time."""
@@ -307,6 +295,10 @@ class Watching:
         self.lines.put_nowait(event)
 
     def close(self) -> None:
+        self._server.close()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.pass_time()
         self.loop.close()
 
 
@@ -345,8 +337,8 @@ class Viewer:
 
 
 @pytest.fixture
-def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
-    made = Watching(monkeypatch)
+def watching(short_path: Path) -> Iterator[Watching]:
+    made = Watching(short_path)
     yield made
     made.close()
 
@@ -411,13 +403,14 @@ def test_events_in_quick_succession_are_one_query_soon_after(watching: Watching)
     watching.pass_time(0.7)
     viewer.names()
     watching.times()
+    watching.pool.servers["web-1"]["health"] = "warn"
     for number in range(1, 4):
         watching.happened(number)
     watching.pass_time(0.05)
     assert viewer.names() == ["event"] * 3
     assert watching.times() == []
     watching.pass_time(0.06)
-    assert (watching.times(), viewer.names()) == ([0.8], ["stats"])
+    assert (watching.times(), viewer.names()) == ([0.8], ["changed", "stats"])
     watching.pass_time(2.5)
     assert watching.times() == [2.8]
     assert [each["seq"] for each in watching.view().messages[0][1]["events"]] == [1, 2, 3]
@@ -426,23 +419,25 @@ def test_events_in_quick_succession_are_one_query_soon_after(watching: Watching)
 def test_pool_that_does_not_answer_is_asked_again_after_half_a_second_and_reported_once(
     watching: Watching,
 ) -> None:
-    watching.problem = ControlError("no supervisor")
+    watching.fault = "ends"
     viewer = watching.view()
     now = watching.clock.time()
-    assert viewer.messages == [("gone", {"message": "no supervisor", "now": now})]
+    ((name, gone),) = viewer.messages
+    assert (name, gone["now"]) == ("gone", now)
+    assert "ended" in gone["message"]
     watching.pass_time(1.1)
     assert watching.times("ping") == [0.0, 0.5, 1.0]
     assert viewer.names() == ["gone"]
     other = watching.view()
-    assert other.messages == [("gone", {"message": "no supervisor", "now": now})]
-    watching.problem = TimeoutError()
-    watching.pass_time(0.5)
+    assert other.messages == [("gone", gone)]
+    watching.fault = "hangs"
+    watching.pass_time(11.0)
     assert viewer.messages == [("gone", {"message": "it does not answer", "now": now})]
     viewer.names()
-    watching.problem = None
-    watching.pass_time(0.5)
+    watching.fault = ""
+    watching.pass_time(11.0)
     assert (viewer.names(), other.names()) == (["pool"], ["gone", "gone", "pool"])
-    watching.problem = ControlError("no supervisor")
+    watching.fault = "ends"
     watching.pass_time(2.0)
     assert viewer.names() == ["gone"]
 
