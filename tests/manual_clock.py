@@ -26,3 +26,7 @@ class ManualClock(Clock):
             raise ValueError(f"time does not go back: advance({seconds})")
         self._monotonic_seconds += seconds
         self._time_seconds += seconds
+
+    def set_time_of_day(self, seconds: float) -> None:
+        """Move only the time of day, forward or back, as when the machine's time is set."""
+        self._time_seconds += seconds

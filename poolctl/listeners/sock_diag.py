@@ -141,7 +141,7 @@ def _tcp_inode(family: int, local: Any, remote: Any) -> int | None:
     scope = local[3] if len(local) > 3 else 0
     identity = struct.pack("!HH", local[1], remote[1]) + _packed(family, local) + _packed(family, remote)
     identity += struct.pack("=III", scope, *_ANY_COOKIE)
-    answer = _query_socket(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
+    answer = query_socket(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, ANY_STATE) + identity)
     if answer is None:
         return None
     _, state, _, _, _, _, _, _, inode = _INET_ANSWER.unpack_from(answer)
@@ -167,13 +167,13 @@ def bound_inode(sock: socket.socket) -> int | None:
 def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
     """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
     answer = _query_unix(sock, show)
-    value = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+    value = None if answer is None else attributes_of(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
     return None if value is None else int(struct.unpack_from("=I", value)[0])
 
 
 def _query_unix(sock: socket.socket, show: int) -> bytes | None:
     inode = os.fstat(sock.fileno()).st_ino
-    return _query_socket(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
+    return query_socket(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
 
 
 class TcpSocket(NamedTuple):
@@ -195,7 +195,7 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
         with contextlib.suppress(OSError):
-            for answer in _ask_for_all(request, until):
+            for answer in ask_for_all(request, until):
                 answer_family, _, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
                 address = answer[8:12] if answer_family == socket.AF_INET else answer[8:24]
                 if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
@@ -226,13 +226,14 @@ def unix_sockets(states: int, until: float) -> Iterator[tuple[str, int, int]]:
     """Yield path, inode and cookie of each Unix socket in these states. Blocks until `until` (monotonic) at most."""
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, states, 0, _SHOW_NAME, *_ANY_COOKIE)
     with contextlib.suppress(OSError):
-        for answer in _ask_for_all(request, until):
-            name = _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_NAME, b"")
+        for answer in ask_for_all(request, until):
+            name = attributes_of(answer[_UNIX_ANSWER_BYTES:]).get(_NAME, b"")
             inode, cookie = struct.unpack_from("=IQ", answer, 4)
             yield os.fsdecode(name.rstrip(b"\0")), inode, cookie
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes_of(data: bytes) -> dict[int, bytes]:
+    """The attributes of an answer, by kind (netlink(7))."""
     attributes = {}
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
@@ -241,7 +242,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return attributes
 
 
-def _query_socket(question: bytes) -> bytes | None:
+def query_socket(question: bytes) -> bytes | None:
     """The answer to a query about one socket, or None if there is no such socket. Does not block; raises OSError."""
     with _netlink() as netlink:
         netlink.setblocking(False)
@@ -251,7 +252,7 @@ def _query_socket(question: bytes) -> bytes | None:
     return None if kind == _ERROR else answer[_HEADER.size : length]
 
 
-def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
+def ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
     """Yield the answers to a query about many sockets, up to the last one or until the monotonic time `until`.
 
     Raises TimeoutError if `until` passes during a wait for the kernel, and OSError if the kernel refuses the query.

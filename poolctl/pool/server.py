@@ -268,7 +268,7 @@ class Monitor:
         return f"<Monitor {self.name} {self.status}, up {self.sli:.1%}{message}>"
 
 
-def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
+def try_connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
     """Connect to the first endpoint. Return (time taken, "") or, if connecting fails, (None, reason).
 
     Returns (None, "") if `endpoints` is empty. Blocks for at most CONNECT_SECONDS. Raises OSError if no socket opens.
@@ -526,7 +526,7 @@ class Server(StartAndStop):
             latency = None if seconds is None else timedelta(seconds=seconds)
             return observed.health, latency, handle.probe_problem
         try:
-            latency, refused = _connect(observed.endpoints)
+            latency, refused = try_connect(observed.endpoints)
         except OSError as error:
             message = f"no connection can be made: {error.strerror}"
             problem = error_about(self.config, message, "raise the limit of open files: ulimit -n")

@@ -257,7 +257,7 @@ class WorkerRecovery:
         detail = {
             "server": entry.name,
             "bind": entry.config.key,
-            "message": ": ".join(filter(None, (seen, _sentence(outcome, done, duration), why))),
+            "message": ": ".join(filter(None, (seen, outcome_text(outcome, done, duration), why))),
             "cause": ", ".join(report["kinds"]),
             "before": {"pids": report["pids"]},
             "after": {"pids": entry.pids, "state": entry.state},
@@ -317,7 +317,8 @@ def _recovery_outcome(entry: Entry) -> tuple[str, str] | None:
     return ("recovered", "") if entry.settled else None
 
 
-def _sentence(outcome: str, done: str, duration_seconds: float) -> str:
+def outcome_text(outcome: str, done: str, duration_seconds: float) -> str:
+    """What an event says of the outcome of a recovery; "" if it was only reported."""
     match outcome:
         case "recovered":
             return f"{done} within {_duration_text(duration_seconds)}"

@@ -471,7 +471,7 @@ def check_imports(
                 fix = f"install it there: {install_command(job.python, 'a2wsgi')}"
                 finding = Finding(("app",), message, fix, job.target)
             elif answer and not middleware:
-                finding = Finding(("app",), *_message_and_fix(job, answer), found=job.target)
+                finding = Finding(("app",), *message_and_fix(job, answer), found=job.target)
             yield job, finding, middleware
 
 
@@ -535,7 +535,8 @@ def _read_pipe(descriptor: int, timeout_seconds: float) -> bytes | None:
     return written
 
 
-def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, str]:
+def message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, str]:
+    """Why the import has failed, and the fix."""
     module, _, attribute = job.target.partition(":")
     message = " ".join(str(answer.get("message", "")).split())
     message = message[:MAX_MESSAGE_LENGTH] + ("…" if len(message) > MAX_MESSAGE_LENGTH else "")

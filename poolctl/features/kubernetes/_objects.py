@@ -62,7 +62,7 @@ _CARRIED = (
 )  # fmt: skip
 
 # Run by an init container: a Service accepts connections once one of its pods is ready.
-_WAIT = """\
+WAIT_PROGRAM = """\
 import signal, socket, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 for place in sys.argv[1:]:
@@ -336,7 +336,7 @@ def _pod_spec(
     waiting = {
         "name": "wait",
         "image": image,
-        "command": ["python3", "-c", _WAIT, *deployed.awaited],
+        "command": ["python3", "-c", WAIT_PROGRAM, *deployed.awaited],
         **_resources(server, settings, most=_SMALL),
         "securityContext": _NO_RIGHTS,
     }

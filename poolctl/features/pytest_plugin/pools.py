@@ -173,7 +173,7 @@ class PoolFactory:
         for claim in self._claims:
             claim.close()
         if errors:
-            raise _failure("the pool did not stop", errors)
+            raise pool_failure("the pool did not stop", errors)
 
     def remove_files(self) -> None:
         """Remove the logs and sockets of all pools."""
@@ -193,7 +193,7 @@ class PoolFactory:
         try:
             return find_config(paths, cwd=self._root)
         except ConfigNotFound as missing:
-            raise _failure("there is no pool", [missing]) from None
+            raise pool_failure("there is no pool", [missing]) from None
 
     def _config(self, files: list[str] | None, source: Any, servers: Mapping[str, Any]) -> list[ServerConfig]:
         try:
@@ -203,9 +203,9 @@ class PoolFactory:
                 tables = [*(source or ()), *(_table(name, value) for name, value in servers.items())]
                 config = PoolConfig([self._with_free_port_if_unset(table) for table in tables])
         except PoolValidateError as invalid:
-            raise _failure("the configuration is not valid", invalid.exceptions) from None
+            raise pool_failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
-            raise _failure("the configuration is not valid", config.problems)
+            raise pool_failure("the configuration is not valid", config.problems)
         moved = [*config]
         if files:
             moved = [_without_supervision(self._at_free_address(server)) for server in config]
@@ -222,7 +222,7 @@ class PoolFactory:
                 pool.stop()
                 raise
         except PoolError as failed:
-            raise _failure("the pool did not start", failed.exceptions) from None
+            raise pool_failure("the pool did not start", failed.exceptions) from None
         return pool
 
     def _at_free_address(self, server: ServerConfig) -> ServerConfig:
@@ -297,7 +297,7 @@ def _table(name: str, value: Any) -> dict[str, Any]:
     return {"name": name, **(value if isinstance(value, Mapping) else {"app": value})}
 
 
-def _failure(what: str, errors: Iterable[Exception]) -> BaseException:
+def pool_failure(what: str, errors: Iterable[Exception]) -> BaseException:
     """The exception that fails the test with every error and its hint, without a traceback through the plugin."""
     import pytest  # late, because the package exports this module's classes for annotations
 

@@ -91,8 +91,8 @@ class TargetRegistration(GatewayPart):
     @property
     def verbs(self) -> Mapping[str, Verb]:
         return {
-            "register": partial(_perform_for_owner, self.register),
-            "unregister": partial(_perform_for_owner, self.unregister),
+            "register": partial(perform_for_owner, self.register),
+            "unregister": partial(perform_for_owner, self.unregister),
         }
 
     def apply_tables(self, tables: Tables) -> None:
@@ -420,7 +420,7 @@ def _pop_saved_services(path: str) -> Table:
     return content if are_valid else {}
 
 
-async def _perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], call: Call) -> Result:
+async def perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], call: Call) -> Result:
     """Perform a verb. The process `web` names the client of [registration] in the option `owner`."""
     options = {**call.options}
     owner = str(options.pop("owner", ""))

@@ -40,22 +40,23 @@ def become_server(
         effect = "has no effect without a pool; a probe of the container can say when it is ready"
         print_diagnostics(Outcome(warnings=[f"{server.name}: ready_line {effect}"]))
     if listen:
-        server = _listening_on(server, listen)
+        server = listening_on(server, listen)
     foreground = ForegroundServer.with_open_listeners(server)
     if server.scale.max > 1:
         del foreground.spec["index"]  # another container may run the same worker
-    listeners = _open_health_listeners(health or "")
+    listeners = open_health_listeners(health or "")
     stacks = [] if server.command else _open_stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
         stacks=bool(stacks),
         stop_delay_seconds=stop_delay,
-        probes={} if server.command else _http_probes(server),
+        probes={} if server.command else http_probes(server),
     )
     foreground.become("features.serve", more=[*listeners, *stacks])
 
 
-def _listening_on(server: ServerConfig, address: str) -> ServerConfig:
+def listening_on(server: ServerConfig, address: str) -> ServerConfig:
+    """The server at another address. Raises UsageError."""
     if not server.listens or server.binds_itself:
         raise UsageError(f"--listen: {server.name} opens no listener that poolctl could move")
     try:
@@ -64,7 +65,8 @@ def _listening_on(server: ServerConfig, address: str) -> ServerConfig:
         raise UsageError(f"--listen: {error}") from None
 
 
-def _open_health_listeners(address: str) -> list[socket.socket]:
+def open_health_listeners(address: str) -> list[socket.socket]:
+    """The listeners of `--health`; none if `address` is "". Raises UsageError and Failure."""
     if not address:
         return []
     try:
@@ -92,7 +94,7 @@ def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
     return [listener]
 
 
-def _http_probes(server: ServerConfig) -> Table:
+def http_probes(server: ServerConfig) -> Table:
     """The settings of the server's HTTP probes, by kind: startup, readiness, liveness."""
     probes = {kind: getattr(server.health, kind) for kind in ("startup", "readiness", "liveness")}
     return {

@@ -409,11 +409,11 @@ Hints = Sequence[tuple[str, str]]
 
 _LOW = 10  # a screen with fewer lines shows only the table
 _FILTER, _SORT, _PAUSE, _SELECT = ("/", "filter"), ("<>", "sort"), ("Space", "pause"), ("↑↓", "select")
-_HINTS = (
+HINTS = (
     _FILTER, ("l", "logs"), ("r", "restart"), ("s", "stop"), _SORT, ("d", "drain"), ("+-", "workers"), _PAUSE, _SELECT,
 )  # fmt: skip
 _ROUTE_HINTS = (("Tab", "servers"), _FILTER, _SORT, _PAUSE, _SELECT)
-_ALWAYS = (("?", "help"), ("q", "quit"))
+ALWAYS = (("?", "help"), ("q", "quit"))
 
 
 class Notice(NamedTuple):
@@ -456,9 +456,7 @@ def table_frame(
     if not board.is_known:
         lines.append(Text(" loading …", FAINT))
     lines += [Text()] * (height - 1 - len(lines))
-    hints = (
-        _ROUTE_HINTS if routes is not None else _HINTS if gateway is None else (("Tab", "routes"), *_HINTS)
-    )
+    hints = _ROUTE_HINTS if routes is not None else HINTS if gateway is None else (("Tab", "routes"), *HINTS)
     return [*lines, _last_line(board, hints, notice, typing, width)]
 
 
@@ -481,7 +479,7 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
     if typing:
         return hints_line([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
     place = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return hints_line(hints, place, width, _ALWAYS)
+    return hints_line(hints, place, width, ALWAYS)
 
 
 def hints_line(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:

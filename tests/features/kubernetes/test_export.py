@@ -19,7 +19,7 @@ import yaml
 from poolctl.config import ServerConfig, load, with_resolved_references
 from poolctl.config.model.section import keys_of
 from poolctl.features.kubernetes._keys import IGNORED, MAPPED, UNSUPPORTED
-from poolctl.features.kubernetes._objects import _WAIT
+from poolctl.features.kubernetes._objects import WAIT_PROGRAM
 from tests.configuration import server
 from tests.http_get import get
 from tests.needs import needs
@@ -436,7 +436,7 @@ def test_port_that_is_open_before_its_program_runs_needs_a_probe(
 
 def test_init_container_waits_until_each_place_accepts(free_port: Any, until: Any) -> None:
     ports = [free_port(), free_port()]
-    waiting = subprocess.Popen([sys.executable, "-c", _WAIT, *(f"127.0.0.1:{port}" for port in ports)])
+    waiting = subprocess.Popen([sys.executable, "-c", WAIT_PROGRAM, *(f"127.0.0.1:{port}" for port in ports)])
     try:
         with socket.create_server(("127.0.0.1", ports[0])) as first:
             first.settimeout(60)

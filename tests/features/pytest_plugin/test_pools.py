@@ -16,7 +16,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.errors import PoolParamError
-from poolctl.features.pytest_plugin.pools import PoolFactory, _failure
+from poolctl.features.pytest_plugin.pools import PoolFactory, pool_failure
 from tests.deadline import wait_until
 
 pytest_plugins = ["pytester"]
@@ -588,7 +588,7 @@ def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: PoolFac
 
 def test_each_error_of_a_pool_is_a_line_with_its_hint() -> None:
     named = PoolParamError("it is wrong")
-    lines = str(_failure("the pool did not start", [named, ValueError("and this")])).splitlines()
+    lines = str(pool_failure("the pool did not start", [named, ValueError("and this")])).splitlines()
     assert lines[0] == "the pool did not start"
     assert lines[1].endswith("it is wrong")
     assert lines[-1] == "and this"

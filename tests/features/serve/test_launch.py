@@ -246,35 +246,35 @@ def app(**keys: Any) -> ServerConfig:
 
 
 def test_server_is_moved_to_another_address() -> None:
-    assert _launch._listening_on(app(), "127.0.0.1:9000").key == "127.0.0.1:9000"
-    assert _launch._listening_on(app(), "unix:/run/a.sock").key == "unix:/run/a.sock"
+    assert _launch.listening_on(app(), "127.0.0.1:9000").key == "127.0.0.1:9000"
+    assert _launch.listening_on(app(), "unix:/run/a.sock").key == "unix:/run/a.sock"
     with pytest.raises(UsageError, match="--listen: "):
-        _launch._listening_on(app(), "nowhere")
+        _launch.listening_on(app(), "nowhere")
 
 
 def test_program_without_a_listener_cannot_be_moved() -> None:
     with pytest.raises(UsageError, match="web opens no listener that poolctl could move"):
-        _launch._listening_on(ServerConfig(name="web", command=["x"]), "127.0.0.1:9000")
+        _launch.listening_on(ServerConfig(name="web", command=["x"]), "127.0.0.1:9000")
 
 
 def test_health_address_is_opened_if_there_is_one() -> None:
-    assert _launch._open_health_listeners("") == []
+    assert _launch.open_health_listeners("") == []
     port = claim_port()
-    (sock,) = _launch._open_health_listeners(f"127.0.0.1:{port}")
+    (sock,) = _launch.open_health_listeners(f"127.0.0.1:{port}")
     with pytest.raises(Failure):
-        _launch._open_health_listeners(f"127.0.0.1:{port}")
+        _launch.open_health_listeners(f"127.0.0.1:{port}")
     sock.close()
     with pytest.raises(UsageError, match="--health: "):
-        _launch._open_health_listeners("nowhere")
+        _launch.open_health_listeners("nowhere")
 
 
 def test_probes_that_make_a_request_are_plain_values() -> None:
     health = {"startup": {"tcp": True}, "readiness": {"http": "/up", "headers": {"X": "y"}}}
-    found = _launch._http_probes(app(health=health))
+    found = _launch.http_probes(app(health=health))
     assert list(found) == ["readiness"]
     assert (found["readiness"]["http"], found["readiness"]["headers"]) == ("/up", {"X": "y"})
     assert type(found["readiness"]["headers"]) is dict
-    assert _launch._http_probes(app()) == {}
+    assert _launch.http_probes(app()) == {}
 
 
 @pytest.mark.slow

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from poolctl.features.top._frames import _ALWAYS, _HINTS, format_seconds
+from poolctl.features.top._frames import ALWAYS, HINTS, format_seconds
 
 TEXT = (Path(__file__).parents[3] / "docs" / "logs.md").read_text()
 
 
 def test_last_line_has_the_keys_of_the_view() -> None:
     (line,) = (line for line in TEXT.splitlines() if line.startswith(" / filter"))
-    hints = [" ".join(hint) for hint in (*_HINTS[:6], *_ALWAYS)]
+    hints = [" ".join(hint) for hint in (*HINTS[:6], *ALWAYS)]
     assert line.strip() == "  ".join(hints)
     assert format_seconds(0.000674) in TEXT

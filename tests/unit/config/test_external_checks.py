@@ -473,4 +473,4 @@ def test_application_that_cannot_be_imported_has_its_reason_and_fix(
     target: str, answer: dict[str, object], message: str, fix: str
 ) -> None:
     of = job(Path("/app"), target, python="/bin/python")
-    assert external_checks._message_and_fix(of, answer) == (message, fix)
+    assert external_checks.message_and_fix(of, answer) == (message, fix)

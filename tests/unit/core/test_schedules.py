@@ -143,28 +143,28 @@ def test_server_wakes_within_half_a_minute_of_a_jump_out_of_its_asleep_window(
 ) -> None:
     windows.begin(sleepy(asleep="* 7 * * *"))
     assert windows.state() == ("sleeping", "asleep", False)
-    windows.clock._time_seconds += jump
+    windows.clock.set_time_of_day(jump)
     windows.pass_time(30)
     assert windows.state() == ("sleeping", "", True)
 
 
 def test_machine_whose_time_is_set_is_believed_at_the_next_decision(windows: WindowStage) -> None:
     windows.begin(sleepy(awake="* 8 * * *"))
-    windows.clock._time_seconds += HOUR
+    windows.clock.set_time_of_day(HOUR)
     windows.do(windows.core.touch, windows.entry())
     assert windows.state() == ("running", "awake", True)
-    windows.clock._time_seconds -= HOUR
+    windows.clock.set_time_of_day(-HOUR)
     windows.do(windows.core.touch, windows.entry())
     assert windows.entry().window_demand == ""
 
 
 def test_machine_whose_time_is_set_is_believed_within_half_a_minute(windows: WindowStage) -> None:
     windows.begin(sleepy(awake="* 20 * * *"), sleepy("other", awake="* 22 * * *"))
-    windows.clock._time_seconds += 14 * HOUR
+    windows.clock.set_time_of_day(14 * HOUR)
     windows.pass_time(30)
     assert windows.state() == ("sleeping", "", True)
     assert windows.entry().observed.window.until == FIRST_MOMENT + 36.5 * HOUR
-    windows.clock._time_seconds -= HOUR
+    windows.clock.set_time_of_day(-HOUR)
     windows.pass_time(30)
     assert (windows.state(), windows.state("other")) == (("running", "awake", True), ("sleeping", "", True))
 
@@ -269,7 +269,7 @@ class Stage:
 
     def set_clock(self, seconds: float) -> None:
         """Only the wall clock moves, as when the machine was suspended or its time is set."""
-        self.clock._time_seconds += seconds
+        self.clock.set_time_of_day(seconds)
 
     @property
     def backup(self) -> Entry:

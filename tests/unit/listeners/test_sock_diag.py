@@ -199,8 +199,8 @@ def test_listening_unix_sockets_are_listed_by_path_and_inode() -> None:
 
 def test_question_that_the_kernel_refuses_is_an_error() -> None:
     with pytest.raises(OSError, match="sock_diag"):
-        list(sock_diag._ask_for_all(b"", soon()))
-    assert sock_diag._query_socket(b"") is None
+        list(sock_diag.ask_for_all(b"", soon()))
+    assert sock_diag.query_socket(b"") is None
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_question_that_the_kernel_refuses_is_an_error() -> None:
     ],
 )
 def test_attributes_of_an_answer_are_aligned_to_four_bytes(data: bytes, found: dict[int, bytes]) -> None:
-    assert sock_diag._attributes(data) == found
+    assert sock_diag.attributes_of(data) == found

@@ -224,7 +224,7 @@ def test_file_that_cannot_be_rotated_grows_and_loses_no_line(path: Path) -> None
     assert path.read_text() == "one\ntwo\nthree\n"
     (path.parent / "web.log.1").rmdir()
     clock.advance(60)
-    clock._time_seconds -= 3600.0  # the machine's time was corrected: only running time counts
+    clock.set_time_of_day(-3600.0)  # the machine's time was corrected: only running time counts
     file.append_and_count_written(b"four\n")
     file.close()
     assert contents(path) == {"web.log": "four\n", "web.log.1": "one\ntwo\nthree\n"}

@@ -30,7 +30,7 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.pool.server import Shared, _connect, ensure_core_host, with_port
+from poolctl.pool.server import Shared, ensure_core_host, try_connect, with_port
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
@@ -965,18 +965,18 @@ def test_snapshot_is_read_from_the_document_of_a_supervisor() -> None:
 def test_latency_is_that_of_a_connection_to_the_first_endpoint(
     tmp_path: Any, free_port: Callable[[], int]
 ) -> None:
-    assert _connect(()) == (None, "")
+    assert try_connect(()) == (None, "")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        latency, problem = _connect((f"127.0.0.1:{listener.getsockname()[1]}",))
+        latency, problem = try_connect((f"127.0.0.1:{listener.getsockname()[1]}",))
         assert latency is not None
         assert (timedelta() < latency < timedelta(seconds=5), problem) == (True, "")
-    latency, problem = _connect((f"127.0.0.1:{free_port()}",))
+    latency, problem = try_connect((f"127.0.0.1:{free_port()}",))
     assert (latency, "refused" in problem) == (None, True)
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        assert _connect((f"unix:{path}",))[1] == ""
+        assert try_connect((f"unix:{path}",))[1] == ""
 
 
 def test_automatic_port_is_a_free_one_of_the_range_and_no_second_servers(

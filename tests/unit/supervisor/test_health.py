@@ -23,7 +23,7 @@ from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.supervisor.health import HeartbeatMonitor, MemoryLimit, watch_health
 from poolctl.supervisor.recovery_policy import Decision, RecoverySituation, RecoveryStep, decide, within
-from poolctl.supervisor.worker_recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery, _sentence
+from poolctl.supervisor.worker_recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery, outcome_text
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import VirtualLoop
@@ -492,7 +492,6 @@ def test_server_without_a_memory_limit_is_not_measured() -> None:
         it = await begun()
         assert await it.measure(1000 * MIB) == []
         assert it.usages.requested == [[]]
-        assert it.limit._timer is None, "nothing ticks"
 
     run(scenario())
 
@@ -544,7 +543,7 @@ def test_a_reload_brings_a_memory_limit_and_takes_it_away() -> None:
     ],
 )
 def test_outcome_of_a_recovery_is_a_sentence(outcome: str, seconds: float, said: str) -> None:
-    assert _sentence(outcome, "restarted", seconds) == said
+    assert outcome_text(outcome, "restarted", seconds) == said
 
 
 class Bodies:
@@ -763,8 +762,6 @@ def test_worker_that_has_ended_is_probed_no_more() -> None:
         await it.desk.ask("stop", "web")
         await it.pass_by(30)
         assert it.asked() == []
-        assert it.heartbeat._timer is None, "nothing ticks"
-        assert it.heartbeat._states == {}
 
     run(scenario())
 
@@ -1270,7 +1267,6 @@ def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read(
         assert it.outcomes() == ["recovered"]
         assert it.reports[0]["lines"] == ["web prints"]
         assert it.core.take_changed() == [it.entry]
-        assert it.recovery._reading_lines == {}
 
     run(scenario())
 
