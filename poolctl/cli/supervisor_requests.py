@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -121,7 +121,18 @@ def _socket_identity(path: str) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def ask_or_launch(request: Request, pool: PoolRef) -> Result:
+def launch_supervisor(files: Sequence[str], env: Mapping[str, str]) -> None:
+    """Start a supervisor for the pool of these files: its socket listens at once, and it answers when started."""
+    from poolctl.supervisor.launch import launch
+
+    launch(files, env)
+
+
+def ask_or_launch(
+    request: Request,
+    pool: PoolRef,
+    launch: Callable[[Sequence[str], Mapping[str, str]], object] = launch_supervisor,
+) -> Result:
     """Like ask(), but launches a missing supervisor, which validates the files itself.
 
     Also raises ControlError if it cannot start, and Failure (exit 5) for a pool without servers.
@@ -134,7 +145,7 @@ def ask_or_launch(request: Request, pool: PoolRef) -> Result:
     request.selection.selector()  # a mistake in it is reported before anything is launched
     log_start = supervisor_log_size(pool)
     try:
-        result = _launch_and_ask(request, pool)
+        result = _launch_and_ask(request, pool, launch)
     except (NoSupervisor, SupervisorEnded) as ended:
         failure = startup_failure(ended, pool, log_start)
         if isinstance(ended, SupervisorEnded):
@@ -158,14 +169,15 @@ def is_empty(result: Result) -> bool:
     return not (result.items or result.exit_code or result.without_servers)
 
 
-def _launch_and_ask(request: Request, pool: PoolRef) -> Result:
+def _launch_and_ask(
+    request: Request, pool: PoolRef, launch: Callable[[Sequence[str], Mapping[str, str]], object]
+) -> Result:
     refuse_without_linux()
     from poolctl.control.other_users import refuse_second_pool
-    from poolctl.supervisor.launch import launch
 
     note = refuse_second_pool(pool.files)
     for _ in range(_LAUNCHES):
-        launch(pool.files, os.environ)  # its socket listens at once; it answers when started
+        launch(pool.files, os.environ)
         try:
             result = ask(replace(request, verb="start", command=request.verb), pool)
             return replace(result, warnings=(*result.warnings, note)) if note else result

@@ -39,7 +39,7 @@ from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
 # Children and the processes that they leave behind are killed after this time.
-PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
 
@@ -105,8 +105,17 @@ class ParallelWalk:
     With `keep` the output goes into the results, otherwise each line is passed on as it arrives.
     """
 
-    def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        jobs: int,
+        fail_fast: bool,
+        keep: bool,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
         self.command = command
+        self.patience_seconds = patience_seconds
         self.jobs = jobs
         self.fail_fast = fail_fast
         self.keep = keep
@@ -200,7 +209,7 @@ class ParallelWalk:
         """Wait until the child has exited, and end the processes that it has left behind."""
         with contextlib.suppress(ChildProcessError):  # reaped meanwhile
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        end_processes(lambda: self._left_by(name), signal.SIGTERM, PATIENCE_SECONDS)
+        end_processes(lambda: self._left_by(name), signal.SIGTERM, self.patience_seconds)
 
     def _left_by(self, name: str) -> list[int]:
         # Several commands may run, each with the name of another server.
@@ -226,7 +235,7 @@ class ParallelWalk:
             deliver(child.send_signal, signal.SIGTERM)
         for child in list(self.children):
             try:
-                child.wait(PATIENCE_SECONDS)
+                child.wait(self.patience_seconds)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()

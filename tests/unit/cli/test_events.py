@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl import platform
 from poolctl.control.pool_paths import pool_key
 from poolctl.logs.log_line import stamp
-from tests.stand_in import Send, always, item, result
+from tests.stand_in import Answer, Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
 
@@ -197,37 +199,27 @@ def test_a_supervisor_of_an_older_version_is_done_without(
         assert numbers(poolctl("events", "-o", "json", "-n1").out) == [5]
 
 
-class Stopped(Exception):
-    pass
-
-
 def followed(
-    poolctl: Command,
-    supervised: Supervised,
-    monkeypatch: pytest.MonkeyPatch,
-    answer: Any,
-    waits: int,
-    *words: str,
+    poolctl: Command, supervised: Supervised, answer: Answer, *words: str
 ) -> tuple[Any, list[dict[str, Any]]]:
-    """What `events -f` prints until it has waited this often for a supervisor, and the options of its requests."""
-    waited: list[float] = []
+    """What `events -f` prints until it follows for the third time, and the options of its requests until then."""
+    follows: list[dict[str, Any]] = []
 
-    def wait(descriptor: int, seconds: float, output: int) -> bool:
-        if descriptor >= 0:
-            return True
-        waited.append(seconds)
-        if len(waited) >= waits:
-            raise KeyboardInterrupt
-        return False
+    async def answer_twice(verb: str, body: dict[str, Any], send: Send) -> Any:
+        if verb == "events" and body["options"].get("follow"):
+            follows.append(body["options"])
+            if len(follows) > 2:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                await asyncio.Event().wait()
+        return await answer(verb, body, send)
 
-    monkeypatch.setattr(platform, "await_readable", wait)
-    with supervised(answer) as requests:
+    with supervised(answer_twice):
         said = poolctl("events", "-f", *words)
-    return said, [body["options"] for verb, body in requests if verb == "events"]
+    return said, follows[:2]
 
 
 def test_new_events_follow_the_past_ones_and_each_is_printed_once(
-    poolctl: Command, supervised: Supervised, journal: Path, monkeypatch: pytest.MonkeyPatch
+    poolctl: Command, supervised: Supervised, journal: Path
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         if body["options"].get("follow"):
@@ -238,17 +230,14 @@ def test_new_events_follow_the_past_ones_and_each_is_printed_once(
         return result(path=str(journal), seq=5)
 
     asked: list[Any] = []
-    said, options = followed(
-        poolctl, supervised, monkeypatch, answer, 2, "-n", "1", "--kind", "pool", "-o", "json"
-    )
+    said, follows = followed(poolctl, supervised, answer, "-n", "1", "--kind", "pool", "-o", "json")
     assert said.code == 130
     assert numbers(said.out) == [1, 5, 6]
-    follows = [each for each in options if each.get("follow")]
     assert [each["after"] for each in follows] == [5, 90]
 
 
 def test_events_go_on_in_the_journal_while_there_is_no_supervisor(
-    poolctl: Command, supervised: Supervised, journal: Path, monkeypatch: pytest.MonkeyPatch
+    poolctl: Command, supervised: Supervised, journal: Path
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if not body["options"].get("follow"):
@@ -262,7 +251,7 @@ def test_events_go_on_in_the_journal_while_there_is_no_supervisor(
         return None
 
     asked: list[int] = []
-    said, _ = followed(poolctl, supervised, monkeypatch, answer, 2, "-n", "0", "-o", "json")
+    said, _ = followed(poolctl, supervised, answer, "-n", "0", "-o", "json")
     assert said.code == 130
     assert numbers(said.out) == [6, 7, 1, 2]
     assert asked == [5, 7]

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from poolctl.cli.pool_ref import PoolRef
-from poolctl.control.answers import ReloadResult
-from poolctl.json_form import from_json
-from tests.stand_in import always, item, result
+from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
 
@@ -102,58 +95,6 @@ def test_reload_of_a_broken_file_exits_5_with_its_problems_only(
     }
     with supervised(always(exit_code=5, errors=[problem])):
         assert poolctl("reload") == (5, "", "/p/pool.toml:3: unknown key\n")
-
-
-class Watcher:
-    """Reports a change of code and a reload, and is then interrupted or sees the pool end."""
-
-    def __init__(self, *, is_interrupted: bool) -> None:
-        self.is_interrupted = is_interrupted
-        self.made: list[tuple[str, float]] = []
-
-    def __call__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> Watcher:
-        self.made.append((pool.files[0], since))
-        self.say = say
-        return self
-
-    def apply_changes(self, *, now: bool) -> Iterator[ReloadResult]:
-        self.now = now
-        self.say("app.py has changed")
-        yield from_json(ReloadResult, result(item("users"), changes=CHANGES[2:3]))
-        yield from_json(
-            ReloadResult, result(exit_code=1, errors=[{"code": 1, "error": "E", "message": "bad"}])
-        )
-        if self.is_interrupted:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("is_interrupted", [True, False])
-@pytest.mark.parametrize("quiet", [True, False])
-def test_watch_prints_each_outcome_until_it_ends(
-    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool, is_interrupted: bool
-) -> None:
-    watcher = Watcher(is_interrupted=is_interrupted)
-    monkeypatch.setattr("poolctl.cli.reload_on_change.PoolWatcher", watcher)
-    begun = time.time()
-    said = poolctl("reload", "--watch", *(["--quiet"] if quiet else []))
-    end = "" if is_interrupted or quiet else "the pool has been stopped\n"
-    changes = "" if quiet else "~ users: env.A, app\n1 restarted\n"
-    assert said.code == (130 if is_interrupted else 0)
-    assert said.out == changes + end
-    assert said.err == ("" if quiet else "app.py has changed\n") + "error: bad\n"
-    ((file, since),) = watcher.made
-    assert (file, watcher.now) == (str(directory / "pool.toml"), True)
-    assert begun <= since <= time.time()
-
-
-def test_watch_prints_a_document_for_each_outcome_and_nothing_at_its_end(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("poolctl.cli.reload_on_change.PoolWatcher", Watcher(is_interrupted=False))
-    said = poolctl("reload", "--watch", "-o", "json")
-    first, second = map(json.loads, said.out.splitlines())
-    assert (first["items"], first["changes"]) == ([item("users")], CHANGES[2:3])
-    assert [each["message"] for each in second["errors"]] == ["bad"]
 
 
 def test_watch_and_dry_run_cannot_be_combined(poolctl: Command) -> None:

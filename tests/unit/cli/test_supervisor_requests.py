@@ -301,7 +301,7 @@ def test_running_supervisor_is_asked_and_no_other_is_launched(
 
 
 def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
-    directory: Path, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+    directory: Path, supervised: Supervised
 ) -> None:
     asked = Asked(directory, "start")
     other = directory / "run" / "other"
@@ -315,10 +315,9 @@ def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
         stack.enter_context(supervised(always(item("users"), warnings=["slow"])))
         Path(asked.pool.directory, "info.json").write_text(f'{{"name": "{name}"}}')
 
-    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
     for name in ("shop", "blog"):
         with ExitStack() as stack:
-            found = ask_or_launch(asked.request, asked.pool)
+            found = ask_or_launch(asked.request, asked.pool, launch)
         assert ([each.name for each in found.items], found.warnings[0]) == (["users"], "slow")
         assert [text.partition(":")[0] for text in found.warnings[1:]] == (
             ["another pool is also named 'blog'"] if name == "blog" else []
@@ -510,7 +509,6 @@ class Launches:
 
 def launched(
     directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
     answers: dict[str, Any],
     failures: int = 0,
     written: str = "",
@@ -520,65 +518,54 @@ def launched(
     request = Request("start", selection=Selection(**values))
     pool = find_pool(request.place)
     launches = Launches(Path(pool.directory), answers, failures, written)
-    monkeypatch.setattr("poolctl.supervisor.launch.launch", launches)
     try:
         with launches.stack:
-            return ask_or_launch(request, pool), launches
+            return ask_or_launch(request, pool, launches), launches
     except (ControlError, Failure) as failure:
         return failure, launches
 
 
-def test_missing_supervisor_is_launched_with_the_files_and_asked(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found, launches = launched(directory, monkeypatch, {"start": result(item("users"), warnings=["slow"])})
+def test_missing_supervisor_is_launched_with_the_files_and_asked(directory: Path) -> None:
+    found, launches = launched(directory, {"start": result(item("users"), warnings=["slow"])})
     assert ([each.name for each in found.items], found.warnings) == (["users"], ("slow",))
     assert launches.files == [[str(directory / "pool.toml")]]
     assert launches.verbs == [("start", None)]
 
 
-def test_supervisor_that_was_stopped_before_it_was_asked_is_launched_again(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found, launches = launched(directory, monkeypatch, {"start": result(item("users"))}, failures=1)
+def test_supervisor_that_was_stopped_before_it_was_asked_is_launched_again(directory: Path) -> None:
+    found, launches = launched(directory, {"start": result(item("users"))}, failures=1)
     assert [each.name for each in found.items] == ["users"]
     assert len(launches.files) == 2
-    found, launches = launched(directory, monkeypatch, {}, failures=100)
+    found, launches = launched(directory, {}, failures=100)
     assert isinstance(found, NoSupervisor)
     assert 2 <= len(launches.files) < 100
 
 
-def test_supervisor_that_was_launched_for_nothing_is_ended(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_supervisor_that_was_launched_for_nothing_is_ended(directory: Path) -> None:
     error = {"code": 4, "error": "E", "message": "no server matches"}
     nothing = result(exit_code=4, errors=[error])
     stopped = result(ended=True, keeper_pid=0)
-    found, launches = launched(directory, monkeypatch, {"start": nothing, "stop": stopped})
+    found, launches = launched(directory, {"start": nothing, "stop": stopped})
     assert (found.exit_code, found.ended) == (4, True)
     assert launches.verbs == [("start", None), ("stop", True)]
-    found, launches = launched(directory, monkeypatch, {"start": nothing, "stop": result()})
+    found, launches = launched(directory, {"start": nothing, "stop": result()})
     assert found.ended is False, "it has work by now"
-    found, launches = launched(directory, monkeypatch, {"start": result()})
+    found, launches = launched(directory, {"start": result()})
     assert isinstance(found, Failure)
     assert found.outcome.exit_code == 5
     assert launches.verbs == [("start", None), ("stop", True)]
-    found, launches = launched(directory, monkeypatch, {"start": result()}, allow_empty=True)
+    found, launches = launched(directory, {"start": result()}, allow_empty=True)
     assert (found.items, launches.verbs) == ((), [("start", None)])
 
 
-def test_supervisor_that_ends_while_it_is_asked_has_written_why(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_supervisor_that_ends_while_it_is_asked_has_written_why(directory: Path) -> None:
     place = Path(find_pool(Place()).directory)
     place.mkdir(parents=True, mode=0o700)
     (place / "supervisor.log").write_text("from earlier\n")
-    found, _ = launched(directory, monkeypatch, {"start": None})
+    found, _ = launched(directory, {"start": None})
     assert isinstance(found, SupervisorEnded)
     assert "from earlier" not in found.message
-    found, launches = launched(
-        directory, monkeypatch, {"start": None, "stop": None}, written="it is broken\n"
-    )
+    found, launches = launched(directory, {"start": None, "stop": None}, written="it is broken\n")
     assert isinstance(found, ControlError)
     assert found.message == "the supervisor could not start: it is broken"
     assert ("stop", True) in launches.verbs

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands import walk as walk_command
 from poolctl.cli.commands.walk import ParallelWalk, environment, expand_placeholders, placeholder_values
 from poolctl.keeper.left_children import shell_status
 from tests.deadline import wait_until
@@ -214,11 +213,11 @@ def test_several_targets_without_a_match_may_have_been_the_command(poolctl: Comm
 
 @pytest.mark.parametrize(("ignores", "code"), [(False, 143), (True, 137)])
 def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
-    monkeypatch: pytest.MonkeyPatch, directory: Path, ignores: bool, code: int
+    directory: Path, ignores: bool, code: int
 ) -> None:
-    monkeypatch.setattr(walk_command, "PATIENCE_SECONDS", 0.1)
     script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
-    walk = ParallelWalk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
+    command = ["sh", "-c", script]
+    walk = ParallelWalk(command, jobs=1, fail_fast=False, keep=False, patience_seconds=0.1)
     children: list[subprocess.Popen[bytes]] = []
 
     def end() -> None:

@@ -20,11 +20,8 @@ import pytest
 
 from poolctl.cli.main import main
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.cli.pool_ref import PoolRef
-from poolctl.control.answers import Result
 from poolctl.control.client import write_exit
 from poolctl.control.pool_paths import pool_key
-from poolctl.json_form import from_json
 from poolctl.keeper import wire
 from poolctl.supervisor.launch import LaunchedKeeper
 from tests.deadline import wait_until
@@ -293,33 +290,6 @@ def test_reload_that_is_not_answered_is_reported(
     for thread in threads:
         thread.join()
     notified.close()
-
-
-class Watcher:
-    """Reports one change of the code, then fails to watch."""
-
-    def __init__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
-        self.say = say
-
-    def apply_changes(self, over: Callable[[], bool]) -> Iterator[Result]:
-        assert not over()
-        self.say("app.py has changed")
-        yield from_json(Result, result(WEB))
-        raise Failure(Outcome.failed(1, "too many directories"))
-
-
-@pytest.mark.parametrize("quiet", [True, False])
-def test_changes_are_watched_and_printed_if_this_is_wanted(
-    launching: Launching, monkeypatch: pytest.MonkeyPatch, quiet: bool
-) -> None:
-    monkeypatch.setattr("poolctl.cli.run_session.session.PoolWatcher", Watcher)
-    launched = launching(start=result(WEB))
-    thread = launched.when_ready(launched.end, said="too many directories\n")
-    assert main(["run", "--watch", *(["-q"] if quiet else [])]) == 0
-    thread.join()
-    said = launched.error.getvalue().splitlines()
-    assert ("app.py has changed" in said) is ("~ web: code" in said) is not quiet
-    assert "error: too many directories" in said
 
 
 def test_files_that_cannot_be_watched_end_it(launching: Launching, monkeypatch: pytest.MonkeyPatch) -> None:
