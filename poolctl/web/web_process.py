@@ -35,19 +35,30 @@ logger = logging.getLogger("poolctl.web")
 Report = Callable[[str, bool], None]
 
 
+def site_class(table: str) -> type[Site]:
+    """The class of the site at the address of this table."""
+    for feature in features():
+        if table in feature.tables and feature.web:
+            site: type[Site] = feature.load(feature.web)
+            return site
+    module, _, name = _METRICS.partition(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
+
+
 class WebServerProcess(SupervisedProcess):
     """Serves each address that the message `serve` brings, until the message `close` or the end of the process.
 
     The first message is `begin`, with the pool's `directory`. `serve` has the `table` to serve, the `settings` of its
     site, its `tls` settings or None, and the listeners. The answer is `served`, with the `number` of the message, the
     `problem` or "", and whether anything has `changed`. At the end, addresses that were not closed are drained: another
-    process serves them.
+    process serves them. `sites` returns the class of a table's site.
     """
 
     _supervisor: SupervisorClient
 
-    def __init__(self, fd: int = LINK_FD) -> None:
+    def __init__(self, fd: int = LINK_FD, sites: Callable[[str], type[Site]] = site_class) -> None:
         super().__init__(fd)
+        self._sites = sites
         self._addresses: dict[str, ServedAddress] = {}
         self._orders: set[asyncio.Task[None]] = set()
         self._servers: set[asyncio.Task[None]] = set()
@@ -90,7 +101,7 @@ class WebServerProcess(SupervisedProcess):
         try:
             address = self._addresses.get(table)
             if address is None:
-                site = site_class(table)(self._supervisor)
+                site = self._sites(table)(self._supervisor)
                 address = self._addresses[table] = ServedAddress(site, self._servers)
             await address.serve(message["settings"], message["tls"], listeners, report)
         except Exception as error:
@@ -100,16 +111,6 @@ class WebServerProcess(SupervisedProcess):
     async def _close(self, table: str) -> None:
         if address := self._addresses.pop(table, None):
             await address.close(drains=False)
-
-
-def site_class(table: str) -> type[Site]:
-    """The class of the site at the address of this table."""
-    for feature in features():
-        if table in feature.tables and feature.web:
-            site: type[Site] = feature.load(feature.web)
-            return site
-    module, _, name = _METRICS.partition(":")
-    return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
 
 
 class ServedAddress:

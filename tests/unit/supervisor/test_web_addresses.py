@@ -22,7 +22,6 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.web_addresses import Order, SiteSettings, WebAddress, WebServer, tls_settings
-from poolctl.web import web_process
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
@@ -66,7 +65,7 @@ class Supervisor:
     """One supervisor of a pool: its link to the keeper, the process, and an address."""
 
     def __init__(self, store: Store, tmp_path: Path, keeper: Spawner | None = None) -> None:
-        self.keeper = keeper or Spawner(store)
+        self.keeper = keeper or Spawner(store, lambda table: Greeter)
         self.recorded: list[str] = []
         self.events = EventBus(ManualClock())
         self.events.subscribe(
@@ -96,11 +95,6 @@ class Supervisor:
         for process in self.keeper.running:
             await asyncio.wait({process})
         self.keeper.end()
-
-
-@pytest.fixture(autouse=True)
-def greeting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_process, "site_class", lambda table: Greeter)
 
 
 async def greeted(where: Any, tls: ssl.SSLContext | None = None) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,15 +22,16 @@ from poolctl.supervisor.verbs.verb import Call, Verb
 from poolctl.supervisor.verbs.verbs import peer
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.site import Site
-from poolctl.web.web_process import WebServerProcess
+from poolctl.web.web_process import WebServerProcess, site_class
 from tests.unit.supervisor.test_state_store import StoreLink
 
 
 class Spawner(StoreLink):
     """A keeper whose processes `web` are objects in this process; `refuses` is why it starts none."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, sites: Callable[[str], type[Site]] = site_class) -> None:
         super().__init__(store)
+        self.sites = sites
         self.processes: list[WebServerProcess] = []
         self.running: list[asyncio.Task[None]] = []
         self.refuses = ""
@@ -40,7 +41,7 @@ class Spawner(StoreLink):
             return await super().call(message, fds, **more)
         if self.refuses:
             raise OSError(self.refuses)
-        process = WebServerProcess(os.dup(fds[0].fileno()))
+        process = WebServerProcess(os.dup(fds[0].fileno()), self.sites)
         self.processes.append(process)
         self.running.append(asyncio.ensure_future(process.serve_supervisor()))
         return {"pid": (1 << 22) + len(self.processes)}, []  # more than any Linux system has
