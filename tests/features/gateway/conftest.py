@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl.features.gateway import program
 from tests.environments import need_gateway
 from tests.http_get import Reply, get
 from tests.ports import claim_port
@@ -81,3 +83,12 @@ class GatewayPool:
 @pytest.fixture
 def gateway(real_pool: RealPool, until: Until) -> GatewayPool:
     return GatewayPool(real_pool, until)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in place of all those where programs are installed, and without a wheel."""
+    monkeypatch.setattr(program, "_WHEEL_MODULE", "wheel_of_haproxy")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(program, "_PLACES", (str(tmp_path / "sbin"),))
+    return tmp_path

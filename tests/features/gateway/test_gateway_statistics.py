@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.control.answers import Result
+from poolctl.config import Tables
 from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import RouteReporter
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.platform import age_seconds
 from poolctl.routing.route import REGISTRATION, ExcludedRoute, Redirect, Route, StreamRoute, Target
@@ -31,8 +32,7 @@ from tests.unit.supervisor.desk import Desk, part_site
 from .scripted_haproxy import FiguresStage, server
 
 
-async def _unchanged(result: Result) -> Result:
-    return result
+async def _nothing() -> None: ...
 
 
 SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))
@@ -55,13 +55,15 @@ class Stage(Desk):
         ]
         self.manager: Any = SimpleNamespace(
             gateway=self.stage.haproxy, pid=os.getpid(), problem="", instability="", restarts=2, listeners=listeners,
-            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,))), is_configured=True,
+            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,)), services=None, wait_until_current=_nothing),
+            is_configured=True, apply_tables=lambda tables: None, wait_until_serving=_nothing,
+            targets=self.stage.targets, why_unavailable="",
             processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
             counts=self.stage.counts,
         )  # fmt: skip
-        part = PoolGateway(part_site(self.core, self.events))
-        verbs: Any = SimpleNamespace(with_unhealthy_route_warning=_unchanged, gateway=self.manager)
-        part._verbs = verbs
+        parts: Any = SimpleNamespace(of=lambda kind: [])
+        part = PoolGateway(part_site(self.core, self.events)._replace(parts=parts), lambda site: self.manager)
+        part.apply_tables(Tables(gateway=GatewayConfig()))
         self.wait_for_effects = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:

@@ -21,9 +21,7 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables, TLSConfig
-from poolctl.features.gateway.haproxy import host_names
-from poolctl.features.gateway.supervision import gateway as manager
-from poolctl.features.gateway.supervision.gateway import GatewayManager
+from poolctl.features.gateway.supervision.gateway import INTERVALS, GatewayIntervals, GatewayManager
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.features.gateway.target import ServerFacts, TargetState
@@ -79,7 +77,8 @@ class Manager(GatewayManager):
         environment = SupervisorContext(configuration, keeper, directory, directory, helpers, Opener())
         routing: Any = SimpleNamespace(publish=lambda *routes: None)
         output: Any = LogFiles()
-        super().__init__(environment, core, routing, output, stage.bus, StateStore(keeper, ""))
+        store = StateStore(keeper, "")
+        super().__init__(environment, core, routing, output, stage.bus, store, stage.intervals)
         self.routes.next_process_key = "KEY"
 
     def _facts_of_server(self, name: str) -> ServerFacts | None:
@@ -91,8 +90,9 @@ class Manager(GatewayManager):
 class Stage:
     """HAProxy with one listener, before the servers "one" and "two", which answer with their names."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, intervals: GatewayIntervals = INTERVALS) -> None:
         self.directory = directory
+        self.intervals = intervals
         self.port = claim_port()
         self.program = program("haproxy")
         self.tls: list[TLSConfig] = []
@@ -205,8 +205,10 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, *certificates: tuple[Path, Path]) -> AsyncIterator[Stage]:
-    stage = Stage(str(directory))
+async def gateway(
+    directory: Path, *certificates: tuple[Path, Path], intervals: GatewayIntervals = INTERVALS
+) -> AsyncIterator[Stage]:
+    stage = Stage(str(directory), intervals)
     stage.tls = [TLSConfig(cert=str(cert), key=str(key)) for cert, key in certificates]
     try:
         await stage.start()
@@ -384,13 +386,10 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
 
 
 @pytest.mark.slow
-def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(
-    short: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manager, "_REPLACEMENT_SECONDS", 5.0)  # a busy machine is slow
-
+def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(short: Path) -> None:
     async def work() -> None:
-        async with gateway(short) as stage:
+        # A busy machine is slow.
+        async with gateway(short, intervals=GatewayIntervals(replacement=5.0)) as stage:
             await stage.change("one", target=server(TargetState.DOWN).target)
             first = stage.pid
             for number in range(5):
@@ -564,7 +563,6 @@ def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
     short: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     answer_name(monkeypatch, "localhost", lambda: ["::1", "127.0.0.1"])
-    monkeypatch.setattr(host_names, "_RESOLVE_INTERVAL", 0.01)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):  # some connections only find out whether this address accepts
@@ -573,7 +571,7 @@ def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
 
     async def work() -> None:
         port = claim_port()
-        async with gateway(short) as stage:
+        async with gateway(short, intervals=GatewayIntervals(resolution=0.01)) as stage:
             await stage.route(Route(alias="r", to=(Target(url=f"http://localhost:{port}"),)))
             assert await stage.get() == "503"
             async with listening(answer, family, port):

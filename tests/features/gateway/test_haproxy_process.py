@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.haproxy import process as haproxy_process
 from poolctl.features.gateway.haproxy.configuration import HaproxyBackend, HaproxyServer, ServerAddresses
 from poolctl.features.gateway.haproxy.process import (
     GATEWAY,
+    LIMITS,
+    EndLimits,
     HaproxyProcess,
     HaproxyProcesses,
     HaproxyRefusal,
@@ -95,16 +96,18 @@ def haproxies(directory: Path) -> list[str]:
 
 
 def processes_of(
-    directory: Path, record: Callable[[str, str], object] = lambda *event: None
+    directory: Path,
+    record: Callable[[str, str], object] = lambda *event: None,
+    limits: EndLimits = LIMITS,
 ) -> HaproxyProcesses:
     output: Any = LogFiles()
-    return HaproxyProcesses(str(directory), output, "access.log", record)
+    return HaproxyProcesses(str(directory), output, "access.log", record, limits)
 
 
 class Stage:
     """The pool's processes, of a program whose files say what it does; the keeper is this process."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: EndLimits = LIMITS) -> None:
         self.directory = directory
         self.script = directory / "program"
         self.script.write_text(f"#!{sys.executable} -IS\n{PROGRAM}")
@@ -113,7 +116,7 @@ class Stage:
         self.keeper = ExecutingKeeper()
         self.log = HelperLog(str(directory), GATEWAY, None, None)
         self.events: list[tuple[str, str]] = []
-        self.processes = processes_of(directory, lambda *event: self.events.append(event))
+        self.processes = processes_of(directory, lambda *event: self.events.append(event), limits)
         self.use()
         self.started: list[HaproxyProcess] = []
 
@@ -170,14 +173,16 @@ class Stage:
         await asyncio.gather(*(each.exited for each in self.started))
 
 
-Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
+Play = Callable[..., None]
 
 
 @pytest.fixture
 def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
-    def run(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    def run(scene: Callable[[Stage], Coroutine[Any, Any, None]], limits: EndLimits = LIMITS) -> None:
         async def work() -> None:
-            stage = Stage(tmp_path_factory.mktemp("h"))  # with a path that is short enough for sockets
+            stage = Stage(
+                tmp_path_factory.mktemp("h"), limits
+            )  # with a path that is short enough for sockets
             try:
                 async with asyncio.timeout(60):
                     await scene(stage)
@@ -304,14 +309,11 @@ def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play
     play(scene)
 
 
-@pytest.mark.parametrize("limit", ["_MAX_REPLACED", "_MAX_REPLACED_BYTES"])
-def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
-    play: Play, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
-    most = {"_MAX_REPLACED": 2, "_MAX_REPLACED_BYTES": 2 << 20}
-    monkeypatch.setattr(haproxy_process, limit, most[limit])
-    monkeypatch.setattr(haproxy_process, "_EXIT_TIMEOUT", 0.1)
-
+@pytest.mark.parametrize(
+    "limits",
+    [EndLimits(replaced=2, exit_timeout=0.1), EndLimits(replaced_bytes=2 << 20, exit_timeout=0.1)],
+)
+def test_oldest_replaced_processes_are_ended_when_there_are_too_many(play: Play, limits: EndLimits) -> None:
     async def scene(stage: Stage) -> None:
         stage.says(stays=True)
         process = await stage.start()
@@ -322,9 +324,9 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(
         kind, message = stage.events[0]
         assert kind == "gateway connections ended"
         assert f"(pid {stage.started[0].pid})" in message
-        assert len(stage.processes.replaced_pids) <= 2
+        await until(lambda: len(stage.processes.replaced_pids) <= 2)
 
-    play(scene)
+    play(scene, limits)
 
 
 def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Play) -> None:
@@ -383,9 +385,7 @@ def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None
     play(scene)
 
 
-def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haproxy_process, "_EXIT_TIMEOUT", 0.01)
-
+def test_process_that_ignores_the_end_is_killed(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         process = await stage.start()
         stage.says(ignores=True)
@@ -393,7 +393,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.
         await process.exited
         process.signal(signal.SIGTERM)  # which has no effect
 
-    play(scene)
+    play(scene, EndLimits(exit_timeout=0.01))
 
 
 @pytest.mark.parametrize("is_answered", [False, True])

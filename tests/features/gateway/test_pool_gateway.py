@@ -19,7 +19,7 @@ from poolctl.control.answers import Result
 from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
-from poolctl.features.gateway.supervision.pool_gateway import GatewayVerbs, PoolGateway, parse_host_change
+from poolctl.features.gateway.supervision.pool_gateway import PoolGateway, parse_host_change
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.gateway.target import TargetState
@@ -129,6 +129,9 @@ class Manager(SimpleNamespace):
     def is_configured(self) -> bool:
         return self.tables.get(GatewayConfig) is not None
 
+    def apply_tables(self, tables: Tables) -> None:
+        self.tables = tables
+
     async def _done(self) -> None:
         self.calls.append("settled")
 
@@ -163,17 +166,13 @@ class Stage(Desk):
         runner.routing = SimpleNamespace(publish=lambda *routes: None)
         super().__init__(web(), web("other"), runner=runner)
         totals: Any = SimpleNamespace(counts_of_ended_workers=lambda entry: blank_page().tolist())
-        helpers: Any = SimpleNamespace(add=lambda *helper: SimpleNamespace(reconcile=lambda: None))
-        environment = SimpleNamespace(
-            keeper=None, directory="/", state_directory="/", helpers=helpers, opener=Opener()
-        )
-        self.site = part_site(self.core, self.events, environment)._replace(totals=totals)
-        self.part = PoolGateway(self.site)
+        self.connected: list[Any] = []
+        parts: Any = SimpleNamespace(of=lambda kind: self.connected)
+        self.site = part_site(self.core, self.events)._replace(totals=totals, parts=parts)
         self.manager: Any = Manager()
         self.figures: FiguresStage = self.manager.stage
-        self.gateway = GatewayVerbs(self.site)
-        self.gateway.gateway = self.manager
-        self.part._verbs = self.gateway
+        self.part = PoolGateway(self.site, lambda site: self.manager)
+        self.part.apply_tables(self.manager.tables)
 
     def call(self, *targets: str, **options: Any) -> Call:
         return Call(Selector.from_dict({"targets": list(targets)}), options, lambda line: None)
@@ -252,14 +251,14 @@ def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines() -> 
         attached: list[int] = []
         lines: list[Any] = []
         call = Call(Selector.from_dict({}), {}, lines.append, attach=attached.append)
-        assert (await stage.gateway.attach_or_follow_table(call)).generation == 7
+        assert (await stage.part.verbs["registry"](call)).generation == 7
         assert attached == []
         with socket.socket() as table:
             stage.manager.routes.table = table
-            await stage.gateway.attach_or_follow_table(call)
+            await stage.part.verbs["registry"](call)
             assert attached == [table.fileno()]
         following = asyncio.ensure_future(
-            stage.gateway.attach_or_follow_table(call._replace(options={"follow": True}))
+            stage.part.verbs["registry"](call._replace(options={"follow": True}))
         )
         while not lines:
             await asyncio.sleep(0)
@@ -452,8 +451,9 @@ def test_problems_are_those_of_the_gateway_and_of_the_parts_behind_it() -> None:
     async def scene(stage: Stage) -> None:
         assert stage.part.problems == []
         stage.manager.instability = "restarted 3 times"
-        part: Any = SimpleNamespace(not_served=["[registration]: no disk"])
-        stage.part._parts.append(part)
+        part = SimpleNamespace(not_served=["[registration]: no disk"], connect=lambda gateway: None)
+        stage.connected.append(part)
+        stage.part.apply_tables(stage.manager.tables)
         assert stage.part.problems == ["[gateway]: restarted 3 times", "[registration]: no disk"]
         assert stage.part.pids == {"gateway": os.getpid()}
         await stage.part.finish()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.features.gateway import program
 from poolctl.features.gateway.program import (
     program_of_wheel,
     program_path,
@@ -20,15 +19,6 @@ from poolctl.features.gateway.program import (
 from tests.certificates import certificate
 from tests.config_files import load_text
 from tests.programs import pretended_haproxy
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory in place of all those where programs are installed, and without a wheel."""
-    monkeypatch.setattr(program, "_WHEEL_MODULE", "wheel_of_haproxy")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(program, "_PLACES", (str(tmp_path / "sbin"),))
-    return tmp_path
 
 
 @pytest.fixture

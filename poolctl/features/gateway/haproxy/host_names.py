@@ -12,8 +12,8 @@ from poolctl.daemon_threads import in_daemon_thread
 
 from ..repeated_work import RepeatedWork
 
-# How long a change of routes waits for the addresses of new names, and how often names are resolved again.
-_RESOLVE_TIMEOUT, _RESOLVE_INTERVAL = 1.0, 10.0
+# How long a change of routes waits for the addresses of new names.
+_RESOLVE_TIMEOUT = 1.0
 _CONNECT_TIMEOUT = 0.5
 
 
@@ -24,8 +24,9 @@ class HostNames:
     from an earlier supervisor.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], interval_seconds: float) -> None:
         self.addresses: dict[str, str] = {}
+        self._interval_seconds = interval_seconds
         self._changed = changed
         self._following: dict[str, asyncio.Task[None]] = {}
         self._ports: Mapping[str, int] = {}
@@ -66,7 +67,7 @@ class HostNames:
                         self.addresses[name] = chosen
                         self._changed()
             tried.set()
-            await asyncio.sleep(_RESOLVE_INTERVAL)
+            await asyncio.sleep(self._interval_seconds)
 
 
 def _resolve(name: str) -> list[str]:

@@ -21,7 +21,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from poolctl.config.model.server_tables import Log
 from poolctl.daemon_threads import in_daemon_thread
@@ -59,12 +59,10 @@ GATEWAY = HelperKind(
 MAIN_FILE = "haproxy.cfg"
 _DIRECTORY = "haproxy"  # of HAProxy's files, in the pool's directory
 _ANSWER_TIMEOUT = 20.0
-_EXIT_TIMEOUT = 5.0
 _POLL_INTERVAL = 0.1
 _FIRST_REQUEST_TIMEOUT = 1.0
 # A hung process must not hold up its successor.
 _CLOSE_TIMEOUT, _CLOSE_POLL_INTERVAL = 2.0, 0.005
-_MAX_REPLACED, _MAX_REPLACED_BYTES = 50, 1 << 30
 _MAX_ALERTS = 3
 _MAX_OUTPUT_BYTES = 256 * 1024
 _BACKENDS = 2  # the kind of proxies in "show stat"
@@ -77,6 +75,17 @@ _MAX_ANSWER_BYTES = 2**30
 _LIMITS = Log(max_size=MAX_SIZE_BYTES, keep=1)
 
 logger = logging.getLogger("poolctl.supervisor")
+
+
+class EndLimits(NamedTuple):
+    """How many replaced processes may run, with how much memory, and how long a process may take to end."""
+
+    replaced: int = 50
+    replaced_bytes: int = 1 << 30
+    exit_timeout: float = 5.0
+
+
+LIMITS = EndLimits()
 
 
 class HaproxyRefusal(ServerError):
@@ -234,9 +243,15 @@ class HaproxyProcesses:
     """
 
     def __init__(
-        self, directory: str, output: OutputPipes, access_log: str, record: Callable[[str, str], object]
+        self,
+        directory: str,
+        output: OutputPipes,
+        access_log: str,
+        record: Callable[[str, str], object],
+        limits: EndLimits = LIMITS,
     ) -> None:
         self.directory = directory
+        self._limits = limits
         self._output = output
         self._access_log = access_log
         self._record = record
@@ -360,7 +375,7 @@ class HaproxyProcesses:
 
     async def end_all(self, log: HelperLog) -> None:
         """End all processes immediately, and remove their files and log; returns when they have ended."""
-        await in_daemon_thread(lambda: _end_processes(self.directory))
+        await in_daemon_thread(lambda: _end_processes(self.directory, self._limits.exit_timeout))
         files = os.path.join(self.directory, _DIRECTORY)
         await in_daemon_thread(lambda: shutil.rmtree(files, ignore_errors=True))
         # The log of a regular stop has little more than the end of HAProxy's servers.
@@ -428,10 +443,10 @@ class HaproxyProcesses:
         return HaproxyProcess(kind, identity(int(pid[1])), mark, path)
 
     async def _end_oldest_if_too_many(self, replaced: HaproxyProcess) -> None:
-        await asyncio.wait([replaced.exited], timeout=_EXIT_TIMEOUT)
+        await asyncio.wait([replaced.exited], timeout=self._limits.exit_timeout)
         running = [*self._replaced]
         sizes = await in_daemon_thread(lambda: [memory_bytes(process.pid) or 0 for process in running])
-        while len(running) > _MAX_REPLACED or sum(sizes) > _MAX_REPLACED_BYTES:
+        while len(running) > self._limits.replaced or sum(sizes) > self._limits.replaced_bytes:
             oldest = running.pop(0)
             del sizes[0]
             oldest.signal(signal.SIGTERM)
@@ -454,11 +469,11 @@ def _pids_of(directory: str) -> list[int]:
     return pids
 
 
-def _end_processes(directory: str) -> None:
-    """End the HAProxy processes of the pool in this directory, and kill them after five seconds. Blocks."""
+def _end_processes(directory: str, exit_timeout: float) -> None:
+    """End the HAProxy processes of the pool in this directory, and kill them after `exit_timeout`. Blocks."""
     for _ in range(2):  # a process that is being started forks another one
         end_left_overs(
-            ProcessNote(pid, start, GATEWAY.label, stop_seconds=_EXIT_TIMEOUT)
+            ProcessNote(pid, start, GATEWAY.label, stop_seconds=exit_timeout)
             for pid in _pids_of(directory)
             if (start := process_start(pid)) is not None
         )

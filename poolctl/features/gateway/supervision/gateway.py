@@ -10,7 +10,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.config import ServerConfig, Tables
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
@@ -71,14 +71,22 @@ _DRAIN_TIMEOUT = 5.0
 _SETTLE_DELAY = 0.05
 # How often HAProxy is asked for waiting pages: it does not report events.
 _WAKE_INTERVAL = 0.2
-# All changes of routes within this time start only one HAProxy.
-_REPLACEMENT_SECONDS = 1.0
 # When addresses that could not be opened are tried again, and certificates, which other programs renew, are read again.
 _RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
 # Restarting does not help after this number of exits within this time.
 _UNSTABLE_EXITS, _UNSTABLE_SECONDS = 3, 600.0
 
 logger = logging.getLogger("poolctl.supervisor")
+
+
+class GatewayIntervals(NamedTuple):
+    """All changes of routes within `replacement` seconds start only one HAProxy; names are resolved at intervals."""
+
+    replacement: float = 1.0
+    resolution: float = 10.0
+
+
+INTERVALS = GatewayIntervals()
 
 
 class GatewayManager(HelperOwner[HaproxyProcess]):
@@ -96,8 +104,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         output: OutputPipes,
         events: EventBus,
         store: StateStore,
+        intervals: GatewayIntervals = INTERVALS,
     ) -> None:
         self.tables = Tables()
+        self._intervals = intervals
         self.machines: MachineSource | None = None
         self._environment = environment
         self._keeper = environment.keeper
@@ -120,7 +130,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
         self._listeners = GatewayListeners(environment.keeper, environment.opener)
         self._waiting = WaitingListeners(environment)
-        self._names = HostNames(self._on_address_found)
+        self._names = HostNames(self._on_address_found, intervals.resolution)
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
@@ -439,7 +449,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _postpone_replacement(self, process: HaproxyProcess) -> bool:
         """Postpone the replacement of a process that has just been started; returns whether it is postponed."""
-        left = process.began + _REPLACEMENT_SECONDS - asyncio.get_running_loop().time()
+        left = process.began + self._intervals.replacement - asyncio.get_running_loop().time()
         if left <= 0 or not process.mark:
             return False
         if self._postponed is None:
