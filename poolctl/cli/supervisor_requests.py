@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from poolctl.control.server_answers import ServerDescription
 
 Answer = TypeVar("Answer", bound=Result)
+Launch = Callable[[Sequence[str], Mapping[str, str]], object]
 # Reported by status and doctor while the supervisor replaces nothing.
 CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
@@ -128,11 +129,7 @@ def launch_supervisor(files: Sequence[str], env: Mapping[str, str]) -> None:
     launch(files, env)
 
 
-def ask_or_launch(
-    request: Request,
-    pool: PoolRef,
-    launch: Callable[[Sequence[str], Mapping[str, str]], object] = launch_supervisor,
-) -> Result:
+def ask_or_launch(request: Request, pool: PoolRef, launch: Launch = launch_supervisor) -> Result:
     """Like ask(), but launches a missing supervisor, which validates the files itself.
 
     Also raises ControlError if it cannot start, and Failure (exit 5) for a pool without servers.
@@ -169,9 +166,7 @@ def is_empty(result: Result) -> bool:
     return not (result.items or result.exit_code or result.without_servers)
 
 
-def _launch_and_ask(
-    request: Request, pool: PoolRef, launch: Callable[[Sequence[str], Mapping[str, str]], object]
-) -> Result:
+def _launch_and_ask(request: Request, pool: PoolRef, launch: Launch) -> Result:
     refuse_without_linux()
     from poolctl.control.other_users import refuse_second_pool
 

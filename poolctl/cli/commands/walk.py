@@ -106,14 +106,9 @@ class ParallelWalk:
     """
 
     def __init__(
-        self,
-        command: list[str],
-        *,
-        jobs: int,
-        fail_fast: bool,
-        keep: bool,
+        self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool,
         patience_seconds: float = _PATIENCE_SECONDS,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.command = command
         self.patience_seconds = patience_seconds
         self.jobs = jobs

@@ -140,9 +140,6 @@ class VerbLimits(NamedTuple):
     takeover_check: float = 90.0  # by the next version
 
 
-VERB_LIMITS = VerbLimits()
-
-
 @dataclass(frozen=True, slots=True)
 class VerbContext:
     """The pool that verbs act on."""
@@ -154,7 +151,7 @@ class VerbContext:
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
     build: RunningPoolctlBuild = field(default_factory=RunningPoolctlBuild)
-    limits: VerbLimits = VERB_LIMITS
+    limits: VerbLimits = field(default_factory=VerbLimits)
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:
