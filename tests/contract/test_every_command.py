@@ -14,6 +14,8 @@ from poolctl.cli.main import main
 from poolctl.cli.options import FORMATS
 from poolctl.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED, TIMED_OUT
 from tests.commands import names
+from tests.deadline import wait_until
+from tests.processes import is_alive
 from tests.real_pool import Done, RealPool
 
 # What a command needs besides its form, if it needs anything. None of them changes the pool.
@@ -137,8 +139,10 @@ def test_every_command_answers_in_every_form_whatever_the_pool_does(
     sweep.over("running, and its file is broken")
     file.write_text(POOL)
     about = real_pool.info()
+    pids = about["keeper_pid"], about["supervisor_pid"]
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in (about["keeper_pid"], about["supervisor_pid"]):
+        for pid in pids:
             os.kill(pid, number)
+    wait_until(lambda: not any(map(is_alive, pids)))
     sweep.over("supervisor is gone", without=(*LAUNCHING_COMMANDS, "stop"))
     assert not sweep.found, "\n".join(sweep.found)

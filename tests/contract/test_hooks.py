@@ -267,7 +267,9 @@ def test_stop_ends_a_before_start_that_runs_and_no_worker_is_started(
 
 
 @pytest.mark.slow
-def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(real_pool: RealPool) -> None:
+def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(
+    real_pool: RealPool, until: Until
+) -> None:
     real_pool.write("hook.py", HOOK)
     both = f"hooks = {{ {BOTH} }}"
     real_pool.write(
@@ -285,7 +287,7 @@ def test_hooks_of_a_command_run_around_it_and_wait_for_its_dependencies(real_poo
         """,
     )
     real_pool.ok("start")
-    assert notes(real_pool) == ["job", "before", "queue"]
+    until(lambda: notes(real_pool) == ["job", "before", "queue"])
     real_pool.ok("stop")
     assert notes(real_pool) == ["job", "before", "queue", "after"]
 

@@ -145,9 +145,8 @@ def test_log_that_cannot_be_read_is_named_and_hides_no_other(real_pool: RealPool
             + f'[events]\npath = "{path}"\n',
         )
         running = real_pool.spawn("run")
-        until(lambda: real_pool.run("status").code == 0)
-        done = real_pool.run("logs")
-        assert (done.code, done.stdout) == (1, "open   | begun\n")
+        done = until(lambda: (said := real_pool.run("logs")).stdout == "open   | begun\n" and said)
+        assert done.code == 1
         why = f"{path} cannot be read: No such device or address"
         assert done.stderr == f"error: closed: {why}\n"
         followed = real_pool.spawn("logs", "-f")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -81,13 +82,16 @@ def test_an_application_runs_without_a_file_and_is_a_target_with_one(real_pool: 
     assert real_pool.run("run", "hello:app", "hello:app").code == 5
 
 
+UNTIL_GO = "while ! test -e go; do sleep 0.05; done"
+
+
 @pytest.mark.parametrize(
     ("servers", "code"),
     [
         ([("migrate", "exit 0", "job = true")], 0),
-        ([("once", "sleep 1.2; exit 3", 'restart = "no"'), ("job", "true", "job = true")], 3),
-        ([("killed", "sleep 1.2; kill -9 $$", 'restart = "no"')], 137),
-        ([("done", "sleep 1.2", 'restart = "on-failure"'), ("out", "sleep 600", "disabled = true")], 0),
+        ([("once", f"{UNTIL_GO}; exit 3", 'restart = "no"'), ("job", "true", "job = true")], 3),
+        ([("killed", f"{UNTIL_GO}; kill -9 $$", 'restart = "no"')], 137),
+        ([("done", UNTIL_GO, 'restart = "on-failure"'), ("out", "sleep 600", "disabled = true")], 0),
     ],
 )
 def test_run_ends_when_nothing_is_left_to_run(
@@ -95,9 +99,13 @@ def test_run_ends_when_nothing_is_left_to_run(
 ) -> None:
     table = '[[server]]\nname = "{}"\ncommand = ["sh", "-c", "{}"]\n{}\n'
     real_pool.write("pool.toml", "".join(table.format(*each) for each in servers))
-    done = real_pool.run("run")
-    assert done.code == code, done
-    assert "every server has ended" in done.stderr
+    running = real_pool.spawn("run")
+    assert running.stderr is not None
+    said = [*takewhile(lambda line: "Ctrl-C to stop" not in line, running.stderr)]
+    (real_pool.directory / "go").touch()
+    said += running.stderr
+    assert running.wait(60) == code, said
+    assert "every server has ended" in "".join(said)
     assert real_pool.processes() == {}
 
 
@@ -118,7 +126,7 @@ def test_run_goes_on_while_something_may_start(real_pool: RealPool, until: Any, 
     with pytest.raises(subprocess.TimeoutExpired):
         running.wait(1.5)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 0
+    assert running.wait(60) == 0
 
 
 def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:

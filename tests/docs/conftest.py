@@ -23,13 +23,13 @@ def reader(real_pool: RealPool, free_port: Any) -> Any:
     def with_free_ports(text: str) -> str:
         return re.sub(r"(?<=:)[89]0\d\d\b", lambda m: ports.setdefault(m[0], str(free_port())), text)
 
-    def run(text: str, *argv: str, timeout: float = 110) -> str:
+    def run(text: str, *argv: str) -> str:
         if "curl" in text:
             program("curl")
         env = real_pool.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
             argv or ["bash", "-euo", "pipefail"], input=with_free_ports(text),
-            cwd=real_pool.directory, env=env, capture_output=True, text=True, timeout=timeout,
+            cwd=real_pool.directory, env=env, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n--- {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout

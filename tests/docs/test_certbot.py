@@ -82,7 +82,7 @@ class Certbot:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(190)
+@pytest.mark.timeout(300)
 def test_recipe_with_certbot_leads_to_a_certificate_and_to_its_renewal_under_load(
     real_pool: RealPool,
 ) -> None:
@@ -144,8 +144,8 @@ def test_recipe_with_certbot_leads_to_a_certificate_and_to_its_renewal_under_loa
 def visit(port: int, authority: Authority) -> tuple[int, int]:
     """The status of an answer over TLS, and the serial number of the certificate, which the authority has issued."""
     tls = ssl.create_default_context(cadata=authority.root.public_bytes(serialization.Encoding.PEM).decode())
-    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
-    with plain, contextlib.closing(HTTPConnection(HOST, timeout=10)) as client:
+    plain = socket.create_connection(("127.0.0.1", port), timeout=60)
+    with plain, contextlib.closing(HTTPConnection(HOST, timeout=60)) as client:
         client.sock = secure = tls.wrap_socket(plain, server_hostname=HOST)
         serial = x509.load_der_x509_certificate(secure.getpeercert(True) or b"").serial_number
         client.request("GET", "/cart")
@@ -153,7 +153,7 @@ def visit(port: int, authority: Authority) -> tuple[int, int]:
 
 
 def redirect_of(port: int) -> tuple[int, str | None]:
-    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=10)) as client:
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=60)) as client:
         client.request("GET", "/cart", headers={"Host": HOST})
         answer = client.getresponse()
         return answer.status, answer.getheader("Location")

@@ -107,7 +107,7 @@ def project(real_pool: RealPool) -> RealPool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(190)
+@pytest.mark.timeout(300)
 def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None:
     (project.directory / ".venv").symlink_to(sys.prefix)
     (project.directory / "current").symlink_to(".venv")
@@ -164,7 +164,7 @@ def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(real_pool: Re
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(190)
+@pytest.mark.timeout(300)
 def test_flask_and_django_work_as_they_are_pasted(reader: Any, real_pool: RealPool) -> None:
     (app,) = guide("wsgi", "python")
     files, commands = guide("wsgi", "toml"), guide("wsgi", "sh")

@@ -40,7 +40,7 @@ def test_poolctl_is_installed_as_the_readme_says_and_runs_its_first_pool(
         some("tutorial", "The application", "sh")[0],
         *some("tutorial", "Tests", "sh"),
     ]
-    output = reader("\n".join(steps), timeout=580)
+    output = reader("\n".join(steps))
     assert "\nqueue\nweb\n" in output or "\nweb\nqueue\n" in output
     assert "1 passed" in output
     assert (tmp_path / ".local" / "bin" / "poolctl").resolve().is_relative_to(tmp_path)

@@ -43,7 +43,7 @@ def test_each_file_of_an_answer_is_valid(tmp_path: Path, text: str, installed_ha
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(190)
+@pytest.mark.timeout(300)
 def test_each_command_of_an_answer_works_as_it_is_pasted(reader: Any, real_pool: RealPool) -> None:
     real_pool.write("shop.py", HELLO_APP)
     server = f'[[server]]\nname = "web"\nbind = "127.0.0.1:{claim_port()}"\napp = "shop:app"\n'

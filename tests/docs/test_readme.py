@@ -23,6 +23,7 @@ def table(page: str, section: str) -> dict[str, str]:
     return {row[0].strip(" `"): row[1].strip() for row in rows[1:]}
 
 
+@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
 def test_the_first_pool_of_the_readme_runs_as_it_is_pasted(reader: Any) -> None:
     output = reader("\n".join(some("README", "A first pool", "sh")))
     assert '{"shop":"open"}' in output

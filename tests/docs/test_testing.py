@@ -51,7 +51,7 @@ def test_hello():
 """
 
 
-@pytest.mark.timeout(190)  # another pytest, with pools in it
+@pytest.mark.timeout(300)  # another pytest, with pools in it
 def test_examples_of_fixtures_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     for name in ("users", "orders"):
@@ -63,7 +63,7 @@ def test_examples_of_fixtures_pass(pytester: pytest.Pytester, monkeypatch: pytes
     text = "\n".join([REST, *some("testing", "Fixtures for pytest", "python")])
     pytester.makepyfile(text.replace("async def", "@pytest.mark.anyio\nasync def"))
     pytester.makeini("[pytest]\npythonpath = .\nfilterwarnings = error\n")
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=180).assert_outcomes(passed=5)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", timeout=290).assert_outcomes(passed=5)
 
 
 def write_files(pool: RealPool, section: str, *languages: str) -> None:
@@ -116,7 +116,7 @@ def test_debugger_stops_in_a_worker(shop: RealPool) -> None:
     words = command.split()[1:]
     done = subprocess.run(
         [*shop.command(), *words], cwd=shop.directory, env=shop.env, input="p 6 * 7\nq\n",
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert "(Pdb) 42" in done.stdout, done.stderr
 
@@ -147,7 +147,7 @@ def steps() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(190)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fails", [False, True])
 def test_workflow_of_github_runs(real_pool: RealPool, fails: bool) -> None:
     real_pool.write("shop.py", HELLO_APP)
@@ -175,7 +175,7 @@ def test_workflow_of_github_runs(real_pool: RealPool, fails: bool) -> None:
             continue  # its problem is another one
         done = subprocess.run(
             ["bash", "-eo", "pipefail", "-c", step["run"]], cwd=real_pool.directory, env=env,
-            capture_output=True, text=True, timeout=100,
+            capture_output=True, text=True,
         )  # fmt: skip
         said += done.stdout + done.stderr
         failed = failed or done.returncode
@@ -194,7 +194,7 @@ def test_hook_waits_for_a_container(reader: Any, shop: RealPool) -> None:
     file = shop.directory / "pool.toml"
     file.write_text(file.read_text().replace("5432", port))
     wait = (
-        f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
+        f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", wait]) as container:
         try:

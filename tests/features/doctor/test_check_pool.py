@@ -66,6 +66,7 @@ def test_interpreters_that_cannot_serve(real_pool: RealPool) -> None:
         assert said in only(found, "interpreter", "problem")["message"]
 
 
+@pytest.mark.timeout(300)  # the whole package is compiled
 @pytest.mark.integration
 def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
@@ -75,7 +76,7 @@ def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
     assert text.count(poolctl.__version__) == 1
     init.write_text(text.replace(poolctl.__version__, "0.0.1"))
     old = subprocess.run(
-        [sys.executable, "-m", "poolctl", "start"], cwd=real_pool.directory, timeout=60,
+        [sys.executable, "-m", "poolctl", "start"], cwd=real_pool.directory,
         env=real_pool.env | {"PYTHONPATH": str(init.parents[1])},
     )  # fmt: skip
     assert old.returncode == 0

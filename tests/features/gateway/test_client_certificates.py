@@ -42,7 +42,7 @@ def answer(
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if own is not None:
         context.load_cert_chain(*own)
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
         try:
             with context.wrap_socket(plain, server_hostname=shown) as sock:
                 sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: close\r\n\r\n".encode())

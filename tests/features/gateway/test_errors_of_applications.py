@@ -49,7 +49,7 @@ REQUESTS = 200
 
 def statuses(port: int, method: str, *paths: str) -> set[int]:
     """The statuses of requests for these paths in turn, all on one connection."""
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     seen = set()
     try:
         client.connect()

@@ -28,7 +28,7 @@ from tests.ports import claim_port
 from tests.programs import program
 from tests.real_pool import RealPool
 
-ANSWER_SECONDS, MEETING_SECONDS = 20.0, 0.2
+ANSWER_SECONDS = 20.0
 UPGRADE = "Connection: Upgrade\r\nUpgrade: echo\r\n"
 
 
@@ -46,6 +46,7 @@ class Backend:
         self.executed: Counter[str] = Counter()
         self.connections = 0
         self.has_met = False
+        self.meeting_seconds = 0.0
         self._barrier = threading.Barrier(2)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -81,7 +82,7 @@ class Backend:
 
     def _meet(self) -> None:
         with contextlib.suppress(threading.BrokenBarrierError):
-            self._barrier.wait(MEETING_SECONDS)
+            self._barrier.wait(0 if self.has_met else self.meeting_seconds)
             self.has_met = True
         self._barrier.reset()
 
@@ -255,6 +256,7 @@ def test_post_after_a_negotiation_is_sent_on_the_authenticated_connection(start:
 def test_limit_of_a_target_counts_requests_of_all_methods(start: Start, concurrency: int) -> None:
     limit = TrafficLimits(concurrency=concurrency, queue=20, queue_seconds=ANSWER_SECONDS)
     gateway = start(backend_limit=limit)
+    gateway.backend.meeting_seconds = 0.2 if concurrency == 1 else ANSWER_SECONDS / 2
 
     def ask(number: int) -> str:
         with Client(gateway) as client:

@@ -80,11 +80,14 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
             (f"127.0.0.1:{port}", "healthy", 1),
         ]
         gateway.until(lambda: shown() == expected, what=lambda: str(shown()))
-        document = gateway.pool.ok("status", "-o", "json").json
-        status = document["gateway"]
+        status = gateway.until(
+            lambda: (
+                (found := gateway.pool.ok("status", "-o", "json").json["gateway"])["stats"]["requests_total"] == 4
+                and found
+            )
+        )
         assert (status["state"], status["pid"], status["routes"]) == ("running", gateway.process(), 3)
         assert status["addresses"] == [f"http://127.0.0.1:{gateway.port}"]
-        assert status["stats"]["requests_total"] == 4
         assert "gateway" not in gateway.pool.ok("list", "one", "-o", "json").json, "nothing selects it"
         assert (
             f"[gateway] running, http://127.0.0.1:{gateway.port}, 3 routes"
@@ -167,7 +170,7 @@ def test_killed_gateway_is_replaced_while_connections_wait(shared: GatewayPool) 
         shared.kill(pid)
         before = running.look().complete
         shared.until(lambda: running.look().complete > before + 20)
-        assert shared.process() not in (None, pid)
+        shared.until(lambda: shared.process() not in (None, pid))
     lines = [json.loads(line) for line in shared.pool.ok("events", "-o", "json").stdout.splitlines()]
     ended = [each for each in lines if each["event"] == "gateway ended"]
     assert [(each["pid"], each["severity"]) for each in ended] == [(pid, "warning")]

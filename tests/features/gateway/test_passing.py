@@ -21,7 +21,7 @@ from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.features.gateway.test_haproxy_configuration import check
 from tests.programs import program
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 SECURE = (Target(server="secure"),)
 
 

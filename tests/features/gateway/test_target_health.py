@@ -50,7 +50,7 @@ class ServiceServer(ThreadingHTTPServer):
 
 @pytest.fixture
 def service() -> Iterator[ServiceServer]:
-    with ServiceServer(("127.0.0.1", 0), Service) as server:
+    with ServiceServer(("127.0.0.1", claim_port()), Service) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -92,6 +92,7 @@ def test_probe_decides_about_a_target_outside_the_pool_without_any_request(
 def test_target_that_cannot_be_reached_is_unhealthy_for_a_stated_reason_until_it_answers(
     gateway: GatewayPool, service: ServiceServer
 ) -> None:
+    service.shutdown()
     service.server_close()
     url = f"http://127.0.0.1:{service.server_port}"
     gateway.start(f'[[route]]\nalias = "out"\nto = "{url}"\n')

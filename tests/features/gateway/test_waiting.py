@@ -67,6 +67,8 @@ class Stage:
         if self._server is not None:
             await hang_up(self._server)
         self.reserved.close()
+        while self.connections:
+            await asyncio.wait(self.connections)
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import SECRET, TOKEN, Cluster
-from tests.http_get import Reply, get
+from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -111,15 +111,10 @@ def test_request_starts_the_container_of_its_route_and_is_answered_by_it(
     )
     machine = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web", "state": "stopped"}
     assert route["machines"] == [{"to": f"http://127.0.0.1:{machines.port}", **machine}]
+    real_pool.ok("reload", env={"PVE_TOKEN": TOKEN})  # returns when HAProxy has followed
 
     with ThreadPoolExecutor(3) as threads:
-
-        def waiting_requests() -> list[Future[Reply]] | None:
-            sent = [threads.submit(get, port, "/", timeout_seconds=60) for _ in range(3)]
-            # HAProxy may have the route a moment later, and answers 404 until then.
-            return None if wait(sent, 1, FIRST_COMPLETED).done else sent
-
-        replies = until(waiting_requests)
+        replies = [threads.submit(get, port, "/", timeout_seconds=60) for _ in range(3)]
         until(cluster.starts)
         machines.start()
         assert [reply.result(60).body for reply in replies] == [b"hello"] * 3

@@ -443,14 +443,14 @@ def test_request_that_a_test_leaves_open_does_not_hold_up_the_next(project: pyte
                 raise NotImplementedError
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
 
         @pytest.fixture
         def open_request():
             found = {}
             yield found
             found["connection"].close()
-            assert time.monotonic() - found["test ended"] < 6
+            assert time.monotonic() - found["test ended"] < 60
 
         @pytest.mark.parametrize("processes", [True, False])
         def test_it(open_request, poolctl_pool, processes):

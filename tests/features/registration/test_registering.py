@@ -48,7 +48,7 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
             return route["registrations"][0]
 
         assert gateway.get("/").status == 503
-        haproxy = gateway.process()
+        haproxy = gateway.until(gateway.process)
         (answer,) = curl(socket, "register", name="users", to=users, ttl="60s")["items"]
         assert (answer["state"], answer["ttl_seconds"]) == ("serving", 60.0)
         assert gateway.get("/").body == b"first"
@@ -215,7 +215,7 @@ def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gat
 
 
 class Registering:
-    """A pool at whose address of [registration] a service registers for a second."""
+    """A pool at whose address of [registration] a service registers for two seconds."""
 
     def __init__(self, gateway: GatewayPool) -> None:
         self.gateway = gateway
@@ -233,7 +233,7 @@ class Registering:
 
     def heartbeat(self) -> int:
         """The status of the answer."""
-        body = json.dumps({"options": {"name": "users", "to": "http://10.0.0.7:9000", "ttl": "1s"}})
+        body = json.dumps({"options": {"name": "users", "to": "http://10.0.0.7:9000", "ttl": "2s"}})
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             connection.request("POST", "/v1/register", body, {"Authorization": "Bearer 0123456789abcdef"})
@@ -256,19 +256,19 @@ def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its
     gateway: GatewayPool,
 ) -> None:
     pool = Registering(gateway)
+    process = gateway.until(pool.process)
     assert pool.heartbeat() == 200
-    process = pool.process()
     freeze(process)
     frozen_at = time.monotonic()
-    while time.monotonic() < frozen_at + 2.5:
+    while time.monotonic() < frozen_at + 4:
         assert pool.state() == "serving"
     os.kill(process, signal.SIGCONT)
     gateway.until(lambda: pool.state() == "silent")
     assert pool.heartbeat() == 200
-    os.kill(process, signal.SIGKILL)
+    gateway.kill(process)
     assert pool.heartbeat() == 200, "it waits for the next process"
-    assert pool.process() not in (0, process)
     assert pool.state() == "serving"
+    assert pool.process() not in (0, process)
 
 
 @pytest.mark.heavy

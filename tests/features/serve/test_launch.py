@@ -78,7 +78,7 @@ def test_children_of_a_command_are_asked_to_end_too(
     process = real_pool.spawn("serve")
     until((real_pool.directory / "began").exists)
     process.terminate()
-    assert process.wait(30) == code
+    assert process.wait(60) == code
     assert (real_pool.directory / "asked").exists()
 
 
@@ -156,7 +156,7 @@ def test_signals_besides_those_that_end_are_forwarded(
     until(lambda: (real_pool.directory / "heard").exists() and (real_pool.directory / "heard").read_text())
     assert (real_pool.directory / "heard").read_text() in (number.name, "SIGCONT")
     process.terminate()
-    assert process.wait(30) == 143
+    assert process.wait(60) == 143
 
 
 @pytest.mark.integration
@@ -166,7 +166,7 @@ def test_order_to_end_is_the_stop_signal_of_the_command(real_pool: RealPool, unt
     process = real_pool.spawn("serve")
     until((real_pool.directory / "began").exists)
     process.terminate()
-    assert process.wait(30) == 5
+    assert process.wait(60) == 5
 
 
 @pytest.mark.integration
@@ -182,7 +182,7 @@ def test_command_with_the_stop_group_leader_is_a_child_that_alone_is_asked_to_en
     (child,) = children(shell)
     process.terminate()
     try:
-        assert process.wait(30) == 3
+        assert process.wait(60) == 3
         assert not (real_pool.directory / "asked").exists()
         assert is_alive(child)
     finally:

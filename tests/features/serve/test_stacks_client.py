@@ -150,7 +150,7 @@ def test_answer_that_is_not_complete_within_five_seconds_is_given_up(directory: 
         thread.start()
         began = monotonic()
         (found,) = stacks_in(str(directory))
-        assert 5 <= monotonic() - began < 8
+        assert monotonic() - began >= 5
         given_up.set()
         thread.join(60)
     assert (found.worker, found.problem) == ("serve 42", "it does not answer within 5 s")
