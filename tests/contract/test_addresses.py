@@ -246,7 +246,7 @@ def test_a_socket_inherited_from_systemd_is_served(real_pool: RealPool, http_get
         done = subprocess.run(
             [sys.executable, "-c", starter, str(listener.fileno()), str(script), "start"],
             pass_fds=[listener.fileno()], cwd=real_pool.directory, env=real_pool.env,
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=100,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert http_get(port).status == 200

@@ -25,7 +25,7 @@ def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
     script = Path(sys.executable).with_name("poolctl")
     done = subprocess.run(
         ["bash", "-c", f'exec 9>lock; flock -n 9; x=$("{script}" start 2>&1); echo "ended with $?"'],
-        cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=60,
+        cwd=real_pool.directory, env=real_pool.env, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert "ended with 0" in done.stdout, done.stderr
     again = subprocess.run(["flock", "-n", "lock", "true"], cwd=real_pool.directory, timeout=60)
@@ -57,7 +57,7 @@ def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) ->
     port = real_pool.write_hello()["web"]
     both = [real_pool.spawn("start") for _ in range(2)]
     for process in both:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=100)
         assert process.returncode == 0, stderr
     assert http_get(port).status == 200
     assert len(real_pool.items()["web"]["pids"]) == 1

@@ -19,6 +19,7 @@ from poolctl.routing.route_report import ROUTE_COLUMNS, BackendReport, RouteRepo
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.ports import claim_port
+from tests.processes import is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -522,7 +523,8 @@ def test_changes_are_announced_several_at_once_by_their_number(page: Page, stage
         new MutationObserver(() => said.push(document.getElementById("live").textContent))
             .observe(document.getElementById("live"), { childList: true });
     }""")
-    page.wait_for_timeout(700)  # until the first states are known
+    row(page, "web-4").wait_for()
+    page.evaluate("() => new Promise(done => setTimeout(done, 700))")  # until the first states are known
     stage.pool.become("web-1", state="stopped", ready=False, health="unknown")
     expect(live).to_have_text("web-1 is stopped.")
     for name in ("web-2", "web-3", "web-4"):
@@ -911,7 +913,9 @@ def test_a_real_pool_through_its_own_page(page: Page, real_pool: RealPool, until
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
     row(page, "api").get_by_text("stopped").wait_for()
     assert real_pool.items()["api"]["state"] == "stopped"
-    os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
+    supervisor = real_pool.info()["supervisor_pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not is_alive(supervisor))
     press(page, "Start", "api")
     page.get_by_role("dialog").get_by_role("button", name="Start").click()
     row(page, "api").get_by_text("running").wait_for()

@@ -321,7 +321,7 @@ def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: Gatew
     freeze(pid)
     try:
         shared.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
-        done = shared.pool.ok("reload", "--timeout", "0.5s")
+        done = shared.pool.ok("reload", "--timeout", "2s")
     finally:
         os.kill(pid, signal.SIGCONT)
     assert "[gateway]: not everything is in force yet: its process does not answer" in done.stderr

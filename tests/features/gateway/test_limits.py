@@ -55,7 +55,6 @@ def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path)
             admitted = await admitted_at(port, 2, **one)
             for number, moment in enumerate(admitted, 1):
                 assert moment - begin >= number - 0.01
-            assert admitted[-1] - begin < 10.0
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE))
 

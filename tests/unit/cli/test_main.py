@@ -84,7 +84,7 @@ def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(
-            [*POOLCTL, *command], stdout=write, stderr=subprocess.PIPE, text=True, timeout=30
+            [*POOLCTL, *command], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (0, ""), command
@@ -120,7 +120,7 @@ def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -
 def test_a_full_disk_is_reported(directory: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*POOLCTL, "config", "--schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+            [*POOLCTL, "config", "--schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
     assert done.returncode == 1
     assert done.stderr == "error: cannot write the output: No space left on device\n"

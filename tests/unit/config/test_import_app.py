@@ -73,7 +73,7 @@ def test_import_program_needs_the_standard_library_only(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", IMPORT_APP, request],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert done.stdout == "{}"
@@ -82,7 +82,7 @@ def test_import_program_needs_the_standard_library_only(tmp_path: Path) -> None:
 def test_answer_says_by_what_a_wsgi_application_is_served(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("def app(environ, start_response): ...\nasync def asgi(a, b, c): ...\n")
     job = ImportJob(
-        sys.executable, "one:app", False, "auto", str(tmp_path), str(tmp_path), (), None, timeout_seconds=20.0
+        sys.executable, "one:app", False, "auto", str(tmp_path), str(tmp_path), (), None, timeout_seconds=60.0
     )
     jobs = [
         job, job._replace(interface="wsgi"), job._replace(interface="asgi"), job._replace(factory=True),

@@ -178,7 +178,7 @@ def test_process_in_another_pid_namespace_does_not_find_the_lock_held(locks: Poo
     code = f"from poolctl.control.pool_lock import PoolLocks; print(PoolLocks({locks.directories}).is_held({POOL!r}))"
     for more, expected in (((), "True\n"), (("unshare", "--pid", "--fork", "--mount-proc"), "False\n")):
         found = subprocess.run(
-            [*more, sys.executable, "-c", code], capture_output=True, text=True, timeout=30
+            [*more, sys.executable, "-c", code], capture_output=True, text=True, timeout=60
         )
         assert found.stdout == expected, found.stderr
     os.close(lock)

@@ -151,7 +151,7 @@ def test_routes_are_there_in_an_interpreter_without_poolctl() -> None:
         "print({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'__main__'})"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=30
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("users\n{'poolctl'}\n", "")
 

@@ -107,29 +107,29 @@ def test_signal_and_time_are_those_of_the_note(
             note_of(stubborn, stop_seconds=0.3),
         ]
     )
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
     assert (sleeper.wait(), stubborn.wait()) == (-signal.SIGINT, -signal.SIGKILL)
     assert [each.warnings for each in ended] == [[], [f"web: pid {stubborn.pid} had to be killed"]]
 
 
 def test_limit_is_shorter_than_the_time_of_a_note(stubborn: subprocess.Popen[bytes]) -> None:
     end_left_overs([note_of(stubborn, stop_seconds=60.0)], limit_seconds=0.1)
-    assert stubborn.wait(5) == -signal.SIGKILL
+    assert stubborn.wait(60) == -signal.SIGKILL
 
 
 def test_what_only_finishes_its_requests_gets_a_signal_after_the_time_for_them(
     sleeper: subprocess.Popen[bytes], stubborn: subprocess.Popen[bytes]
 ) -> None:
-    released: list[float] = []
+    released: list[int | None] = []
     began = time.monotonic()
     end_left_overs(
         [
             note_of(sleeper, drain_seconds=0.3),
             note_of(stubborn, drain_seconds=None, stop_seconds=0.3),  # ends after all others
         ],
-        on_released=lambda sessions: released.append(time.monotonic()),
+        on_released=lambda sessions: released.append(sleeper.poll()),
     )
-    assert released[0] - began < 0.3
+    assert released == [None], "before its time has passed"
     assert time.monotonic() - began >= 0.6
     assert (sleeper.wait(), stubborn.wait()) == (-signal.SIGTERM, -signal.SIGKILL)
 
@@ -156,7 +156,7 @@ def test_stopped_process_is_continued(sleeper: subprocess.Popen[bytes]) -> None:
     stat = Path(f"/proc/{sleeper.pid}/stat")
     wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
     end_left_overs([note_of(sleeper)])
-    assert sleeper.wait(5) == -signal.SIGTERM
+    assert sleeper.wait(60) == -signal.SIGTERM
 
 
 def test_text_counts_and_names() -> None:

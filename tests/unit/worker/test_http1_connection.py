@@ -624,12 +624,12 @@ def test_time_of_a_pipelined_head_begins_after_the_response_before_it(each_engin
 
 def test_head_that_arrived_while_the_loop_was_busy_is_answered(each_engine: Engine) -> None:
     async def scenario() -> None:
-        async with served(each_engine, head_seconds=0.5) as (server, _, port, _running):
+        async with served(each_engine, head_seconds=1.0) as (server, _, port, _running):
             client = await Client.connect(port)
             client.writer.write(HALF)
             await until(lambda: any(each.head and each.head.size for each in server.server_state.connections))
             client.writer.write(b"st\r\n\r\n")
-            time.sleep(0.75)  # noqa: ASYNC251
+            time.sleep(1.25)  # noqa: ASYNC251
             assert (await client.answer())[0] == 200
 
     each_engine.run(scenario())
