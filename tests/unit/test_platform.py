@@ -505,9 +505,11 @@ def test_members_of_a_process_group_are_its_running_processes_without_the_leader
 def test_name_and_variables_of_another_process_are_those_of_its_program() -> None:
     with subprocess.Popen(["sleep", "60"], env={"A": "x=y", "AB": "z" * 70_000}) as process:
         try:
-            wait_until(lambda: linux.process_name(process.pid) == "sleep")
-            values = [linux.process_variable(process.pid, name) for name in ("A", "AB", "B")]
-            assert values == ["x=y", "z" * 70_000, ""]
+            # Its descriptors are closed and its name is set before its variables can be read.
+            wait_until(lambda: linux.process_variable(process.pid, "A") == "x=y")
+            assert linux.process_name(process.pid) == "sleep"
+            values = [linux.process_variable(process.pid, name) for name in ("AB", "B")]
+            assert values == ["z" * 70_000, ""]
         finally:
             process.kill()
     assert linux.process_name(process.pid) == linux.process_variable(process.pid, "A") == ""

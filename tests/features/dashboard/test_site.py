@@ -30,7 +30,7 @@ from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import VirtualLoop, run_in_virtual_time
 
 HEARTBEAT = "event: heartbeat\ndata: 0\n\n"
 
@@ -576,13 +576,14 @@ def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
         streamed(other, "/poolctl/logs?server=web-1") as others,
         streamed(bearer, "/poolctl/logs?server=web-1") as programs,
     ):
+        for stream in (log, others, programs):
+            assert next_event(stream, "lines")[0][2] == "first"
         assert user.send("POST", "/poolctl/logout", X_CSRF_Token=user.csrf).status == 204
         for ended in (state, log):
             ended.read()
         with log_file.open("a") as file:
             file.write("2026-11-20T08:47:31.000000Z second\n")
         for open_stream in (others, programs):
-            assert next_event(open_stream, "lines")[0][2] == "first"
             assert next_event(open_stream, "lines")[0][2] == "second"
 
 
@@ -613,7 +614,7 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
         assert [each async for each in stream] == []
         assert closed == [True, True]
 
-    asyncio.run(asyncio.wait_for(play(), 60))
+    run_in_virtual_time(play())
 
 
 def test_silence_is_filled_every_five_seconds() -> None:

@@ -151,7 +151,7 @@ def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_walk_that_is_terminated_ends_running_commands_first(directory: Path, number: signal.Signals) -> None:
-    script = "echo $$ > pid; trap 'echo asked > asked; exit 0' TERM; while :; do sleep 0.1; done"
+    script = "trap 'echo asked > asked; exit 0' TERM; echo $$ > pid; while :; do sleep 0.1; done"
     argv = [sys.executable, "-m", "poolctl", "walk", "--", "sh", "-c", script]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as walking:
         pid: Any = wait_until(

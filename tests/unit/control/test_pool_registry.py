@@ -68,8 +68,8 @@ class Supervisor:
 
     def _report(self, follower: socket.socket) -> None:
         if self.has_gateway:
-            follower.sendall(line({"generation": self.generation}))
             self.followers.append(follower)
+            follower.sendall(line({"generation": self.generation}))
         else:
             follower.sendall(line({"result": OK | {"generation": 0}}))
             follower.close()

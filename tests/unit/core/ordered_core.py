@@ -95,7 +95,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     async def watched() -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        await asyncio.wait_for(work, 30)  # processes are started, on a machine that may be busy
+        await asyncio.wait_for(work, 100)  # processes are started, on a machine that may be busy
         assert unseen == [], unseen
         await turns()  # work that the last change has led to begins, so that it can be cancelled
 
