@@ -30,7 +30,7 @@ from poolctl.selection.url_of_server import unknown_server
 
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
-MAX_LOGGER_SECONDS, MAX_EXIT_SECONDS, LOOK_SECONDS = 2.0, 1.0, 0.01
+MAX_LOGGER_SECONDS, MAX_EXIT_SECONDS, LOOK_SECONDS = 2.0, 5.0, 0.01
 # For servers without `stop_timeout`. A request that a test left open delays the stop for most of this time.
 STOP_TIMEOUT_SECONDS = 2.0
 MAX_LINES = 50  # lines per server in a report
@@ -87,7 +87,7 @@ class PoolUnderTest:
         return exits
 
     def await_exits(self) -> None:
-        """Wait, at most a second, until the pool has noticed all exits."""
+        """Wait, at most five seconds, until the pool has noticed all exits."""
         deadline = time.monotonic() + MAX_EXIT_SECONDS
         while time.monotonic() < deadline:
             if not any(is_exiting(pid) for server in self._servers.values() for pid in server.pids):
