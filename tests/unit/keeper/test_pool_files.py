@@ -13,7 +13,7 @@ import pytest
 from poolctl.keeper import pool_files
 from poolctl.platform import boot_identity
 from tests.deadline import wait_until
-from tests.descriptors import open_descriptors
+from tests.descriptors import no_descriptor_left
 from tests.sandbox import run_in_namespace
 
 
@@ -100,10 +100,8 @@ def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(
     held, file = pool_files.lock(str(tmp_path)), tmp_path / "lock"
     assert file.stat().st_mode & 0o777 == 0o600
     assert not os.get_inheritable(held)
-    before = open_descriptors()
-    with pytest.raises(BlockingIOError):
+    with no_descriptor_left(), pytest.raises(BlockingIOError):
         pool_files.lock(str(tmp_path), patient=False)
-    assert open_descriptors() == before
     taken: list[int] = []
     waiting = threading.Thread(target=lambda: taken.append(pool_files.lock(str(tmp_path))))
     waiting.start()
@@ -141,10 +139,9 @@ def test_log_with_lines_and_files_of_others_stay_in_the_directory(tmp_path: Path
     (tmp_path / "notes").touch()
     for name in ("empty.log", "lock"):
         (tmp_path / name).touch()
-    before = open_descriptors()
-    pool_files.clean_up_pool_directory(str(tmp_path))
+    with no_descriptor_left():
+        pool_files.clean_up_pool_directory(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"web.log", "notes"}
-    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("name", ["control.sock", "wanted.json"])
