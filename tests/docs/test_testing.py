@@ -193,9 +193,7 @@ def test_hook_waits_for_a_container(reader: Any, shop: RealPool) -> None:
     port = str(claim_port())
     file = shop.directory / "pool.toml"
     file.write_text(file.read_text().replace("5432", port))
-    wait = (
-        f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
-    )
+    wait = f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", wait]) as container:
         try:
             assert "1 server ready" in reader("poolctl start 2>&1")

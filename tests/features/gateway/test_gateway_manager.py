@@ -82,7 +82,8 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
         gateway.until(lambda: shown() == expected, what=lambda: str(shown()))
         status = gateway.until(
             lambda: (
-                (found := gateway.pool.ok("status", "-o", "json").json["gateway"])["stats"]["requests_total"] == 4
+                (found := gateway.pool.ok("status", "-o", "json").json["gateway"])["stats"]["requests_total"]
+                == 4
                 and found
             )
         )

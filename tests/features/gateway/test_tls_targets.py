@@ -72,7 +72,9 @@ def start(gateway: GatewayPool, port: int, keys: str, health: str = "") -> None:
         ("verify = false", 200, ""),
     ],
 )
-@pytest.mark.parametrize("health", ["", 'health = { http = "/", interval = "100ms", timeout = "30s", fall_count_ko = 1 }\n'])
+@pytest.mark.parametrize(
+    "health", ["", 'health = { http = "/", interval = "100ms", timeout = "30s", fall_count_ko = 1 }\n']
+)
 def test_certificate_of_a_target_is_verified_as_its_keys_say(
     gateway: GatewayPool, keys: str, status: int, why: str, health: str
 ) -> None:
