@@ -696,9 +696,8 @@ def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> N
     async def work() -> None:
         peer = StoringPeer()
         ours, theirs = wire.pair()
-        before = open_descriptors()
-        peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
-        assert open_descriptors() == before
+        with no_descriptor_left():
+            peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
         assert peer.kept.recorded_entries() == {"worker:a": (1, [ours.fileno()])}
         ours.close()
         theirs.close()
