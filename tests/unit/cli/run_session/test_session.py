@@ -215,9 +215,9 @@ def test_stop_that_takes_too_long_ends_in_a_kill(launching: Launching) -> None:
     launched.answers["stop"] = stop
     thread = launched.when_ready(launched.end)
     begun = time.monotonic()
-    assert main(["run", "--stop-timeout", "500ms"]) == 0
+    assert main(["run", "--stop-timeout", "2s"]) == 0
     thread.join()
-    assert 0.25 <= time.monotonic() - begun < 30
+    assert time.monotonic() - begun >= 1.0
     assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
 
 
