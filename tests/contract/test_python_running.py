@@ -429,7 +429,8 @@ MANY = """
 import gc, sys
 from poolctl import Pool, ServerConfig
 from poolctl.runners.embedded_runner import ProcessRunner
-from tests.descriptors import no_descriptor_left
+from tests.deadline import wait_until
+from tests.descriptors import open_descriptors
 
 def run_pool():
     pool = Pool(
@@ -438,11 +439,12 @@ def run_pool():
     )
     pool.start_sync()
     pool.stop_sync()
+    del pool
+    gc.collect()
+    return len(open_descriptors())
 
-with no_descriptor_left():
-    for _ in range(4):
-        run_pool()
-        gc.collect()
+first, *_ = [run_pool() for _ in range(4)]
+wait_until(lambda: len(open_descriptors()) <= first)
 """
 
 
