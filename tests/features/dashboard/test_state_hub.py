@@ -8,6 +8,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from poolctl.features.dashboard._state_hub import (
 )
 from poolctl.logs.log_line import stamp
 from poolctl.monitor.journal import JournalEvent
+from tests.asyncio_server import hang_up, start_server
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.manual_clock import ManualClock
@@ -248,12 +250,8 @@ class Watching:
         self.fault = ""
         self.lines: asyncio.Queue[Any] = asyncio.Queue()
         path = str(directory / "control.sock")
-        self._talks: set[asyncio.Task[None]] = set()
-        self._server = self.loop.run_until_complete(asyncio.start_unix_server(self._connected, path))
+        self._server = self.loop.run_until_complete(start_server(partial(respond, self._answer, []), path))
         self.hub = Hub(path, self.clock)
-
-    def _connected(self, *streams: Any) -> None:
-        self._talks.add(self.loop.create_task(respond(self._answer, [], *streams)))
 
     async def _answer(self, verb: str, body: Any, send: Send) -> dict[str, Any] | None:
         if verb == "events":
@@ -295,10 +293,7 @@ class Watching:
         self.lines.put_nowait(event)
 
     def close(self) -> None:
-        self._server.close()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.pass_time()
+        self.loop.run_until_complete(hang_up(self._server))
         self.loop.close()
 
 

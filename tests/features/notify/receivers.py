@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.asyncio_server import hang_up, start_server
+
 TOKEN = "t0ken"
 
 
@@ -43,10 +45,10 @@ class Receiver:
             self._tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
 
-    def close(self) -> None:
-        self._server.close()
+    async def aclose(self) -> None:
+        await hang_up(self._server)
 
     def url(self, path: str = "") -> str:
         origin = "https://localhost" if self._tls is not None else "http://127.0.0.1"
@@ -111,8 +113,8 @@ def receiver(certificate: Path | None = None) -> Iterator[Receiver]:
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.call_later, 0.01, loop.stop)
+        asyncio.run_coroutine_threadsafe(server.aclose(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
         for task in asyncio.all_tasks(loop):
             task.cancel()

@@ -66,7 +66,7 @@ class Stage:
         self.loop.run_until_complete(self.part.aclose())
 
     def close(self) -> None:
-        self.receiver.close()
+        self.loop.run_until_complete(self.receiver.aclose())
         self._cancel_tasks()
         self.loop.close()
 
