@@ -11,20 +11,22 @@ from poolctl.exit_codes import DONE, FAILED
 _WITH_ADDRESS = {"gateway", "web"}
 
 
-def end_of_work(
-    items: Sequence[Item], processes: Sequence[str], exits: Mapping[str, tuple[object, object]]
-) -> int | None:
-    """The exit status of a pool that has finished; None while a server runs or may start.
+def has_finished(items: Sequence[Item], processes: Sequence[str]) -> bool:
+    """Whether a server has run, none runs any more, and nothing may start one.
 
-    It is 0, or the status of a server that has failed: 128 + N if signal N ended it. `processes` names the pool's own
-    processes, `exits` has (status, signal) of the last worker of each server that ended by itself.
+    `processes` names the pool's own processes.
     """
     if _WITH_ADDRESS & set(processes) or any(map(_may_run, items)):
-        return None
-    at_end = [item for item in items if item.ended or item.state in ("completed", "failed")]
-    if not at_end:
-        return None  # nothing has run yet
-    for item in at_end:
+        return False
+    return any(item.ended or item.state in ("completed", "failed") for item in items)
+
+
+def status_of_servers(items: Sequence[Item], exits: Mapping[str, tuple[object, object]]) -> int:
+    """The exit status of a pool that has finished: 0, or that of a server that has failed.
+
+    `exits` has (status, signal) of the last worker of each server that ended by itself.
+    """
+    for item in items:
         if item.state == "failed":
             return status_of(*exits.get(item.name, (None, None)))
     return DONE

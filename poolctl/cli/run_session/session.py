@@ -41,7 +41,7 @@ from poolctl.errors import ControlError, hint_without
 from poolctl.exit_codes import DONE, FAILED, INTERRUPTED, READER_GONE
 from poolctl.monitor.journal import JournalEvent
 
-from ._end_of_work import end_of_work
+from ._end_of_work import has_finished, status_of_servers
 from ._failure_report import death_lines, find_logs, last_lines, lines_beside, log_sections
 from ._lifeline import Lifeline
 from ._loop import in_thread
@@ -211,7 +211,7 @@ class RunSession:
         """Print addresses and problems, and wait until the pool has ended.
 
         Returns 0 if a command has ended it; 1 if its processes were killed; and if every server has ended by itself,
-        what `end_of_work` says.
+        what `status_of_servers` says.
         """
         expected = [
             item
@@ -264,8 +264,9 @@ class RunSession:
                 continue
             items = [item for item in now.items if item.name in names or item.state != "stopped"]
             processes = [process.name for process in now.summary.processes] if now.summary else []
-            if (status := end_of_work(items, processes, self._events.exits)) is not None:
-                return status
+            if has_finished(items, processes):
+                await self._events.catch_up()  # their exits may still be on the way
+                return status_of_servers(items, self._events.exits)
             await self._events.changed.wait()
 
     def _was_killed(self) -> bool:
