@@ -169,6 +169,25 @@ def test_exit_code_is_that_of_a_pool_that_ended_itself(launching: Launching) -> 
     assert launched.error.getvalue().splitlines()[-1] == "the pool has ended: web has failed"
 
 
+def test_exit_code_is_that_of_a_server_whose_exit_is_told_late(launching: Launching) -> None:
+    ended = {
+        "seq": 1, "kind": "lifecycle", "server": "web", "event": "worker ended", "time": "2026-01-31T12:00:00Z",
+        "message": "", "severity": "info", "status": 3,
+    }  # fmt: skip
+
+    async def events(body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if body["options"].get("follow"):
+            await asyncio.Event().wait()
+        send({"event": ended})
+        return result()
+
+    failed = result(item_of("web", state="failed", ready=False))
+    launched = launching(start=result(WEB), status=failed, events=events)
+    thread = launched.when_ready(launched.end, said="every server has ended")
+    assert main(["run"]) == 3
+    thread.join()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 def test_signal_stops_the_pool(launching: Launching, number: int, code: int) -> None:
     launched = launching(start=result(WEB))
