@@ -192,7 +192,7 @@ class Stage:
         """Stop the pool and remove everything; returns the processes that had to be killed."""
         left = self.pool.end()
         if self.has_disk:
-            subprocess.run(["umount", "-n", "-l", str(self.runtime)], check=False)
+            subprocess.run(["umount", "-l", str(self.runtime)], check=False)
         shutil.rmtree(self.room, ignore_errors=True)
         return left
 
@@ -201,7 +201,6 @@ class Stage:
             return False
         options = f"size={DISK_BYTES},mode=700"
         done = subprocess.run(
-            ["mount", "-n", "-t", "tmpfs", "-o", options, "poolctl-chaos", str(self.runtime)],
-            capture_output=True,
+            ["mount", "-t", "tmpfs", "-o", options, "poolctl-chaos", str(self.runtime)], capture_output=True
         )
         return done.returncode == 0

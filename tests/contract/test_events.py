@@ -143,7 +143,7 @@ def test_a_full_disk_keeps_no_server_from_anything(real_pool: RealPool, tmp_path
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-n", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("no disk can be mounted here")
@@ -171,7 +171,7 @@ def test_a_full_disk_keeps_no_server_from_anything(real_pool: RealPool, tmp_path
         assert told(real_pool)[-1]["event"] in ("events lost", "undrain done", "running")
     finally:
         real_pool.run("stop")
-        subprocess.run(["umount", "-n", "-l", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.slow

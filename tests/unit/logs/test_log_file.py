@@ -278,7 +278,7 @@ def test_a_full_disk_keeps_whole_lines_and_is_used_again_when_there_is_room(tmp_
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-n", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
@@ -296,7 +296,7 @@ def test_a_full_disk_keeps_whole_lines_and_is_used_again_when_there_is_room(tmp_
         assert file.error == ""
         file.close()
     finally:
-        subprocess.run(["umount", "-n", "-l", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_gap_that_a_killed_writer_left_is_filled_and_hides_nothing(path: Path) -> None:
