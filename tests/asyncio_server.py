@@ -12,12 +12,15 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, 
 _ACCEPT_TURNS = 3  # of the loop, from an accepted connection to its transport
 # asyncio references a handler only through its connection, until the client has closed its side.
 _handlers: set[asyncio.Task[None]] = set()
+# Connections until the end of their server, each with its address.
+_connections: dict[asyncio.StreamWriter, Any] = {}
 
 
 async def start_server(handle: Handler, *place: Any, **options: Any) -> asyncio.Server:
     """Listen on a host and a port, or on the path of a Unix socket."""
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _connections[writer] = writer.get_extra_info("sockname")
         if (handling := handle(reader, writer)) is not None:
             task = asyncio.get_running_loop().create_task(handling)
             _handlers.add(task)
@@ -44,6 +47,9 @@ async def hang_up(server: asyncio.Server) -> None:
     for transport in [*loop._transports.values()]:  # type: ignore[attr-defined]
         if transport.get_extra_info("sockname") in names:
             transport.abort()
+    for writer in [writer for writer, name in _connections.items() if name in names]:
+        writer.transport.abort()  # that of TLS
+        del _connections[writer]
     await asyncio.sleep(0)
 
 
