@@ -71,7 +71,11 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
             started.set()
             await over.wait()
 
-    thread = threading.Thread(target=lambda: runner.run(serve()))
+    def run() -> None:
+        with runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         assert started.wait(60)
@@ -79,7 +83,6 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
     finally:
         runner.get_loop().call_soon_threadsafe(over.set)
         thread.join(60)
-        runner.close()
 
 
 def item(name: str, port: int = 8081, **changes: Any) -> dict[str, Any]:
