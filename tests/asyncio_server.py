@@ -45,10 +45,12 @@ async def hang_up(server: asyncio.Server) -> None:
         await asyncio.sleep(0)
     server.close()
     for transport in [*loop._transports.values()]:  # type: ignore[attr-defined]
-        if transport.get_extra_info("sockname") in names:
+        is_open = transport.get_extra_info("socket").fileno() >= 0
+        if is_open and transport.get_extra_info("sockname") in names:
             transport.abort()
     for writer in [writer for writer, name in _connections.items() if name in names]:
-        writer.transport.abort()  # that of TLS
+        if not writer.transport.is_closing():  # that of TLS
+            writer.transport.abort()
         del _connections[writer]
     await asyncio.sleep(0)
 
