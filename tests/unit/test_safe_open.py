@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from poolctl.logs.log_tail import tail
 from poolctl.safe_open import UnsafePath, check_appendable, open_directory, open_file, open_to_read
 from tests import moments
 from tests.descriptors import no_descriptor_left
-from tests.sandbox import CHOWN, run_without
+from tests.sandbox import CHOWN, run_as, run_without
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -226,18 +227,12 @@ def test_file_that_a_user_cannot_append_to_is_known_beforehand(
     for each in ("theirs", "theirs.log"):
         os.chown(open_to_all / each, NOBODY, NOBODY)
     path = str(open_to_all / name)
-    os.seteuid(NOBODY)
-    try:
-        if error is not None:
-            with pytest.raises(error):
-                check_appendable(path)
-            with pytest.raises(error):
-                os.close(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
-        else:
-            check_appendable(path)
-            os.close(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
-    finally:
-        os.seteuid(0)
+    for attempt in (
+        lambda: check_appendable(path),
+        lambda: os.close(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)),
+    ):
+        with contextlib.nullcontext() if error is None else pytest.raises(error):
+            run_as(NOBODY, attempt)
 
 
 def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:

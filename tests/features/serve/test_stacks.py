@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.features.serve._stacks import StacksSocket
 from tests.deadline import wait_until
+from tests.sandbox import run_as
 
 SPEC = {"server": "web", "app_dir": "/srv/shop", "cwd": "/srv/shop"}
 
@@ -52,15 +53,11 @@ def test_other_users_than_root_are_not_answered(server: int, client: int, answer
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
         listener.bind("")
         listener.listen()
-        os.seteuid(client)
         try:
-            connection.connect(listener.getsockname())
-            os.seteuid(0)
-            os.seteuid(server)
-            StacksSocket(listener, SPEC).begin()
+            run_as(client, lambda: connection.connect(listener.getsockname()))
+            run_as(server, StacksSocket(listener, SPEC).begin)
             connection.settimeout(30)
             assert bool(connection.recv(1)) is answered
         finally:
-            os.seteuid(0)
             # Else its thread may accept at the descriptor's number when another listener has it.
             listener.shutdown(socket.SHUT_RDWR)

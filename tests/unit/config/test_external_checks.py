@@ -32,6 +32,7 @@ from tests.descriptors import no_descriptor_left
 from tests.environments import with_old_uvicorn
 from tests.needs import needs
 from tests.other_user import python_for_others
+from tests.sandbox import run_as
 from tests.unit.config.importable_apps import outside, servers
 
 
@@ -414,11 +415,7 @@ def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(tmp_path: Path) 
     assert unwritable_file_findings(("log", "path"), str(link)) == []
     link.symlink_to("a.log")
     os.mkfifo(fifo)
-    os.seteuid(65534)
-    try:
-        found = unwritable_file_findings(("log", "path"), "/etc/a.log")
-    finally:
-        os.seteuid(0)
+    found = run_as(65534, lambda: unwritable_file_findings(("log", "path"), "/etc/a.log"))
     for path in (link, fifo):
         found += unwritable_file_findings(("log", "path"), str(path))
     assert [(each.message, each.hint) for each in found] == [
