@@ -1,4 +1,4 @@
-"""A test's own asyncio server, whose connections and handlers end with it."""
+"""An asyncio server for tests, which closes all of its connections when it stops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, 
 _ACCEPT_TURNS = 3  # of the loop, from an accepted connection to its transport
 # asyncio references a handler only through its connection, until the client has closed its side.
 _handlers: set[asyncio.Task[None]] = set()
-# Connections until the end of their server, each with its address.
+# Open until the server stops: the writer of each connection, with the server's address.
 _connections: dict[asyncio.StreamWriter, Any] = {}
 
 
@@ -49,7 +49,7 @@ async def hang_up(server: asyncio.Server) -> None:
         if is_open and transport.get_extra_info("sockname") in names:
             transport.abort()
     for writer in [writer for writer, name in _connections.items() if name in names]:
-        if not writer.transport.is_closing():  # that of TLS
+        if not writer.transport.is_closing():  # a TLS transport, which is not in the loop's list
             writer.transport.abort()
         del _connections[writer]
     await asyncio.sleep(0)

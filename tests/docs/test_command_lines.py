@@ -86,7 +86,7 @@ def is_executed(line: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.unmeasured
-@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+@pytest.mark.timeout(300)  # many commands, which take seconds each on a busy machine
 def test_command_lines_do_what_they_say(real_pool: RealPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(real_pool.directory))
     real_pool.write_hello(*SERVERS, extra=KEYS)

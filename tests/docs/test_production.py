@@ -60,7 +60,7 @@ def values(unit: Path) -> configparser.ConfigParser:
     return parsed
 
 
-@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+@pytest.mark.timeout(300)  # many commands, which take seconds each on a busy machine
 def test_unit_is_installed_reloaded_and_restarted_as_the_page_says(
     reader: Any, real_pool: RealPool, said_to_systemd: Path
 ) -> None:

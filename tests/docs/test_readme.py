@@ -23,7 +23,7 @@ def table(page: str, section: str) -> dict[str, str]:
     return {row[0].strip(" `"): row[1].strip() for row in rows[1:]}
 
 
-@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+@pytest.mark.timeout(300)  # many commands, which take seconds each on a busy machine
 def test_the_first_pool_of_the_readme_runs_as_it_is_pasted(reader: Any) -> None:
     output = reader("\n".join(some("README", "A first pool", "sh")))
     assert '{"shop":"open"}' in output
@@ -63,7 +63,7 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+@pytest.mark.timeout(300)  # many commands, which take seconds each on a busy machine
 def test_examples_of_live_changes_and_python_run_one_after_the_other_in_one_directory(
     reader: Any, real_pool: RealPool
 ) -> None:

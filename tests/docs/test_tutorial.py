@@ -37,7 +37,7 @@ SHOWS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # many commands, each of which a busy machine gives seconds
+@pytest.mark.timeout(300)  # many commands, which take seconds each on a busy machine
 def test_each_step_shows_what_the_tutorial_says(reader: Any, real_pool: RealPool) -> None:
     (real_pool.directory / ".venv").symlink_to(sys.prefix)
     (real_pool.directory / "bin").mkdir()

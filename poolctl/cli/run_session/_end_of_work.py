@@ -12,7 +12,7 @@ _WITH_ADDRESS = {"gateway", "web"}
 
 
 def has_finished(items: Sequence[Item], processes: Sequence[str]) -> bool:
-    """Whether a server has run, none runs any more, and nothing may start one.
+    """Whether servers have run, none is running now, and nothing can start one.
 
     `processes` names the pool's own processes.
     """
@@ -22,7 +22,7 @@ def has_finished(items: Sequence[Item], processes: Sequence[str]) -> bool:
 
 
 def status_of_servers(items: Sequence[Item], exits: Mapping[str, tuple[object, object]]) -> int:
-    """The exit status of a pool that has finished: 0, or that of a server that has failed.
+    """The exit status of `run` when the pool has finished: 0, or the status of the first server that failed.
 
     `exits` has (status, signal) of the last worker of each server that ended by itself.
     """
