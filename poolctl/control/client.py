@@ -40,7 +40,9 @@ _FAILED_SECONDS = 0.5  # instead, once the keeper could not start a supervisor s
 GRACE_SECONDS = 5.0
 _READ_BYTES = 256 * 1024
 _HANDOVER_SECONDS = 30.0
-_AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
+_AGAIN = "the supervisor was replaced during the reload, and the next one was asked again"
+# A reload compares desired and actual state, so that it can be repeated, and so can verbs that change nothing.
+_REPEATED = frozenset({"reload", "list", "status", "show", "stats", "health", "metrics", "routes"})
 _STATUS = "status.json"
 # A running supervisor restores a removed control socket within two seconds; a starting one opens it.
 _MISSING_SECONDS = 5.0
@@ -114,10 +116,9 @@ class Client:
     ) -> Table:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace period.
 
-        `on_progress` gets every message that comes before the result. If the supervisor ends during `reload`,
-        the command is sent once more, to its successor, which completes the work. Raises NoSupervisor if
-        nothing listens, and ControlError: exit code 124 after the timeout, 8 if the supervisor is silent, or if it ends
-        and the command is not sent again.
+        `on_progress` gets every message that comes before the result. If the supervisor ends during `reload` or a verb
+        that reads, its successor is asked once more. Raises NoSupervisor if nothing listens, and ControlError: exit
+        code 124 after the timeout, 8 if the supervisor is silent, or if it ends and the command is not sent again.
         """
         call = _Call(verb, body, on_progress, timeout)
         while True:
@@ -459,10 +460,7 @@ async def ask_async(
 
 
 class _Call:
-    """The requests of one call: a second one, to the successor, if the supervisor ends during a reload.
-
-    A reload may take minutes, and can be repeated because it compares desired and actual state.
-    """
+    """The requests of one call: if the supervisor ends during a verb in _REPEATED, a second one to its successor."""
 
     def __init__(
         self,
@@ -475,7 +473,7 @@ class _Call:
         self.request: Table = {**(body or {})}
         self._on_progress = on_progress
         self._end = None if timeout is None else monotonic() + timeout
-        self._is_last = verb != "reload"
+        self._is_last = verb not in _REPEATED
 
     def left_seconds(self) -> float | None:
         """The time left for the request, None without a timeout."""
@@ -495,8 +493,8 @@ class _Call:
         if self._is_last:
             return False
         self._is_last = True
-        if self._on_progress is not None:
-            self._on_progress({"warning": _AGAIN.format(verb=self._verb)})
+        if self._verb == "reload" and self._on_progress is not None:
+            self._on_progress({"warning": _AGAIN})
         return True
 
 

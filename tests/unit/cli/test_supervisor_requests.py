@@ -268,7 +268,7 @@ def test_supervisor_that_exits_while_it_is_asked_is_followed_by_its_successor(
         return None
 
     with supervised(hangs_up) as requests, pytest.raises(SupervisorEnded):
-        ask(asked.request, asked.pool)
+        ask(replace(asked.request, verb="restart"), asked.pool)
     assert len(requests) == 1
 
 

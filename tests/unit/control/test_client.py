@@ -142,7 +142,10 @@ def test_a_supervisor_that_hangs_up_without_a_whole_answer_is_said_to_have_ended
 
 @on_both_clients
 @pytest.mark.parametrize("times", [1, 2])
-def test_reload_is_asked_again_once_when_the_supervisor_ends(kind: Any, path: Path, times: int) -> None:
+@pytest.mark.parametrize(("verb", "before"), [("reload", ["notice", "warning"]), ("status", ["notice"])])
+def test_successor_is_asked_once_more_when_the_supervisor_ends(
+    kind: Any, path: Path, verb: str, before: list[str], times: int
+) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if len(requests) <= times:
             send({"notice": "begun"})
@@ -153,12 +156,12 @@ def test_reload_is_asked_again_once_when_the_supervisor_ends(kind: Any, path: Pa
     with stand_in(path, answer) as requests:
         if times == 1:
             given = {"selector": {}, "options": {"force": True}}
-            assert kind(str(path)).call("reload", given, seen.append, timeout=60)["items"]
-            assert requests == [("reload", given)] * 2
-            assert [next(iter(message)) for message in seen] == ["notice", "warning"]
+            assert kind(str(path)).call(verb, given, seen.append, timeout=60)["items"]
+            assert requests == [(verb, given)] * 2
+            assert [next(iter(message)) for message in seen] == before
         else:
             with pytest.raises(SupervisorEnded):
-                kind(str(path)).call("reload")
+                kind(str(path)).call(verb)
             assert len(requests) == 2
 
 
