@@ -55,7 +55,8 @@ class CountedRequests:
             for alias, count in requests.items():
                 if count > counted.get(alias, 0):
                     client.count(alias, count - counted.get(alias, 0))
-            # Written after the client's file: if killed in between, count requests twice rather than lose them.
+            # In this order: a supervisor that is killed in between counts requests twice rather than lose them.
+            client.save()
             replace_file(self._path, json.dumps(self._counted).encode())
 
 

@@ -62,7 +62,7 @@ class Operator:
         self.now = self.most = 0  # concurrent requests, now and at most
         self.changed = asyncio.Condition()
         self.release = asyncio.Event()
-        self._serving: set[asyncio.Task[None] | None] = set()
+        self.conversations: set[asyncio.Task[None] | None] = set()
         self.port = 0
 
     @property
@@ -80,11 +80,11 @@ class Operator:
             yield self
         finally:
             self.release.set()
-            await asyncio.gather(*filter(None, self._serving))
+            await asyncio.gather(*filter(None, self.conversations))
             await hang_up(server)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._serving.add(asyncio.current_task())
+        self.conversations.add(asyncio.current_task())
         self.now += 1
         self.most = max(self.most, self.now)
         try:
@@ -95,7 +95,7 @@ class Operator:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-            self._serving.discard(asyncio.current_task())
+            self.conversations.discard(asyncio.current_task())
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -129,6 +129,7 @@ class Client:
 
     def __init__(self, operator: Operator, directory: str = "", **settings: Any) -> None:
         self.reports: list[tuple[str, str, str]] = []
+        self._operator = operator
         made = OperatorSettings(**{"url": operator.url, "namespace": "shop", **settings})
         self.client = OperatorClient(
             made, directory, report=lambda *report: self.reports.append(report), random=Random(1)
@@ -151,19 +152,18 @@ class Client:
                 await asyncio.sleep(0.001)
 
     async def idle(self) -> None:
-        """Return when no request is under way."""
-        services = self.client._services
+        """Return when no request is in progress: the test's task and those of the operator are the only ones."""
         await self.settle(
-            lambda _: not any(isinstance(each.sending, asyncio.Task) for each in services.values())
+            lambda _: asyncio.all_tasks() <= {asyncio.current_task(), *self._operator.conversations}
         )
 
     async def delivered(self, count: int) -> None:
         await self.settle(lambda state: state["delivered"] == count)
 
-    async def failed(self, service: str, times: int = 1) -> None:
-        """Return when this many reports of the service have failed in a row."""
-        services = self.client._services
-        await self.settle(lambda state: service in services and services[service].failures >= times)
+    async def failed(self, service: str) -> None:
+        """Return when the latest report of the service has failed."""
+        await self.settle(lambda state: service in state["failing"])
+        await self.idle()
 
 
 async def move(seconds: float) -> None:
