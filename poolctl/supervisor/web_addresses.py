@@ -19,7 +19,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from poolctl import __version__
 from poolctl.address import parse
 from poolctl.bootstrap import command
-from poolctl.clock import PING_SECONDS
 from poolctl.config import TLSConfig
 from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
@@ -78,9 +77,6 @@ class AddressOwner(Protocol):
     def on_attempted(self, order: Order, *, changed: bool) -> None:
         """The process serves the address, or cannot because of the order's problem; `changed`: it did not before."""
 
-    def on_unserved(self, silent_seconds: float) -> None:
-        """No process serves the address now, and perhaps none did in the last `silent_seconds`."""
-
 
 @dataclass(eq=False)
 class Order:
@@ -108,21 +104,11 @@ WEB = HelperKind(
 
 
 class WebProcess(HelperProcess):
-    """The process that serves the addresses. `sent` has the numbers of the orders that were sent to it, by table.
-
-    `silent_seconds` is how long it may have been frozen before it ended.
-    """
+    """The process that serves the addresses. `sent` has the numbers of the orders that were sent to it, by table."""
 
     def __init__(self, *arguments: Any) -> None:
         self.sent: dict[str, int] = {}
-        self.silent_seconds = 0.0
         super().__init__(*arguments)
-
-    def on_link_lost(self) -> None:
-        if self._watchdog is not None and self._watchdog.unanswered_seconds >= _PROMPT_SECONDS:
-            # It may have been frozen since the ping before the unanswered one.
-            self.silent_seconds = PING_SECONDS + self._watchdog.unanswered_seconds
-        super().on_link_lost()
 
 
 class WebServer(HelperOwner[WebProcess]):
@@ -158,7 +144,6 @@ class WebServer(HelperOwner[WebProcess]):
         if (process := self.process) is not None:
             self._send_orders(process)
         else:
-            owner.on_unserved(0.0)
             self.reconcile()
         return order
 
@@ -183,22 +168,19 @@ class WebServer(HelperOwner[WebProcess]):
         """End the process."""
         await self._helper.aclose()
 
-    async def is_answering(self, on_silent: Callable[[float], None]) -> bool:
-        """Ask the process whether it runs, and wait for the answer; False if there is no process, or it ends.
+    async def is_answering(self) -> bool:
+        """Ask the process whether it runs, and wait for the answer. Returns False if there is no process, or it ends.
 
-        If the answer does not come at once, `on_silent` gets the seconds for which the process may have been frozen.
+        Also returns False if the answer does not come at once: the process may have been frozen.
         """
         if (process := self.process) is None:
             return False
-        answer = asyncio.ensure_future(process.wait_until_performed())
-        await asyncio.wait({answer}, timeout=_PROMPT_SECONDS)
-        if not answer.done():
-            on_silent(PING_SECONDS + _PROMPT_SECONDS)
+        began = asyncio.get_running_loop().time()
         try:
-            await answer
+            await process.wait_until_performed()
         except LinkLost:
             return False
-        return True
+        return asyncio.get_running_loop().time() - began < _PROMPT_SECONDS
 
     # The helper's owner.
 
@@ -230,7 +212,6 @@ class WebServer(HelperOwner[WebProcess]):
     def on_lost(self, process: WebProcess) -> None:
         for order in self._orders.values():
             order.attempted.clear()
-            order.owner.on_unserved(process.silent_seconds)
 
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self.events.record("pool", event, message=message, **detail)
@@ -330,9 +311,6 @@ class WebAddress(Generic[OfTable]):
 
     def on_attempted(self, order: Order, *, changed: bool) -> None:
         self._record_if_new(order.problem)
-
-    def on_unserved(self, silent_seconds: float) -> None:
-        pass
 
     async def _serve(self) -> None:
         """Serve as the table set by `serve_table` says, until cancelled; try again after a failure."""

@@ -39,8 +39,6 @@ MAX_SERVICES = 10_000
 MAX_PER_CLIENT = 1_000
 # Time for which a silent service stays listed, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
-# Minimum time left to a service after a takeover, during which no heartbeat arrives.
-_GRACE_SECONDS = 2.0
 
 REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered", "refreshed"
 _STATES = (STARTING, SERVING, FAILING, SILENT)
@@ -169,42 +167,6 @@ def _hysteresis(settings: RegistrationRequest, state: str) -> Hysteresis | None:
     return Hysteresis(settings.probe, statuses.get(state, Status.UNKNOWN))
 
 
-class HeartbeatClock(Clock):
-    """A clock for times-to-live: it stands still while no service can send a heartbeat."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._behind_seconds = 0.0  # without the current pause
-        self._paused_at: float | None = None
-
-    def monotonic(self) -> float:
-        now = self._clock.monotonic() if self._paused_at is None else self._paused_at
-        return now - self._behind_seconds
-
-    def time(self) -> float:
-        return self._clock.time()
-
-    @property
-    def stood_still_seconds(self) -> float:
-        """How long it has stood still so far, for `restore` in the next supervisor."""
-        return self._clock.monotonic() - self.monotonic()
-
-    def restore(self, stood_still_seconds: float) -> None:
-        """Continue the clock of the previous supervisor, by which the deadlines were set."""
-        self._behind_seconds += stood_still_seconds
-
-    def pause(self, silent_seconds: float = 0.0) -> None:
-        """Stand still from now on; heartbeats may have been lost for `silent_seconds` already. May be repeated."""
-        if self._paused_at is None:
-            self._paused_at = self._clock.monotonic() - silent_seconds
-
-    def resume(self) -> None:
-        """Run again. May be repeated."""
-        if self._paused_at is not None:
-            self._behind_seconds += self._clock.monotonic() - self._paused_at
-            self._paused_at = None
-
-
 class Registrations:
     """The registered services by name and URL, limited in number. A heartbeat only extends a service's deadline."""
 
@@ -308,6 +270,12 @@ class Registrations:
                 silent.append(service)
         return silent, forgotten
 
+    def renew(self) -> None:
+        """Give each service its full time-to-live again, because no heartbeat could arrive."""
+        for service in self:
+            if service.state != SILENT:
+                self._schedule_expiry(service, service.settings.ttl or math.inf)
+
     def backends(self) -> tuple[Registered, ...]:
         return tuple((service.settings, service.is_serving) for service in self)
 
@@ -341,17 +309,12 @@ class Registrations:
             "state": service.state,
             "since": service.since,
             "why": service.why,
-            "deadline": None if service.deadline == math.inf else service.deadline,
         }
 
-    def restore_service(
-        self, table: JsonTable, *, renew_ttl: bool = False, pool_was_stopped: bool = False
-    ) -> None:
+    def restore_service(self, table: JsonTable, *, pool_was_stopped: bool = False) -> None:
         """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
-        With `renew_ttl`, because the last heartbeats were not saved, services get their full time-to-live again unless
-        they are silent; otherwise the saved deadlines apply. If `pool_was_stopped`, services with a probe have to pass
-        the probe again.
+        Its time-to-live begins again. If `pool_was_stopped`, a service with a probe has to pass the probe again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
@@ -363,11 +326,7 @@ class Registrations:
         service = RegisteredService(settings, state, since, owner)
         service.why = str(table.get("why") or "")
         self._by_name.setdefault(settings.name, {})[settings.to] = service
-        if table.get("deadline") is not None:
-            most = FORGOTTEN_SECONDS if service.state == SILENT else settings.ttl
-            least = 0.0 if service.state == SILENT else most if renew_ttl else min(most, _GRACE_SECONDS)
-            left = float(table["deadline"]) - self._clock.monotonic()
-            self._schedule_expiry(service, min(max(left, least), most))
+        self._schedule_expiry(service, FORGOTTEN_SECONDS if state == SILENT else settings.ttl or math.inf)
 
     def _check_place_matches_namesakes(self, settings: RegistrationRequest) -> None:
         """Raise RegistrationRefused if a service with the same name is registered for a different host or path."""

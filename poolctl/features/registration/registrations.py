@@ -2,7 +2,8 @@
 
 A service that leaves, becomes silent or fails is taken out of the gateway's route table at once. A heartbeat does not
 change the route table. Services register by a command or at the address of [registration], which the process `web`
-serves (`site.py`). No time-to-live runs while that process cannot take heartbeats.
+serves (`site.py`). While that process cannot receive heartbeats, no service expires.
+Afterwards each time-to-live begins again.
 """
 
 from __future__ import annotations
@@ -49,15 +50,13 @@ from poolctl.web.bearer_tokens import Ip, unmapped
 
 from . import _services
 from ._answers import RegistrationChangeResult
-from ._services import REGISTERED, HeartbeatClock, RegisteredService, registration_of
+from ._services import REGISTERED, RegisteredService, registration_of
 from .table import RegistrationTable
 
 # Options of every request, not of the service.
 _OF_REQUESTS = ("timeout", "progress", "wait")
 # In the state directory, from a stop to the next start.
 _FILE = "stopped-registrations.json"
-# Interval at which heartbeats are saved; a successor gives each service time for another heartbeat.
-_SAVE_SECONDS = 1.0
 _RESOLVED_SECONDS = 5.0
 _AFTER_START_SECONDS = 1.0
 _AT_ONCE = 100
@@ -71,21 +70,18 @@ class TargetRegistration(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         environment = site.environment
-        self._clock = HeartbeatClock(site.core.clock)
+        self._clock = site.core.clock
         self.services = _services.Registrations(self._clock)
         self._events = site.events
         self._store = site.store
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
-        self._address = RegistrationAddress(
-            site.web, environment, self._clock, self._schedule_next_expiry_check
-        )
+        self._address = RegistrationAddress(site.web, environment, self.services.renew)
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
         self._routes: dict[str, RouteConfig] = {}  # by alias
         self._probes = UrlProbes(self._record_probe)
         self._expiry: asyncio.TimerHandle | None = None
-        self._saving: asyncio.TimerHandle | None = None
         self._expiring: set[asyncio.Task[None]] = set()
 
     @property
@@ -98,8 +94,6 @@ class TargetRegistration(GatewayPart):
     def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [registration] configures, and apply its settings."""
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
-        if self._table is None:
-            self._clock.resume()
         self._routes = {route.label: route for route in tables.all(RouteConfig)}
         for service in self.services:
             if service.state != SILENT:
@@ -140,9 +134,8 @@ class TargetRegistration(GatewayPart):
         with contextlib.suppress(Exception):  # a failure has been reported with each route table
             await self._resumed
         self._probes.close()
-        for timer in (self._expiry, self._saving):
-            if timer is not None:
-                timer.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         for task in self._expiring:
             task.cancel()
         self._save_for_next_start()
@@ -183,8 +176,6 @@ class TargetRegistration(GatewayPart):
         self._update_record(service)
         self._schedule_expiry_check(service.deadline)
         if word == _services.REFRESHED:
-            if self._saving is None:
-                self._saving = asyncio.get_running_loop().call_later(_SAVE_SECONDS, self._save_to_keeper)
             return self._answer([service])
         if word != REGISTERED:
             self._record_save_and_watch(word, service, call)
@@ -321,9 +312,9 @@ class TargetRegistration(GatewayPart):
         task.add_done_callback(self._expiring.discard)
 
     async def _expire_if_reachable(self) -> None:
-        """Remove services after their time-to-live. If services cannot send heartbeats now, wait until they can."""
-        if not await self._address.takes_heartbeats():
-            return
+        """Remove services after their time-to-live; renew it if services could not send heartbeats."""
+        if not await self._address.receives_heartbeats():
+            self.services.renew()
         silent, forgotten = self.services.expire()
         for service in silent:
             self._probes.forget(service)
@@ -363,9 +354,8 @@ class TargetRegistration(GatewayPart):
             saved = pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS)
         was_stopped = content is None and not saved.get("services")
         saved = stopped if was_stopped else saved
-        self._clock.restore(float(saved.get("stood_still_seconds") or 0.0))
         for number, entry in enumerate(saved.get("services") or ()):
-            self.services.restore_service(entry, renew_ttl=content is None, pool_was_stopped=was_stopped)
+            self.services.restore_service(entry, pool_was_stopped=was_stopped)
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
@@ -380,9 +370,9 @@ class TargetRegistration(GatewayPart):
         service.record = json.dumps(self.services.to_json(service)).encode()
 
     def _save(self) -> None:
-        content = self._save_to_keeper()
+        self._store.store_for_successor(fd_store.REGISTRATIONS, self._content)
         try:
-            pool_files.write_left_state(self._directory, content, pool_files.REGISTRATIONS)
+            pool_files.write_left_state(self._directory, self._content, pool_files.REGISTRATIONS)
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 
@@ -397,15 +387,7 @@ class TargetRegistration(GatewayPart):
     @property
     def _content(self) -> bytes:
         services = b",".join(service.record for service in self.services)
-        return b'{"stood_still_seconds": %f, "services": [%s]}' % (self._clock.stood_still_seconds, services)
-
-    def _save_to_keeper(self) -> bytes:
-        if self._saving is not None:
-            self._saving.cancel()
-            self._saving = None
-        content = self._content
-        self._store.store_for_successor(fd_store.REGISTRATIONS, content)
-        return content
+        return b'{"services": [%s]}' % services
 
 
 def _pop_saved_services(path: str) -> Table:
@@ -453,37 +435,21 @@ def _refusal(code: int, message: str, hint: str) -> RegistrationChangeResult:
 
 
 class RegistrationAddress(WebAddress[RegistrationTable]):
-    """The address in [registration]. While it is not served, `heartbeats` stands still; then `on_served` is called."""
+    """The address in [registration]. `on_served` is called whenever a process has begun to serve it."""
 
-    def __init__(
-        self,
-        web: WebServer,
-        environment: SupervisorContext,
-        heartbeats: HeartbeatClock,
-        on_served: Callable[[], None],
-    ) -> None:
+    def __init__(self, web: WebServer, environment: SupervisorContext, on_served: Callable[[], None]) -> None:
         super().__init__(
             web, "registration", lambda table: site_settings(table, environment.configuration.environment)
         )
-        self._heartbeats = heartbeats
         self._on_served = on_served
 
     def on_attempted(self, order: Order, *, changed: bool) -> None:
         super().on_attempted(order, changed=changed)
-        self._heartbeats.resume()
         self._on_served()
 
-    def on_unserved(self, silent_seconds: float) -> None:
-        self._heartbeats.pause(silent_seconds)
-
-    async def takes_heartbeats(self) -> bool:
-        """Whether services can send heartbeats now. Waits for the answer of a slow or frozen process."""
-        if self.table is None:
-            return True
-        if not await self.web.is_answering(self._heartbeats.pause):
-            return False
-        self._heartbeats.resume()
-        return True
+    async def receives_heartbeats(self) -> bool:
+        """Whether the process can receive heartbeats. If it answers late, returns False then."""
+        return self.table is None or await self.web.is_answering()
 
 
 def site_settings(table: RegistrationTable, env: Mapping[str, str]) -> SiteSettings:

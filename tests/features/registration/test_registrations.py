@@ -234,15 +234,15 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         (family,) = registry.manager.gateway_metrics()
         assert {labels["state"]: count for _, labels, count in family.samples if count} == {"silent": 1}
         clock.advance(FORGOTTEN_SECONDS + 1)
-        registry.manager._expire()
-        await until(lambda: registry.trail[-1] == ("pool", "backend forgotten"))
-        assert (await registry.urls(), registry.keeper.services) == ([], [])
+        await registry.ask("register", name="users", to="http://10.0.0.7:9000", ttl=0.001)
+        await until(lambda: ("pool", "backend forgotten") in registry.trail)
+        assert await registry.urls() == ["http://10.0.0.7:9000"]
         await registry.close()
 
     play(work)
 
 
-def test_no_time_to_live_runs_while_the_address_is_not_served() -> None:
+def test_no_service_expires_while_the_address_is_not_served() -> None:
     async def work(stage: Stage) -> None:
         clock = ManualClock()
         registry = Registry(stage, clock=clock)
@@ -255,49 +255,23 @@ def test_no_time_to_live_runs_while_the_address_is_not_served() -> None:
         client = RegistrationClient(token_env="WEB", routes=("users",))
         table = RegistrationTable(bind=f"127.0.0.1:{claim_port()}", client=(client,))
         manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table, routes=ROUTES))
-        assert await manager._address.wait_until_served() == ""
         await until(lambda: web.web.process is not None)
         backend = await stage.backend(Health().script)
-        await registry.ask("register", name="users", to=backend.url, ttl=10)
-
-        def left() -> float | None:
-            return manager.reports("users")[0].left_seconds
-
-        clock.advance(4)
-        assert left() == 6
         web.keeper.refuses = "no process can be created"
         web.keeper.kill()
         await until(lambda: web.web.process is None)
+        await registry.ask("register", name="users", to=backend.url, ttl=0.05)
         for _ in range(3):
             clock.advance(1000)
-            manager._expire()
-            await asyncio.sleep(0)
-        assert left() == 6
-        saved = json.loads(manager._content)["stood_still_seconds"]
-        assert saved == 3000
+            await asyncio.sleep(0.1)
+        assert manager.reports("users")[0].state == "serving"
         web.keeper.refuses = ""
-        web.web._helper.reconcile()
-        assert await manager._address.wait_until_served() == ""
-        assert left() == 6
-        clock.advance(6)
-        manager._expire()
+        web.web.reconcile()
+        await until(lambda: web.web.process is not None)
+        clock.advance(1)
         await until(lambda: ("pool", "backend expired") in registry.trail)
         await registry.close()
         await web.close()
-
-    play(work)
-
-
-def test_heartbeat_is_saved_soon() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 600}
-        await registry.ask("register", **options)
-        for _ in range(2):
-            registry.keeper.entries.clear()
-            await registry.ask("register", **options)
-            await until(lambda: fd_store.REGISTRATIONS in registry.keeper.entries)
-        await registry.close()
 
     play(work)
 

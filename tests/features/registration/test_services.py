@@ -13,7 +13,6 @@ from poolctl.features.gateway.routes import routes_of
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.registration._services import (
     FORGOTTEN_SECONDS,
-    HeartbeatClock,
     Registered,
     RegistrationRefused,
     RegistrationRequest,
@@ -158,7 +157,7 @@ def test_services_of_one_name_have_one_place() -> None:
     assert stage.register(path="/moved") == "changed"
 
 
-def test_next_supervisor_continues_with_states_and_deadlines() -> None:
+def test_next_supervisor_continues_with_states_and_new_times_to_live() -> None:
     stage = Stage()
     stage.register(ttl=30, host="users.example.com")
     stage.register(to="http://10.0.0.8:1", probe={"http": "/health", "interval": "2s"})
@@ -174,21 +173,29 @@ def test_next_supervisor_continues_with_states_and_deadlines() -> None:
         successor.services.restore_service(each)
     assert [each.state for each in successor.services] == ["serving", "failing", "silent"]
     assert [each.settings for each in successor.services] == [each.settings for each in stage.services]
-    assert successor.pass_time(1.9) == ([], []), "a heartbeat may have come while there was no supervisor"
+    assert successor.pass_time(29.9) == ([], [])
     assert successor.pass_time(0.2) == ([URL], [])
     _, restored, _ = successor.services
     assert successor.services.record_probe(restored, "", 0.0)
     for wrong in ({"settings": {"name": "users"}}, {"state": "other"}):
         successor.services.restore_service({**saved[0], **wrong})
     assert len(successor.services) == 3
-    after_both = Stage()
-    after_both.services.restore_service(saved[0], renew_ttl=True)
-    assert after_both.services.due == 30.0
     after_stop = Stage()
     for each in saved:
-        after_stop.services.restore_service(each, renew_ttl=True, pool_was_stopped=True)
+        after_stop.services.restore_service(each, pool_was_stopped=True)
     assert [each.state for each in after_stop.services] == ["serving", "starting", "silent"]
     assert [each.settings for each in after_stop.services] == [each.settings for each in stage.services]
+
+
+def test_times_to_live_begin_again_when_no_heartbeat_could_arrive() -> None:
+    stage = Stage()
+    stage.register(ttl=30)
+    stage.register(to="http://10.0.0.8:1")
+    stage.register(to="http://10.0.0.9:1", ttl=1)
+    stage.pass_time(20)
+    stage.services.renew()
+    assert stage.pass_time(29) == ([], [])
+    assert stage.pass_time(1) == ([URL], [])
 
 
 WEB = ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b")
@@ -492,7 +499,7 @@ def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     saved = stage.services.to_json(found)
     assert saved == {
         "settings": {"name": "users", "to": URL, "ttl": 30.0, "weight": 2}, "owner": "web", "state": "serving",
-        "since": 1_700_000_000.0, "why": "slow", "deadline": 30.0,
+        "since": 1_700_000_000.0, "why": "slow",
     }  # fmt: skip
     successor = Stage()
     successor.clock.advance(10)
@@ -500,17 +507,11 @@ def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
     (again,) = successor.services
     assert successor.services.to_json(again) == saved
     stopped = Stage()
-    stopped.services.restore_service(
-        {**saved, "state": "silent", "deadline": 5000.0}, pool_was_stopped=True, renew_ttl=True
-    )
+    stopped.services.restore_service({**saved, "state": "silent"}, pool_was_stopped=True)
     (silent,) = stopped.services
     assert (silent.state, stopped.services.due) == ("silent", FORGOTTEN_SECONDS)
-    for deadline, due in ((-5.0, 2.0), (1.0, 2.0), (29.0, 29.0), (99.0, 30.0)):
-        late = Stage()
-        late.services.restore_service({**saved, "deadline": deadline})
-        assert late.services.due == due
     bare = Stage()
-    bare.services.restore_service({"settings": saved["settings"], "state": "serving"})
+    bare.services.restore_service({"settings": {"name": "users", "to": URL}, "state": "serving"})
     (found,) = bare.services
     assert (found.owner, found.since, found.why, bare.services.due) == ("", 0.0, "", math.inf)
 
@@ -559,24 +560,3 @@ def test_own_route_is_excluded_where_another_route_is(
         assert found == ExcludedRoute(alias="own", reason=excluded, host=host, provider="registration")
     else:
         assert isinstance(found, Route)
-
-
-def test_clock_of_heartbeats_stands_still_while_it_is_paused() -> None:
-    real = ManualClock(100.0)
-    clock = HeartbeatClock(real)
-    assert (clock.monotonic(), clock.time(), clock.stood_still_seconds) == (100.0, real.time(), 0.0)
-    real.advance(5)
-    clock.pause(2.0)  # of which it is known now only
-    clock.pause()
-    assert clock.monotonic() == 103.0
-    real.advance(50)
-    assert (clock.monotonic(), clock.stood_still_seconds) == (103.0, 52.0)
-    clock.resume()
-    clock.resume()
-    real.advance(1)
-    assert (clock.monotonic(), clock.stood_still_seconds) == (104.0, 52.0)
-    successor = HeartbeatClock(real)
-    successor.pause()
-    successor.restore(52.0)
-    successor.resume()
-    assert successor.monotonic() == clock.monotonic()
