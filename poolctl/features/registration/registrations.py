@@ -27,7 +27,7 @@ from poolctl.address import Address, parse
 from poolctl.config import Finding, Tables, named_addresses
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import SOCKET_NAME
-from poolctl.daemon_threads import in_daemon_thread, run_in_daemon_thread
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import PoolParamError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.features.gateway.routes import probe_with_host
@@ -58,7 +58,6 @@ _OF_REQUESTS = ("timeout", "progress", "wait")
 # In the state directory, from a stop to the next start.
 _FILE = "stopped-registrations.json"
 _RESOLVED_SECONDS = 5.0
-_AFTER_START_SECONDS = 1.0
 _AT_ONCE = 100
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -105,7 +104,6 @@ class TargetRegistration(GatewayPart):
         self._resumed = asyncio.ensure_future(self._resume())
         gateway.routes.services = self
         self._serve()
-        asyncio.get_running_loop().call_later(_AFTER_START_SECONDS, run_in_daemon_thread, _preload_validation)
 
     def _serve(self) -> None:
         if self._gateway is not None:
@@ -410,13 +408,6 @@ async def perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], c
         by = {"user": owner, "command": "registration", "address": call.by().get("address", "")}
         call = call._replace(options=options, by=lambda: by)
     return await perform(call, owner)
-
-
-def _preload_validation() -> None:
-    """Build the validation of registrations before an upgrade can replace the package's files."""
-    registration_of({}, [])
-    with contextlib.suppress(PoolValidateError):
-        RouteConfig()
 
 
 async def _target_url_problem(url: str, tables: Tables) -> str:

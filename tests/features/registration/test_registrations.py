@@ -289,24 +289,6 @@ def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() ->
     play(work)
 
 
-def test_validation_is_prepared_soon_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = asyncio.Event()
-
-    async def work(stage: Stage) -> None:
-        loop, prepare = asyncio.get_running_loop(), registrations._preload_validation
-
-        def observed() -> None:
-            prepare()
-            loop.call_soon_threadsafe(prepared.set)
-
-        monkeypatch.setattr(registrations, "_preload_validation", observed)
-        registry = Registry(stage)
-        await prepared.wait()
-        await registry.close()
-
-    play(work)
-
-
 def test_pool_without_a_gateway_registers_nothing() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
