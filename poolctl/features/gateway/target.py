@@ -163,8 +163,8 @@ def _processes(entry: Entry) -> tuple[tuple[str, ...], tuple[str, ...]]:
 class MachineState:
     """The state of the container or virtual machine behind a URL; `state` is "" if there is no such machine.
 
-    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. Requests wait at
-    most `start_seconds` for a start. `answers` counts the answers to requests to start it.
+    `why` is the reason why it could not be started. Requests wait at most `start_seconds` for a start. `answers` counts
+    the answers to requests to start it.
     """
 
     RUNNING: ClassVar[str] = "running"
@@ -175,6 +175,5 @@ class MachineState:
 
     state: str = ""
     why: str = ""
-    retry_seconds: float = 0.0
     start_seconds: float = 60.0
     answers: int = 0

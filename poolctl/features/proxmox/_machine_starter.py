@@ -48,7 +48,6 @@ class _StartState:
     def __init__(self) -> None:
         self.state = ""  # instead of the inventory's state: starting, stopped, failed or unknown; or ""
         self.why = ""
-        self.retry_seconds = 0.0
         self.cooldown_seconds = _COOLDOWN_SECONDS  # the pause after its next failure
         self.unanswered = False  # the API did not answer the last request about the start
         self.not_before = 0.0  # when it may be started again
@@ -151,8 +150,6 @@ class MachinePowerManager:
         return MachineState(
             state=case.state or state,
             why=case.why,
-            # The first value: the time left would change with each report.
-            retry_seconds=case.retry_seconds if case.state == MachineState.FAILED else 0.0,
             start_seconds=table.start_timeout,
             answers=case.answers,
         )
@@ -325,7 +322,6 @@ class MachinePowerManager:
     def _enter_backoff(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for `pause_seconds`."""
         self._set_state(case, MachineState.FAILED, why)
-        case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
 
     def _retry(self, case: _StartState) -> None:
