@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +24,18 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
         if not ready and timeout:
             self.moment += timeout
         return ready
+
+
+class SameThread(ThreadPoolExecutor):
+    """Runs each function at once: the loop's time would pass while another thread works."""
+
+    def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*arguments, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

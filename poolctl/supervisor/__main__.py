@@ -37,7 +37,7 @@ def main() -> None:
     from poolctl.daemon_threads import create_pool
     from poolctl.logs.internal_log import InternalLog
 
-    from .supervisor import Supervisor, SupervisorProcess, exit_at_once
+    from .supervisor import Supervisor, exit_at_once
 
     # Rarely, because a full collection blocks the loop for 10 ms and finds hardly any garbage.
     gc.set_threshold(*_GARBAGE)
@@ -45,8 +45,7 @@ def main() -> None:
     gc.freeze()
     name_process("poolctl-superv.")
     logging.basicConfig(handlers=[InternalLog(log)], level=logging.INFO)
-    process = SupervisorProcess(keeper=socket.socket(fileno=_KEEPER_FD))
-    supervisor = Supervisor(directory, files, process, calm=CALM in sys.argv)
+    supervisor = Supervisor(directory, files, socket.socket(fileno=_KEEPER_FD), calm=CALM in sys.argv)
     threads = create_pool()
 
     async def run_and_exit() -> None:

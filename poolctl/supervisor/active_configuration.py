@@ -73,7 +73,6 @@ class ActiveConfiguration:
         state_directory: str,
         store: StateStore,
         environments: dict[str, Mapping[str, str]],
-        reader: ConfigurationReader,
         comes_back: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self.files = list(files)
@@ -93,7 +92,7 @@ class ActiveConfiguration:
         self.not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
-        self._reader = reader
+        self._reader = ConfigurationReader()
         self._comes_back = comes_back
         self._environment: Mapping[str, str] | None = None
         self._surroundings = Surroundings()

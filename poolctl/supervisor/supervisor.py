@@ -12,8 +12,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,7 +32,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.workqueue import caused_by
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
-from poolctl.feature import Feature, features
+from poolctl.feature import features
 from poolctl.keeper import fd_store, pool_files, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
@@ -54,7 +54,6 @@ from poolctl.worker.tally import Counts
 
 from . import configuration_reader, feature_parts
 from .active_configuration import ActiveConfiguration, SupervisorContext
-from .configuration_reader import ConfigurationReader
 from .feature_parts import OPENING_VERBS, FeatureParts
 from .health import watch_health
 from .launch import listen
@@ -102,32 +101,16 @@ def exit_at_once(status: int) -> NoReturn:
     os._exit(status)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupervisorProcess:
-    """What a supervisor gets from its process; `keeper` is the socket of the link to the keeper."""
-
-    keeper: socket.socket
-    exit: Callable[[int], NoReturn] = exit_at_once
-    clock: Clock = field(default_factory=Clock)
-    reader: ConfigurationReader = field(default_factory=ConfigurationReader)
-    locks: PoolLocks = field(default_factory=user_locks)
-    features: Sequence[Feature] = field(default_factory=features)
-    create_runner: Callable[[RunnerContext], LocalRunner] = LocalRunner
-    watch_keeper_exit: Callable[[int, Callable[[FrameType | None], object]], object] = KeeperExitWatchdog
-    # The command of a keeper that replaces one that has exited.
-    keeper_command: Sequence[str] = tuple(bootstrap.command(sys.executable, "keeper", isolated=True))
-
-
 class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
-    A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands.
+    `keeper` is the socket of the link to the keeper. A `calm` supervisor, started after repeated crashes, only adopts
+    the running workers and serves commands.
     """
 
-    def __init__(
-        self, directory: str, files: Sequence[str], process: SupervisorProcess, *, calm: bool
-    ) -> None:
-        self._process = process
+    def __init__(self, directory: str, files: Sequence[str], keeper: socket.socket, *, calm: bool) -> None:
+        self._keeper_socket = keeper
+        self._clock = Clock()
         self._calm = calm
         self.directory = directory
         self.files = list(files)
@@ -149,11 +132,11 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
-        keeper = self._keeper = KeeperLink(self._process.keeper, self)
+        keeper = self._keeper = KeeperLink(self._keeper_socket, self)
         hello = await self._hello
         self._keeper_pid = self._runtime_files.keeper_pid = int(hello["pid"])
-        self._process.watch_keeper_exit(self._keeper_pid, self._replace_keeper_and_exit)
-        self._lock = HeldLock(keeper, self.directory, self._process.locks)
+        KeeperExitWatchdog(self._keeper_pid, self._replace_keeper_and_exit)
+        self._lock = HeldLock(keeper, self.directory, user_locks())
         await self._lock.share_or_acquire()
         with contextlib.suppress(OSError):
             restore_private_directory(self.directory)
@@ -209,7 +192,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             notes=self._notes,
             opener=self._opener,
         )
-        self.runner = self._process.create_runner(context)
+        self.runner = LocalRunner(context)
         self.runner.events = self
         self._store = StateStore(self._keeper, self.directory)
         self._save_timer = SaveTimer(self._save_changes)
@@ -218,17 +201,16 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             state_directory,
             self._store,
             environments,
-            self._process.reader,
             manager.holds if manager is not None else lambda key: False,
         )
         self._environment = SupervisorContext(
             self._configuration, self._keeper, self.directory, state_directory, self._helpers, self._opener
         )
-        self.events = EventBus(self._process.clock)
+        self.events = EventBus(self._clock)
         self._killed = KilledPool(self.events)
         self._damage = [f"{path} was damaged, and is not used" for path in damaged_files(state_directory)]
         self._web = WebServer(self._environment, self.events)
-        self._parts = FeatureParts(self._environment, self.events, self._process.features)
+        self._parts = FeatureParts(self._environment, self.events, features())
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
         for report in self._early_exits:
             self._helpers.handle_exit_report(report)
@@ -284,8 +266,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe(self._set_journal)
         trace = DecisionLogger.configured(os.environ)
-        clock = self._process.clock
-        self.core = Core(servers, self.runner, clock, self.events, calm=self._calm, trace=trace)
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
         self._lost = LostOutputReporter(self.core, self.events)
         self._totals = Totals(self.core, self.runner.tallies, self.events, self._store)
         await self._totals.resume()
@@ -329,7 +310,14 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await asyncio.sleep(_AFTER_START_SECONDS)
         self._web.reconcile()  # until it has looked for its process, it keeps all reported exits
         await self._verbs.build.digest()
-        await import_slowly([*configuration_reader.modules(), *feature_parts.modules()])
+        for name in (*configuration_reader.modules(), *feature_parts.modules()):
+            # All at once would block the loop for 15 ms.
+            await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
+            try:
+                import_module(name)
+            except Exception:
+                # The package is being replaced. The other modules are imported nevertheless.
+                logger.exception("%s cannot be imported", name)
 
     def _set_journal(self, tables: Tables) -> None:
         environment = self._environment
@@ -394,7 +382,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
         If the request is to stop the whole pool, reading is cancelled.
         """
-        if stops_everything(request):
+        selector = request.body.get("selector") or {}
+        if request.verb == "stop" and isinstance(selector, dict) and not any(selector.values()):
             self._configuration.cancel_first_read()
         try:
             await self._begun.wait()
@@ -418,7 +407,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def _exit_for_successor(self) -> None:
         """Save the state and exit without stopping anything; the keeper then starts a successor, which takes over."""
         self._save()
-        self._process.exit(0)
+        exit_at_once(0)
 
     def _on_entry_changed(self, entry: Entry) -> None:
         self._configuration.remember_findings(entry)
@@ -648,7 +637,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         with contextlib.suppress(LinkLost):
             await self._keeper.call(order)
         # From here on the successor does everything.
-        self._process.exit(0)
+        exit_at_once(0)
 
     def on_link_lost(self) -> None:
         """Handle the exit of the keeper."""
@@ -672,7 +661,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
             hand_over_to_new_keeper(
                 self.directory,
-                self._process.keeper_command,
+                bootstrap.command(sys.executable, "keeper", isolated=True),
                 command,
                 self._keeper.recorded_entries(),
                 stop_pool=self._terminating,
@@ -683,18 +672,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             logger.error("the keeper ended while this process hung here:\n%s", stack)
         if not self._keeper.whole:
             logger.error("the keeper is gone, and not everything is known here that it held")
-        self._process.exit(0 if self._keeper.whole else 1)
-
-
-async def import_slowly(names: Iterable[str]) -> None:
-    """Import these modules one at a time, with pauses. All at once would block the loop for 15 ms."""
-    for name in names:
-        await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
-        try:
-            import_module(name)
-        except Exception:
-            # The package is being replaced. The other modules are imported nevertheless.
-            logger.exception("%s cannot be imported", name)
+        exit_at_once(0 if self._keeper.whole else 1)
 
 
 def failed_status(exit_: Exit | None) -> int:
@@ -704,12 +682,6 @@ def failed_status(exit_: Exit | None) -> int:
     if exit_.signal is not None:
         return _SIGNALLED + exit_.signal
     return exit_.status or FAILED
-
-
-def stops_everything(request: Request) -> bool:
-    """Whether the request is to stop the whole pool."""
-    selector = request.body.get("selector") or {}
-    return request.verb == "stop" and isinstance(selector, dict) and not any(selector.values())
 
 
 async def restore_and_adopt_workers(

@@ -17,7 +17,7 @@ from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import ActiveConfiguration
-from poolctl.supervisor.configuration_reader import ConfigurationReader, Reading
+from poolctl.supervisor.configuration_reader import Reading
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call, VerbContext, VerbLimits
@@ -34,8 +34,7 @@ class Files(ActiveConfiguration):
 
     def __init__(self, servers: Iterable[ServerConfig]) -> None:
         keeper: Any = None
-        reader = ConfigurationReader()
-        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {}, reader)
+        super().__init__(["/nowhere/pool.toml"], "/nowhere", StateStore(keeper, ""), {})
         self.written = list(servers)
         self.wrong: list[ErrorEntry] = []
         self.tables_of_files = Tables()

@@ -29,7 +29,7 @@ from poolctl.supervisor.active_configuration import (
     obstacles_to_adding,
     try_write_object,
 )
-from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
+from poolctl.supervisor.configuration_reader import Reading
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import RecordedEvents
@@ -48,15 +48,6 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(bounded())
 
 
-class NoReader(ConfigurationReader):
-    """One whose disk does not answer."""
-
-    async def read(self, *arguments: Any, **options: Any) -> Reading:
-        raise ReaderFailed("the files cannot be read", "try again")
-
-    origins = read  # type: ignore[assignment]
-
-
 class Pool:
     """The configuration of a pool whose files are in `directory`, with what its supervisors leave behind."""
 
@@ -69,14 +60,14 @@ class Pool:
         self.link = StoreLink(Store())
         self.environments: dict[str, Any] = {}
 
-    def configuration(self, reader: type[ConfigurationReader] = ConfigurationReader) -> ActiveConfiguration:
+    def configuration(self) -> ActiveConfiguration:
         """That of another supervisor."""
         store = StateStore(self.link, str(self.runtime))
-        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments, reader())
+        return ActiveConfiguration([str(self.file)], str(self.directory), store, self.environments)
 
-    def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]], **more: Any) -> None:
+    def scenario(self, work: Callable[[ActiveConfiguration], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
-            configuration = self.configuration(**more)
+            configuration = self.configuration()
             try:
                 await work(configuration)
             finally:
@@ -200,15 +191,6 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
         )  # fmt: skip
 
     Pool(tmp_path).scenario(work)
-
-
-def test_files_that_cannot_be_read_are_a_conflict(tmp_path: Path) -> None:
-    async def work(configuration: ActiveConfiguration) -> None:
-        assert await configuration.read_first_servers() == []
-        assert configuration.exit_code == CONFLICT
-        assert configuration.problems[0].message == "the files cannot be read"
-
-    Pool(tmp_path).scenario(work, reader=NoReader)
 
 
 AUTO = '[[server]]\nname = "{}"\nbind = "127.0.0.1:auto"\napp = "any:app"\n'
@@ -341,8 +323,6 @@ def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tm
         origins = (await configuration.key_origins(["web"]))["web"]
         assert origins is not None
         assert origins["bind"].endswith("pool.toml:3")
-        configuration._reader = NoReader()
-        assert await configuration.key_origins(["web"]) == {}
 
     Pool(tmp_path).scenario(work)
 

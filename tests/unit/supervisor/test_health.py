@@ -26,10 +26,9 @@ from poolctl.supervisor.recovery_policy import Decision, RecoverySituation, Reco
 from poolctl.supervisor.worker_recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery, outcome_text
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import SameThread, VirtualLoop
 
 from .desk import Desk, Fixed
-from .whole_supervisor import InTheSameThread
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 POLICY = Recovery(limit=3, window=100, backoff=RecoveryBackoff(initial=10, max=20, jitter=0))
@@ -989,7 +988,7 @@ class Watched:
 
     def __init__(self, *servers: ServerConfig, runner: SlowRunner | None = None) -> None:
         self.loop = VirtualLoop()
-        self.loop.set_default_executor(InTheSameThread())
+        self.loop.set_default_executor(SameThread())
         self.runner = runner or SlowRunner()
         self.runner.heartbeats = self.bodies = Bodies()
         self.loop.run_until_complete(self._begin(servers))

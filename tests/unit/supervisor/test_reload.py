@@ -26,7 +26,7 @@ from poolctl.json_form import from_json, to_json
 from poolctl.keeper.store import Store
 from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.active_configuration import ActiveConfiguration
-from poolctl.supervisor.configuration_reader import ConfigurationReader, ReaderFailed, Reading
+from poolctl.supervisor.configuration_reader import ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.reload import PlannedReload, changed_keys
 from poolctl.supervisor.verbs.verb import VerbLimits
@@ -395,7 +395,7 @@ class DeskWithFiles(Desk):
         file.write_text(text)
         link: Any = None
         store = store or StateStore(link, str(directory))
-        files = ActiveConfiguration([str(file)], str(directory), store, {}, ConfigurationReader())
+        files = ActiveConfiguration([str(file)], str(directory), store, {})
         resolved = await files.read()
         files.activate(resolved)
         desk = cls(*resolved.servers, runner=runner)
@@ -554,9 +554,8 @@ def test_successor_knows_what_its_predecessor_has_read(tmp_path: Path) -> None:
         desk = await DeskWithFiles.begun(tmp_path, store=store)
         store.save(desk.core.entries, desk.files.take_unsaved(desk.core))
         desk.file.write_text(WEB + EXTRA)
-        reader = ConfigurationReader()
         left = StateStore(link, str(tmp_path))
-        successor = ActiveConfiguration([str(desk.file)], str(tmp_path), left, {}, reader)
+        successor = ActiveConfiguration([str(desk.file)], str(tmp_path), left, {})
         assert [server.name for server in await successor.take_over() or ()] == ["web"]
         assert changed_files(successor.marks or {}, successor.files) == [str(desk.file)]
         link.end()
