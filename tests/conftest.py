@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from poolctl.installation import install_extra_command
+from tests.coroutines import pytest_pyfunc_call as pytest_pyfunc_call
 from tests.deadline import wait_until
 from tests.http_get import Reply, get
 from tests.leftovers import Leftovers, default_places

@@ -622,17 +622,14 @@ def test_messages_arrive_on_a_loop_as_they_do_in_a_thread(path: Path) -> None:
     assert requests == [("start", {"options": {"a": 1}}), ("list", {})]
 
 
-def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> None:
-    async def work() -> None:
-        with pytest.raises(NoSupervisor):
-            await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen()
-            with pytest.raises(TimeoutError):
-                await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
-
-    run(work())
+async def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> None:
+    with pytest.raises(NoSupervisor):
+        await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(TimeoutError):
+            await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])

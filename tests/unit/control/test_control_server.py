@@ -108,18 +108,15 @@ def lines(answer: bytes) -> list[Any]:
 @pytest.mark.parametrize(
     ("method", "body", "seen"), [("GET", None, {}), ("POST", {"a": [1]}, {"a": [1]}), ("POST", None, {})]
 )
-def test_both_versions_of_http_and_both_methods_are_answered(
+async def test_both_versions_of_http_and_both_methods_are_answered(
     tmp_path: Path, version: str, method: str, body: Any, seen: Any
 ) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            answer = await exchange(path, request("ping", body, method=method, version=version))
-            assert status(answer) == 200
-            progress, result = lines(answer)
-            assert progress == {"notice": "web"}
-            assert result["result"] == {"verb": "ping", "body": seen, "uid": os.geteuid(), "pid": os.getpid()}
-
-    asyncio.run(scenario())
+    async with serving(tmp_path) as path:
+        answer = await exchange(path, request("ping", body, method=method, version=version))
+        assert status(answer) == 200
+        progress, result = lines(answer)
+        assert progress == {"notice": "web"}
+        assert result["result"] == {"verb": "ping", "body": seen, "uid": os.geteuid(), "pid": os.getpid()}
 
 
 @pytest.mark.parametrize(
@@ -143,12 +140,9 @@ def test_both_versions_of_http_and_both_methods_are_answered(
         (b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n" + b"[" * 100_000, 400),
     ],
 )  # fmt: skip
-def test_wrong_requests_get_a_status(tmp_path: Path, data: bytes, code: int) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            assert status(await exchange(path, data, half_close=code == 400)) == code
-
-    asyncio.run(scenario())
+async def test_wrong_requests_get_a_status(tmp_path: Path, data: bytes, code: int) -> None:
+    async with serving(tmp_path) as path:
+        assert status(await exchange(path, data, half_close=code == 400)) == code
 
 
 @pytest.mark.parametrize(
@@ -168,17 +162,13 @@ def test_wrong_requests_get_a_status(tmp_path: Path, data: bytes, code: int) -> 
         ({"options": [], "selector": None}, ""),
     ],
 )
-def test_options_of_the_wrong_type_get_400(tmp_path: Path, body: dict[str, Any], problem: str) -> None:
+async def test_options_of_the_wrong_type_get_400(tmp_path: Path, body: dict[str, Any], problem: str) -> None:
     content = json.dumps(body).encode()
     head = f"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
-
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            answer = await exchange(path, head + content)
-            assert status(answer) == (400 if problem else 200)
-            assert problem.encode() in answer
-
-    asyncio.run(scenario())
+    async with serving(tmp_path) as path:
+        answer = await exchange(path, head + content)
+        assert status(answer) == (400 if problem else 200)
+        assert problem.encode() in answer
 
 
 @given(st.binary(max_size=300))
@@ -193,28 +183,25 @@ def test_garbage_ends_the_connection_and_nothing_else(tmp_path: Path, data: byte
     asyncio.run(scenario())
 
 
-def test_a_huge_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
-            chunk = b"x" * 1_000_000
-            try:
-                for _ in range(20):
-                    writer.write(chunk)
-                    await writer.drain()
-            except ConnectionError:
-                pass
-            answer = b""
-            try:
-                answer = await asyncio.wait_for(reader.read(), 60)
-            except ConnectionError:
-                pass
-            assert not answer or status(answer) == 413
-            writer.close()
-            assert status(await exchange(path, request("ping"))) == 200
-
-    asyncio.run(scenario())
+async def test_a_huge_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"POST /v1/list HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        chunk = b"x" * 1_000_000
+        try:
+            for _ in range(20):
+                writer.write(chunk)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        answer = b""
+        try:
+            answer = await asyncio.wait_for(reader.read(), 60)
+        except ConnectionError:
+            pass
+        assert not answer or status(answer) == 413
+        writer.close()
+        assert status(await exchange(path, request("ping"))) == 200
 
 
 def test_a_client_that_does_not_finish_its_request_is_given_up(tmp_path: Path) -> None:
@@ -226,65 +213,56 @@ def test_a_client_that_does_not_finish_its_request_is_given_up(tmp_path: Path) -
     run_in_virtual_time(scenario())
 
 
-def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            slow = [await asyncio.open_unix_connection(str(path)) for _ in range(50)]
-            for _, writer in slow:
-                writer.write(b"GET /v1/")
-            assert status(await exchange(path, request("ping"))) == 200
-            for _, writer in slow:
-                writer.write(b"ping HTTP/1.0\r\n\r\n")
-            for reader, writer in slow:
-                assert status(await reader.read()) == 200
-                writer.close()
-
-    asyncio.run(scenario())
+async def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        slow = [await asyncio.open_unix_connection(str(path)) for _ in range(50)]
+        for _, writer in slow:
+            writer.write(b"GET /v1/")
+        assert status(await exchange(path, request("ping"))) == 200
+        for _, writer in slow:
+            writer.write(b"ping HTTP/1.0\r\n\r\n")
+        for reader, writer in slow:
+            assert status(await reader.read()) == 200
+            writer.close()
 
 
 @pytest.mark.slow
-def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        begun, cancelled = asyncio.Event(), asyncio.Event()
+async def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def wait_for_ever(request: Request, progress: Progress) -> object:
-            progress(ProgressLine())  # never read: the end arrives as a reset
-            begun.set()
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.set()
-                raise
-            return Result()
+    async def wait_for_ever(request: Request, progress: Progress) -> object:
+        progress(ProgressLine())  # never read: the end arrives as a reset
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return Result()
 
-        async with serving(tmp_path, wait_for_ever) as path:
-            _, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(request("wait"))
-            await begun.wait()
-            writer.close()
-            await asyncio.wait_for(cancelled.wait(), 60)
-            gc.collect()
-
-    asyncio.run(scenario())
+    async with serving(tmp_path, wait_for_ever) as path:
+        _, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(request("wait"))
+        await begun.wait()
+        writer.close()
+        await asyncio.wait_for(cancelled.wait(), 60)
+        gc.collect()
 
 
 @pytest.mark.parametrize("more", [b"\r\n", b"GET /v1/list HTTP/1.1\r\nhost: x\r\n\r\n"])
-def test_request_is_answered_when_more_data_follows_it(tmp_path: Path, more: bytes) -> None:
-    async def scenario() -> None:
-        async def slow(request: Request, progress: Progress) -> object:
-            await asyncio.sleep(0.1)
-            return Echo(verb=request.verb)
+async def test_request_is_answered_when_more_data_follows_it(tmp_path: Path, more: bytes) -> None:
+    async def slow(request: Request, progress: Progress) -> object:
+        await asyncio.sleep(0.1)
+        return Echo(verb=request.verb)
 
-        async with serving(tmp_path, slow) as path:
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(request("ping"))
-            await writer.drain()
-            await asyncio.sleep(0.02)
-            writer.write(more)
-            assert lines(await reader.read()) == [{"result": {"verb": "ping"}}]
-            writer.close()
-
-    asyncio.run(scenario())
+    async with serving(tmp_path, slow) as path:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(request("ping"))
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(more)
+        assert lines(await reader.read()) == [{"result": {"verb": "ping"}}]
+        writer.close()
 
 
 def test_failing_handler_is_answered_with_an_error(tmp_path: Path, caplog: Any) -> None:
@@ -303,28 +281,25 @@ def test_failing_handler_is_answered_with_an_error(tmp_path: Path, caplog: Any) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused() -> None:
-    async def scenario() -> None:
-        # A socket without a file, that everybody can reach: the credentials alone decide.
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
-            listener.bind("")
-            listener.listen()
-            server = ControlServer(echo)
-            server.replace_listener(listener)
-            os.seteuid(65534)
-            try:
-                client.connect(listener.getsockname())
-            finally:
-                os.seteuid(0)
-            client.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(client, request("list"))
-            answer = await loop.sock_recv(client, 65536)
-            assert status(answer) == 403
-            assert b"belongs to uid 0" in answer
-            await server.close()
-
-    asyncio.run(scenario())
+async def test_another_user_is_refused() -> None:
+    # A socket without a file, that everybody can reach: the credentials alone decide.
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind("")
+        listener.listen()
+        server = ControlServer(echo)
+        server.replace_listener(listener)
+        os.seteuid(65534)
+        try:
+            client.connect(listener.getsockname())
+        finally:
+            os.seteuid(0)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, request("list"))
+        answer = await loop.sock_recv(client, 65536)
+        assert status(answer) == 403
+        assert b"belongs to uid 0" in answer
+        await server.close()
 
 
 def test_closing_lets_the_answers_under_way_be_finished(tmp_path: Path) -> None:
@@ -364,19 +339,18 @@ def test_closing_loses_no_connection_that_was_just_accepted(tmp_path: Path, turn
     assert lines(run_in_virtual_time(scenario()))[-1]["result"]["verb"] == "list"
 
 
-def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_made_for(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as path:
-            clients = []
-            try:
-                for _ in range(BACKLOG):
-                    clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-                    clients[-1].connect(str(path))
-            finally:
-                for each in clients:
-                    each.close()
-
-    asyncio.run(scenario())
+async def test_a_listener_whose_server_is_busy_takes_as_many_connections_as_it_was_made_for(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as path:
+        clients = []
+        try:
+            for _ in range(BACKLOG):
+                clients.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                clients[-1].connect(str(path))
+        finally:
+            for each in clients:
+                each.close()
 
 
 def test_command_is_answered_when_every_descriptor_is_in_use(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from poolctl.core.core import Core
 from poolctl.core.decide import DecisionLogger
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
+from tests.coroutines import run as run
+from tests.coroutines import turns as turns
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
 
@@ -89,19 +91,3 @@ def let_wait(entry: Entry, index: int = 0) -> asyncio.TimerHandle:
 def web(name: str = "web", **keys: Any) -> ServerConfig:
     keys.setdefault("bind", f"127.0.0.1:{9000 + sum(map(ord, name)) % 900}")
     return ServerConfig(**{"name": name, "app": "any:app", "restart": "no"} | keys)
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    async def watched() -> None:
-        unseen: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        await asyncio.wait_for(work, 100)  # processes are started, on a machine that may be busy
-        assert unseen == [], unseen
-        await turns()  # work that the last change has led to begins, so that it can be cancelled
-
-    asyncio.run(watched())
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from poolctl.core.workqueue import caused_by
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 from tests.manual_clock import ManualClock
-from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, web
+from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, web
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.runners.scripted_runner import break_once
 
@@ -232,15 +232,12 @@ def test_failed_stop_hook_is_an_event_with_the_cause_of_the_stop(stage: Stage) -
     assert (stage.web.state, stage.web.observed.warnings) == ("stopped", [f"web: {message}"])
 
 
-def test_hook_that_the_runner_cannot_run_fails_the_start_with_the_reason_and_its_hint() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web(hooks=BOTH))
-        (problem,) = await pool.start()
-        assert problem.message == "hooks.before_start cannot be run: no process can be made"
-        assert problem.hint == "look"
-        assert pool.states() == {"web": "failed"}
-
-    run(scenario())
+async def test_hook_that_the_runner_cannot_run_fails_the_start_with_the_reason_and_its_hint() -> None:
+    pool = OrderedCore(web(hooks=BOTH))
+    (problem,) = await pool.start()
+    assert problem.message == "hooks.before_start cannot be run: no process can be made"
+    assert problem.hint == "look"
+    assert pool.states() == {"web": "failed"}
 
 
 def test_each_stop_returns_while_a_hook_cannot_be_killed(stage: Stage) -> None:

@@ -45,7 +45,7 @@ from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
 from poolctl.time_windows import WindowState
 from tests.needs import needs
-from tests.unit.core.ordered_core import OrderedCore, let_wait, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, let_wait, turns, web
 
 
 def entry(desired: Desired = Desired.IDLE, **keys: Any) -> Entry:
@@ -145,30 +145,26 @@ def test_worker_that_is_replaced_alone_leaves_the_others_current() -> None:
     assert (server.generation_at(0), server.generation_at(1)) == (3, 3)
 
 
-def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        server = pool.core.entries["web"]
-        await pool.stop("web")
-        for disabled in (True, False):
-            pool.core.change(server, web(disabled=disabled), live=True)
-            assert server.desired.state is Desired.STOPPED
+async def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> (
+    None
+):
+    pool = OrderedCore(web())
+    await pool.start()
+    server = pool.core.entries["web"]
+    await pool.stop("web")
+    for disabled in (True, False):
+        pool.core.change(server, web(disabled=disabled), live=True)
+        assert server.desired.state is Desired.STOPPED
 
-    run(scenario())
 
-
-def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web())
-        await pool.start()
-        server = pool.core.entries["web"]
-        pool.core.change(server, web(disabled=True), live=True)
-        assert server.desired.state is Desired.IDLE
-        pool.core.change(server, web(), live=True)
-        assert server.desired.state is Desired.RUN
-
-    run(scenario())
+async def test_a_server_that_ran_until_it_was_disabled_runs_again_when_it_is_enabled() -> None:
+    pool = OrderedCore(web())
+    await pool.start()
+    server = pool.core.entries["web"]
+    pool.core.change(server, web(disabled=True), live=True)
+    assert server.desired.state is Desired.IDLE
+    pool.core.change(server, web(), live=True)
+    assert server.desired.state is Desired.RUN
 
 
 PACKAGE = Path(poolctl.__file__).parent
@@ -807,18 +803,15 @@ def test_summary_has_all_that_neighbours_depend_on() -> None:
     assert cleaning.dependency_facts() == (Desired.STOPPED, False, False, False, True, False, False, False)
 
 
-def test_server_without_a_record_waits_for_its_dependencies() -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
-        for name in ("api", "db"):
-            pool.core.mark_found_running(pool.core.entries[name])
-            pool.core.resume_adopted_server(pool.core.entries[name])
-            await turns()
-            assert [line for line in pool.runner.log if line.startswith("place")] == (
-                [] if name == "api" else ["place db.1.0", "place api.1.0"]
-            )
-
-    run(scenario())
+async def test_server_without_a_record_waits_for_its_dependencies() -> None:
+    pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+    for name in ("api", "db"):
+        pool.core.mark_found_running(pool.core.entries[name])
+        pool.core.resume_adopted_server(pool.core.entries[name])
+        await turns()
+        assert [line for line in pool.runner.log if line.startswith("place")] == (
+            [] if name == "api" else ["place db.1.0", "place api.1.0"]
+        )
 
 
 def test_new_server_has_no_restart_and_no_run_in_progress() -> None:

@@ -832,23 +832,18 @@ def test_uptime_of_a_pool_is_the_longest_of_its_servers() -> None:
     pool.stop_sync()
 
 
-def test_asynchronous_context_stops_the_pool_whatever_happens() -> None:
-    async def work() -> None:
-        runner = ScriptedRunner()
-        pool = Pool([config("a", "127.0.0.1:1")], runner=runner)
-        async with pool as entered:
-            assert (entered, pool.is_running) == (pool, True)
-        assert not pool.is_running
-        failing = Pool(
-            [config("a", "127.0.0.1:1"), config("b", "127.0.0.1:2")], runner=ScriptedRunner(b=FAILS)
-        )
-        with pytest.raises(PoolStartError):
-            async with failing:
-                raise AssertionError("it has begun")
-        assert not failing.is_running
-        await pool.join()
-
-    asyncio.run(work())
+async def test_asynchronous_context_stops_the_pool_whatever_happens() -> None:
+    runner = ScriptedRunner()
+    pool = Pool([config("a", "127.0.0.1:1")], runner=runner)
+    async with pool as entered:
+        assert (entered, pool.is_running) == (pool, True)
+    assert not pool.is_running
+    failing = Pool([config("a", "127.0.0.1:1"), config("b", "127.0.0.1:2")], runner=ScriptedRunner(b=FAILS))
+    with pytest.raises(PoolStartError):
+        async with failing:
+            raise AssertionError("it has begun")
+    assert not failing.is_running
+    await pool.join()
 
 
 def test_with_statement_stops_the_pool_whatever_happens() -> None:

@@ -37,89 +37,74 @@ from tests.unit.supervisor.desk import Desk, Files
 NEW: dict[str, Any] = {"name": "new", "bind": "127.0.0.1:7070", "app": "a:b"}
 
 
-def test_scale_adds_workers_and_drains_those_that_are_too_many() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        answer = await desk.ask("scale", "web", workers=3)
-        assert (answer["exit_code"], answer["items"][0]["workers"], len(answer["items"][0]["pids"])) == (
-            0,
-            3,
-            3,
-        )
-        desk.runner.log.clear()
-        answer = await desk.ask("scale", "web", workers=1)
-        assert answer["items"][0]["workers"] == 1
-        await turns()
-        assert set(desk.runner.running) == {"web.1.0"}
-        assert {"drain web.1.1", "drain web.1.2"} <= set(desk.runner.log)
-        # A restart has as many as it was scaled to.
-        await desk.ask("scale", "web", workers=2)
-        await desk.ask("restart")
-        await turns()
-        assert set(desk.runner.running) == {"web.2.0", "web.2.1"}
-
-    run(scenario())
+async def test_scale_adds_workers_and_drains_those_that_are_too_many() -> None:
+    desk = Desk(web())
+    await desk.ask("start")
+    answer = await desk.ask("scale", "web", workers=3)
+    assert (answer["exit_code"], answer["items"][0]["workers"], len(answer["items"][0]["pids"])) == (
+        0,
+        3,
+        3,
+    )
+    desk.runner.log.clear()
+    answer = await desk.ask("scale", "web", workers=1)
+    assert answer["items"][0]["workers"] == 1
+    await turns()
+    assert set(desk.runner.running) == {"web.1.0"}
+    assert {"drain web.1.1", "drain web.1.2"} <= set(desk.runner.log)
+    # A restart has as many as it was scaled to.
+    await desk.ask("scale", "web", workers=2)
+    await desk.ask("restart")
+    await turns()
+    assert set(desk.runner.running) == {"web.2.0", "web.2.1"}
 
 
 @pytest.mark.parametrize("verb", ["remove", "disable", "enable", "drain", "undrain", "scale"])
-def test_a_change_of_everything_has_to_be_asked_for(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        await desk.ask("start")
-        before = desk.states()
-        desk.runner.log.clear()
-        for all_servers in ({}, {"all": False}, {"all": "yes"}):
-            with pytest.raises(SelectorError, match=f"{verb} without .* all 2 servers"):
-                await desk.ask(verb, workers=2, **all_servers)
-        assert (desk.states(), desk.runner.log) == (before, [])
-        answer = await desk.ask(verb, workers=2, all=True)
-        assert (answer["exit_code"], len(answer["items"])) == (0, 2)
-
-    run(scenario())
+async def test_a_change_of_everything_has_to_be_asked_for(verb: str) -> None:
+    desk = Desk(web("a"), web("b"))
+    await desk.ask("start")
+    before = desk.states()
+    desk.runner.log.clear()
+    for all_servers in ({}, {"all": False}, {"all": "yes"}):
+        with pytest.raises(SelectorError, match=f"{verb} without .* all 2 servers"):
+            await desk.ask(verb, workers=2, **all_servers)
+    assert (desk.states(), desk.runner.log) == (before, [])
+    answer = await desk.ask(verb, workers=2, all=True)
+    assert (answer["exit_code"], len(answer["items"])) == (0, 2)
 
 
-def test_of_two_that_scale_at_once_the_first_says_that_it_was_overtaken() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        first = desk.begin("scale", "web", workers=3)
-        await asyncio.sleep(0)
-        second = await desk.ask("scale", "web", workers=2)
-        assert (second["exit_code"], second["items"][0]["workers"]) == (0, 2)
-        assert (await first)["exit_code"] == 1
-        assert "scaled to 2 by another command" in (await first)["errors"][0]["message"]
-
-    run(scenario())
+async def test_of_two_that_scale_at_once_the_first_says_that_it_was_overtaken() -> None:
+    desk = Desk(web())
+    await desk.ask("start")
+    first = desk.begin("scale", "web", workers=3)
+    await asyncio.sleep(0)
+    second = await desk.ask("scale", "web", workers=2)
+    assert (second["exit_code"], second["items"][0]["workers"]) == (0, 2)
+    assert (await first)["exit_code"] == 1
+    assert "scaled to 2 by another command" in (await first)["errors"][0]["message"]
 
 
-def test_server_drained_before_it_runs_starts_out_of_rotation() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web=NEVER)
-        starting = desk.begin("start")
-        await turns()
-        answer = await desk.ask("drain", "web")
-        assert (answer["exit_code"], answer["warnings"]) == (
-            0,
-            ["web: is starting, and out of rotation when it runs"],
-        )
-        desk.runner.script.clear()
-        await desk.ask("restart", "web")
-        assert desk.states() == {"web": "draining"}
-        starting.cancel()
-
-    run(scenario())
+async def test_server_drained_before_it_runs_starts_out_of_rotation() -> None:
+    desk = Desk(web(), web=NEVER)
+    starting = desk.begin("start")
+    await turns()
+    answer = await desk.ask("drain", "web")
+    assert (answer["exit_code"], answer["warnings"]) == (
+        0,
+        ["web: is starting, and out of rotation when it runs"],
+    )
+    desk.runner.script.clear()
+    await desk.ask("restart", "web")
+    assert desk.states() == {"web": "draining"}
+    starting.cancel()
 
 
-def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        answer = await desk.ask("scale", "web", workers=2)
-        assert (answer["exit_code"], answer["items"][0]["workers"], desk.runner.log) == (0, 2, [])
-        await desk.ask("start")
-        assert len(desk.runner.running) == 2
-
-    run(scenario())
+async def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
+    desk = Desk(web())
+    answer = await desk.ask("scale", "web", workers=2)
+    assert (answer["exit_code"], answer["items"][0]["workers"], desk.runner.log) == (0, 2, [])
+    await desk.ask("start")
+    assert len(desk.runner.running) == 2
 
 
 @pytest.mark.parametrize(
@@ -130,60 +115,50 @@ def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() -> None:
         {"overlap": False},
     ],
 )
-def test_server_that_cannot_run_twice_is_refused_and_the_others_are_scaled(keys: dict[str, Any]) -> None:
-    async def scenario() -> None:
-        table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-        one = ServerConfig(**{key: value for key, value in table.items() if value is not None})
-        desk = Desk(one, web("two"))
-        await desk.ask("start", "two")
-        answer = await desk.ask("scale", all=True, workers=2)
-        assert (answer["exit_code"], [error["name"] for error in answer["errors"]]) == (1, ["one"])
-        assert [item["workers"] for item in answer["items"]] == [1, 2]
-        assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
-
-    run(scenario())
+async def test_server_that_cannot_run_twice_is_refused_and_the_others_are_scaled(
+    keys: dict[str, Any],
+) -> None:
+    table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+    one = ServerConfig(**{key: value for key, value in table.items() if value is not None})
+    desk = Desk(one, web("two"))
+    await desk.ask("start", "two")
+    answer = await desk.ask("scale", all=True, workers=2)
+    assert (answer["exit_code"], [error["name"] for error in answer["errors"]]) == (1, ["one"])
+    assert [item["workers"] for item in answer["items"]] == [1, 2]
+    assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
-def test_a_number_of_workers_that_is_none_is_a_wrong_use(workers: Any) -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        with pytest.raises(SelectorError):
-            await desk.ask("scale", "web", workers=workers)
-
-    run(scenario())
+async def test_a_number_of_workers_that_is_none_is_a_wrong_use(workers: Any) -> None:
+    desk = Desk(web())
+    with pytest.raises(SelectorError):
+        await desk.ask("scale", "web", workers=workers)
 
 
-def test_a_drained_server_answers_is_not_ready_and_comes_back() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        await desk.ask("start")
-        answer = await desk.ask("drain", "a")
-        assert [(item["state"], item["ready"]) for item in answer["items"]] == [("draining", False)]
-        assert (await desk.ask("status"))["exit_code"] == 3
-        assert (await desk.ask("wait", "a", **{"for": "draining"}, timeout=1))["exit_code"] == 0
-        started = await desk.ask("start", "a")
-        assert started["exit_code"] == 1
-        assert "undrain" in started["errors"][0]["hint"]
-        answer = await desk.ask("undrain", "a")
-        assert [(item["state"], item["ready"]) for item in answer["items"]] == [("running", True)]
-        assert (await desk.ask("status"))["exit_code"] == 0
-
-    run(scenario())
+async def test_a_drained_server_answers_is_not_ready_and_comes_back() -> None:
+    desk = Desk(web("a"), web("b"))
+    await desk.ask("start")
+    answer = await desk.ask("drain", "a")
+    assert [(item["state"], item["ready"]) for item in answer["items"]] == [("draining", False)]
+    assert (await desk.ask("status"))["exit_code"] == 3
+    assert (await desk.ask("wait", "a", **{"for": "draining"}, timeout=1))["exit_code"] == 0
+    started = await desk.ask("start", "a")
+    assert started["exit_code"] == 1
+    assert "undrain" in started["errors"][0]["hint"]
+    answer = await desk.ask("undrain", "a")
+    assert [(item["state"], item["ready"]) for item in answer["items"]] == [("running", True)]
+    assert (await desk.ask("status"))["exit_code"] == 0
 
 
-def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        answer = await desk.ask("drain", "a")
-        assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
-        await desk.ask("start")
-        await desk.ask("drain", all=True)
-        await desk.ask("stop", "a")
-        await desk.ask("start", "a")
-        assert desk.states() == {"a": "running"}
-
-    run(scenario())
+async def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> None:
+    desk = Desk(web("a"))
+    answer = await desk.ask("drain", "a")
+    assert (answer["exit_code"], len(answer["warnings"])) == (0, 1)
+    await desk.ask("start")
+    await desk.ask("drain", all=True)
+    await desk.ask("stop", "a")
+    await desk.ask("start", "a")
+    assert desk.states() == {"a": "running"}
 
 
 @pytest.mark.parametrize(
@@ -194,137 +169,108 @@ def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> N
         ("start", "did not become ready", "poolctl logs db"),
     ],
 )
-def test_server_that_waits_in_vain_names_its_dependency_and_the_command_that_helps(
+async def test_server_that_waits_in_vain_names_its_dependency_and_the_command_that_helps(
     verb: str, why: str, hint: str
 ) -> None:
-    async def scenario() -> None:
-        desk = Desk(
-            web("db"), web("api", depends_on=["db"], disabled=True), db=FAILS if verb == "start" else ""
-        )
-        await desk.ask("start", "db")
-        await desk.ask(verb, "db")
-        answer = await desk.ask("enable", "api")
-        (error,) = [error for error in answer["errors"] if error["name"] == "api"]
-        assert (error["message"], error["hint"]) == (f"waits for db, which {why}", hint)
-
-    run(scenario())
+    desk = Desk(web("db"), web("api", depends_on=["db"], disabled=True), db=FAILS if verb == "start" else "")
+    await desk.ask("start", "db")
+    await desk.ask(verb, "db")
+    answer = await desk.ask("enable", "api")
+    (error,) = [error for error in answer["errors"] if error["name"] == "api"]
+    assert (error["message"], error["hint"]) == (f"waits for db, which {why}", hint)
 
 
-def test_disable_stops_what_depends_on_it_first_and_enable_starts_it_again() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]))
-        await desk.ask("start")
-        desk.runner.log.clear()
-        answer = await desk.ask("disable", "db")
-        assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "disabled")
-        assert [line for line in desk.runner.log if line.startswith("stop")] == [
-            "stop api.1.0 10",
-            "stop db.1.0 10",
-        ]
-        assert (await desk.ask("start", "db"))["exit_code"] == 1
-        answer = await desk.ask("enable", "db")
-        assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "running")
-        assert answer["dependents"] == ["api"]
-        assert desk.states() == {"db": "running", "api": "running"}
-        again = await desk.ask("enable", "db")
-        assert (again["exit_code"], "dependents" in again) == (0, False)
-
-    run(scenario())
+async def test_disable_stops_what_depends_on_it_first_and_enable_starts_it_again() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]))
+    await desk.ask("start")
+    desk.runner.log.clear()
+    answer = await desk.ask("disable", "db")
+    assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "disabled")
+    assert [line for line in desk.runner.log if line.startswith("stop")] == [
+        "stop api.1.0 10",
+        "stop db.1.0 10",
+    ]
+    assert (await desk.ask("start", "db"))["exit_code"] == 1
+    answer = await desk.ask("enable", "db")
+    assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "running")
+    assert answer["dependents"] == ["api"]
+    assert desk.states() == {"db": "running", "api": "running"}
+    again = await desk.ask("enable", "db")
+    assert (again["exit_code"], "dependents" in again) == (0, False)
 
 
-def test_dependent_of_two_disabled_servers_starts_when_both_are_enabled() -> None:
-    async def scenario() -> None:
-        desk = Desk(
-            web("db"), web("cache"), web("users", depends_on=["db", "cache"]), web("site", depends_on=["users"]),
-        )  # fmt: skip
-        await desk.ask("start")
-        assert (await desk.ask("disable", "db"))["dependents"] == ["users", "site"]
-        assert "dependents" not in await desk.ask("disable", "cache"), "they are stopped already"
-        assert "dependents" not in await desk.ask("enable", "db")
-        assert desk.states()["users"] == "stopped"
-        assert (await desk.ask("enable", "cache"))["dependents"] == ["users", "site"]
-        assert set(desk.states().values()) == {"running"}
-
-    run(scenario())
+async def test_dependent_of_two_disabled_servers_starts_when_both_are_enabled() -> None:
+    desk = Desk(
+        web("db"), web("cache"), web("users", depends_on=["db", "cache"]), web("site", depends_on=["users"]),
+    )  # fmt: skip
+    await desk.ask("start")
+    assert (await desk.ask("disable", "db"))["dependents"] == ["users", "site"]
+    assert "dependents" not in await desk.ask("disable", "cache"), "they are stopped already"
+    assert "dependents" not in await desk.ask("enable", "db")
+    assert desk.states()["users"] == "stopped"
+    assert (await desk.ask("enable", "cache"))["dependents"] == ["users", "site"]
+    assert set(desk.states().values()) == {"running"}
 
 
-def test_enable_starts_no_dependent_that_a_command_stopped_itself() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("before", depends_on=["db"]), web("after", depends_on=["db"]))
-        await desk.ask("start")
-        await desk.ask("stop", "before")
-        await desk.ask("disable", "db")
-        await desk.ask("stop", "after")
-        await desk.ask("enable", "db")
-        assert desk.states() == {"db": "running", "before": "stopped", "after": "stopped"}
-
-    run(scenario())
+async def test_enable_starts_no_dependent_that_a_command_stopped_itself() -> None:
+    desk = Desk(web("db"), web("before", depends_on=["db"]), web("after", depends_on=["db"]))
+    await desk.ask("start")
+    await desk.ask("stop", "before")
+    await desk.ask("disable", "db")
+    await desk.ask("stop", "after")
+    await desk.ask("enable", "db")
+    assert desk.states() == {"db": "running", "before": "stopped", "after": "stopped"}
 
 
-def test_reload_that_enables_a_server_starts_what_was_stopped_with_it() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]))
-        await desk.ask("start")
-        await desk.ask("disable", "db")
-        assert (await desk.ask("reload"))["exit_code"] == 0
-        await turns(100)
-        assert desk.states() == {"db": "running", "api": "running"}
-
-    run(scenario())
+async def test_reload_that_enables_a_server_starts_what_was_stopped_with_it() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]))
+    await desk.ask("start")
+    await desk.ask("disable", "db")
+    assert (await desk.ask("reload"))["exit_code"] == 0
+    await turns(100)
+    assert desk.states() == {"db": "running", "api": "running"}
 
 
-def test_successor_knows_what_was_stopped_with_a_disabled_server() -> None:
-    async def scenario() -> None:
-        servers = web("db"), web("api", depends_on=["db"])
-        first, second = Desk(*servers), Desk(*servers)
-        await first.ask("start")
-        await first.ask("disable", "db")
-        for name, entry in first.core.entries.items():
-            restore(second.core.entries[name], json.loads(json.dumps(record_of(entry))))
-        assert (await second.ask("enable", "db"))["dependents"] == ["api"]
-        assert second.states() == {"db": "running", "api": "running"}
-
-    run(scenario())
+async def test_successor_knows_what_was_stopped_with_a_disabled_server() -> None:
+    servers = web("db"), web("api", depends_on=["db"])
+    first, second = Desk(*servers), Desk(*servers)
+    await first.ask("start")
+    await first.ask("disable", "db")
+    for name, entry in first.core.entries.items():
+        restore(second.core.entries[name], json.loads(json.dumps(record_of(entry))))
+    assert (await second.ask("enable", "db"))["dependents"] == ["api"]
+    assert second.states() == {"db": "running", "api": "running"}
 
 
-def test_stop_names_the_dependents_that_ran() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]), web("idle", depends_on=["db"]))
-        await desk.ask("start", "api")
-        answer = await desk.ask("stop", "db")
-        assert ([item["name"] for item in answer["items"]], answer["dependents"]) == (["db"], ["api"])
-        assert "dependents" not in await desk.ask("stop")
-
-    run(scenario())
+async def test_stop_names_the_dependents_that_ran() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]), web("idle", depends_on=["db"]))
+    await desk.ask("start", "api")
+    answer = await desk.ask("stop", "db")
+    assert ([item["name"] for item in answer["items"]], answer["dependents"]) == (["db"], ["api"])
+    assert "dependents" not in await desk.ask("stop")
 
 
-def test_enable_says_why_a_server_does_not_become_ready() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", disabled=True), a=FAILS)
-        answer = await desk.ask("enable", "a")
-        assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "a")
-
-    run(scenario())
+async def test_enable_says_why_a_server_does_not_become_ready() -> None:
+    desk = Desk(web("a", disabled=True), a=FAILS)
+    answer = await desk.ask("enable", "a")
+    assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "a")
 
 
-def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        answer = await desk.ask("add", server=NEW | {"workers": 2}, base_dir="/srv")
-        (item,) = answer["items"]
-        assert (answer["exit_code"], item["name"], item["ready"], len(item["pids"])) == (0, "new", True, 2)
-        assert desk.core.entries["new"].config.cwd == "/srv"
-        answer = await desk.ask("remove", "new")
-        assert [(item["name"], item["bind"], item["state"]) for item in answer["items"]] == [
-            ("new", "127.0.0.1:7070", "stopped")
-        ]
-        assert desk.states() == {"web": "running"}
-        assert desk.files.missing == set()
-        await desk.ask("remove", "web")
-        assert (desk.states(), desk.files.missing) == ({}, {"web"})
-
-    run(scenario())
+async def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
+    desk = Desk(web())
+    await desk.ask("start")
+    answer = await desk.ask("add", server=NEW | {"workers": 2}, base_dir="/srv")
+    (item,) = answer["items"]
+    assert (answer["exit_code"], item["name"], item["ready"], len(item["pids"])) == (0, "new", True, 2)
+    assert desk.core.entries["new"].config.cwd == "/srv"
+    answer = await desk.ask("remove", "new")
+    assert [(item["name"], item["bind"], item["state"]) for item in answer["items"]] == [
+        ("new", "127.0.0.1:7070", "stopped")
+    ]
+    assert desk.states() == {"web": "running"}
+    assert desk.files.missing == set()
+    await desk.ask("remove", "web")
+    assert (desk.states(), desk.files.missing) == ({}, {"web"})
 
 
 @pytest.mark.parametrize(
@@ -342,202 +288,159 @@ def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
         (NEW | {"env": {"A": "${NOT_SET_ANYWHERE}"}}, 5, "NOT_SET_ANYWHERE"),
     ],
 )
-def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
+async def test_a_server_that_cannot_be_added_is_refused_and_nothing_has_happened(
     table: dict[str, Any], code: int, word: str
 ) -> None:
-    async def scenario() -> None:
-        desk = Desk(web(bind="127.0.0.1:7000"))
-        desk.files.tables = Tables(metrics=MetricsTable(bind=":9464"))
-        await desk.ask("start")
-        answer = await desk.ask("add", server=table, base_dir="/")
-        assert answer["exit_code"] == code, answer
-        assert answer["errors"]
-        assert word in str(answer["errors"])
-        assert desk.states() == {"web": "running"}
-
-    run(scenario())
+    desk = Desk(web(bind="127.0.0.1:7000"))
+    desk.files.tables = Tables(metrics=MetricsTable(bind=":9464"))
+    await desk.ask("start")
+    answer = await desk.ask("add", server=table, base_dir="/")
+    assert answer["exit_code"] == code, answer
+    assert answer["errors"]
+    assert word in str(answer["errors"])
+    assert desk.states() == {"web": "running"}
 
 
-def test_server_that_is_added_and_fails_is_kept_with_its_failure() -> None:
-    async def scenario() -> None:
-        desk = Desk(new=FAILS)
-        answer = await desk.ask("add", server=NEW | {"restart": "no"}, base_dir="/")
-        assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "new")
-        await turns()
-        assert desk.states() == {"new": "failed"}
-
-    run(scenario())
+async def test_server_that_is_added_and_fails_is_kept_with_its_failure() -> None:
+    desk = Desk(new=FAILS)
+    answer = await desk.ask("add", server=NEW | {"restart": "no"}, base_dir="/")
+    assert (answer["exit_code"], answer["errors"][0]["name"]) == (1, "new")
+    await turns()
+    assert desk.states() == {"new": "failed"}
 
 
 @pytest.mark.slow
-def test_remove_of_what_others_depend_on_stops_them_first() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]))
-        await desk.ask("start")
-        desk.runner.log.clear()
-        answer = await desk.ask("remove", "db")
-        assert [item["name"] for item in answer["items"]] == ["db"]
-        assert [line for line in desk.runner.log if line.startswith("stop")] == [
-            "stop api.1.0 10",
-            "stop db.1.0 10",
-        ]
-        assert desk.states() == {"api": "stopped"}
-        # What it depended on is nobody's business any more.
-        assert (await desk.ask("start", "api"))["exit_code"] == 0
-
-    run(scenario())
+async def test_remove_of_what_others_depend_on_stops_them_first() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]))
+    await desk.ask("start")
+    desk.runner.log.clear()
+    answer = await desk.ask("remove", "db")
+    assert [item["name"] for item in answer["items"]] == ["db"]
+    assert [line for line in desk.runner.log if line.startswith("stop")] == [
+        "stop api.1.0 10",
+        "stop db.1.0 10",
+    ]
+    assert desk.states() == {"api": "stopped"}
+    # What it depended on is nobody's business any more.
+    assert (await desk.ask("start", "api"))["exit_code"] == 0
 
 
-def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(restart="on-failure"), **{"web.1.1": NEVER})
-        await desk.ask("start")
-        scaling = desk.begin("scale", "web", workers=2)
-        await turns()
-        for worker in ("web.1.0", "web.1.1"):
-            desk.runner.end(worker, Exit.from_returncode(0))
-        await scaling
-        await turns()
-        assert desk.states() == {"web": "stopped"}
-
-    run(scenario())
+async def test_a_server_that_ends_by_itself_meanwhile_is_not_waited_for() -> None:
+    desk = Desk(web(restart="on-failure"), **{"web.1.1": NEVER})
+    await desk.ask("start")
+    scaling = desk.begin("scale", "web", workers=2)
+    await turns()
+    for worker in ("web.1.0", "web.1.1"):
+        desk.runner.end(worker, Exit.from_returncode(0))
+    await scaling
+    await turns()
+    assert desk.states() == {"web": "stopped"}
 
 
-def test_scale_to_one_keeps_a_server_awake_until_the_next_reload() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(scale={"min": 0, "idle": 1}))
-        await desk.ask("start")
-        assert desk.states() == {"web": "sleeping"}
-        answer = await desk.ask("scale", "web", workers=1)
-        assert (answer["exit_code"], desk.states()) == (0, {"web": "running"})
-        answer = await desk.ask("reload")
-        assert [change["message"] for change in answer["changes"]] == ["workers: 1 by scale, 0 in the file"]
-        assert desk.core.entries["web"].desired.overrides.workers is None
-
-    run(scenario())
+async def test_scale_to_one_keeps_a_server_awake_until_the_next_reload() -> None:
+    desk = Desk(web(scale={"min": 0, "idle": 1}))
+    await desk.ask("start")
+    assert desk.states() == {"web": "sleeping"}
+    answer = await desk.ask("scale", "web", workers=1)
+    assert (answer["exit_code"], desk.states()) == (0, {"web": "running"})
+    answer = await desk.ask("reload")
+    assert [change["message"] for change in answer["changes"]] == ["workers: 1 by scale, 0 in the file"]
+    assert desk.core.entries["web"].desired.overrides.workers is None
 
 
 def unchanged(answer: dict[str, Any]) -> list[str]:
     return list(answer.get("unchanged") or ())
 
 
-def test_stop_names_the_servers_that_did_not_run_before() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("on"), web("off", disabled=True), web("never"), web("bad"), bad=FAILS)
-        await desk.ask("start", "on", "bad")
-        assert unchanged(await desk.ask("stop", "off", "never", "bad")) == ["off", "never", "bad"]
-        assert unchanged(await desk.ask("stop")) == ["off", "never", "bad"]
-
-    run(scenario())
+async def test_stop_names_the_servers_that_did_not_run_before() -> None:
+    desk = Desk(web("on"), web("off", disabled=True), web("never"), web("bad"), bad=FAILS)
+    await desk.ask("start", "on", "bad")
+    assert unchanged(await desk.ask("stop", "off", "never", "bad")) == ["off", "never", "bad"]
+    assert unchanged(await desk.ask("stop")) == ["off", "never", "bad"]
 
 
-def test_stop_counts_what_starts_sleeps_or_waits_for_a_retry_as_running() -> None:
-    async def scenario() -> None:
-        backoff = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}}
-        desk = Desk(
-            web("starts"), web("waits", depends_on=["starts"]), web("sleeps", scale={"min": 0}),
-            web("retries", restart=backoff), starts=NEVER, retries=FAILS,
-        )  # fmt: skip
-        await desk.ask("start", wait=False)
-        await turns(60)
-        assert sorted(desk.states().values()) == ["backoff", "sleeping", "starting", "starting"]
-        assert unchanged(await desk.ask("stop")) == []
-
-    run(scenario())
+async def test_stop_counts_what_starts_sleeps_or_waits_for_a_retry_as_running() -> None:
+    backoff = {"policy": "on-failure", "backoff": {"initial": 60, "max": 60}}
+    desk = Desk(
+        web("starts"), web("waits", depends_on=["starts"]), web("sleeps", scale={"min": 0}),
+        web("retries", restart=backoff), starts=NEVER, retries=FAILS,
+    )  # fmt: skip
+    await desk.ask("start", wait=False)
+    await turns(60)
+    assert sorted(desk.states().values()) == ["backoff", "sleeping", "starting", "starting"]
+    assert unchanged(await desk.ask("stop")) == []
 
 
-def test_stop_counts_no_dependent_that_had_failed_before() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("bad", depends_on=["db"]), web("web", depends_on=["db"]), bad=FAILS)
-        await desk.ask("start")
-        assert desk.states() == {"db": "running", "bad": "failed", "web": "running"}
-        assert (await desk.ask("stop", "db"))["dependents"] == ["web"]
-
-    run(scenario())
+async def test_stop_counts_no_dependent_that_had_failed_before() -> None:
+    desk = Desk(web("db"), web("bad", depends_on=["db"]), web("web", depends_on=["db"]), bad=FAILS)
+    await desk.ask("start")
+    assert desk.states() == {"db": "running", "bad": "failed", "web": "running"}
+    assert (await desk.ask("stop", "db"))["dependents"] == ["web"]
 
 
-def test_enable_names_the_servers_that_were_not_disabled() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("off", disabled=True), web("stopped"), web("on"))
-        await desk.ask("start", "on")
-        answer = await desk.ask("enable", all=True)
-        assert (answer["exit_code"], unchanged(answer)) == (0, ["stopped", "on"])
-        assert desk.states() == {"off": "running", "stopped": "stopped", "on": "running"}
-
-    run(scenario())
+async def test_enable_names_the_servers_that_were_not_disabled() -> None:
+    desk = Desk(web("off", disabled=True), web("stopped"), web("on"))
+    await desk.ask("start", "on")
+    answer = await desk.ask("enable", all=True)
+    assert (answer["exit_code"], unchanged(answer)) == (0, ["stopped", "on"])
+    assert desk.states() == {"off": "running", "stopped": "stopped", "on": "running"}
 
 
-def test_enable_names_a_selected_server_that_it_starts_with_its_dependency_as_a_dependent() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("web", depends_on=["db"]))
-        await desk.ask("start")
-        await desk.ask("disable", "db")
-        answer = await desk.ask("enable", all=True)
-        assert (answer["dependents"], unchanged(answer)) == (["web"], []), "it is started with db"
-
-    run(scenario())
+async def test_enable_names_a_selected_server_that_it_starts_with_its_dependency_as_a_dependent() -> None:
+    desk = Desk(web("db"), web("web", depends_on=["db"]))
+    await desk.ask("start")
+    await desk.ask("disable", "db")
+    answer = await desk.ask("enable", all=True)
+    assert (answer["dependents"], unchanged(answer)) == (["web"], []), "it is started with db"
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-def test_restart_of_a_stopped_server_starts_its_dependencies_first_as_start_does(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]), web("web", depends_on=["api"]), web("other"))
-        answer = await desk.ask(verb, "web")
-        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["web"])
-        assert desk.states() == {"db": "running", "api": "running", "web": "running", "other": "stopped"}
-        assert desk.core.entries["web"].desired.ignore_dependencies is False
-        pids = [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]]
-        await desk.ask("stop", "web")
-        await desk.ask(verb, "web")
-        assert [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]] == pids, "they ran"
-
-    run(scenario())
+async def test_restart_of_a_stopped_server_starts_its_dependencies_first_as_start_does(verb: str) -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]), web("web", depends_on=["api"]), web("other"))
+    answer = await desk.ask(verb, "web")
+    assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["web"])
+    assert desk.states() == {"db": "running", "api": "running", "web": "running", "other": "stopped"}
+    assert desk.core.entries["web"].desired.ignore_dependencies is False
+    pids = [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]]
+    await desk.ask("stop", "web")
+    await desk.ask(verb, "web")
+    assert [item["pids"] for item in (await desk.ask("list", "db", "api"))["items"]] == pids, "they ran"
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-def test_restart_of_a_stopped_server_with_a_disabled_dependency_says_what_it_waits_for(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db", disabled=True), web("web", depends_on=["db"]))
-        answer = await desk.ask(verb, "web")
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["name"]) == (1, "web")
-        assert (error["message"], error["hint"]) == ("waits for db, which is disabled", "poolctl enable db")
-        assert desk.runner.running == {}
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("verb", ["start", "restart"])
-def test_restart_of_a_stopped_server_reports_the_dependency_that_fails(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("web", depends_on=["db"]), db=FAILS)
-        answer = await desk.ask(verb, "web")
-        assert (answer["exit_code"], {error["name"] for error in answer["errors"]}) == (1, {"db", "web"})
-        assert desk.states()["web"] == "starting"
-
-    run(scenario())
+async def test_restart_of_a_stopped_server_with_a_disabled_dependency_says_what_it_waits_for(
+    verb: str,
+) -> None:
+    desk = Desk(web("db", disabled=True), web("web", depends_on=["db"]))
+    answer = await desk.ask(verb, "web")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["name"]) == (1, "web")
+    assert (error["message"], error["hint"]) == ("waits for db, which is disabled", "poolctl enable db")
+    assert desk.runner.running == {}
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-def test_restart_without_dependencies_starts_the_selected_server_only(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("web", depends_on=["db"]))
-        assert (await desk.ask(verb, "web", deps=False))["exit_code"] == 0
-        assert desk.states() == {"db": "stopped", "web": "running"}
-
-    run(scenario())
+async def test_restart_of_a_stopped_server_reports_the_dependency_that_fails(verb: str) -> None:
+    desk = Desk(web("db"), web("web", depends_on=["db"]), db=FAILS)
+    answer = await desk.ask(verb, "web")
+    assert (answer["exit_code"], {error["name"] for error in answer["errors"]}) == (1, {"db", "web"})
+    assert desk.states()["web"] == "starting"
 
 
-def test_restart_of_a_running_server_replaces_it_while_its_dependency_is_down() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("web", depends_on=["db"]))
-        await desk.ask("start")
-        await desk.ask("stop", "db", deps=False)
-        answer = await desk.ask("restart", "web")
-        assert (answer["exit_code"], desk.states()) == (0, {"db": "stopped", "web": "running"})
-        assert desk.core.entries["web"].desired.generation == 2
+@pytest.mark.parametrize("verb", ["start", "restart"])
+async def test_restart_without_dependencies_starts_the_selected_server_only(verb: str) -> None:
+    desk = Desk(web("db"), web("web", depends_on=["db"]))
+    assert (await desk.ask(verb, "web", deps=False))["exit_code"] == 0
+    assert desk.states() == {"db": "stopped", "web": "running"}
 
-    run(scenario())
+
+async def test_restart_of_a_running_server_replaces_it_while_its_dependency_is_down() -> None:
+    desk = Desk(web("db"), web("web", depends_on=["db"]))
+    await desk.ask("start")
+    await desk.ask("stop", "db", deps=False)
+    answer = await desk.ask("restart", "web")
+    assert (answer["exit_code"], desk.states()) == (0, {"db": "stopped", "web": "running"})
+    assert desk.core.entries["web"].desired.generation == 2
 
 
 def nightly(**keys: Any) -> ServerConfig:
@@ -546,38 +449,32 @@ def nightly(**keys: Any) -> ServerConfig:
     )
 
 
-def test_restart_runs_a_job_with_a_schedule_only_by_its_name() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), nightly())
-        await desk.ask("start")
-        placed = [line for line in desk.runner.log if line.startswith("place nightly")]
-        assert placed == []
-        for targets in ((), ("night*", "a")):
-            answer = await desk.ask("restart", *targets)
-            assert (answer["exit_code"], answer["unchanged"]) == (0, ["nightly"]), targets
-        assert not [line for line in desk.runner.log if line.startswith("place nightly")]
-        answer = await desk.ask("restart", "NIGHTLY")
-        assert (answer["exit_code"], answer.get("unchanged")) == (0, None)
-        assert [line for line in desk.runner.log if line.startswith("place nightly")]
-
-    run(scenario())
+async def test_restart_runs_a_job_with_a_schedule_only_by_its_name() -> None:
+    desk = Desk(web("a"), nightly())
+    await desk.ask("start")
+    placed = [line for line in desk.runner.log if line.startswith("place nightly")]
+    assert placed == []
+    for targets in ((), ("night*", "a")):
+        answer = await desk.ask("restart", *targets)
+        assert (answer["exit_code"], answer["unchanged"]) == (0, ["nightly"]), targets
+    assert not [line for line in desk.runner.log if line.startswith("place nightly")]
+    answer = await desk.ask("restart", "NIGHTLY")
+    assert (answer["exit_code"], answer.get("unchanged")) == (0, None)
+    assert [line for line in desk.runner.log if line.startswith("place nightly")]
 
 
-def test_job_that_runs_is_not_run_a_second_time() -> None:
-    async def scenario() -> None:
-        desk = Desk(nightly(), nightly=NEVER)
-        await desk.ask("start")
-        running = desk.begin("restart", "nightly")
-        await turns()
-        answer = await desk.ask("restart", "nightly")
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["code"], error["name"]) == (1, 1325, "nightly")
-        assert error["message"].startswith("runs since ")
-        assert error["message"].endswith(", and does not run twice at once")
-        assert error["hint"] == "wait until it has ended, or end it: poolctl stop nightly"
-        running.cancel()
-
-    run(scenario())
+async def test_job_that_runs_is_not_run_a_second_time() -> None:
+    desk = Desk(nightly(), nightly=NEVER)
+    await desk.ask("start")
+    running = desk.begin("restart", "nightly")
+    await turns()
+    answer = await desk.ask("restart", "nightly")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["code"], error["name"]) == (1, 1325, "nightly")
+    assert error["message"].startswith("runs since ")
+    assert error["message"].endswith(", and does not run twice at once")
+    assert error["hint"] == "wait until it has ended, or end it: poolctl stop nightly"
+    running.cancel()
 
 
 def certificated(directory: Path, days: float) -> ServerConfig:
@@ -585,116 +482,97 @@ def certificated(directory: Path, days: float) -> ServerConfig:
     return web("a", tls={"cert": str(cert), "key": str(key)})
 
 
-def test_restart_keeps_a_valid_certificate_in_use_instead_of_an_expired_one_in_the_file(
+async def test_restart_keeps_a_valid_certificate_in_use_instead_of_an_expired_one_in_the_file(
     tmp_path: Path,
 ) -> None:
-    async def scenario() -> None:
-        desk = Desk(certificated(tmp_path, -1), web("b"))
-        await desk.ask("start")
-        entry, now = desk.core.entries["a"], desk.core.clock.time()
-        # The clock of the desk is behind the clock by which the certificate was made.
-        desk.clock.advance(time.time() - now)
-        entry.observed.certificate_ends = desk.clock.time() + 1000
-        desk.runner.log.clear()
-        answer = await desk.ask("restart")
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["name"]) == (1, "a")
-        assert error["message"].startswith("localhost.pem: the certificate expired on ")
-        assert error["hint"] == "renew it; use --allow-expired to accept it"
-        assert not [line for line in desk.runner.log if line.startswith("place a")]
-        assert [line for line in desk.runner.log if line.startswith("place b")]
-        assert (await desk.ask("restart", "a", force=True))["exit_code"] == 0
-        assert "force certificate a" in desk.runner.log
-
-    run(scenario())
+    desk = Desk(certificated(tmp_path, -1), web("b"))
+    await desk.ask("start")
+    entry, now = desk.core.entries["a"], desk.core.clock.time()
+    # The clock of the desk is behind the clock by which the certificate was made.
+    desk.clock.advance(time.time() - now)
+    entry.observed.certificate_ends = desk.clock.time() + 1000
+    desk.runner.log.clear()
+    answer = await desk.ask("restart")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["name"]) == (1, "a")
+    assert error["message"].startswith("localhost.pem: the certificate expired on ")
+    assert error["hint"] == "renew it; use --allow-expired to accept it"
+    assert not [line for line in desk.runner.log if line.startswith("place a")]
+    assert [line for line in desk.runner.log if line.startswith("place b")]
+    assert (await desk.ask("restart", "a", force=True))["exit_code"] == 0
+    assert "force certificate a" in desk.runner.log
 
 
-def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_expired(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        desk = Desk(certificated(tmp_path, -1))
-        entry, now = desk.core.entries["a"], time.time()
-        entry.observed.certificate_ends = now + 1000
-        assert expired_certificate_error(entry, entry.config, now) is None, "nothing runs"
-        await desk.ask("start")
-        entry.observed.certificate_ends = now + 1000
-        assert expired_certificate_error(entry, entry.config, now) is not None
-        assert expired_certificate_error(entry, entry.config.model_copy(update={"tls": False}), now) is None
-        for ends in (None, now, now - 1):
-            entry.observed.certificate_ends = ends
-            assert expired_certificate_error(entry, entry.config, now) is None, ends
-        entry.observed.certificate_ends = now + 1000
-        certificate(tmp_path, days=5)
-        assert expired_certificate_error(entry, entry.config, now) is None
-
-    run(scenario())
-
-
-def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"), web("off", disabled=True))
-        configs = [entry.config for entry in desk.core.entries.values()]
-        check_pool_file_limit(desk.core, configs)
-        await desk.ask("start", "a")
-        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
-        check_pool_file_limit(desk.core, configs[:2])
-        check_open_file_limit(desk.core, [(configs[0], 1)])
-        with pytest.raises(TooManyOpenFiles) as caught:
-            check_open_file_limit(desk.core, [(configs[1], 1)])
-        (error,) = caught.value.result.errors
-        assert error.message.startswith("2 servers need ")
-        assert error.hint.endswith("; then poolctl stop, and poolctl start")
-        with pytest.raises(TooManyOpenFiles):
-            check_pool_file_limit(desk.core, [*configs, web("new")])
-
-    run(scenario())
+async def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_expired(
+    tmp_path: Path,
+) -> None:
+    desk = Desk(certificated(tmp_path, -1))
+    entry, now = desk.core.entries["a"], time.time()
+    entry.observed.certificate_ends = now + 1000
+    assert expired_certificate_error(entry, entry.config, now) is None, "nothing runs"
+    await desk.ask("start")
+    entry.observed.certificate_ends = now + 1000
+    assert expired_certificate_error(entry, entry.config, now) is not None
+    assert expired_certificate_error(entry, entry.config.model_copy(update={"tls": False}), now) is None
+    for ends in (None, now, now - 1):
+        entry.observed.certificate_ends = ends
+        assert expired_certificate_error(entry, entry.config, now) is None, ends
+    entry.observed.certificate_ends = now + 1000
+    certificate(tmp_path, days=5)
+    assert expired_certificate_error(entry, entry.config, now) is None
 
 
-def test_size_is_the_minimum_unless_the_server_was_scaled() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", scale={"min": 0, "max": 4}), web("b", workers=3))
-        a, b = desk.core.entries.values()
-        assert (requested_worker_count(a), requested_worker_count(b)) == (0, 3)
-        await desk.ask("scale", "a", workers=2)
-        assert requested_worker_count(a) == 2
+async def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(web("a"), web("b"), web("off", disabled=True))
+    configs = [entry.config for entry in desk.core.entries.values()]
+    check_pool_file_limit(desk.core, configs)
+    await desk.ask("start", "a")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
+    check_pool_file_limit(desk.core, configs[:2])
+    check_open_file_limit(desk.core, [(configs[0], 1)])
+    with pytest.raises(TooManyOpenFiles) as caught:
+        check_open_file_limit(desk.core, [(configs[1], 1)])
+    (error,) = caught.value.result.errors
+    assert error.message.startswith("2 servers need ")
+    assert error.hint.endswith("; then poolctl stop, and poolctl start")
+    with pytest.raises(TooManyOpenFiles):
+        check_pool_file_limit(desk.core, [*configs, web("new")])
 
-    run(scenario())
+
+async def test_size_is_the_minimum_unless_the_server_was_scaled() -> None:
+    desk = Desk(web("a", scale={"min": 0, "max": 4}), web("b", workers=3))
+    a, b = desk.core.entries.values()
+    assert (requested_worker_count(a), requested_worker_count(b)) == (0, 3)
+    await desk.ask("scale", "a", workers=2)
+    assert requested_worker_count(a) == 2
 
 
 @pytest.mark.parametrize("verb", ["scale"])
-def test_server_without_triggers_cannot_be_scaled_by_them(verb: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        answer = await desk.ask(verb, "a", auto=True)
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["message"]) == (
-            1, "has no triggers that could change its number of workers",
-        )  # fmt: skip
-        assert answer["items"] == []
-
-    run(scenario())
+async def test_server_without_triggers_cannot_be_scaled_by_them(verb: str) -> None:
+    desk = Desk(web("a"))
+    answer = await desk.ask(verb, "a", auto=True)
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["message"]) == (
+        1, "has no triggers that could change its number of workers",
+    )  # fmt: skip
+    assert answer["items"] == []
 
 
-def test_restart_of_a_disabled_server_is_an_error_if_it_was_named() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("off", disabled=True))
-        await desk.ask("start")
-        assert (await desk.ask("restart"))["errors"] == []
-        (error,) = (await desk.ask("restart", "off"))["errors"]
-        assert (error["name"], error["message"], error["code"]) == ("off", "is disabled", 1325)
-
-    run(scenario())
+async def test_restart_of_a_disabled_server_is_an_error_if_it_was_named() -> None:
+    desk = Desk(web("a"), web("off", disabled=True))
+    await desk.ask("start")
+    assert (await desk.ask("restart"))["errors"] == []
+    (error,) = (await desk.ask("restart", "off"))["errors"]
+    assert (error["name"], error["message"], error["code"]) == ("off", "is disabled", 1325)
 
 
-def test_restart_with_an_environment_is_saved_for_a_successor() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        await desk.ask("start")
-        await desk.ask("restart", "a", env={"X": "1"})
-        assert desk.files.environments == {"a": {"X": "1"}}
-        await desk.ask("restart", "b")
-        assert desk.files.environments == {"a": {"X": "1"}}
-
-    run(scenario())
+async def test_restart_with_an_environment_is_saved_for_a_successor() -> None:
+    desk = Desk(web("a"), web("b"))
+    await desk.ask("start")
+    await desk.ask("restart", "a", env={"X": "1"})
+    assert desk.files.environments == {"a": {"X": "1"}}
+    await desk.ask("restart", "b")
+    assert desk.files.environments == {"a": {"X": "1"}}
 
 
 def warned_of(*servers: ServerConfig, names: set[str], **options: Any) -> list[str]:
@@ -730,43 +608,37 @@ def test_program_that_binds_itself_is_warned_of_once() -> None:
     assert "binds" not in left
 
 
-def test_start_of_a_running_server_reports_that_it_is_unhealthy() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"), web("stopped"))
-        await desk.ask("start", "a", "b")
-        (worker,) = desk.core.entries["a"].observed.workers.values()
-        worker.stuck = True
-        desk.core.health.update_probes_and_health(desk.core.entries["a"])
-        answer = await desk.ask("start", "a", "b")
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["name"], error["hint"]) == (1, "a", "poolctl logs a")
-        assert error["message"].startswith("runs but is unhealthy")
-        worker.stuck = False
-        desk.core.health.update_probes_and_health(desk.core.entries["a"])
-        assert (await desk.ask("start", "a", "b"))["errors"] == []
-
-    run(scenario())
+async def test_start_of_a_running_server_reports_that_it_is_unhealthy() -> None:
+    desk = Desk(web("a"), web("b"), web("stopped"))
+    await desk.ask("start", "a", "b")
+    (worker,) = desk.core.entries["a"].observed.workers.values()
+    worker.stuck = True
+    desk.core.health.update_probes_and_health(desk.core.entries["a"])
+    answer = await desk.ask("start", "a", "b")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["name"], error["hint"]) == (1, "a", "poolctl logs a")
+    assert error["message"].startswith("runs but is unhealthy")
+    worker.stuck = False
+    desk.core.health.update_probes_and_health(desk.core.entries["a"])
+    assert (await desk.ask("start", "a", "b"))["errors"] == []
 
 
-def test_stop_of_an_idle_pool_ends_it_only_if_no_server_is_wanted_or_runs() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        await desk.ask("start", "a")
-        answer = await desk.ask("stop", idle=True)
-        assert [(item["name"], item["state"]) for item in answer["items"]] == [
-            ("a", "running"),
-            ("b", "stopped"),
-        ]
-        assert ("ended" in answer, desk.over, answer["exit_code"]) == (False, False, 0)
-        desk.runner.may_end.clear()
-        stopping = desk.begin("stop", "a")
-        await turns()
-        assert ("ended" in await desk.ask("stop", idle=True), desk.over) == (False, False), "a still runs"
-        desk.runner.may_end.set()
-        await stopping
-        assert ((await desk.ask("stop", idle=True))["ended"], desk.over) == (True, True)
-
-    run(scenario())
+async def test_stop_of_an_idle_pool_ends_it_only_if_no_server_is_wanted_or_runs() -> None:
+    desk = Desk(web("a"), web("b"))
+    await desk.ask("start", "a")
+    answer = await desk.ask("stop", idle=True)
+    assert [(item["name"], item["state"]) for item in answer["items"]] == [
+        ("a", "running"),
+        ("b", "stopped"),
+    ]
+    assert ("ended" in answer, desk.over, answer["exit_code"]) == (False, False, 0)
+    desk.runner.may_end.clear()
+    stopping = desk.begin("stop", "a")
+    await turns()
+    assert ("ended" in await desk.ask("stop", idle=True), desk.over) == (False, False), "a still runs"
+    desk.runner.may_end.set()
+    await stopping
+    assert ((await desk.ask("stop", idle=True))["ended"], desk.over) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -803,54 +675,45 @@ def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(
     run(scenario())
 
 
-def test_stop_that_fails_does_not_end_the_supervisor() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        await desk.ask("start")
-        desk.runner.may_end.clear()
-        answer = await desk.ask("stop", timeout=0.01)
-        assert (answer["exit_code"], "ended" in answer, desk.over) == (124, False, False)
-        desk.runner.may_end.set()
-
-    run(scenario())
+async def test_stop_that_fails_does_not_end_the_supervisor() -> None:
+    desk = Desk(web("a"))
+    await desk.ask("start")
+    desk.runner.may_end.clear()
+    answer = await desk.ask("stop", timeout=0.01)
+    assert (answer["exit_code"], "ended" in answer, desk.over) == (124, False, False)
+    desk.runner.may_end.set()
 
 
 TRIGGERS = {"min": 2, "max": 5, "triggers": {"in_flight": 20}}
 
 
 @needs("scaling")
-def test_scale_by_triggers_takes_back_a_number_of_workers() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", scale=TRIGGERS), web("b"))
-        await desk.ask("start")
-        entry = desk.core.entries["a"]
-        for workers in (3, 2):
-            answer = await desk.ask("scale", "a", workers=workers)
-            assert (answer["exit_code"], entry.desired.overrides.workers) == (0, workers)
-        answer = await desk.ask("scale", "a", auto=True)
-        assert (answer["exit_code"], answer["errors"], entry.desired.overrides.workers) == (0, [], None)
-        assert [item["name"] for item in answer["items"]] == ["a"]
-        answer = await desk.ask("scale", auto=True, all=True)
-        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (1, ["a"])
-        (error,) = answer["errors"]
-        assert (error["name"], error["hint"]) == (
-            "b", "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload",
-        )  # fmt: skip
-
-    run(scenario())
+async def test_scale_by_triggers_takes_back_a_number_of_workers() -> None:
+    desk = Desk(web("a", scale=TRIGGERS), web("b"))
+    await desk.ask("start")
+    entry = desk.core.entries["a"]
+    for workers in (3, 2):
+        answer = await desk.ask("scale", "a", workers=workers)
+        assert (answer["exit_code"], entry.desired.overrides.workers) == (0, workers)
+    answer = await desk.ask("scale", "a", auto=True)
+    assert (answer["exit_code"], answer["errors"], entry.desired.overrides.workers) == (0, [], None)
+    assert [item["name"] for item in answer["items"]] == ["a"]
+    answer = await desk.ask("scale", auto=True, all=True)
+    assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (1, ["a"])
+    (error,) = answer["errors"]
+    assert (error["name"], error["hint"]) == (
+        "b", "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload",
+    )  # fmt: skip
 
 
-def test_scale_to_the_number_in_the_file_is_no_override() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", workers=2), web("sleeps", scale={"min": 0, "max": 3}))
-        await desk.ask("start", "a")
-        overrides = [entry.desired for entry in desk.core.entries.values()]
-        await desk.ask("scale", all=True, workers=3)
-        assert [state.overrides.workers for state in overrides] == [3, 3]
-        await desk.ask("scale", all=True, workers=2)
-        assert [state.overrides.workers for state in overrides] == [None, 2]
-
-    run(scenario())
+async def test_scale_to_the_number_in_the_file_is_no_override() -> None:
+    desk = Desk(web("a", workers=2), web("sleeps", scale={"min": 0, "max": 3}))
+    await desk.ask("start", "a")
+    overrides = [entry.desired for entry in desk.core.entries.values()]
+    await desk.ask("scale", all=True, workers=3)
+    assert [state.overrides.workers for state in overrides] == [3, 3]
+    await desk.ask("scale", all=True, workers=2)
+    assert [state.overrides.workers for state in overrides] == [None, 2]
 
 
 @pytest.mark.parametrize(
@@ -870,54 +733,45 @@ def test_scale_to_the_number_in_the_file_is_no_override() -> None:
         ),
     ],
 )  # fmt: skip
-def test_server_that_cannot_run_twice_says_why_and_what_may_help(
+async def test_server_that_cannot_run_twice_says_why_and_what_may_help(
     keys: dict[str, Any], message: str, hint: str
 ) -> None:
-    async def scenario() -> None:
-        table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-        desk = Desk(ServerConfig(**{key: value for key, value in table.items() if value is not None}))
-        (error,) = (await desk.ask("scale", "one", workers=2))["errors"]
-        assert (error["message"], error["hint"]) == (message, hint)
-
-    run(scenario())
+    table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+    desk = Desk(ServerConfig(**{key: value for key, value in table.items() if value is not None}))
+    (error,) = (await desk.ask("scale", "one", workers=2))["errors"]
+    assert (error["message"], error["hint"]) == (message, hint)
 
 
-def test_number_of_workers_that_is_none_is_named_with_the_right_use() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        with pytest.raises(SelectorError) as caught:
-            await desk.ask("scale", "web", workers=0)
-        assert (caught.value.message, caught.value.hint) == (
-            "0 is not a number of workers", "a whole number from 1; poolctl stop ends all of them",
-        )  # fmt: skip
-
-    run(scenario())
+async def test_number_of_workers_that_is_none_is_named_with_the_right_use() -> None:
+    desk = Desk(web())
+    with pytest.raises(SelectorError) as caught:
+        await desk.ask("scale", "web", workers=0)
+    assert (caught.value.message, caught.value.hint) == (
+        "0 is not a number of workers", "a whole number from 1; poolctl stop ends all of them",
+    )  # fmt: skip
 
 
-def test_drain_says_of_each_server_that_it_does_not_drain_why() -> None:
-    async def scenario() -> None:
-        job = ServerConfig(name="job", command=["x"], job=True)
-        desk = Desk(
-            web("runs"), web("starts"), web("off"), web("bad"), job, starts=NEVER, bad=FAILS, job=NEVER,
-        )  # fmt: skip
-        await desk.ask("start", "runs", "bad")
-        starting = desk.begin("start", "starts", "job")
-        await turns()
-        answer = await desk.ask("drain", all=True)
-        assert answer["warnings"] == [
-            "starts: is starting, and out of rotation when it runs", "off: is stopped, there is nothing to drain",
-            "bad: is failed, there is nothing to drain",
-            "job: has no connections to drain; poolctl stop job ends it",
-        ]  # fmt: skip
-        out = {name: entry.desired.overrides.out for name, entry in desk.core.entries.items()}
-        assert out == {"runs": True, "starts": True, "off": False, "bad": False, "job": False}
-        assert [item["name"] for item in answer["items"]] == [*out]
-        answer = await desk.ask("undrain", all=True)
-        assert not any(entry.desired.overrides.out for entry in desk.core.entries.values())
-        assert ([item["name"] for item in answer["items"]], answer["warnings"]) == ([*out], [])
-        starting.cancel()
-
-    run(scenario())
+async def test_drain_says_of_each_server_that_it_does_not_drain_why() -> None:
+    job = ServerConfig(name="job", command=["x"], job=True)
+    desk = Desk(
+        web("runs"), web("starts"), web("off"), web("bad"), job, starts=NEVER, bad=FAILS, job=NEVER,
+    )  # fmt: skip
+    await desk.ask("start", "runs", "bad")
+    starting = desk.begin("start", "starts", "job")
+    await turns()
+    answer = await desk.ask("drain", all=True)
+    assert answer["warnings"] == [
+        "starts: is starting, and out of rotation when it runs", "off: is stopped, there is nothing to drain",
+        "bad: is failed, there is nothing to drain",
+        "job: has no connections to drain; poolctl stop job ends it",
+    ]  # fmt: skip
+    out = {name: entry.desired.overrides.out for name, entry in desk.core.entries.items()}
+    assert out == {"runs": True, "starts": True, "off": False, "bad": False, "job": False}
+    assert [item["name"] for item in answer["items"]] == [*out]
+    answer = await desk.ask("undrain", all=True)
+    assert not any(entry.desired.overrides.out for entry in desk.core.entries.values())
+    assert ([item["name"] for item in answer["items"]], answer["warnings"]) == ([*out], [])
+    starting.cancel()
 
 
 async def progress_of(desk: Desk, verb: str, *targets: str, **options: Any) -> list[Any]:
@@ -927,49 +781,43 @@ async def progress_of(desk: Desk, verb: str, *targets: str, **options: Any) -> l
     return [line.warning for line in lines if line.warning]
 
 
-def test_dependents_that_a_command_stops_or_starts_as_well_are_named() -> None:
-    async def scenario() -> None:
-        desk = Desk(
-            web("db"),
-            web("api", depends_on=["db"]),
-            web("site", depends_on=["api"]),
-            web("idle", depends_on=["db"]),
-        )
-        await desk.ask("start", "site")
-        stopping = [
-            "stopping api as well, which depends on db", "stopping site as well, which depends on api",
-        ]  # fmt: skip
-        assert sorted(await progress_of(desk, "stop", "db")) == stopping
-        await desk.ask("start", "site")
-        assert sorted(await progress_of(desk, "disable", "db")) == stopping
-        starting = await progress_of(desk, "enable", "db")
-        assert starting == [
-            "starting api as well, which was stopped with db", "starting site as well, which was stopped with db",
-        ]  # fmt: skip
-        assert await progress_of(desk, "stop", "db", deps=False) == []
-        assert desk.states() == {"db": "stopped", "api": "running", "site": "running", "idle": "stopped"}
-        assert sorted(await progress_of(desk, "remove", "db")) == stopping
-        assert desk.states() == {"api": "stopped", "site": "stopped", "idle": "stopped"}
-
-    run(scenario())
+async def test_dependents_that_a_command_stops_or_starts_as_well_are_named() -> None:
+    desk = Desk(
+        web("db"),
+        web("api", depends_on=["db"]),
+        web("site", depends_on=["api"]),
+        web("idle", depends_on=["db"]),
+    )
+    await desk.ask("start", "site")
+    stopping = [
+        "stopping api as well, which depends on db", "stopping site as well, which depends on api",
+    ]  # fmt: skip
+    assert sorted(await progress_of(desk, "stop", "db")) == stopping
+    await desk.ask("start", "site")
+    assert sorted(await progress_of(desk, "disable", "db")) == stopping
+    starting = await progress_of(desk, "enable", "db")
+    assert starting == [
+        "starting api as well, which was stopped with db", "starting site as well, which was stopped with db",
+    ]  # fmt: skip
+    assert await progress_of(desk, "stop", "db", deps=False) == []
+    assert desk.states() == {"db": "stopped", "api": "running", "site": "running", "idle": "stopped"}
+    assert sorted(await progress_of(desk, "remove", "db")) == stopping
+    assert desk.states() == {"api": "stopped", "site": "stopped", "idle": "stopped"}
 
 
-def test_removed_server_of_the_files_is_saved_as_missing_and_an_added_one_is_not() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]))
-        await desk.ask("start")
-        desk.core.entries["api"].desired.source = ({}, "/")
-        revision = desk.core.servers.revision
-        answer = await desk.ask("remove", "db", deps=False)
-        assert ([item["name"] for item in answer["items"]], desk.files.missing) == (["db"], {"db"})
-        assert desk.core.servers.revision > revision
-        assert desk.states() == {"api": "running"}
-        revision = desk.core.servers.revision
-        await desk.ask("remove", "api")
-        assert desk.files.missing == {"db"}
-        assert desk.core.servers.revision > revision
-
-    run(scenario())
+async def test_removed_server_of_the_files_is_saved_as_missing_and_an_added_one_is_not() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]))
+    await desk.ask("start")
+    desk.core.entries["api"].desired.source = ({}, "/")
+    revision = desk.core.servers.revision
+    answer = await desk.ask("remove", "db", deps=False)
+    assert ([item["name"] for item in answer["items"]], desk.files.missing) == (["db"], {"db"})
+    assert desk.core.servers.revision > revision
+    assert desk.states() == {"api": "running"}
+    revision = desk.core.servers.revision
+    await desk.ask("remove", "api")
+    assert desk.files.missing == {"db"}
+    assert desk.core.servers.revision > revision
 
 
 class AddingFiles(Files):
@@ -994,109 +842,91 @@ def adding(*servers: ServerConfig, **script: str) -> tuple[Desk, AddingFiles]:
     "options",
     [{}, {"server": ["x"], "base_dir": "/"}, {"server": {"name": "x"}}, {"server": {}, "base_dir": 1}],
 )
-def test_add_without_a_table_or_its_directory_is_a_wrong_use(options: dict[str, Any]) -> None:
-    async def scenario() -> None:
-        with pytest.raises(SelectorError) as caught:
-            await Desk(web("a")).ask("add", **options)
-        assert (caught.value.message, caught.value.hint) == (
-            "add: which server?",
-            "add: `server` is a table as in a file, `base_dir` the directory of its relative paths",
-        )  # fmt: skip
-
-    run(scenario())
+async def test_add_without_a_table_or_its_directory_is_a_wrong_use(options: dict[str, Any]) -> None:
+    with pytest.raises(SelectorError) as caught:
+        await Desk(web("a")).ask("add", **options)
+    assert (caught.value.message, caught.value.hint) == (
+        "add: which server?",
+        "add: `server` is a table as in a file, `base_dir` the directory of its relative paths",
+    )  # fmt: skip
 
 
-def test_add_starts_the_server_that_its_table_defines() -> None:
-    async def scenario() -> None:
-        desk, files = adding(web("a"))
-        answer = await desk.ask("add", server={"name": "new"}, base_dir="/srv")
-        assert files.given == ({"name": "new"}, "/srv", ["a"])
-        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["new"])
-        entry = desk.core.entries["new"]
-        assert (entry.added, entry.state, entry.desired.source) == (
-            True,
-            "running",
-            ({"name": "new"}, "/srv"),
-        )
-        again = await desk.ask("add", server={"name": "off", "disabled": True}, base_dir="/srv")
-        assert (again["exit_code"], desk.states()["off"]) == (0, "disabled")
-
-    run(scenario())
+async def test_add_starts_the_server_that_its_table_defines() -> None:
+    desk, files = adding(web("a"))
+    answer = await desk.ask("add", server={"name": "new"}, base_dir="/srv")
+    assert files.given == ({"name": "new"}, "/srv", ["a"])
+    assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["new"])
+    entry = desk.core.entries["new"]
+    assert (entry.added, entry.state, entry.desired.source) == (
+        True,
+        "running",
+        ({"name": "new"}, "/srv"),
+    )
+    again = await desk.ask("add", server={"name": "off", "disabled": True}, base_dir="/srv")
+    assert (again["exit_code"], desk.states()["off"]) == (0, "disabled")
 
 
-def test_added_server_that_is_refused_is_not_there() -> None:
-    async def scenario() -> None:
-        desk, files = adding(web("a", bind="127.0.0.1:7001"))
+async def test_added_server_that_is_refused_is_not_there() -> None:
+    desk, files = adding(web("a", bind="127.0.0.1:7001"))
 
-        async def refused(**table: Any) -> tuple[int, str, str]:
-            answer = await desk.ask("add", server={"name": "new"} | table, base_dir="/")
-            (error,) = answer["errors"]
-            assert desk.states() == {"a": "stopped"}
-            return answer["exit_code"], error["message"], error["hint"]
-
-        files.obstacle = PoolValidateError("wrong", [ServerError("is wrong", hint="look")])
-        assert await refused() == (5, "is wrong", "look")
-        files.obstacle = ServerError("no port is free", hint="widen it")
-        assert await refused() == (8, "no port is free", "widen it")
-        files.obstacle = None
-        assert (await refused(bind="127.0.0.1:7001"))[0] == 8
-        assert (await refused(depends_on=["gone"]))[0] == 5
-
-    run(scenario())
-
-
-def test_server_is_not_added_while_one_of_its_name_is_being_removed() -> None:
-    async def scenario() -> None:
-        desk, _ = adding(web("a"))
-        await desk.ask("start")
-        desk.runner.may_end.clear()
-        removing = desk.begin("remove", "a")
-        await turns()
-        answer = await desk.ask("add", server={"name": "a", "bind": "127.0.0.1:7009"}, base_dir="/")
+    async def refused(**table: Any) -> tuple[int, str, str]:
+        answer = await desk.ask("add", server={"name": "new"} | table, base_dir="/")
         (error,) = answer["errors"]
-        assert (answer["exit_code"], error["message"], error["hint"]) == (
-            8, "a server of that name is still being removed", "try again",
-        )  # fmt: skip
-        assert error["name"] == "a"
-        answer = await desk.ask("add", server={"name": "b", "bind": "127.0.0.1:7009"}, base_dir="/")
-        assert answer["exit_code"] == 0
-        desk.runner.may_end.set()
-        await removing
+        assert desk.states() == {"a": "stopped"}
+        return answer["exit_code"], error["message"], error["hint"]
 
-    run(scenario())
+    files.obstacle = PoolValidateError("wrong", [ServerError("is wrong", hint="look")])
+    assert await refused() == (5, "is wrong", "look")
+    files.obstacle = ServerError("no port is free", hint="widen it")
+    assert await refused() == (8, "no port is free", "widen it")
+    files.obstacle = None
+    assert (await refused(bind="127.0.0.1:7001"))[0] == 8
+    assert (await refused(depends_on=["gone"]))[0] == 5
+
+
+async def test_server_is_not_added_while_one_of_its_name_is_being_removed() -> None:
+    desk, _ = adding(web("a"))
+    await desk.ask("start")
+    desk.runner.may_end.clear()
+    removing = desk.begin("remove", "a")
+    await turns()
+    answer = await desk.ask("add", server={"name": "a", "bind": "127.0.0.1:7009"}, base_dir="/")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["message"], error["hint"]) == (
+        8, "a server of that name is still being removed", "try again",
+    )  # fmt: skip
+    assert error["name"] == "a"
+    answer = await desk.ask("add", server={"name": "b", "bind": "127.0.0.1:7009"}, base_dir="/")
+    assert answer["exit_code"] == 0
+    desk.runner.may_end.set()
+    await removing
 
 
 @pytest.mark.parametrize("verb", ["start", "restart", "scale", "enable", "add"])
-def test_change_that_needs_too_many_open_files_is_refused_and_changes_nothing(
+async def test_change_that_needs_too_many_open_files_is_refused_and_changes_nothing(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scenario() -> None:
-        desk, _ = adding(web("a"), web("off", disabled=True))
-        if verb == "scale":
-            await desk.ask("start", "a")
-        states = desk.states()
-        desk.runner.log.clear()
-        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
-        targets = {"add": (), "enable": ("off",)}.get(verb, ("a",))
-        with pytest.raises(TooManyOpenFiles):
-            await desk.ask(verb, *targets, workers=500, server={"name": "new"}, base_dir="/")
-        assert (desk.states(), desk.runner.log) == (states, [])
-
-    run(scenario())
+    desk, _ = adding(web("a"), web("off", disabled=True))
+    if verb == "scale":
+        await desk.ask("start", "a")
+    states = desk.states()
+    desk.runner.log.clear()
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
+    targets = {"add": (), "enable": ("off",)}.get(verb, ("a",))
+    with pytest.raises(TooManyOpenFiles):
+        await desk.ask(verb, *targets, workers=500, server={"name": "new"}, base_dir="/")
+    assert (desk.states(), desk.runner.log) == (states, [])
 
 
-def test_restart_of_a_stopped_server_reports_the_dependency_that_was_starting_and_fails() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("db"), web("api", depends_on=["db"]), db=NEVER)
-        starting = desk.begin("start", "db")
-        await turns()
-        restarting = desk.begin("restart", "api")
-        await turns()
-        desk.runner.end("db.1.0", Exit.from_returncode(1))
-        assert [error["name"] for error in (await restarting)["errors"]] == ["db", "api"]
-        assert (await starting)["exit_code"] == 1
-
-    run(scenario())
+async def test_restart_of_a_stopped_server_reports_the_dependency_that_was_starting_and_fails() -> None:
+    desk = Desk(web("db"), web("api", depends_on=["db"]), db=NEVER)
+    starting = desk.begin("start", "db")
+    await turns()
+    restarting = desk.begin("restart", "api")
+    await turns()
+    desk.runner.end("db.1.0", Exit.from_returncode(1))
+    assert [error["name"] for error in (await restarting)["errors"]] == ["db", "api"]
+    assert (await starting)["exit_code"] == 1
 
 
 @pytest.mark.parametrize(

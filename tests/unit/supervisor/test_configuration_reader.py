@@ -45,18 +45,14 @@ def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> Non
     assert run(read(one)).files == {}
 
 
-def test_what_is_outside_is_looked_at_for_the_servers_asked_about(tmp_path: Path) -> None:
+async def test_what_is_outside_is_looked_at_for_the_servers_asked_about(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB + 'env_file = "missing.env"\n')
-
-    async def scenario() -> None:
-        configuration = (await read(file)).configuration
-        assert configuration is not None
-        problems, warnings = await ConfigurationReader().check_external(configuration, ["web"])
-        assert "missing.env" in problems[0].message
-        assert await ConfigurationReader().check_external(configuration, []) == ([], warnings)
-
-    run(scenario())
+    configuration = (await read(file)).configuration
+    assert configuration is not None
+    problems, warnings = await ConfigurationReader().check_external(configuration, ["web"])
+    assert "missing.env" in problems[0].message
+    assert await ConfigurationReader().check_external(configuration, []) == ([], warnings)
 
 
 def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_are_raised(
@@ -101,19 +97,16 @@ def disk(file: Path) -> Iterator[threading.Event]:
         answers.set()
 
 
-def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
+async def test_disk_that_does_not_answer_is_an_error_and_the_next_reading_works(
     file: Path, disk: threading.Event
 ) -> None:
-    async def scenario() -> None:
-        reader = ConfigurationReader(stalled_seconds=0.3)
-        with pytest.raises(ReaderFailed) as failed:
-            await reader.read([str(file), "more.toml"], None, access_log=False)
-        assert str(failed.value) == f"{file} and more.toml cannot be read: nothing was read for 0.3 s"
-        assert failed.value.result.exit_code == 8
-        disk.set()
-        assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
-
-    run(scenario())
+    reader = ConfigurationReader(stalled_seconds=0.3)
+    with pytest.raises(ReaderFailed) as failed:
+        await reader.read([str(file), "more.toml"], None, access_log=False)
+    assert str(failed.value) == f"{file} and more.toml cannot be read: nothing was read for 0.3 s"
+    assert failed.value.result.exit_code == 8
+    disk.set()
+    assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
 
 
 @pytest.mark.slow
@@ -128,16 +121,15 @@ def test_reading_that_works_is_waited_for_however_long_it_takes(file: Path) -> N
         assert len(run(reader.read([str(file)], None, access_log=False)).servers) == 1
 
 
-def test_cancelled_reading_leaves_the_way_free_for_the_next_one(file: Path, disk: threading.Event) -> None:
-    async def scenario() -> None:
-        reader = ConfigurationReader()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await reader.read([str(file)], None, access_log=False)
-        disk.set()
-        assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
-
-    run(scenario())
+async def test_cancelled_reading_leaves_the_way_free_for_the_next_one(
+    file: Path, disk: threading.Event
+) -> None:
+    reader = ConfigurationReader()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await reader.read([str(file)], None, access_log=False)
+    disk.set()
+    assert len((await reader.read([str(file)], None, access_log=False)).servers) == 1
 
 
 def test_error_that_nobody_expected_is_a_reason(file: Path) -> None:

@@ -24,7 +24,7 @@ from poolctl.selection.selector import Selector
 from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartContext, modules
 from poolctl.supervisor.verbs.verb import Call, Verb
 from tests.descriptors import no_descriptor_left
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 from tests.unit.supervisor.test_state_store import StoreLink
 
@@ -112,141 +112,118 @@ def supervised(tmp_path: Path) -> Make:
 METRICS = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
 
 
-def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applies_them(
+async def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applies_them(
     supervised: Make, log: list[str]
 ) -> None:
-    async def work() -> None:
-        parts = supervised(
-            Feature(package="without a part", tables={"metrics": "x:y"}),
-            feature("keys", log, sections={"Scale": "x:y"}),
-            feature("own", log, tables={"metrics": "x:y"}),
-            feature("other", log, tables={"gateway": "x:y"}),
-            feature("after", log, needed_with=("metrics",)),
-        ).parts
-        assert log == ["make keys"]
-        parts.apply_tables(Tables())
-        assert log[1:] == ["apply keys"]
-        log.clear()
-        parts.apply_tables(METRICS)
-        assert log == ["make own", "make after", "apply keys", "apply own", "apply after"]
-        log.clear()
-        parts.apply_tables(Tables())
-        assert log == ["apply keys", "apply own", "apply after"], "one that is there applies its end too"
-        assert [type(part).__name__ for part in parts] == ["Keys", "Own", "After"]
-
-    run(work())
+    parts = supervised(
+        Feature(package="without a part", tables={"metrics": "x:y"}),
+        feature("keys", log, sections={"Scale": "x:y"}),
+        feature("own", log, tables={"metrics": "x:y"}),
+        feature("other", log, tables={"gateway": "x:y"}),
+        feature("after", log, needed_with=("metrics",)),
+    ).parts
+    assert log == ["make keys"]
+    parts.apply_tables(Tables())
+    assert log[1:] == ["apply keys"]
+    log.clear()
+    parts.apply_tables(METRICS)
+    assert log == ["make own", "make after", "apply keys", "apply own", "apply after"]
+    log.clear()
+    parts.apply_tables(Tables())
+    assert log == ["apply keys", "apply own", "apply after"], "one that is there applies its end too"
+    assert [type(part).__name__ for part in parts] == ["Keys", "Own", "After"]
 
 
-def test_part_has_the_objects_of_its_supervisor(supervised: Make, log: list[str]) -> None:
-    async def work() -> None:
-        stage = supervised(feature("one", log, sections={"Scale": "x:y"}))
-        (part,) = stage.parts
-        assert (part.site.core, part.site.events) == (stage.desk.core, stage.desk.events)
-        assert (part.site.parts, part.site.over) == (stage.parts, stage.parts.over)
-        assert stage.parts.of(NotedPart) == [part]
-        assert stage.parts.of(type("Another", (FeaturePart,), {})) == []
-
-    run(work())
+async def test_part_has_the_objects_of_its_supervisor(supervised: Make, log: list[str]) -> None:
+    stage = supervised(feature("one", log, sections={"Scale": "x:y"}))
+    (part,) = stage.parts
+    assert (part.site.core, part.site.events) == (stage.desk.core, stage.desk.events)
+    assert (part.site.parts, part.site.over) == (stage.parts, stage.parts.over)
+    assert stage.parts.of(NotedPart) == [part]
+    assert stage.parts.of(type("Another", (FeaturePart,), {})) == []
 
 
-def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -> None:
-    async def work() -> None:
-        stage = supervised(feature("one", log), feature("two", log))
-        stage.parts.add_to(stage.desk.verbs)
-        assert log == []
-        for _ in range(2):
-            assert (await stage.desk.ask("greet-two"))["warnings"] == ["hello from two"]
-        assert log == ["make two"]
-
-    run(work())
+async def test_verb_makes_the_part_that_answers_it(supervised: Make, log: list[str]) -> None:
+    stage = supervised(feature("one", log), feature("two", log))
+    stage.parts.add_to(stage.desk.verbs)
+    assert log == []
+    for _ in range(2):
+        assert (await stage.desk.ask("greet-two"))["warnings"] == ["hello from two"]
+    assert log == ["make two"]
 
 
-def test_process_that_an_earlier_supervisor_has_left_is_taken_over(supervised: Make, log: list[str]) -> None:
-    async def work() -> None:
-        entries = {name: feature(name, log, entry=name) for name in ("held", "noted", "absent")}
-        stage = supervised(*entries.values(), feature("none", log))
-        read, write = os.pipe()
-        stage.link.send({"op": "put", "name": "held", "meta": ""}, [read])
-        stage.link.send({"op": "put", "name": "noted", "meta": {"pid": 7}})
-        with no_descriptor_left():
-            await stage.parts.take_over_processes()
-        assert log == ["make held", "take over held", "make noted", "take over noted"]
-        os.close(read)
-        os.close(write)
-        stage.link.end()
-
-    run(work())
+async def test_process_that_an_earlier_supervisor_has_left_is_taken_over(
+    supervised: Make, log: list[str]
+) -> None:
+    entries = {name: feature(name, log, entry=name) for name in ("held", "noted", "absent")}
+    stage = supervised(*entries.values(), feature("none", log))
+    read, write = os.pipe()
+    stage.link.send({"op": "put", "name": "held", "meta": ""}, [read])
+    stage.link.send({"op": "put", "name": "noted", "meta": {"pid": 7}})
+    with no_descriptor_left():
+        await stage.parts.take_over_processes()
+    assert log == ["make held", "take over held", "make noted", "take over noted"]
+    os.close(read)
+    os.close(write)
+    stage.link.end()
 
 
 @pytest.mark.parametrize("verb", ["start", "restart", "reload"])
-def test_what_opens_addresses_is_answered_with_the_tables_that_are_not_served(
+async def test_what_opens_addresses_is_answered_with_the_tables_that_are_not_served(
     supervised: Make, log: list[str], verb: str
 ) -> None:
-    async def work() -> None:
-        stage = supervised(
-            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
-        )
-        result = await stage.parts.wait_for_effects(verb, LIST, Result(warnings=("before",)))
-        assert result.warnings == ("before", "one is not served", "two is not served")
-        assert log[2:] == ["attempted one", "attempted two"]
-        assert result.without_servers is None
-        dry = LIST._replace(options={"dry_run": True})
-        for other, call in (("stop", LIST), ("reload", dry)):
-            result = await stage.parts.wait_for_effects(other, call, Result(warnings=("before",)))
-            assert (result.warnings, len(log)) == (("before",), 4)
-
-    run(work())
+    stage = supervised(
+        feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+    )
+    result = await stage.parts.wait_for_effects(verb, LIST, Result(warnings=("before",)))
+    assert result.warnings == ("before", "one is not served", "two is not served")
+    assert log[2:] == ["attempted one", "attempted two"]
+    assert result.without_servers is None
+    dry = LIST._replace(options={"dry_run": True})
+    for other, call in (("stop", LIST), ("reload", dry)):
+        result = await stage.parts.wait_for_effects(other, call, Result(warnings=("before",)))
+        assert (result.warnings, len(log)) == (("before",), 4)
 
 
-def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: list[str]) -> None:
-    async def work() -> None:
-        stage = supervised(
-            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
-        )
-        assert not stage.parts.any_serves_without_servers
-        (_, two) = stage.parts.of(NotedPart)
-        two.alone = True
-        assert stage.parts.any_serves_without_servers
-        assert (await stage.parts.wait_for_effects("stop", LIST, Result())).without_servers is True
-
-    run(work())
+async def test_pool_serves_without_servers_if_one_part_does(supervised: Make, log: list[str]) -> None:
+    stage = supervised(
+        feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+    )
+    assert not stage.parts.any_serves_without_servers
+    (_, two) = stage.parts.of(NotedPart)
+    two.alone = True
+    assert stage.parts.any_serves_without_servers
+    assert (await stage.parts.wait_for_effects("stop", LIST, Result())).without_servers is True
 
 
-def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
+async def test_answer_of_a_verb_goes_through_all_parts_that_extend_it_in_their_order(
     supervised: Make, log: list[str]
 ) -> None:
-    async def work() -> None:
-        stage = supervised(
-            feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
-        )
-        assert (await stage.parts.extend("list", LIST, Result())).warnings == ("list one", "list two")
-        assert [*await stage.parts.route_healths()] == ["one", "two"]
-
-    run(work())
+    stage = supervised(
+        feature("one", log, sections={"Scale": "x:y"}), feature("two", log, sections={"Scale": "x:y"})
+    )
+    assert (await stage.parts.extend("list", LIST, Result())).warnings == ("list one", "list two")
+    assert [*await stage.parts.route_healths()] == ["one", "two"]
 
 
-def test_part_that_does_nothing_serves_nothing() -> None:
+async def test_part_that_does_nothing_serves_nothing() -> None:
     site: Any = None
-
-    async def work() -> None:
-        part = FeaturePart(site)
-        assert (part.verbs, part.problems, part.serves_without_servers, part.pids) == ({}, (), False, {})
-        assert (await part.metrics(), await part.route_healths()) == ((), {})
-        result = Result(exit_code=3)
-        assert await part.extend("list", LIST, result) is result
-        assert await part.wait_for_effect("stop", LIST, result) is result
-        assert (await part.wait_for_effect("start", LIST, result)) == result
-        part.take_over_process()
-        part.apply_tables(Tables())
-        part.flush()
-        await asyncio.gather(
-            part.wait_for_opening_attempt(),
-            part.finish(),
-            part.stop_serving(),
-            part.aclose(),
-        )
-
-    run(work())
+    part = FeaturePart(site)
+    assert (part.verbs, part.problems, part.serves_without_servers, part.pids) == ({}, (), False, {})
+    assert (await part.metrics(), await part.route_healths()) == ((), {})
+    result = Result(exit_code=3)
+    assert await part.extend("list", LIST, result) is result
+    assert await part.wait_for_effect("stop", LIST, result) is result
+    assert (await part.wait_for_effect("start", LIST, result)) == result
+    part.take_over_process()
+    part.apply_tables(Tables())
+    part.flush()
+    await asyncio.gather(
+        part.wait_for_opening_attempt(),
+        part.finish(),
+        part.stop_serving(),
+        part.aclose(),
+    )
 
 
 def test_modules_are_those_of_the_parts() -> None:

@@ -85,79 +85,64 @@ async def started(scenario: RecoveryScenario) -> RecoveryScenario:
     return scenario
 
 
-def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart"))
-        it.desk.runner.may_end.clear()
-        await it.make_unhealthy("web.1.0")
-        assert it.placed() == []
-        assert it.outcomes() == []
-        it.desk.clock.advance(3)
-        it.desk.runner.may_end.set()
-        await turns(40)
-        assert it.placed() == ["stop web.1.0", "place web.1.0"]
-        (report,) = it.reports if it.outcomes() else [{}]
-        assert (report["outcome"], report["done"], report["duration_seconds"]) == (
-            "recovered",
-            "restarted",
-            3.0,
-        )
-        assert report["seen"] == ["web.1.0 is not well"]
-        assert report["message"] == "web.1.0 is not well: restarted within 3.0 s"
-        assert (it.entry.observed.restarts, it.entry.observed.recovering) == (1, {})
-
-    run(scenario())
+async def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
+    it = await started(ward("restart"))
+    it.desk.runner.may_end.clear()
+    await it.make_unhealthy("web.1.0")
+    assert it.placed() == []
+    assert it.outcomes() == []
+    it.desk.clock.advance(3)
+    it.desk.runner.may_end.set()
+    await turns(40)
+    assert it.placed() == ["stop web.1.0", "place web.1.0"]
+    (report,) = it.reports if it.outcomes() else [{}]
+    assert (report["outcome"], report["done"], report["duration_seconds"]) == (
+        "recovered",
+        "restarted",
+        3.0,
+    )
+    assert report["seen"] == ["web.1.0 is not well"]
+    assert report["message"] == "web.1.0 is not well: restarted within 3.0 s"
+    assert (it.entry.observed.restarts, it.entry.observed.recovering) == (1, {})
 
 
-def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
-    async def scenario() -> None:
-        it = await started(ward("replace"))
-        await it.make_unhealthy("web.1.0")
-        assert it.placed()[0] == "place web.2.0"
-        assert set(it.desk.runner.running) == {"web.2.0"}
-        assert it.outcomes() == ["recovered"]
-
-    run(scenario())
+async def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
+    it = await started(ward("replace"))
+    await it.make_unhealthy("web.1.0")
+    assert it.placed()[0] == "place web.2.0"
+    assert set(it.desk.runner.running) == {"web.2.0"}
+    assert it.outcomes() == ["recovered"]
 
 
 @pytest.mark.parametrize("kind", [LIVENESS, MEMORY])
-def test_replace_leaves_the_workers_that_have_no_problem(kind: str) -> None:
-    async def scenario() -> None:
-        it = await started(ward("replace", workers=3))
-        await it.make_unhealthy("web.1.1", kind=kind)
-        assert set(it.desk.runner.running) == {"web.1.0", "web.2.1", "web.1.2"}
-        assert it.outcomes() == ["recovered"]
-
-    run(scenario())
+async def test_replace_leaves_the_workers_that_have_no_problem(kind: str) -> None:
+    it = await started(ward("replace", workers=3))
+    await it.make_unhealthy("web.1.1", kind=kind)
+    assert set(it.desk.runner.running) == {"web.1.0", "web.2.1", "web.1.2"}
+    assert it.outcomes() == ["recovered"]
 
 
-def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_retried() -> None:
-    async def scenario() -> None:
-        it = await started(ward("replace"))
-        it.desk.runner.script["web"] = FAILS
-        await it.make_unhealthy("web.1.0")
-        assert set(it.desk.runner.running) == {"web.1.0"}
-        assert it.outcomes() == ["failed"]
-        assert "before it was ready" in it.reports[0]["message"]
-        assert it.desk.states() == {"web": "running"}
-        it.placed()
-        await it.pass_by(5)
-        assert it.placed() == [], "not before its time"
-        del it.desk.runner.script["web"]
-        await it.pass_by(6)
-        assert it.outcomes() == ["failed", "recovered"]
-
-    run(scenario())
+async def test_a_replacement_that_does_not_become_ready_leaves_the_old_one_and_is_retried() -> None:
+    it = await started(ward("replace"))
+    it.desk.runner.script["web"] = FAILS
+    await it.make_unhealthy("web.1.0")
+    assert set(it.desk.runner.running) == {"web.1.0"}
+    assert it.outcomes() == ["failed"]
+    assert "before it was ready" in it.reports[0]["message"]
+    assert it.desk.states() == {"web": "running"}
+    it.placed()
+    await it.pass_by(5)
+    assert it.placed() == [], "not before its time"
+    del it.desk.runner.script["web"]
+    await it.pass_by(6)
+    assert it.outcomes() == ["failed", "recovered"]
 
 
-def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
-    async def scenario() -> None:
-        it = await started(ward("replace"))
-        it.worker("web.1.0").stuck = True
-        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-        assert it.placed() == ["place web.2.0", "stop web.1.0"]
-
-    run(scenario())
+async def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
+    it = await started(ward("replace"))
+    it.worker("web.1.0").stuck = True
+    await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+    assert it.placed() == ["place web.2.0", "stop web.1.0"]
 
 
 @pytest.mark.parametrize("strategy", ["restart", "replace", "disable"])
@@ -173,154 +158,126 @@ def test_stuck_worker_gets_one_second_to_end_and_an_unhealthy_one_its_stop_timeo
     run(scenario(stuck=False, limit="10"))
 
 
-def test_after_the_limit_it_is_left_alone_and_reported_once() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart"))
-        for _ in range(2):
-            await it.make_unhealthy("web.1.0")
-            await it.pass_by(11)
-        assert it.outcomes() == ["recovered", "recovered"]
-        for _ in range(3):
-            await it.make_unhealthy("web.1.0")
-            await it.pass_by(1)
-        assert it.outcomes() == ["recovered", "recovered", "given up"]
-        assert it.desk.states() == {"web": "running"}
-        await it.pass_by(100)
-        assert it.outcomes()[-1] == "recovered"
-
-    run(scenario())
-
-
-def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart", workers=3, restart="on-failure"))
-        it.desk.runner.script["web"] = NEVER
-        await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
-        assert it.desk.states() == {"web": "running"}
-        ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
-        for _ in range(5):
-            await it.pass_by(60)
-        assert ready
-        assert set(ready) <= set(it.desk.runner.running)
-
-    run(scenario())
-
-
-def test_a_replacement_that_dies_again_and_again_does_not_make_the_others_fail() -> None:
-    async def scenario() -> None:
-        policy = {"policy": "on-failure", "limit": 1, "backoff": {"initial": 0, "max": 0, "jitter": 0}}
-        it = await started(ward("restart", workers=2, restart=policy))
-        it.desk.runner.script["web.1.0"] = NEVER
+async def test_after_the_limit_it_is_left_alone_and_reported_once() -> None:
+    it = await started(ward("restart"))
+    for _ in range(2):
         await it.make_unhealthy("web.1.0")
-        for _ in range(4):
-            assert "web.1.0" in it.desk.runner.running
-            it.desk.runner.end("web.1.0", Exit.from_returncode(1))
-            await turns(40)
-        assert it.desk.states() == {"web": "running"}
-        assert "web.1.1" in it.desk.runner.running
-
-    run(scenario())
-
-
-def test_each_worker_has_a_limit_of_its_own() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart", workers=4))
-        for name in ("web.1.0", "web.1.1", "web.1.2", "web.1.3"):
-            await it.make_unhealthy(name)
-        assert it.outcomes() == ["recovered"] * 4, "none of them had been recovered before"
-        await it.make_unhealthy("web.1.0")
-        assert it.outcomes() == ["recovered"] * 4, "this one was, a moment ago"
-        assert set(it.entry.observed.recoveries) == {"0", "1", "2", "3"}
         await it.pass_by(11)
-        assert it.outcomes() == ["recovered"] * 5
-        await it.pass_by(200)
-        await it.make_unhealthy("web.1.1")
-        assert set(it.entry.observed.recoveries) == {"1"}, "what counts no more is forgotten"
+    assert it.outcomes() == ["recovered", "recovered"]
+    for _ in range(3):
+        await it.make_unhealthy("web.1.0")
+        await it.pass_by(1)
+    assert it.outcomes() == ["recovered", "recovered", "given up"]
+    assert it.desk.states() == {"web": "running"}
+    await it.pass_by(100)
+    assert it.outcomes()[-1] == "recovered"
 
-    run(scenario())
+
+async def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
+    it = await started(ward("restart", workers=3, restart="on-failure"))
+    it.desk.runner.script["web"] = NEVER
+    await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
+    assert it.desk.states() == {"web": "running"}
+    ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
+    for _ in range(5):
+        await it.pass_by(60)
+    assert ready
+    assert set(ready) <= set(it.desk.runner.running)
 
 
-def test_failing_workers_are_taken_out_together_except_one() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart", workers=4))
-        it.desk.runner.may_end.clear()
-        await it.make_unhealthy("web.1.3")
-        await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
-        workers = it.entry.observed.workers.values()
-        assert [worker.id for worker in workers if worker.phase == "stopping"] == ["web.1.3"]
-        it.desk.runner.script["web.1.3"] = NEVER
-        it.desk.runner.may_end.set()
+async def test_a_replacement_that_dies_again_and_again_does_not_make_the_others_fail() -> None:
+    policy = {"policy": "on-failure", "limit": 1, "backoff": {"initial": 0, "max": 0, "jitter": 0}}
+    it = await started(ward("restart", workers=2, restart=policy))
+    it.desk.runner.script["web.1.0"] = NEVER
+    await it.make_unhealthy("web.1.0")
+    for _ in range(4):
+        assert "web.1.0" in it.desk.runner.running
+        it.desk.runner.end("web.1.0", Exit.from_returncode(1))
         await turns(40)
-        ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
-        assert ready == ["web.1.0", "web.1.1", "web.1.2"], (
-            "while the first has not come back, they serve as they can"
-        )
-
-    run(scenario())
+    assert it.desk.states() == {"web": "running"}
+    assert "web.1.1" in it.desk.runner.running
 
 
-def test_disable_stops_it_and_what_depends_on_it() -> None:
-    async def scenario() -> None:
-        it = RecoveryScenario(web("db", recovery="disable"), web("api", depends_on=["db"]))
-        await it.desk.ask("start")
-        await it.make_unhealthy("db.1.0")
-        assert it.desk.states() == {"db": "disabled", "api": "stopped"}
-        assert it.outcomes() == ["disabled"]
-        assert (await it.desk.ask("enable", "db"))["exit_code"] == 0
-        assert it.desk.states()["db"] == "running"
+async def test_each_worker_has_a_limit_of_its_own() -> None:
+    it = await started(ward("restart", workers=4))
+    for name in ("web.1.0", "web.1.1", "web.1.2", "web.1.3"):
+        await it.make_unhealthy(name)
+    assert it.outcomes() == ["recovered"] * 4, "none of them had been recovered before"
+    await it.make_unhealthy("web.1.0")
+    assert it.outcomes() == ["recovered"] * 4, "this one was, a moment ago"
+    assert set(it.entry.observed.recoveries) == {"0", "1", "2", "3"}
+    await it.pass_by(11)
+    assert it.outcomes() == ["recovered"] * 5
+    await it.pass_by(200)
+    await it.make_unhealthy("web.1.1")
+    assert set(it.entry.observed.recoveries) == {"1"}, "what counts no more is forgotten"
 
-    run(scenario())
+
+async def test_failing_workers_are_taken_out_together_except_one() -> None:
+    it = await started(ward("restart", workers=4))
+    it.desk.runner.may_end.clear()
+    await it.make_unhealthy("web.1.3")
+    await it.make_unhealthy("web.1.0", "web.1.1", "web.1.2")
+    workers = it.entry.observed.workers.values()
+    assert [worker.id for worker in workers if worker.phase == "stopping"] == ["web.1.3"]
+    it.desk.runner.script["web.1.3"] = NEVER
+    it.desk.runner.may_end.set()
+    await turns(40)
+    ready = [worker.id for worker in it.entry.observed.workers.values() if worker.phase == "ready"]
+    assert ready == ["web.1.0", "web.1.1", "web.1.2"], (
+        "while the first has not come back, they serve as they can"
+    )
+
+
+async def test_disable_stops_it_and_what_depends_on_it() -> None:
+    it = RecoveryScenario(web("db", recovery="disable"), web("api", depends_on=["db"]))
+    await it.desk.ask("start")
+    await it.make_unhealthy("db.1.0")
+    assert it.desk.states() == {"db": "disabled", "api": "stopped"}
+    assert it.outcomes() == ["disabled"]
+    assert (await it.desk.ask("enable", "db"))["exit_code"] == 0
+    assert it.desk.states()["db"] == "running"
 
 
 @pytest.mark.parametrize(("strategy", "outcomes"), [("notify", ["notified"]), ("none", [])])
-def test_recovery_by_notification_or_none_replaces_no_worker(strategy: str, outcomes: list[str]) -> None:
-    async def scenario() -> None:
-        it = await started(ward(strategy))
-        await it.make_unhealthy("web.1.0")
-        await it.make_unhealthy("web.1.0")
-        assert (it.placed(), it.outcomes()) == ([], outcomes)
-
-    run(scenario())
-
-
-def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
-    async def scenario() -> None:
-        it = await started(ward("none"))
-        await it.make_unhealthy("web.1.0", kind=MEMORY)
-        assert it.placed()[0] == "place web.2.0"
-        assert it.outcomes() == ["recovered"]
-        assert it.entry.observed.restarts == 0, "no failure"
-
-    run(scenario())
+async def test_recovery_by_notification_or_none_replaces_no_worker(
+    strategy: str, outcomes: list[str]
+) -> None:
+    it = await started(ward(strategy))
+    await it.make_unhealthy("web.1.0")
+    await it.make_unhealthy("web.1.0")
+    assert (it.placed(), it.outcomes()) == ([], outcomes)
 
 
-def test_a_worker_that_is_well_again_is_left_alone() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart"))
-        it.entry.observed.recoveries = {"0": [it.desk.clock.monotonic()]}
-        it.worker("web.1.0").stuck = True
-        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-        assert it.placed() == [], "it waits for its turn"
-        it.worker("web.1.0").stuck = False
-        await it.pass_by(60)
-        assert (it.placed(), it.outcomes()) == ([], [])
-
-    run(scenario())
+async def test_a_worker_that_is_too_large_is_replaced_whatever_the_strategy() -> None:
+    it = await started(ward("none"))
+    await it.make_unhealthy("web.1.0", kind=MEMORY)
+    assert it.placed()[0] == "place web.2.0"
+    assert it.outcomes() == ["recovered"]
+    assert it.entry.observed.restarts == 0, "no failure"
 
 
-def test_a_server_that_is_stopped_meanwhile_is_recovered_no_further() -> None:
-    async def scenario() -> None:
-        it = await started(ward("restart"))
-        it.desk.runner.may_end.clear()
-        await it.make_unhealthy("web.1.0")
-        stopping = it.desk.begin("stop", "web")
-        await turns()
-        it.desk.runner.may_end.set()
-        await stopping
-        assert it.outcomes() == ["interrupted"]
-        assert it.desk.states() == {"web": "stopped"}
+async def test_a_worker_that_is_well_again_is_left_alone() -> None:
+    it = await started(ward("restart"))
+    it.entry.observed.recoveries = {"0": [it.desk.clock.monotonic()]}
+    it.worker("web.1.0").stuck = True
+    await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+    assert it.placed() == [], "it waits for its turn"
+    it.worker("web.1.0").stuck = False
+    await it.pass_by(60)
+    assert (it.placed(), it.outcomes()) == ([], [])
 
-    run(scenario())
+
+async def test_a_server_that_is_stopped_meanwhile_is_recovered_no_further() -> None:
+    it = await started(ward("restart"))
+    it.desk.runner.may_end.clear()
+    await it.make_unhealthy("web.1.0")
+    stopping = it.desk.begin("stop", "web")
+    await turns()
+    it.desk.runner.may_end.set()
+    await stopping
+    assert it.outcomes() == ["interrupted"]
+    assert it.desk.states() == {"web": "stopped"}
 
 
 STACKS = WorkerStacks(
@@ -357,102 +314,84 @@ async def asked() -> tuple[RecoveryScenario, AskedRunner]:
     return await started(RecoveryScenario(config, runner=runner)), runner
 
 
-def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
-    async def scenario() -> None:
-        it, runner = await asked()
-        it.entry.observed.workers["web.1.0"].stuck = True
-        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-        assert runner.log == ["stacks web.1.0"], "it is not ended before they are there"
-        runner.may_answer.set()
-        await turns(40)
-        assert it.placed() == ["stop web.1.0", "place web.1.0"]
-        assert it.outcomes() == ["recovered"]
-        (report,) = it.reports
-        assert report["message"].startswith("web.1.0 is not well, in pay (shop.py:1): restarted")
-        assert report["seen"] == ["web.1.0 is not well"]
-        (stacks,) = report["stacks"]
-        assert len(stacks["threads"][0]["frames"]) == 20, "it is bounded"
-        (shown,) = (await it.desk.ask("show", "web"))["items"]
-        assert shown["stacks"] == stacks
-
-    run(scenario())
+async def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
+    it, runner = await asked()
+    it.entry.observed.workers["web.1.0"].stuck = True
+    await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+    assert runner.log == ["stacks web.1.0"], "it is not ended before they are there"
+    runner.may_answer.set()
+    await turns(40)
+    assert it.placed() == ["stop web.1.0", "place web.1.0"]
+    assert it.outcomes() == ["recovered"]
+    (report,) = it.reports
+    assert report["message"].startswith("web.1.0 is not well, in pay (shop.py:1): restarted")
+    assert report["seen"] == ["web.1.0 is not well"]
+    (stacks,) = report["stacks"]
+    assert len(stacks["threads"][0]["frames"]) == 20, "it is bounded"
+    (shown,) = (await it.desk.ask("show", "web"))["items"]
+    assert shown["stacks"] == stacks
 
 
-def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time() -> None:
-    async def scenario() -> None:
-        it, runner = await asked()
-        await it.make_unhealthy("web.1.0")
-        while not it.reports:
-            await asyncio.sleep(0.001)
-            it.desk.events.flush()
-        runner.fails = True
-        runner.may_answer.set()
-        await it.pass_by(50)
-        await it.make_unhealthy("web.1.0")
-        assert it.outcomes() == ["recovered", "recovered"]
-        assert all("stacks" not in report for report in it.reports)
-
-    run(scenario())
+async def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time() -> None:
+    it, runner = await asked()
+    await it.make_unhealthy("web.1.0")
+    while not it.reports:
+        await asyncio.sleep(0.001)
+        it.desk.events.flush()
+    runner.fails = True
+    runner.may_answer.set()
+    await it.pass_by(50)
+    await it.make_unhealthy("web.1.0")
+    assert it.outcomes() == ["recovered", "recovered"]
+    assert all("stacks" not in report for report in it.reports)
 
 
-def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
-    async def scenario() -> None:
-        it, runner = await asked()
-        it.entry.observed.workers["web.1.0"].stuck = True
-        await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-        it.entry.observed.workers["web.1.0"].stuck = False
-        runner.may_answer.set()
-        await turns(40)
-        assert (it.placed(), it.outcomes()) == ([], [])
-
-    run(scenario())
+async def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
+    it, runner = await asked()
+    it.entry.observed.workers["web.1.0"].stuck = True
+    await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+    it.entry.observed.workers["web.1.0"].stuck = False
+    runner.may_answer.set()
+    await turns(40)
+    assert (it.placed(), it.outcomes()) == ([], [])
 
 
-def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered() -> None:
-    async def scenario() -> None:
-        it, runner = await asked()
-        worker = it.entry.observed.workers["web.1.0"]
-        for stuck in (True, False, True):
-            worker.stuck = stuck
-            if stuck:
-                await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
-            else:
-                it.recovery.update_recovery(it.entry)
-        assert runner.log == ["stacks web.1.0"] * 2
-        runner.may_answer.set()
-        await turns(40)
-        assert (it.placed(), it.outcomes()) == (["stop web.1.0", "place web.1.0"], ["recovered"])
-
-    run(scenario())
+async def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered() -> None:
+    it, runner = await asked()
+    worker = it.entry.observed.workers["web.1.0"]
+    for stuck in (True, False, True):
+        worker.stuck = stuck
+        if stuck:
+            await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
+        else:
+            it.recovery.update_recovery(it.entry)
+    assert runner.log == ["stacks web.1.0"] * 2
+    runner.may_answer.set()
+    await turns(40)
+    assert (it.placed(), it.outcomes()) == (["stop web.1.0", "place web.1.0"], ["recovered"])
 
 
-def test_worker_above_its_memory_limit_is_replaced_without_stacks() -> None:
-    async def scenario() -> None:
-        it, runner = await asked()
-        await it.make_unhealthy("web.1.0", kind=MEMORY)
-        assert "stacks web.1.0" not in runner.log
-        assert it.outcomes() == ["recovered"]
-
-    run(scenario())
+async def test_worker_above_its_memory_limit_is_replaced_without_stacks() -> None:
+    it, runner = await asked()
+    await it.make_unhealthy("web.1.0", kind=MEMORY)
+    assert "stacks web.1.0" not in runner.log
+    assert it.outcomes() == ["recovered"]
 
 
-def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
-    async def scenario() -> None:
-        runner = AskedRunner()
-        runner.script["web"] = NEVER
-        runner.may_answer.set()
-        it = Desk(web(start_timeout="10ms"), runner=runner)
-        events: list[Any] = []
-        it.events.subscribe(lambda event: events.append(event) if event.event == "start timed out" else None)
-        (error,) = (await it.ask("start"))["errors"]
-        assert error["message"].startswith("was not ready within 10ms, in pay (shop.py:1)")
-        it.events.flush()
-        (event,) = events
-        assert event.sentence == "worker web.1.0 was not ready within 10ms, in pay (shop.py:1)"
-        assert event.detail["stacks"][0]["worker"] == "web.1.0"
-        assert runner.log.index("stacks web.1.0") < runner.log.index("stop web.1.0 0")
-
-    run(scenario())
+async def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
+    runner = AskedRunner()
+    runner.script["web"] = NEVER
+    runner.may_answer.set()
+    it = Desk(web(start_timeout="10ms"), runner=runner)
+    events: list[Any] = []
+    it.events.subscribe(lambda event: events.append(event) if event.event == "start timed out" else None)
+    (error,) = (await it.ask("start"))["errors"]
+    assert error["message"].startswith("was not ready within 10ms, in pay (shop.py:1)")
+    it.events.flush()
+    (event,) = events
+    assert event.sentence == "worker web.1.0 was not ready within 10ms, in pay (shop.py:1)"
+    assert event.detail["stacks"][0]["worker"] == "web.1.0"
+    assert runner.log.index("stacks web.1.0") < runner.log.index("stop web.1.0 0")
 
 
 MIB = 1024 * 1024
@@ -486,46 +425,34 @@ async def begun(**keys: Any) -> MemoryScenario:
     return it
 
 
-def test_server_without_a_memory_limit_is_not_measured() -> None:
-    async def scenario() -> None:
-        it = await begun()
-        assert await it.measure(1000 * MIB) == []
-        assert it.usages.requested == [[]]
-
-    run(scenario())
+async def test_server_without_a_memory_limit_is_not_measured() -> None:
+    it = await begun()
+    assert await it.measure(1000 * MIB) == []
+    assert it.usages.requested == [[]]
 
 
-def test_worker_above_its_memory_limit_is_reported_and_one_of_unknown_memory_is_not() -> None:
-    async def scenario() -> None:
-        it = await begun(limits={"memory": "100MiB"})
-        assert await it.measure(100 * MIB) == []
-        assert await it.measure(None) == []
-        assert await it.measure(101 * MIB) == [
-            "memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"
-        ]
-        assert it.usages.requested == [[1001]] * 3
-
-    run(scenario())
+async def test_worker_above_its_memory_limit_is_reported_and_one_of_unknown_memory_is_not() -> None:
+    it = await begun(limits={"memory": "100MiB"})
+    assert await it.measure(100 * MIB) == []
+    assert await it.measure(None) == []
+    assert await it.measure(101 * MIB) == [
+        "memory: worker web.1.0 (pid 1001) uses 101MiB, and limits.memory is 100MiB"
+    ]
+    assert it.usages.requested == [[1001]] * 3
 
 
-def test_worker_that_has_ended_when_its_memory_is_known_is_not_reported() -> None:
-    async def scenario() -> None:
-        it = await begun(limits={"memory": 1})
-        await it.desk.ask("stop", "web")
-        assert await it.measure(MIB) == []
-
-    run(scenario())
+async def test_worker_that_has_ended_when_its_memory_is_known_is_not_reported() -> None:
+    it = await begun(limits={"memory": 1})
+    await it.desk.ask("stop", "web")
+    assert await it.measure(MIB) == []
 
 
-def test_a_reload_brings_a_memory_limit_and_takes_it_away() -> None:
-    async def scenario() -> None:
-        it = await begun()
-        for limits, count in (({"memory": "1GiB"}, 0), ({"memory": "1MiB"}, 1), ({}, 0)):
-            it.desk.files.written = [web(limits=limits), web("other")]
-            assert (await it.desk.ask("reload"))["exit_code"] == 0
-            assert len(await it.measure(2 * MIB)) == count
-
-    run(scenario())
+async def test_a_reload_brings_a_memory_limit_and_takes_it_away() -> None:
+    it = await begun()
+    for limits, count in (({"memory": "1GiB"}, 0), ({"memory": "1MiB"}, 1), ({}, 0)):
+        it.desk.files.written = [web(limits=limits), web("other")]
+        assert (await it.desk.ask("reload"))["exit_code"] == 0
+        assert len(await it.measure(2 * MIB)) == count
 
 
 @pytest.mark.parametrize(
@@ -634,241 +561,191 @@ def slow(workers: int = 1, **recovery: Any) -> ServerConfig:
     return web(workers=workers, recovery={"heartbeat": 5, "stuck_after": 15} | recovery)
 
 
-def test_each_ready_worker_is_asked_once_an_interval() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(
-            web("a", workers=2), web("b"), web("c", command=["sleep", "{port}"], app=None)
-        )
-        await it.pass_by(51)
-        asked = it.asked()
-        assert sorted(set(asked)) == ["a.1.0", "a.1.1", "b.1.0"]
-        assert 9 <= asked.count("b.1.0") <= 12
-        assert it.stuck == []
-
-    run(scenario())
+async def test_each_ready_worker_is_asked_once_an_interval() -> None:
+    it = await heartbeats_begun(
+        web("a", workers=2), web("b"), web("c", command=["sleep", "{port}"], app=None)
+    )
+    await it.pass_by(51)
+    asked = it.asked()
+    assert sorted(set(asked)) == ["a.1.0", "a.1.1", "b.1.0"]
+    assert 9 <= asked.count("b.1.0") <= 12
+    assert it.stuck == []
 
 
-def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        await it.pass_by(10)
-        it.bodies.dead.add("web.1.0")
-        it.asked()
-        await it.pass_by(15)
-        assert it.stuck == [], "it may have answered a moment before"
-        await it.pass_by(6)
-        assert it.stuck == ["web.1.0: the event loop of worker web.1.0 (pid 1001) has been stuck for 15s"]
-        await it.pass_by(600)
-        assert it.asked() == ["web.1.0"], "nothing piles up"
-        assert len(it.stuck) == 1
-        assert it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
-
-    run(scenario())
+async def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
+    it = await heartbeats_begun(slow())
+    await it.pass_by(10)
+    it.bodies.dead.add("web.1.0")
+    it.asked()
+    await it.pass_by(15)
+    assert it.stuck == [], "it may have answered a moment before"
+    await it.pass_by(6)
+    assert it.stuck == ["web.1.0: the event loop of worker web.1.0 (pid 1001) has been stuck for 15s"]
+    await it.pass_by(600)
+    assert it.asked() == ["web.1.0"], "nothing piles up"
+    assert len(it.stuck) == 1
+    assert it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
 
 
-def test_a_server_with_a_stuck_worker_is_not_well() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow(workers=2))
-        entry = it.desk.core.entries["web"]
-        assert (entry.health, entry.ready) == ("ok", True)
-        events: list[str] = []
-        it.desk.core.observers.add(lambda entry: events.append(entry.health))
-        for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
-            it.bodies.dead.add(worker)
-            await it.pass_by(30)
-            assert (entry.health, entry.ready) == (health, ready)
-        assert events == ["warn", "ko"]
-
-    run(scenario())
-
-
-def test_one_that_answers_late_is_well_again() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        it.bodies.dead.add("web.1.0")
+async def test_a_server_with_a_stuck_worker_is_not_well() -> None:
+    it = await heartbeats_begun(slow(workers=2))
+    entry = it.desk.core.entries["web"]
+    assert (entry.health, entry.ready) == ("ok", True)
+    events: list[str] = []
+    it.desk.core.observers.add(lambda entry: events.append(entry.health))
+    for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
+        it.bodies.dead.add(worker)
         await it.pass_by(30)
-        it.bodies.answered["web.1.0"] = int(it.desk.clock.monotonic() * 1e9)
-        it.bodies.dead.clear()
+        assert (entry.health, entry.ready) == (health, ready)
+    assert events == ["warn", "ko"]
+
+
+async def test_one_that_answers_late_is_well_again() -> None:
+    it = await heartbeats_begun(slow())
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(30)
+    it.bodies.answered["web.1.0"] = int(it.desk.clock.monotonic() * 1e9)
+    it.bodies.dead.clear()
+    await it.pass_by(6)
+    it.desk.events.flush()
+    assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
+    assert not it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
+
+
+async def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
+    it = await heartbeats_begun(slow())
+    it.bodies.old.add("web.1.0")
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(600)
+    assert (it.asked(), it.stuck) == ([], [])
+
+
+async def test_a_full_socket_is_no_question() -> None:
+    it = await heartbeats_begun(slow())
+    it.bodies.deaf.add("web.1.0")
+    await it.pass_by(100)
+    assert len(it.asked()) >= 19, "it is tried again"
+    assert it.stuck == []
+
+
+async def test_pause_of_the_supervisor_is_no_silence_of_workers() -> None:
+    it = await heartbeats_begun(slow())
+    await it.pass_by(10)
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(6)
+    await it.pass_by(3600, step=3600)
+    assert it.stuck == []
+    await it.pass_by(16)
+    assert len(it.stuck) == 1, "but then it has had its time"
+
+
+async def test_without_an_interval_no_worker_is_probed_until_a_reload_sets_one() -> None:
+    it = await heartbeats_begun(slow(heartbeat=0))
+    await it.pass_by(60)
+    assert it.asked() == []
+    for interval, some in ((5, True), (0, False)):
+        it.desk.files.written = [slow(heartbeat=interval)]
+        assert (await it.desk.ask("reload"))["exit_code"] == 0
         await it.pass_by(6)
-        it.desk.events.flush()
-        assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
-        assert not it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
-
-    run(scenario())
-
-
-def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        it.bodies.old.add("web.1.0")
-        it.bodies.dead.add("web.1.0")
-        await it.pass_by(600)
-        assert (it.asked(), it.stuck) == ([], [])
-
-    run(scenario())
-
-
-def test_a_full_socket_is_no_question() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        it.bodies.deaf.add("web.1.0")
-        await it.pass_by(100)
-        assert len(it.asked()) >= 19, "it is tried again"
-        assert it.stuck == []
-
-    run(scenario())
-
-
-def test_pause_of_the_supervisor_is_no_silence_of_workers() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        await it.pass_by(10)
-        it.bodies.dead.add("web.1.0")
-        await it.pass_by(6)
-        await it.pass_by(3600, step=3600)
-        assert it.stuck == []
-        await it.pass_by(16)
-        assert len(it.stuck) == 1, "but then it has had its time"
-
-    run(scenario())
-
-
-def test_without_an_interval_no_worker_is_probed_until_a_reload_sets_one() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow(heartbeat=0))
+        it.asked()
         await it.pass_by(60)
-        assert it.asked() == []
-        for interval, some in ((5, True), (0, False)):
-            it.desk.files.written = [slow(heartbeat=interval)]
-            assert (await it.desk.ask("reload"))["exit_code"] == 0
-            await it.pass_by(6)
-            it.asked()
-            await it.pass_by(60)
-            assert bool(it.asked()) is some
-
-    run(scenario())
+        assert bool(it.asked()) is some
 
 
-def test_worker_that_has_ended_is_probed_no_more() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(web())
-        await it.pass_by(10)
-        await it.desk.ask("restart")
-        await it.pass_by(6)
-        it.asked()
-        await it.pass_by(30)
-        assert set(it.asked()) == {"web.2.0"}
-        await it.desk.ask("stop", "web")
-        await it.pass_by(30)
-        assert it.asked() == []
-
-    run(scenario())
+async def test_worker_that_has_ended_is_probed_no_more() -> None:
+    it = await heartbeats_begun(web())
+    await it.pass_by(10)
+    await it.desk.ask("restart")
+    await it.pass_by(6)
+    it.asked()
+    await it.pass_by(30)
+    assert set(it.asked()) == {"web.2.0"}
+    await it.desk.ask("stop", "web")
+    await it.pass_by(30)
+    assert it.asked() == []
 
 
-def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(web(restart="on-failure"))
-        await it.pass_by(10)
-        it.desk.runner.end("web.1.0", Exit.from_signal(9))
-        await turns(40)
-        it.asked()
-        await it.pass_by(12)
-        assert len(it.asked()) >= 2
-
-    run(scenario())
+async def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
+    it = await heartbeats_begun(web(restart="on-failure"))
+    await it.pass_by(10)
+    it.desk.runner.end("web.1.0", Exit.from_signal(9))
+    await turns(40)
+    it.asked()
+    await it.pass_by(12)
+    assert len(it.asked()) >= 2
 
 
-def test_idle_worker_is_not_asked_until_it_runs_again() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        await it.pass_by(10)
-        it.bodies.idle.add("web.1.0")
-        it.asked()
-        await it.pass_by(600)
-        assert (it.asked(), it.stuck) == ([], [])
-        it.bodies.idle.clear()
-        await it.pass_by(6)
-        assert it.asked(), "it has work again"
-
-    run(scenario())
+async def test_idle_worker_is_not_asked_until_it_runs_again() -> None:
+    it = await heartbeats_begun(slow())
+    await it.pass_by(10)
+    it.bodies.idle.add("web.1.0")
+    it.asked()
+    await it.pass_by(600)
+    assert (it.asked(), it.stuck) == ([], [])
+    it.bodies.idle.clear()
+    await it.pass_by(6)
+    assert it.asked(), "it has work again"
 
 
-def test_worker_that_hangs_after_it_was_idle_is_found_in_time() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        it.bodies.idle.add("web.1.0")
-        await it.pass_by(60)
-        it.bodies.idle.clear()
-        it.bodies.dead.add("web.1.0")
-        await it.pass_by(5 + 15 + 1)
-        assert len(it.stuck) == 1
-
-    run(scenario())
+async def test_worker_that_hangs_after_it_was_idle_is_found_in_time() -> None:
+    it = await heartbeats_begun(slow())
+    it.bodies.idle.add("web.1.0")
+    await it.pass_by(60)
+    it.bodies.idle.clear()
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(5 + 15 + 1)
+    assert len(it.stuck) == 1
 
 
-def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        await it.pass_by(10)
-        it.bodies.dead.add("web.1.0")
-        await it.pass_by(6)
-        it.bodies.idle.add("web.1.0")
-        await it.pass_by(21)
-        assert len(it.stuck) == 1, (
-            "a question that it does not read is a hung loop, wherever the kernel sees it"
-        )
-
-    run(scenario())
+async def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
+    it = await heartbeats_begun(slow())
+    await it.pass_by(10)
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(6)
+    it.bodies.idle.add("web.1.0")
+    await it.pass_by(21)
+    assert len(it.stuck) == 1, "a question that it does not read is a hung loop, wherever the kernel sees it"
 
 
 @pytest.mark.slow
-def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
-    async def scenario() -> None:
-        it = thousand()
-        it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
-        for _ in range(50):
-            it.wake()
-        at = it.desk.clock.monotonic()
-        for _ in range(20):
-            it.wake()
-        assert it.desk.clock.monotonic() - at == pytest.approx(20 * 5)
-
-    run(scenario())
-
-
-@pytest.mark.slow
-def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
-    async def scenario() -> None:
-        it = thousand()
-        it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
-        for _ in range(50):
-            it.wake()
-        it.bodies.idle.clear()
-        it.asked()
+async def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
+    it = thousand()
+    it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
+    for _ in range(50):
         it.wake()
-        assert len(it.asked()) == 1000
-        most = 0
-        for _ in range(100):
-            it.wake()
-            most = max(most, len(it.asked()))
-        assert most < 300
-
-    run(scenario())
+    at = it.desk.clock.monotonic()
+    for _ in range(20):
+        it.wake()
+    assert it.desk.clock.monotonic() - at == pytest.approx(20 * 5)
 
 
-def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
-    async def scenario() -> None:
-        it = thousand()
-        wakings = 0
-        for _ in range(200):
-            it.wake()
-            wakings += 1
-            if it.desk.clock.monotonic() > 25:
-                break
-        assert len(it.asked()) >= 4000
-        assert wakings <= 25 * 4 + 4
+@pytest.mark.slow
+async def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
+    it = thousand()
+    it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
+    for _ in range(50):
+        it.wake()
+    it.bodies.idle.clear()
+    it.asked()
+    it.wake()
+    assert len(it.asked()) == 1000
+    most = 0
+    for _ in range(100):
+        it.wake()
+        most = max(most, len(it.asked()))
+    assert most < 300
 
-    run(scenario())
+
+async def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
+    it = thousand()
+    wakings = 0
+    for _ in range(200):
+        it.wake()
+        wakings += 1
+        if it.desk.clock.monotonic() > 25:
+            break
+    assert len(it.asked()) >= 4000
+    assert wakings <= 25 * 4 + 4
 
 
 def seen(*histories: list[float], **facts: Any) -> RecoverySituation:
@@ -1251,51 +1128,42 @@ class PrintingRunner(SlowRunner):
         return [f"{name} prints"]
 
 
-def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read() -> None:
-    async def scenario() -> None:
-        runner = PrintingRunner()
-        config = web(recovery=QUICK | {"strategy": "restart"})
-        it = await started(RecoveryScenario(config, runner=runner))
-        it.entry.observed.workers["web.1.0"].placed_at = placed_at = 1_700_000_000.0
-        await it.make_unhealthy("web.1.0")
-        assert it.placed() == ["stop web.1.0", "place web.1.0"]
-        assert (it.outcomes(), runner.asked_for_lines) == ([], [("web", 10, placed_at)])
-        it.core.take_changed()
-        runner.may_answer.set()
-        await turns(40)
-        assert it.outcomes() == ["recovered"]
-        assert it.reports[0]["lines"] == ["web prints"]
-        assert it.core.take_changed() == [it.entry]
-
-    run(scenario())
+async def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read() -> None:
+    runner = PrintingRunner()
+    config = web(recovery=QUICK | {"strategy": "restart"})
+    it = await started(RecoveryScenario(config, runner=runner))
+    it.entry.observed.workers["web.1.0"].placed_at = placed_at = 1_700_000_000.0
+    await it.make_unhealthy("web.1.0")
+    assert it.placed() == ["stop web.1.0", "place web.1.0"]
+    assert (it.outcomes(), runner.asked_for_lines) == ([], [("web", 10, placed_at)])
+    it.core.take_changed()
+    runner.may_answer.set()
+    await turns(40)
+    assert it.outcomes() == ["recovered"]
+    assert it.reports[0]["lines"] == ["web prints"]
+    assert it.core.take_changed() == [it.entry]
 
 
-def test_recovery_by_disabling_is_interrupted_when_the_server_is_enabled_again() -> None:
-    async def scenario() -> None:
-        it = await started(ward("disable"))
-        it.desk.runner.may_end.clear()
-        await it.make_unhealthy("web.1.0")
-        assert (it.entry.is_disabled, it.outcomes()) == (True, [])
-        enabling = it.desk.begin("enable", "web")
-        await turns(40)
-        assert it.outcomes() == ["interrupted"]
-        assert it.reports[0]["message"].endswith(": it was enabled again")
-        it.desk.runner.may_end.set()
-        await enabling
-
-    run(scenario())
+async def test_recovery_by_disabling_is_interrupted_when_the_server_is_enabled_again() -> None:
+    it = await started(ward("disable"))
+    it.desk.runner.may_end.clear()
+    await it.make_unhealthy("web.1.0")
+    assert (it.entry.is_disabled, it.outcomes()) == (True, [])
+    enabling = it.desk.begin("enable", "web")
+    await turns(40)
+    assert it.outcomes() == ["interrupted"]
+    assert it.reports[0]["message"].endswith(": it was enabled again")
+    it.desk.runner.may_end.set()
+    await enabling
 
 
-def test_stuck_worker_is_not_called_so_once_no_heartbeat_is_configured() -> None:
-    async def scenario() -> None:
-        it = await heartbeats_begun(slow())
-        it.bodies.dead.add("web.1.0")
-        await it.pass_by(30)
-        worker = it.desk.core.entries["web"].observed.workers["web.1.0"]
-        assert worker.stuck
-        it.desk.files.written = [slow(heartbeat=0)]
-        assert (await it.desk.ask("reload"))["exit_code"] == 0
-        await it.pass_by(6)
-        assert not worker.stuck
-
-    run(scenario())
+async def test_stuck_worker_is_not_called_so_once_no_heartbeat_is_configured() -> None:
+    it = await heartbeats_begun(slow())
+    it.bodies.dead.add("web.1.0")
+    await it.pass_by(30)
+    worker = it.desk.core.entries["web"].observed.workers["web.1.0"]
+    assert worker.stuck
+    it.desk.files.written = [slow(heartbeat=0)]
+    assert (await it.desk.ask("reload"))["exit_code"] == 0
+    await it.pass_by(6)
+    assert not worker.stuck

@@ -25,7 +25,7 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk
 from tests.unit.supervisor.test_state_store import StoreLink
@@ -49,69 +49,57 @@ async def asked(health: HealthReporter, **options: Any) -> tuple[int, list[dict[
     return answer["exit_code"], answer["items"]
 
 
-def test_health_of_routes_is_shown_in_three_depths() -> None:
-    async def work() -> None:
-        health = HealthReporter(Desk().core, Routes(users=WELL, old=BROKEN).healths)
-        code, items = await asked(health)
-        assert (code, items[0]["uptime_seconds"], items[1]["detail"]) == (3, 3.0, BROKEN.detail)
-        assert "detail" not in (await asked(health, depth="summary"))[1][1]
-        assert (await asked(health, depth="simple"))[1] == [
-            {"name": "users", "kind": "route", "status": "healthy"},
-            {"name": "old", "kind": "route", "status": "unhealthy"},
-        ]
-        with pytest.raises(SelectorError, match="'deep' is not a depth"):
-            await asked(health, depth="deep")
-
-    run(work())
+async def test_health_of_routes_is_shown_in_three_depths() -> None:
+    health = HealthReporter(Desk().core, Routes(users=WELL, old=BROKEN).healths)
+    code, items = await asked(health)
+    assert (code, items[0]["uptime_seconds"], items[1]["detail"]) == (3, 3.0, BROKEN.detail)
+    assert "detail" not in (await asked(health, depth="summary"))[1][1]
+    assert (await asked(health, depth="simple"))[1] == [
+        {"name": "users", "kind": "route", "status": "healthy"},
+        {"name": "old", "kind": "route", "status": "unhealthy"},
+    ]
+    with pytest.raises(SelectorError, match="'deep' is not a depth"):
+        await asked(health, depth="deep")
 
 
-def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
-    async def work() -> None:
-        desk = Desk(web("good"), web("bad"), web("off", disabled=True))
-        health = HealthReporter(desk.core, Routes().healths)
-        code, items = await asked(health, depth="simple")
-        assert (code, [item["status"] for item in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
-        await desk.ask("start", "good")
-        await desk.ask("stop", "bad")
-        assert await asked(health, depth="simple") == (0, [
-            {"name": "good", "kind": "server", "status": "healthy"},
-            {"name": "bad", "kind": "server", "status": "unknown"},
-            {"name": "off", "kind": "server", "status": "unknown"},
-        ])  # fmt: skip
-
-    run(work())
+async def test_pool_without_a_gateway_has_the_health_of_its_servers() -> None:
+    desk = Desk(web("good"), web("bad"), web("off", disabled=True))
+    health = HealthReporter(desk.core, Routes().healths)
+    code, items = await asked(health, depth="simple")
+    assert (code, [item["status"] for item in items]) == (3, ["unhealthy", "unhealthy", "unknown"])
+    await desk.ask("start", "good")
+    await desk.ask("stop", "bad")
+    assert await asked(health, depth="simple") == (0, [
+        {"name": "good", "kind": "server", "status": "healthy"},
+        {"name": "bad", "kind": "server", "status": "unknown"},
+        {"name": "off", "kind": "server", "status": "unknown"},
+    ])  # fmt: skip
 
 
-def test_health_of_the_servers_agrees_with_status() -> None:
-    async def work() -> None:
-        desk = Desk(web("web"))
-        health = HealthReporter(desk.core, Routes().healths)
-        healths = []
-        for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
-            await desk.ask(verb, "web")
-            status, (code, items) = await desk.ask("status", "web"), await asked(health, depth="simple")
-            assert status["exit_code"] == code, verb
-            healths.append((verb, items[0]["status"], code))
-        assert healths == [
-            ("start", "healthy", 0), ("drain", "unknown", 3), ("undrain", "healthy", 0), ("stop", "unknown", 0),
-            ("start", "healthy", 0), ("disable", "unknown", 0), ("enable", "healthy", 0),
-        ]  # fmt: skip
-
-    run(work())
+async def test_health_of_the_servers_agrees_with_status() -> None:
+    desk = Desk(web("web"))
+    health = HealthReporter(desk.core, Routes().healths)
+    healths = []
+    for verb in ("start", "drain", "undrain", "stop", "start", "disable", "enable"):
+        await desk.ask(verb, "web")
+        status, (code, items) = await desk.ask("status", "web"), await asked(health, depth="simple")
+        assert status["exit_code"] == code, verb
+        healths.append((verb, items[0]["status"], code))
+    assert healths == [
+        ("start", "healthy", 0), ("drain", "unknown", 3), ("undrain", "healthy", 0), ("stop", "unknown", 0),
+        ("start", "healthy", 0), ("disable", "unknown", 0), ("enable", "healthy", 0),
+    ]  # fmt: skip
 
 
-def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() -> None:
-    async def work() -> None:
-        desk = Desk(web("users"))
-        health = HealthReporter(desk.core, Routes(users=WELL).healths)
-        code, items = await asked(health, depth="simple")
-        assert (code, items) == (3, [
-            {"name": "users", "kind": "route", "status": "healthy"},
-            {"name": "users (server)", "kind": "server", "status": "unhealthy"},
-        ])  # fmt: skip
-        assert await asked(health, depth="simple", routes=True) == (0, items[:1])
-
-    run(work())
+async def test_servers_and_routes_are_shown_together_and_their_names_do_not_collide() -> None:
+    desk = Desk(web("users"))
+    health = HealthReporter(desk.core, Routes(users=WELL).healths)
+    code, items = await asked(health, depth="simple")
+    assert (code, items) == (3, [
+        {"name": "users", "kind": "route", "status": "healthy"},
+        {"name": "users (server)", "kind": "server", "status": "unhealthy"},
+    ])  # fmt: skip
+    assert await asked(health, depth="simple", routes=True) == (0, items[:1])
 
 
 class Counted(SlowRunner):
@@ -158,51 +146,42 @@ class Figures:
         return [family]
 
 
-def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_features() -> None:
-    async def work() -> None:
-        figures = Figures()
-        await figures.desk.ask("start", "web")
-        lines = (await figures.metrics.text(False)).splitlines()
-        assert 'poolctl_servers{state="running"} 1' in lines
-        assert any(line.startswith('poolctl_build_info{pool="shop",') for line in lines)
-        assert 'poolctl_requests_total{server="web"} 7' in lines
-        assert 'poolctl_requests_total{server="api"} 0' in lines
-        assert 'poolctl_monitor_status{server="web",status="ok"} 1' in lines
-        assert "poolctl_routes 1" in lines
-        for process in ("supervisor", "keeper", "gateway"):
-            for name in ("memory_bytes", "cpu_seconds_total"):
-                mark = f'poolctl_process_{name}{{process="{process}"}} '
-                (line,) = [line for line in lines if line.startswith(mark)]
-                assert float(line.removeprefix(mark)) >= 0
-        helps = [line for line in lines if line.startswith("# HELP poolctl_process")]
-        assert helps == [
-            "# HELP poolctl_process_memory_bytes Memory (PSS) of the pool's own processes.",
-            "# HELP poolctl_process_cpu_seconds_total Processor time of the pool's own processes.",
-        ]
-        assert "# EOF" not in lines
-        assert (await figures.metrics.text(True)).endswith("# EOF\n")
-
-    run(work())
+async def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_features() -> None:
+    figures = Figures()
+    await figures.desk.ask("start", "web")
+    lines = (await figures.metrics.text(False)).splitlines()
+    assert 'poolctl_servers{state="running"} 1' in lines
+    assert any(line.startswith('poolctl_build_info{pool="shop",') for line in lines)
+    assert 'poolctl_requests_total{server="web"} 7' in lines
+    assert 'poolctl_requests_total{server="api"} 0' in lines
+    assert 'poolctl_monitor_status{server="web",status="ok"} 1' in lines
+    assert "poolctl_routes 1" in lines
+    for process in ("supervisor", "keeper", "gateway"):
+        for name in ("memory_bytes", "cpu_seconds_total"):
+            mark = f'poolctl_process_{name}{{process="{process}"}} '
+            (line,) = [line for line in lines if line.startswith(mark)]
+            assert float(line.removeprefix(mark)) >= 0
+    helps = [line for line in lines if line.startswith("# HELP poolctl_process")]
+    assert helps == [
+        "# HELP poolctl_process_memory_bytes Memory (PSS) of the pool's own processes.",
+        "# HELP poolctl_process_cpu_seconds_total Processor time of the pool's own processes.",
+    ]
+    assert "# EOF" not in lines
+    assert (await figures.metrics.text(True)).endswith("# EOF\n")
 
 
-def test_metrics_name_a_pool_that_was_renamed_by_its_new_name() -> None:
-    async def work() -> None:
-        figures = Figures()
-        await figures.metrics.text(False)
-        figures.name = "store"
-        assert 'poolctl_build_info{pool="store",' in await figures.metrics.text(False)
-
-    run(work())
+async def test_metrics_name_a_pool_that_was_renamed_by_its_new_name() -> None:
+    figures = Figures()
+    await figures.metrics.text(False)
+    figures.name = "store"
+    assert 'poolctl_build_info{pool="store",' in await figures.metrics.text(False)
 
 
-def test_metrics_of_selected_servers_are_without_the_others_and_without_features() -> None:
-    async def work() -> None:
-        figures = Figures()
-        text = await figures.metrics.text(False, Selector(["web"]))
-        assert 'server="web"' in text
-        assert 'server="api"' not in text
-        assert figures.asked == 0
-        await figures.metrics.text(False, Selector())
-        assert figures.asked == 1
-
-    run(work())
+async def test_metrics_of_selected_servers_are_without_the_others_and_without_features() -> None:
+    figures = Figures()
+    text = await figures.metrics.text(False, Selector(["web"]))
+    assert 'server="web"' in text
+    assert 'server="api"' not in text
+    assert figures.asked == 0
+    await figures.metrics.text(False, Selector())
+    assert figures.asked == 1

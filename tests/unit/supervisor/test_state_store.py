@@ -137,7 +137,7 @@ def test_a_successor_knows_what_was_ordered_last_of_every_server(seed: int) -> N
         asyncio.run(scenario(directory))
 
 
-def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path: Path) -> None:
+async def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path: Path) -> None:
     class Killed(StoreLink):
         """A supervisor that is killed after its first message."""
 
@@ -145,56 +145,50 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
             super().send(message, fds)
             raise KeyboardInterrupt
 
-    async def scenario() -> None:
-        kept = Store()
-        link = StoreLink(kept)
-        before = ServerConfig(name="a", bind=":1", app="a:b")
-        entry = Entry(before)
-        StateStore(link, str(tmp_path)).save_first_configuration(StoredConfiguration("pool", [before]))
-        entry.config, entry.desired.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
-        last = Killed(kept)
-        killed = StateStore(last, str(tmp_path))
-        killed.note_changed()
-        with pytest.raises(KeyboardInterrupt):
-            killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
-        successor, restored = StateStore(link, str(tmp_path)), Entry(before)
-        configuration = await successor.configuration()
-        await successor.restore_entries({"a": restored})
-        assert restored.desired.generation == 7
-        assert configuration is not None
-        assert configuration.servers[0].app == "a:b"
-        last.end()
-        link.end()
-
-    asyncio.run(scenario())
+    kept = Store()
+    link = StoreLink(kept)
+    before = ServerConfig(name="a", bind=":1", app="a:b")
+    entry = Entry(before)
+    StateStore(link, str(tmp_path)).save_first_configuration(StoredConfiguration("pool", [before]))
+    entry.config, entry.desired.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
+    last = Killed(kept)
+    killed = StateStore(last, str(tmp_path))
+    killed.note_changed()
+    with pytest.raises(KeyboardInterrupt):
+        killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
+    successor, restored = StateStore(link, str(tmp_path)), Entry(before)
+    configuration = await successor.configuration()
+    await successor.restore_entries({"a": restored})
+    assert restored.desired.generation == 7
+    assert configuration is not None
+    assert configuration.servers[0].app == "a:b"
+    last.end()
+    link.end()
 
 
-def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> None:
-    async def scenario() -> None:
-        link = StoreLink(Store())
-        left = {
-            "a": {"desired": "run", "overrides": {"workers": 2}},
-            "b": {"desired": "stopped"},
-            "gone": {"desired": "run"},
-        }
-        fd = memory_file("wanted", json.dumps(left).encode())
-        link.send({"op": "put", "name": fd_store.WANTED}, [fd])
-        os.close(fd)
-        entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
-        assert await StateStore(link, "/nowhere").restore_entries(entries) == {
-            "a",
-            "b",
-            "gone",
-        }
-        link.end()
-        assert (entries["a"].desired.state, entries["a"].size) == (Desired.RUN, 2)
-        assert [entries[name].desired.state for name in "bcd"] == [
-            Desired.STOPPED,
-            Desired.IDLE,
-            Desired.IDLE,
-        ]
-
-    asyncio.run(scenario())
+async def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> None:
+    link = StoreLink(Store())
+    left = {
+        "a": {"desired": "run", "overrides": {"workers": 2}},
+        "b": {"desired": "stopped"},
+        "gone": {"desired": "run"},
+    }
+    fd = memory_file("wanted", json.dumps(left).encode())
+    link.send({"op": "put", "name": fd_store.WANTED}, [fd])
+    os.close(fd)
+    entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}
+    assert await StateStore(link, "/nowhere").restore_entries(entries) == {
+        "a",
+        "b",
+        "gone",
+    }
+    link.end()
+    assert (entries["a"].desired.state, entries["a"].size) == (Desired.RUN, 2)
+    assert [entries[name].desired.state for name in "bcd"] == [
+        Desired.STOPPED,
+        Desired.IDLE,
+        Desired.IDLE,
+    ]
 
 
 ONE = [*[0] * (tally.COUNTED - 1), 1]  # the counts of a worker that has answered one request, slowly
@@ -254,20 +248,17 @@ def test_changes_are_saved_a_twentieth_of_a_second_after_the_first() -> None:
     loop.close()
 
 
-def test_many_changes_are_saved_once_and_an_answer_does_not_wait_for_it() -> None:
-    async def scenario() -> None:
-        saved = Saved()
-        for _ in range(3):
-            saved.timer.note_change()
-        assert saved.calls == 0
-        saved.timer.save_now()
-        assert saved.calls == 1
+async def test_many_changes_are_saved_once_and_an_answer_does_not_wait_for_it() -> None:
+    saved = Saved()
+    for _ in range(3):
         saved.timer.note_change()
-        while saved.calls == 1:
-            await asyncio.sleep(SOON_SECONDS)
-        assert saved.calls == 2
-
-    asyncio.run(scenario())
+    assert saved.calls == 0
+    saved.timer.save_now()
+    assert saved.calls == 1
+    saved.timer.note_change()
+    while saved.calls == 1:
+        await asyncio.sleep(SOON_SECONDS)
+    assert saved.calls == 2
 
 
 class Kept(StateStore):
@@ -291,50 +282,42 @@ async def _resumed(desk: Desk, directory: Path, kept: dict[str, Any]) -> Totals:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, seed: int) -> None:
-    async def scenario() -> None:
-        chance = random.Random(seed)
-        names = [f"s{number}" for number in range(4)]
-        desk = Desk(
-            *(ServerConfig(name=name, bind=f":{9000 + n}", app="a:b") for n, name in enumerate(names))
-        )
-        kept: dict[str, Any] = {}
-        expected = dict.fromkeys(names, 0)
-        for life in range(5):
-            totals = await _resumed(desk, tmp_path, kept)
-            for step in range(6):
-                name = chance.choice(names)
-                expected[name] += 1
-                totals.add_up(name, f"{name}.{life}.{step}", ONE)
-                totals.record_state_change(
-                    desk.core.entries[name], "sleeping", chance.choice(("running", "failed"))
-                )
-                totals.save()
-                assert {
-                    name: totals.counts_of_ended_workers(desk.core.entries[name])[-1] for name in names
-                } == expected
-                document = {server: to_json(spans) for server, spans in totals._availability.items()}
-                assert kept["availability"] == document
-
-    asyncio.run(scenario())
-
-
-def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        desk = Desk(*(ServerConfig(name=name, bind=f":{n}", app="a:b") for n, name in enumerate("ab", 9000)))
-        kept: dict[str, Any] = {}
+async def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    names = [f"s{number}" for number in range(4)]
+    desk = Desk(*(ServerConfig(name=name, bind=f":{9000 + n}", app="a:b") for n, name in enumerate(names)))
+    kept: dict[str, Any] = {}
+    expected = dict.fromkeys(names, 0)
+    for life in range(5):
         totals = await _resumed(desk, tmp_path, kept)
-        for name in "ab":
-            totals.add_up(name, f"{name}.1", ONE)
-        totals.save()
-        assert kept["counts"].keys() == {"a", "b"}
-        desk.core.forget(desk.core.entries["b"])
-        # Its last worker is reported after that.
-        totals.add_up("b", "b.2", ONE)
-        totals.save()
-        assert kept["counts"].keys() == {"a"}
+        for step in range(6):
+            name = chance.choice(names)
+            expected[name] += 1
+            totals.add_up(name, f"{name}.{life}.{step}", ONE)
+            totals.record_state_change(
+                desk.core.entries[name], "sleeping", chance.choice(("running", "failed"))
+            )
+            totals.save()
+            assert {
+                name: totals.counts_of_ended_workers(desk.core.entries[name])[-1] for name in names
+            } == expected
+            document = {server: to_json(spans) for server, spans in totals._availability.items()}
+            assert kept["availability"] == document
 
-    asyncio.run(scenario())
+
+async def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
+    desk = Desk(*(ServerConfig(name=name, bind=f":{n}", app="a:b") for n, name in enumerate("ab", 9000)))
+    kept: dict[str, Any] = {}
+    totals = await _resumed(desk, tmp_path, kept)
+    for name in "ab":
+        totals.add_up(name, f"{name}.1", ONE)
+    totals.save()
+    assert kept["counts"].keys() == {"a", "b"}
+    desk.core.forget(desk.core.entries["b"])
+    # Its last worker is reported after that.
+    totals.add_up("b", "b.2", ONE)
+    totals.save()
+    assert kept["counts"].keys() == {"a"}
 
 
 def document(**keys: Any) -> dict[str, Any]:
@@ -433,66 +416,59 @@ def test_anything_else_is_not_understood() -> None:
             decoded(content)
 
 
-def test_configuration_that_is_not_understood_is_read_from_the_files_again(
+async def test_configuration_that_is_not_understood_is_read_from_the_files_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scenario() -> None:
-        link = StoreLink(Store())
-        store = StateStore(link, str(tmp_path))
-        assert (await store.configuration(), caplog.text) == (None, "")
-        store.store_for_successor(fd_store.CONFIGURATION, b'{"version": 99, "defaults": {}, "files": null}')
-        assert await store.configuration() is None
-        said = "the configuration in force is read from the files again: version 99 of its form is not known"
-        assert said in caplog.text
-        link.end()
-
-    asyncio.run(scenario())
+    link = StoreLink(Store())
+    store = StateStore(link, str(tmp_path))
+    assert (await store.configuration(), caplog.text) == (None, "")
+    store.store_for_successor(fd_store.CONFIGURATION, b'{"version": 99, "defaults": {}, "files": null}')
+    assert await store.configuration() is None
+    said = "the configuration in force is read from the files again: version 99 of its form is not known"
+    assert said in caplog.text
+    link.end()
 
 
-def test_first_configuration_is_there_before_and_its_file_after_the_first_save(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        link = StoreLink(Store())
-        store = StateStore(link, str(tmp_path))
-        first = StoredConfiguration("shop", [ServerConfig(name="a", bind=":1", app="a:b")], missing=["x"])
-        store.save_first_configuration(first)
-        assert await store.configuration() == first
-        assert pool_files.read_left_state(str(tmp_path)) == {}
-        store.save({})
-        assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["x"], "servers": {}}
-        later = StoredConfiguration("store", [], missing=["y"])
-        store.save({}, later)
-        assert await store.configuration() == later
-        assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["y"], "servers": {}}
-        link.end()
-
-    asyncio.run(scenario())
+async def test_first_configuration_is_there_before_and_its_file_after_the_first_save(tmp_path: Path) -> None:
+    link = StoreLink(Store())
+    store = StateStore(link, str(tmp_path))
+    first = StoredConfiguration("shop", [ServerConfig(name="a", bind=":1", app="a:b")], missing=["x"])
+    store.save_first_configuration(first)
+    assert await store.configuration() == first
+    assert pool_files.read_left_state(str(tmp_path)) == {}
+    store.save({})
+    assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["x"], "servers": {}}
+    later = StoredConfiguration("store", [], missing=["y"])
+    store.save({}, later)
+    assert await store.configuration() == later
+    assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["y"], "servers": {}}
+    link.end()
 
 
-def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_deleted(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        link = StoreLink(Store())
-        store = StateStore(link, str(tmp_path))
-        entry = Entry(ServerConfig(name="a", bind=":1", app="a:b"))
-        entry.set_desired(Desired.RUN)
-        store.note_changed()
-        store.save({"a": entry})
-        saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
-        assert pool_files.read_left_state(str(tmp_path)) == saved
-        pool_files.remove_left_states(str(tmp_path))
-        store.save({"a": entry})
-        assert pool_files.read_left_state(str(tmp_path)) == {}
-        store.rewrite_file()
-        store.save({"a": entry})
-        assert pool_files.read_left_state(str(tmp_path)) == saved
-        store.delete_files_for_good()
-        entry.set_desired(Desired.STOPPED)
-        store.note_changed()
-        store.save({"a": entry})
-        assert pool_files.read_left_state(str(tmp_path)) == {}
-        assert json.loads(await store.read(fd_store.WANTED) or b"") == {"a": {"desired": "stopped"}}
-        link.end()
-
-    asyncio.run(scenario())
+async def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_deleted(
+    tmp_path: Path,
+) -> None:
+    link = StoreLink(Store())
+    store = StateStore(link, str(tmp_path))
+    entry = Entry(ServerConfig(name="a", bind=":1", app="a:b"))
+    entry.set_desired(Desired.RUN)
+    store.note_changed()
+    store.save({"a": entry})
+    saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
+    assert pool_files.read_left_state(str(tmp_path)) == saved
+    pool_files.remove_left_states(str(tmp_path))
+    store.save({"a": entry})
+    assert pool_files.read_left_state(str(tmp_path)) == {}
+    store.rewrite_file()
+    store.save({"a": entry})
+    assert pool_files.read_left_state(str(tmp_path)) == saved
+    store.delete_files_for_good()
+    entry.set_desired(Desired.STOPPED)
+    store.note_changed()
+    store.save({"a": entry})
+    assert pool_files.read_left_state(str(tmp_path)) == {}
+    assert json.loads(await store.read(fd_store.WANTED) or b"") == {"a": {"desired": "stopped"}}
+    link.end()
 
 
 def test_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ from poolctl.supervisor.statistics import (
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import ScriptedUsages, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
@@ -182,34 +182,31 @@ def begin(loop: VirtualLoop, shop: Shop) -> None:
     loop.pass_time()
 
 
-def test_statistics_of_a_server_are_those_of_all_its_workers_and_of_each() -> None:
-    async def work() -> None:
-        shop = Shop(web(workers=2))
-        await shop.desk.ask("start")
-        shop.count(0, started=10, disconnected=1, broken=1, ok=6, failed=1, connections=4, open=2, websockets=1,
-                   fast=7, beat=1, lag=2_000_000)  # fmt: skip
-        shop.count(1, started=5, ok=5, connections=3, open=1, slow=5)
-        stats = await shop.stats()
-        names = (
-            "requests_total", "requests_per_second", "errors_total", "disconnects_total", "in_flight", "connections",
-            "connections_total", "websockets", "wakes_total", "restarts_total", "counted", "loop_lag_seconds",
-        )  # fmt: skip
-        assert [stats[name] for name in names] == [15, 0.0, 2, 1, 1, 3, 7, 1, 0, 0, True, 0.002]
-        assert stats["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
-        assert 0 < stats["latency_p50_seconds"] <= 0.00025
-        assert 5 < stats["latency_p99_seconds"] <= 10
-        assert (stats["memory_bytes"], stats["cpu_percent"]) == (4_000_000, 2.5)
-        first, second = stats["workers"]
-        assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", 1001, "ready")
-        names = ("requests_total", "errors_total", "in_flight", "connections", "loop_lag_seconds")
-        assert [first[name] for name in names] == [10, 2, 1, 2, 0.002]
-        assert [second[name] for name in names] == [5, 0, 0, 1, None]
-        assert (first["memory_bytes"], first["cpu_percent"]) == (2_000_000, 1.25)
-        assert stats.get("errors_per_second") is None
-        assert stats["history"].get("errors_per_second") is None
-        shop.link.end()
-
-    run(work())
+async def test_statistics_of_a_server_are_those_of_all_its_workers_and_of_each() -> None:
+    shop = Shop(web(workers=2))
+    await shop.desk.ask("start")
+    shop.count(0, started=10, disconnected=1, broken=1, ok=6, failed=1, connections=4, open=2, websockets=1,
+               fast=7, beat=1, lag=2_000_000)  # fmt: skip
+    shop.count(1, started=5, ok=5, connections=3, open=1, slow=5)
+    stats = await shop.stats()
+    names = (
+        "requests_total", "requests_per_second", "errors_total", "disconnects_total", "in_flight", "connections",
+        "connections_total", "websockets", "wakes_total", "restarts_total", "counted", "loop_lag_seconds",
+    )  # fmt: skip
+    assert [stats[name] for name in names] == [15, 0.0, 2, 1, 1, 3, 7, 1, 0, 0, True, 0.002]
+    assert stats["responses_total"] == {"1xx": 0, "2xx": 11, "3xx": 0, "4xx": 0, "5xx": 1}
+    assert 0 < stats["latency_p50_seconds"] <= 0.00025
+    assert 5 < stats["latency_p99_seconds"] <= 10
+    assert (stats["memory_bytes"], stats["cpu_percent"]) == (4_000_000, 2.5)
+    first, second = stats["workers"]
+    assert (first["id"], first["pid"], first["phase"]) == ("web.1.0", 1001, "ready")
+    names = ("requests_total", "errors_total", "in_flight", "connections", "loop_lag_seconds")
+    assert [first[name] for name in names] == [10, 2, 1, 2, 0.002]
+    assert [second[name] for name in names] == [5, 0, 0, 1, None]
+    assert (first["memory_bytes"], first["cpu_percent"]) == (2_000_000, 1.25)
+    assert stats.get("errors_per_second") is None
+    assert stats["history"].get("errors_per_second") is None
+    shop.link.end()
 
 
 def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_is_watched() -> None:
@@ -286,154 +283,139 @@ def test_samples_are_given_for_as_long_as_somebody_takes_them_and_nobody_asks() 
     loop.close()
 
 
-def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the_next() -> None:
-    async def work() -> None:
-        store = Store()
-        shop = Shop(web(), web("gone"), store=store)
-        entry = shop.desk.core.entries["web"]
-        counts = page(started=10, failed=2)
-        for name in ("one", "one", "two"):
-            shop.totals.add_up("web", name, counts)
-        shop.totals.add_up("gone", "three", counts)
-        assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
-        shop.runner.tallies.unsaved_workers = ["two"]
-        del shop.desk.core.entries["gone"]
-        shop.totals.record_state_change(entry, "sleeping", "starting")
+async def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the_next() -> None:
+    store = Store()
+    shop = Shop(web(), web("gone"), store=store)
+    entry = shop.desk.core.entries["web"]
+    counts = page(started=10, failed=2)
+    for name in ("one", "one", "two"):
+        shop.totals.add_up("web", name, counts)
+    shop.totals.add_up("gone", "three", counts)
+    assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
+    shop.runner.tallies.unsaved_workers = ["two"]
+    del shop.desk.core.entries["gone"]
+    shop.totals.record_state_change(entry, "sleeping", "starting")
+    entry.observed.has_pending_request = True
+    entry.set_desired(Desired.RUN)
+    shop.totals.record_state_change(entry, "sleeping", "starting")
+    shop.totals.record_state_change(entry, "starting", "running")
+    assert shop.totals.wakes(entry) == 1
+    shop.totals.save()
+    shop.totals.save()
+    assert shop.runner.tallies.saves == 1
+    shop.desk.clock.advance(5)
+
+    after = Shop(web(), web("gone"), store=store)
+    await after.totals.resume()
+    entry, gone = (after.desk.core.entries[name] for name in ("web", "gone"))
+    assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
+    assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
+    assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
+    after.totals.add_up("web", "two", counts)
+    assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
+        "its counts are in what was saved"
+    )
+    after.totals.add_up("web", "four", counts)
+    assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 30
+    for stage in (shop, after):
+        stage.link.end()
+
+
+async def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
+    shop = Shop()
+    entry = shop.desk.core.entries["web"]
+
+    async def monitor() -> dict[str, Any]:
+        (item,) = (await shop.desk.ask("monitor", "web"))["items"]
+        report: dict[str, Any] = item["monitor"]
+        return report
+
+    assert (await monitor())["status"] == "unknown"
+    shop.totals.record_state_change(entry, "stopped", "starting")
+    shop.desk.clock.advance(3)
+    await shop.desk.ask("start")
+    shop.totals.record_state_change(entry, "starting", "running")
+    shop.desk.clock.advance(7)
+    report = await monitor()
+    figures = ("status", "uptime_seconds", "downtime_seconds", "rises", "falls", "sli", "latency_seconds")
+    assert [report[name] for name in figures] == ["ok", 7.0, 3.0, 1, 0, 0.7, None]
+    shop.desk.events.record("health", "ko", server="web", after="ko")
+    shop.desk.events.flush()
+    shop.desk.clock.advance(10)
+    report = await monitor()
+    assert (report["falls"], report["downtime_seconds"]) == (1, 13.0)
+    shop.link.end()
+
+
+async def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one() -> None:
+    store = Store()
+    shop = Shop(web(), web("other"), store=store)
+    entry, other = (shop.desk.core.entries[name] for name in ("web", "other"))
+    shop.totals.availability(entry)
+    shop.totals.record_state_change(other, "stopped", "starting")
+    shop.totals.save()
+    await shop.desk.ask("start", "web")
+    assert shop.totals.availability(entry).rise == 1
+    shop.totals.record_state_change(other, "starting", "running")
+    shop.totals.save()
+    after = Shop(web(), web("other"), store=store)
+    await after.totals.resume()
+    assert after.totals.availability(after.desk.core.entries["web"]).rise == 1
+    for stage in (shop, after):
+        stage.link.end()
+
+
+async def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> None:
+    store = Store()
+    shop = Shop(web(), web("other"), web("gone"), store=store)
+    for name in ("web", "other", "gone"):
+        entry = shop.desk.core.entries[name]
+        shop.totals.add_up(name, name, page(started=5))
         entry.observed.has_pending_request = True
         entry.set_desired(Desired.RUN)
-        shop.totals.record_state_change(entry, "sleeping", "starting")
-        shop.totals.record_state_change(entry, "starting", "running")
-        assert shop.totals.wakes(entry) == 1
-        shop.totals.save()
-        shop.totals.save()
-        assert shop.runner.tallies.saves == 1
-        shop.desk.clock.advance(5)
+        shop.totals.record_state_change(entry, "sleeping", "running")
+    shop.desk.clock.advance(4)
+    shop.totals.record_state_change(shop.desk.core.entries["other"], "running", "backoff")
+    shop.totals.save()
 
-        after = Shop(web(), web("gone"), store=store)
-        await after.totals.resume()
-        entry, gone = (after.desk.core.entries[name] for name in ("web", "gone"))
-        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
-        assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
-        assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
-        after.totals.add_up("web", "two", counts)
-        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
-            "its counts are in what was saved"
-        )
-        after.totals.add_up("web", "four", counts)
-        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 30
-        for stage in (shop, after):
-            stage.link.end()
-
-    run(work())
-
-
-def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
-    async def work() -> None:
-        shop = Shop()
-        entry = shop.desk.core.entries["web"]
-
-        async def monitor() -> dict[str, Any]:
-            (item,) = (await shop.desk.ask("monitor", "web"))["items"]
-            report: dict[str, Any] = item["monitor"]
-            return report
-
-        assert (await monitor())["status"] == "unknown"
-        shop.totals.record_state_change(entry, "stopped", "starting")
-        shop.desk.clock.advance(3)
-        await shop.desk.ask("start")
-        shop.totals.record_state_change(entry, "starting", "running")
-        shop.desk.clock.advance(7)
-        report = await monitor()
-        figures = ("status", "uptime_seconds", "downtime_seconds", "rises", "falls", "sli", "latency_seconds")
-        assert [report[name] for name in figures] == ["ok", 7.0, 3.0, 1, 0, 0.7, None]
-        shop.desk.events.record("health", "ko", server="web", after="ko")
-        shop.desk.events.flush()
-        shop.desk.clock.advance(10)
-        report = await monitor()
-        assert (report["falls"], report["downtime_seconds"]) == (1, 13.0)
-        shop.link.end()
-
-    run(work())
+    after = Shop(web(), web("other"), store=store)
+    writes: list[dict[str, Any]] = []
+    saves = after.store.store_for_successor
+    after.store.store_for_successor = lambda name, content: (
+        writes.append(json.loads(content)),
+        saves(name, content),
+    )[1]  # type: ignore[method-assign]
+    await after.totals.resume()
+    after.totals.save()
+    assert writes == [], "nothing has changed"
+    after.totals.add_up("web", "new", page(started=1))
+    after.totals.save()
+    (written,) = writes
+    assert {name: counts[tally.STARTED] for name, counts in written["counts"].items()} == {
+        "web": 6,
+        "other": 5,
+    }
+    assert written["wakes"] == {"web": 1, "other": 1}
+    assert sorted(written["availability"]) == ["other", "web"]
+    assert after.totals.availability(after.desk.core.entries["other"]).uptime == 4.0
+    for stage in (shop, after):
+        stage.link.end()
 
 
-def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one() -> None:
-    async def work() -> None:
-        store = Store()
-        shop = Shop(web(), web("other"), store=store)
-        entry, other = (shop.desk.core.entries[name] for name in ("web", "other"))
-        shop.totals.availability(entry)
-        shop.totals.record_state_change(other, "stopped", "starting")
-        shop.totals.save()
-        await shop.desk.ask("start", "web")
-        assert shop.totals.availability(entry).rise == 1
-        shop.totals.record_state_change(other, "starting", "running")
-        shop.totals.save()
-        after = Shop(web(), web("other"), store=store)
-        await after.totals.resume()
-        assert after.totals.availability(after.desk.core.entries["web"]).rise == 1
-        for stage in (shop, after):
-            stage.link.end()
-
-    run(work())
-
-
-def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> None:
-    async def work() -> None:
-        store = Store()
-        shop = Shop(web(), web("other"), web("gone"), store=store)
-        for name in ("web", "other", "gone"):
-            entry = shop.desk.core.entries[name]
-            shop.totals.add_up(name, name, page(started=5))
-            entry.observed.has_pending_request = True
-            entry.set_desired(Desired.RUN)
-            shop.totals.record_state_change(entry, "sleeping", "running")
-        shop.desk.clock.advance(4)
-        shop.totals.record_state_change(shop.desk.core.entries["other"], "running", "backoff")
-        shop.totals.save()
-
-        after = Shop(web(), web("other"), store=store)
-        writes: list[dict[str, Any]] = []
-        saves = after.store.store_for_successor
-        after.store.store_for_successor = lambda name, content: (
-            writes.append(json.loads(content)),
-            saves(name, content),
-        )[1]  # type: ignore[method-assign]
-        await after.totals.resume()
-        after.totals.save()
-        assert writes == [], "nothing has changed"
-        after.totals.add_up("web", "new", page(started=1))
-        after.totals.save()
-        (written,) = writes
-        assert {name: counts[tally.STARTED] for name, counts in written["counts"].items()} == {
-            "web": 6,
-            "other": 5,
-        }
-        assert written["wakes"] == {"web": 1, "other": 1}
-        assert sorted(written["availability"]) == ["other", "web"]
-        assert after.totals.availability(after.desk.core.entries["other"]).uptime == 4.0
-        for stage in (shop, after):
-            stage.link.end()
-
-    run(work())
-
-
-def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() -> None:
-    async def work() -> None:
-        shop = Shop(web(), web("gone"))
-        shop.totals.add_up("gone", "one", page(started=5))
-        shop.totals.add_up("web", "two", page(started=5))
-        shop.totals.save()
-        gone = shop.desk.core.entries["gone"]
-        await shop.desk.ask("remove", "gone")
-        await turns()
-        shop.totals.add_up("web", "three", page(started=5))
-        shop.totals.save()
-        assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
-        totals = json.loads(await shop.store.read("totals") or b"")
-        assert sorted(totals["counts"]) == ["web"]
-        shop.link.end()
-
-    run(work())
+async def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() -> None:
+    shop = Shop(web(), web("gone"))
+    shop.totals.add_up("gone", "one", page(started=5))
+    shop.totals.add_up("web", "two", page(started=5))
+    shop.totals.save()
+    gone = shop.desk.core.entries["gone"]
+    await shop.desk.ask("remove", "gone")
+    await turns()
+    shop.totals.add_up("web", "three", page(started=5))
+    shop.totals.save()
+    assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
+    totals = json.loads(await shop.store.read("totals") or b"")
+    assert sorted(totals["counts"]) == ["web"]
+    shop.link.end()
 
 
 def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:

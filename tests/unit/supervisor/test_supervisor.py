@@ -42,7 +42,7 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.real_pool import RealPool
-from tests.unit.core.ordered_core import RecordedEvents, run, turns, web
+from tests.unit.core.ordered_core import RecordedEvents, turns, web
 from tests.unit.runners.scripted_runner import SlowRunner
 
 from .test_state_store import StoreLink
@@ -99,66 +99,59 @@ class Succession:
         self.link.end()
 
 
-def test_worker_that_runs_without_a_record_is_adopted_and_wanted(tmp_path: Path) -> None:
-    async def work() -> None:
-        server = web()
-        after = Succession(tmp_path, Survivors(survivor(server)), server, web("other"))
-        assert await after.adopt() == 1
-        await turns()
-        entry = after.core.entries["web"]
-        assert (after.state(), entry.ready, entry.wanted, [*entry.observed.workers]) == (
-            "running", True, True, ["web.1.0"],
-        )  # fmt: skip
-        assert (after.state("other"), after.core.entries["other"].wanted) == ("stopped", False)
-        assert after.core.runner.log == ["open web"]
-        assert after.known == [{4711}]
-        await after.end()
-
-    run(work())
+async def test_worker_that_runs_without_a_record_is_adopted_and_wanted(tmp_path: Path) -> None:
+    server = web()
+    after = Succession(tmp_path, Survivors(survivor(server)), server, web("other"))
+    assert await after.adopt() == 1
+    await turns()
+    entry = after.core.entries["web"]
+    assert (after.state(), entry.ready, entry.wanted, [*entry.observed.workers]) == (
+        "running", True, True, ["web.1.0"],
+    )  # fmt: skip
+    assert (after.state("other"), after.core.entries["other"].wanted) == ("stopped", False)
+    assert after.core.runner.log == ["open web"]
+    assert after.known == [{4711}]
+    await after.end()
 
 
-def test_worker_in_the_state_that_it_reports_is_adopted_in_it(tmp_path: Path) -> None:
-    async def work() -> None:
-        gated = {"health": Health(readiness=Probe(http="/"))}
-        cases: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-            ({}, {}, "ready", "unknown"),
-            ({}, {"ready_at": None}, "starting", "unknown"),
-            ({}, {"resting": "new"}, "ready", "unknown"),
-            (gated, {"resting": "new"}, "starting", "unknown"),
-            (gated, {"resting": "told"}, "ready", "ko"),
-            (gated, {}, "ready", "unknown"),
-            ({}, {"leaving": True}, "draining", "unknown"),
-            ({}, {"leaving": True, "ready_at": None}, "draining", "unknown"),
-        ]
-        for keys, reported, phase, health in cases:
-            server = web(**keys)
-            after = Succession(tmp_path, Survivors(survivor(server, **reported)), server)
-            await after.adopt()
-            (worker,) = after.core.entries["web"].observed.workers.values()
-            assert (worker.phase.value, worker.health.value) == (phase, health), (keys, reported)
-            assert worker.resting is ("resting" in reported or phase == "starting")
-            assert after.core.entries["web"].wanted is not reported.get("leaving", False)
-            await after.end()
-
-    run(work())
-
-
-def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs(tmp_path: Path) -> None:
-    async def work() -> None:
-        server = web()
-        before = Succession(tmp_path, Survivors(), server)
-        before.core.entries["web"].set_desired(Desired.STOPPED)
-        before.store.note_changed()
-        before.store.save(before.core.entries)
-        after = Succession(tmp_path, Survivors(survivor(server)), server)
-        after.store = StateStore(before.link, str(tmp_path))
+async def test_worker_in_the_state_that_it_reports_is_adopted_in_it(tmp_path: Path) -> None:
+    gated = {"health": Health(readiness=Probe(http="/"))}
+    cases: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+        ({}, {}, "ready", "unknown"),
+        ({}, {"ready_at": None}, "starting", "unknown"),
+        ({}, {"resting": "new"}, "ready", "unknown"),
+        (gated, {"resting": "new"}, "starting", "unknown"),
+        (gated, {"resting": "told"}, "ready", "ko"),
+        (gated, {}, "ready", "unknown"),
+        ({}, {"leaving": True}, "draining", "unknown"),
+        ({}, {"leaving": True, "ready_at": None}, "draining", "unknown"),
+    ]
+    for keys, reported, phase, health in cases:
+        server = web(**keys)
+        after = Succession(tmp_path, Survivors(survivor(server, **reported)), server)
         await after.adopt()
-        await turns(60)
-        assert (after.state(), after.core.entries["web"].wanted) == ("stopped", False)
+        (worker,) = after.core.entries["web"].observed.workers.values()
+        assert (worker.phase.value, worker.health.value) == (phase, health), (keys, reported)
+        assert worker.resting is ("resting" in reported or phase == "starting")
+        assert after.core.entries["web"].wanted is not reported.get("leaving", False)
         await after.end()
-        await before.end()
 
-    run(work())
+
+async def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs(
+    tmp_path: Path,
+) -> None:
+    server = web()
+    before = Succession(tmp_path, Survivors(), server)
+    before.core.entries["web"].set_desired(Desired.STOPPED)
+    before.store.note_changed()
+    before.store.save(before.core.entries)
+    after = Succession(tmp_path, Survivors(survivor(server)), server)
+    after.store = StateStore(before.link, str(tmp_path))
+    await after.adopt()
+    await turns(60)
+    assert (after.state(), after.core.entries["web"].wanted) == ("stopped", False)
+    await after.end()
+    await before.end()
 
 
 @pytest.mark.parametrize(
@@ -271,27 +264,23 @@ def test_files_that_cannot_be_written_are_reported_once_and_written_later(
     assert caplog.text.count("cannot write the pool's runtime files") == 2
 
 
-def test_lock_is_acquired_again_once_its_file_was_removed(
+async def test_lock_is_acquired_again_once_its_file_was_removed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     locks = PoolLocks([str(tmp_path / "locks")])
-
-    async def work() -> None:
-        ours, theirs = wire.pair()
-        with theirs, closing(KeeperLink(ours)) as keeper:
-            lock = HeldLock(keeper, str(tmp_path / "0123abcd"), locks)
+    ours, theirs = wire.pair()
+    with theirs, closing(KeeperLink(ours)) as keeper:
+        lock = HeldLock(keeper, str(tmp_path / "0123abcd"), locks)
+        lock.acquire_if_lost()
+        assert locks.is_held(str(tmp_path / "0123abcd"))
+        shutil.rmtree(tmp_path / "locks")
+        (tmp_path / "locks").touch()
+        for _ in range(2):
             lock.acquire_if_lost()
-            assert locks.is_held(str(tmp_path / "0123abcd"))
-            shutil.rmtree(tmp_path / "locks")
-            (tmp_path / "locks").touch()
-            for _ in range(2):
-                lock.acquire_if_lost()
-            assert caplog.text.count("the pool has no lock: ") == 1
-            (tmp_path / "locks").unlink()
-            lock.acquire_if_lost()
-            assert locks.is_held(str(tmp_path / "0123abcd"))
-
-    run(work())
+        assert caplog.text.count("the pool has no lock: ") == 1
+        (tmp_path / "locks").unlink()
+        lock.acquire_if_lost()
+        assert locks.is_held(str(tmp_path / "0123abcd"))
 
 
 def control(pool: RealPool) -> Client:
@@ -420,40 +409,34 @@ for name in names:
     assert done.returncode == 0, done.stderr
 
 
-def test_listener_and_hook_of_an_earlier_supervisor_are_adopted(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        server = web(hooks={"after_stop": ["true"]})
-        placement = Placement.of("hook", 1, 0, pid=7)
-        bound = server.key, "[::1]:80"
-        runner = Survivors(endpoints={server.key: bound}, hooks={"web": ("after_stop", placement)})
-        runner.opened.add(server.key)
-        runner.running[placement.id] = asyncio.get_running_loop().create_future()
-        after = Succession(tmp_path, runner, server, web("other"))
-        assert await after.adopt() == 0
-        entry, other = after.core.entries.values()
-        assert entry.hooks.running is not None
-        assert (entry.hooks.running.name, entry.hooks.running.placement) == ("after_stop", placement)
-        assert (entry.listener.state, after.core.endpoints(entry.config)) == (ListenerState.OPEN, bound)
-        assert (other.listener.state, other.hooks.running) == (ListenerState.CLOSED, None)
-        runner.end(placement.id, Exit.from_returncode(0))
-        await turns()
-        assert entry.hooks.running is None
-        await after.end()
-
-    run(scenario())
+async def test_listener_and_hook_of_an_earlier_supervisor_are_adopted(tmp_path: Path) -> None:
+    server = web(hooks={"after_stop": ["true"]})
+    placement = Placement.of("hook", 1, 0, pid=7)
+    bound = server.key, "[::1]:80"
+    runner = Survivors(endpoints={server.key: bound}, hooks={"web": ("after_stop", placement)})
+    runner.opened.add(server.key)
+    runner.running[placement.id] = asyncio.get_running_loop().create_future()
+    after = Succession(tmp_path, runner, server, web("other"))
+    assert await after.adopt() == 0
+    entry, other = after.core.entries.values()
+    assert entry.hooks.running is not None
+    assert (entry.hooks.running.name, entry.hooks.running.placement) == ("after_stop", placement)
+    assert (entry.listener.state, after.core.endpoints(entry.config)) == (ListenerState.OPEN, bound)
+    assert (other.listener.state, other.hooks.running) == (ListenerState.CLOSED, None)
+    runner.end(placement.id, Exit.from_returncode(0))
+    await turns()
+    assert entry.hooks.running is None
+    await after.end()
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_listener_that_a_program_binds_itself_is_open_while_the_program_lives(
+async def test_listener_that_a_program_binds_itself_is_open_while_the_program_lives(
     tmp_path: Path, lives: bool
 ) -> None:
-    async def scenario() -> None:
-        server = web(app=None, command=["program", "{port}"])
-        after = Succession(tmp_path, Survivors(*([survivor(server)] if lives else [])), server)
-        await after.adopt()
-        (entry,) = after.core.entries.values()
-        assert entry.listener.state is (ListenerState.OPEN if lives else ListenerState.CLOSED)
-        assert after.core.endpoints(server) == ()
-        await after.end()
-
-    run(scenario())
+    server = web(app=None, command=["program", "{port}"])
+    after = Succession(tmp_path, Survivors(*([survivor(server)] if lives else [])), server)
+    await after.adopt()
+    (entry,) = after.core.entries.values()
+    assert entry.listener.state is (ListenerState.OPEN if lives else ListenerState.CLOSED)
+    assert after.core.endpoints(server) == ()
+    await after.end()

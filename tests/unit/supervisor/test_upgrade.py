@@ -22,7 +22,7 @@ from poolctl.json_form import from_json
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
 from poolctl.supervisor.verbs.verb import Call, RunningPoolctlBuild
 from tests.deadline import wait_until
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import PATIENT, Desk
 
 AFTER = f"{poolctl.__version__}.1"
@@ -54,29 +54,28 @@ def test_an_older_version_is_refused_in_words(version: str, protocol: int, is_ol
         )
 
 
-def test_command_that_cannot_import_names_upgrade_once_another_build_is_installed(tmp_path: Path) -> None:
+async def test_command_that_cannot_import_names_upgrade_once_another_build_is_installed(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "module.py").write_text("one")
     wait_until(lambda: not is_package_changed_since(time.time() - 0.02, str(tmp_path)))
 
     async def imports(call: Call) -> Result:
         raise ModuleNotFoundError("No module named 'poolctl.moved'")
 
-    async def scenario() -> None:
-        desk = Desk(web())
-        desk.use(desk.files, build=RunningPoolctlBuild(str(tmp_path)))
-        desk.verbs.add("metrics", imports)
-        request = Request("metrics", {}, 1, 0)
-        with pytest.raises(ModuleNotFoundError):
-            await desk.verbs.handle(request, lambda line: None)
-        (tmp_path / "module.py").write_text("two")
-        answer = await desk.verbs.handle(request, lambda line: None)
-        assert isinstance(answer, Result)
-        (error,) = answer.errors
-        assert (answer.exit_code, error.hint) == (CONFLICT, "poolctl upgrade")
-        assert "another poolctl has been installed since" in error.message
-        assert "No module named 'poolctl.moved'" in error.message
-
-    run(scenario())
+    desk = Desk(web())
+    desk.use(desk.files, build=RunningPoolctlBuild(str(tmp_path)))
+    desk.verbs.add("metrics", imports)
+    request = Request("metrics", {}, 1, 0)
+    with pytest.raises(ModuleNotFoundError):
+        await desk.verbs.handle(request, lambda line: None)
+    (tmp_path / "module.py").write_text("two")
+    answer = await desk.verbs.handle(request, lambda line: None)
+    assert isinstance(answer, Result)
+    (error,) = answer.errors
+    assert (answer.exit_code, error.hint) == (CONFLICT, "poolctl upgrade")
+    assert "another poolctl has been installed since" in error.message
+    assert "No module named 'poolctl.moved'" in error.message
 
 
 class Handing(Desk):
@@ -97,15 +96,12 @@ class Handing(Desk):
         return await self.ask("upgrade", **{**call_options, **options})
 
 
-def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        answer = await desk.upgrade(FIT)
-        assert desk.handed == [(["keeper", "of it"], ["sh", "-c", FIT])]
-        assert (answer["exit_code"], answer["upgraded_from"]) == (0, os.getpid())
-        assert [item["name"] for item in answer["items"]] == ["web"]
-
-    run(scenario())
+async def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() -> None:
+    desk = Handing()
+    answer = await desk.upgrade(FIT)
+    assert desk.handed == [(["keeper", "of it"], ["sh", "-c", FIT])]
+    assert (answer["exit_code"], answer["upgraded_from"]) == (0, os.getpid())
+    assert [item["name"] for item in answer["items"]] == ["web"]
 
 
 @pytest.mark.parametrize(
@@ -119,107 +115,84 @@ def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() 
         ("", {"supervisor": ["/nowhere/python"]}, "/nowhere/python cannot be run: No such file or directory"),
     ],
 )
-def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_pool_goes_on(
+async def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_pool_goes_on(
     script: str, options: dict[str, Any], reason: str
 ) -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        answer = await desk.upgrade(script, force=True, **options)
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["message"]) == (
-            CONFLICT,
-            f"poolctl {AFTER} cannot take over: {reason}",
-        )
-        assert error["hint"] == (
-            "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
-        )
-        assert desk.handed == []
-
-    run(scenario())
+    desk = Handing()
+    answer = await desk.upgrade(script, force=True, **options)
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["message"]) == (
+        CONFLICT,
+        f"poolctl {AFTER} cannot take over: {reason}",
+    )
+    assert error["hint"] == (
+        "nothing has changed, the pool goes on; repair that version, then repeat poolctl upgrade"
+    )
+    assert desk.handed == []
 
 
-def test_version_that_does_not_finish_its_check_is_refused() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        desk.use(desk.files, PATIENT._replace(takeover_check=0.05))
-        (error,) = (await desk.upgrade("exec sleep 60", force=True))["errors"]
-        assert error["message"].endswith("cannot take over: sh did not finish within 0.05 s")
-
-    run(scenario())
+async def test_version_that_does_not_finish_its_check_is_refused() -> None:
+    desk = Handing()
+    desk.use(desk.files, PATIENT._replace(takeover_check=0.05))
+    (error,) = (await desk.upgrade("exec sleep 60", force=True))["errors"]
+    assert error["message"].endswith("cannot take over: sh did not finish within 0.05 s")
 
 
-def test_files_that_the_next_version_finds_wrong_are_its_answer() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        check = json.dumps({"errors": [{"message": "unknown key", "file": "/pool.toml", "line": 3}]})
-        answer = await desk.upgrade(f"cat > /dev/null; echo '{check}'", force=True)
-        assert (answer["exit_code"], answer["errors"][0]["message"]) == (INVALID_CONFIGURATION, "unknown key")
-        assert desk.handed == []
-
-    run(scenario())
+async def test_files_that_the_next_version_finds_wrong_are_its_answer() -> None:
+    desk = Handing()
+    check = json.dumps({"errors": [{"message": "unknown key", "file": "/pool.toml", "line": 3}]})
+    answer = await desk.upgrade(f"cat > /dev/null; echo '{check}'", force=True)
+    assert (answer["exit_code"], answer["errors"][0]["message"]) == (INVALID_CONFIGURATION, "unknown key")
+    assert desk.handed == []
 
 
-def test_another_python_is_refused() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        answer = await desk.upgrade(python="3.1.4")
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], error["message"]) == (
-            CONFLICT, f"the pool runs on Python {sys.version.split()[0]}, poolctl {AFTER} on 3.1.4",
-        )  # fmt: skip
-        assert error["hint"] == stop_and_start(desk.files.files)
-        assert desk.handed == []
-        major, minor = sys.version_info[:2]
-        await desk.upgrade(FIT, python=f"{major}.{minor}.99")
-        assert len(desk.handed) == 1
-
-    run(scenario())
+async def test_another_python_is_refused() -> None:
+    desk = Handing()
+    answer = await desk.upgrade(python="3.1.4")
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["message"]) == (
+        CONFLICT, f"the pool runs on Python {sys.version.split()[0]}, poolctl {AFTER} on 3.1.4",
+    )  # fmt: skip
+    assert error["hint"] == stop_and_start(desk.files.files)
+    assert desk.handed == []
+    major, minor = sys.version_info[:2]
+    await desk.upgrade(FIT, python=f"{major}.{minor}.99")
+    assert len(desk.handed) == 1
 
 
-def test_older_version_is_not_handed_over_to() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        assert (await desk.upgrade(FIT, version="0.0.1"))["exit_code"] == CONFLICT
-        assert desk.handed == []
-
-    run(scenario())
+async def test_older_version_is_not_handed_over_to() -> None:
+    desk = Handing()
+    assert (await desk.upgrade(FIT, version="0.0.1"))["exit_code"] == CONFLICT
+    assert desk.handed == []
 
 
 def problem(message: str = "it is of a later version") -> str:
     return f"cat > /dev/null; echo '{json.dumps({'problem': message, 'errors': []})}'"
 
 
-def test_configuration_that_the_next_version_does_not_understand_must_be_that_of_the_files() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        answer = await desk.upgrade(problem(), force=True)
-        assert (answer["exit_code"], len(desk.handed)) == (0, 1)
-        desk.files.written = [web("web"), web("other")]
-        answer = await desk.upgrade(problem(), force=True)
-        (error,) = answer["errors"]
-        assert (answer["exit_code"], len(desk.handed)) == (CONFLICT, 1)
-        assert error["message"] == (
-            f"poolctl {AFTER} cannot go on with the configuration in force (it is of a later version), "
-            "and the files differ from it"
-        )
-        assert (
-            error["hint"] == "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
-        )
-        desk.files.wrong = [from_json(ErrorEntry, {"code": 1322, "message": "unknown key"})]
-        answer = await desk.upgrade(problem(), force=True)
-        assert (answer["errors"][0]["message"], len(desk.handed)) == ("unknown key", 1)
-
-    run(scenario())
+async def test_configuration_that_the_next_version_does_not_understand_must_be_that_of_the_files() -> None:
+    desk = Handing()
+    answer = await desk.upgrade(problem(), force=True)
+    assert (answer["exit_code"], len(desk.handed)) == (0, 1)
+    desk.files.written = [web("web"), web("other")]
+    answer = await desk.upgrade(problem(), force=True)
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], len(desk.handed)) == (CONFLICT, 1)
+    assert error["message"] == (
+        f"poolctl {AFTER} cannot go on with the configuration in force (it is of a later version), "
+        "and the files differ from it"
+    )
+    assert error["hint"] == "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
+    desk.files.wrong = [from_json(ErrorEntry, {"code": 1322, "message": "unknown key"})]
+    answer = await desk.upgrade(problem(), force=True)
+    assert (answer["errors"][0]["message"], len(desk.handed)) == ("unknown key", 1)
 
 
-def test_live_changes_are_handed_on_and_live_servers_are_not() -> None:
-    async def scenario() -> None:
-        desk = Handing()
-        await desk.ask("start")
-        await desk.ask("scale", "web", workers=2)
-        assert (await desk.upgrade(problem(), force=True))["exit_code"] == 0
-        await desk.ask("remove", "web")
-        assert (await desk.upgrade(problem(), force=True))["exit_code"] == CONFLICT
-        assert len(desk.handed) == 1
-
-    run(scenario())
+async def test_live_changes_are_handed_on_and_live_servers_are_not() -> None:
+    desk = Handing()
+    await desk.ask("start")
+    await desk.ask("scale", "web", workers=2)
+    assert (await desk.upgrade(problem(), force=True))["exit_code"] == 0
+    await desk.ask("remove", "web")
+    assert (await desk.upgrade(problem(), force=True))["exit_code"] == CONFLICT
+    assert len(desk.handed) == 1

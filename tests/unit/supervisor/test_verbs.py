@@ -18,156 +18,126 @@ from tests.unit.supervisor.desk import Desk
 QUICK = {"backoff": {"initial": 0, "max": 0}, "limit": 2}
 
 
-def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        answer = await desk.ask("start")
-        assert (answer["exit_code"], [item["ready"] for item in answer["items"]]) == (0, [True, True])
-        log = list(desk.runner.log)
-        await desk.ask("start")
-        assert desk.runner.log == log
-
-    run(scenario())
+async def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
+    desk = Desk(web("a"), web("b"))
+    answer = await desk.ask("start")
+    assert (answer["exit_code"], [item["ready"] for item in answer["items"]]) == (0, [True, True])
+    log = list(desk.runner.log)
+    await desk.ask("start")
+    assert desk.runner.log == log
 
 
-def test_start_of_a_server_that_a_window_keeps_asleep_warns_and_names_the_remedy() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a", scale={"min": 0, "asleep": ["* * * * *"]}), web("b"))
-        assert (await desk.ask("start"))["warnings"] == []
-        answer = await desk.ask("start", "a", "b")
-        assert (answer["exit_code"], desk.states()) == (0, {"a": "sleeping", "b": "running"})
-        assert answer["warnings"] == ["a is kept asleep; `poolctl scale a 1` runs it in spite of that"]
-        await desk.ask("scale", "a", workers=1)
-        assert desk.states()["a"] == "running"
-
-    run(scenario())
+async def test_start_of_a_server_that_a_window_keeps_asleep_warns_and_names_the_remedy() -> None:
+    desk = Desk(web("a", scale={"min": 0, "asleep": ["* * * * *"]}), web("b"))
+    assert (await desk.ask("start"))["warnings"] == []
+    answer = await desk.ask("start", "a", "b")
+    assert (answer["exit_code"], desk.states()) == (0, {"a": "sleeping", "b": "running"})
+    assert answer["warnings"] == ["a is kept asleep; `poolctl scale a 1` runs it in spite of that"]
+    await desk.ask("scale", "a", workers=1)
+    assert desk.states()["a"] == "running"
 
 
-def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        await desk.ask("start")
-        assert "ended" not in await desk.ask("stop", "a")
-        assert not desk.over
-        answer = await desk.ask("stop")
-        assert (answer["ended"], answer["keeper_pid"], desk.over) == (True, 1, True)
-
-    run(scenario())
+async def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> None:
+    desk = Desk(web("a"), web("b"))
+    await desk.ask("start")
+    assert "ended" not in await desk.ask("stop", "a")
+    assert not desk.over
+    answer = await desk.ask("stop")
+    assert (answer["ended"], answer["keeper_pid"], desk.over) == (True, 1, True)
 
 
-def test_start_while_the_server_stops_starts_a_worker_next_to_the_leaving_one() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        desk.runner.may_end.clear()
-        stopping = desk.begin("stop", "web")
-        await turns()
-        assert desk.states() == {"web": "stopping"}
-        answer = await desk.ask("start", "web")
-        assert answer["exit_code"] == 0
-        assert len(desk.runner.running) == 2
-        desk.runner.may_end.set()
-        stopped = await stopping
-        assert stopped["exit_code"] == 1
-        assert "start" in stopped["errors"][0]["message"]
-        await turns()
-        assert desk.states() == {"web": "running"}
-        assert len(desk.runner.running) == 1
-        assert len(desk.core.entries["web"].observed.workers) == 1
-
-    run(scenario())
+async def test_start_while_the_server_stops_starts_a_worker_next_to_the_leaving_one() -> None:
+    desk = Desk(web())
+    await desk.ask("start")
+    desk.runner.may_end.clear()
+    stopping = desk.begin("stop", "web")
+    await turns()
+    assert desk.states() == {"web": "stopping"}
+    answer = await desk.ask("start", "web")
+    assert answer["exit_code"] == 0
+    assert len(desk.runner.running) == 2
+    desk.runner.may_end.set()
+    stopped = await stopping
+    assert stopped["exit_code"] == 1
+    assert "start" in stopped["errors"][0]["message"]
+    await turns()
+    assert desk.states() == {"web": "running"}
+    assert len(desk.runner.running) == 1
+    assert len(desk.core.entries["web"].observed.workers) == 1
 
 
-def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web("other"), web=NEVER)
-        starting = desk.begin("start")
-        await turns()
-        answer = await desk.ask("stop", "web")
-        assert answer["exit_code"] == 0
-        started = await asyncio.wait_for(starting, 60)
-        assert started["exit_code"] == 1
-        (error,) = started["errors"]
-        assert error["name"] == "web"
-        assert "stop" in error["message"]
-        assert desk.states() == {"web": "stopped", "other": "running"}
-
-    run(scenario())
+async def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
+    desk = Desk(web(), web("other"), web=NEVER)
+    starting = desk.begin("start")
+    await turns()
+    answer = await desk.ask("stop", "web")
+    assert answer["exit_code"] == 0
+    started = await asyncio.wait_for(starting, 60)
+    assert started["exit_code"] == 1
+    (error,) = started["errors"]
+    assert error["name"] == "web"
+    assert "stop" in error["message"]
+    assert desk.states() == {"web": "stopped", "other": "running"}
 
 
-def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web=NEVER)
-        starting = desk.begin("start")
-        await turns()
-        stopped = await desk.ask("stop")
-        assert stopped["ended"]
-        assert (await asyncio.wait_for(starting, 60))["exit_code"] == 1
-
-    run(scenario())
+async def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
+    desk = Desk(web(), web=NEVER)
+    starting = desk.begin("start")
+    await turns()
+    stopped = await desk.ask("stop")
+    assert stopped["ended"]
+    assert (await asyncio.wait_for(starting, 60))["exit_code"] == 1
 
 
-def test_a_stop_while_the_worker_is_being_placed() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        desk.runner.may_place = asyncio.Event()
-        desk.begin("start")
-        await turns()
-        stopping = desk.begin("stop", "web")
-        await turns()
-        assert not stopping.done()
-        desk.runner.may_place.set()
-        assert (await stopping)["exit_code"] == 0
-        assert desk.states() == {"web": "stopped"}
-        assert not desk.runner.running
-        assert not desk.runner.opened
-
-    run(scenario())
+async def test_a_stop_while_the_worker_is_being_placed() -> None:
+    desk = Desk(web())
+    desk.runner.may_place = asyncio.Event()
+    desk.begin("start")
+    await turns()
+    stopping = desk.begin("stop", "web")
+    await turns()
+    assert not stopping.done()
+    desk.runner.may_place.set()
+    assert (await stopping)["exit_code"] == 0
+    assert desk.states() == {"web": "stopped"}
+    assert not desk.runner.running
+    assert not desk.runner.opened
 
 
-def test_listener_that_cannot_be_opened_and_is_no_longer_wanted_is_no_failure() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        desk.runner.unopenable.add("web")
-        desk.runner.may_open.clear()
-        desk.begin("start")
-        await turns()
-        stopping = desk.begin("stop", "web")
-        await turns()
-        desk.runner.may_open.set()
-        answer = await stopping
-        assert (answer["exit_code"], answer["errors"]) == (0, [])
-        assert desk.states() == {"web": "stopped"}
-
-    run(scenario())
+async def test_listener_that_cannot_be_opened_and_is_no_longer_wanted_is_no_failure() -> None:
+    desk = Desk(web())
+    desk.runner.unopenable.add("web")
+    desk.runner.may_open.clear()
+    desk.begin("start")
+    await turns()
+    stopping = desk.begin("stop", "web")
+    await turns()
+    desk.runner.may_open.set()
+    answer = await stopping
+    assert (answer["exit_code"], answer["errors"]) == (0, [])
+    assert desk.states() == {"web": "stopped"}
 
 
 @pytest.mark.parametrize("behaviour", [FAILS, BREAKS])
-def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web("other"), web=behaviour)
-        answer = await desk.ask("start")
-        assert answer["exit_code"] == 1
-        assert [(error["name"], error["code"]) for error in answer["errors"]] == [("web", 1323)]
-        await turns()
-        assert desk.states() == {"web": "failed", "other": "running"}
-        assert not [worker for worker in desk.runner.running if worker.startswith("web.")]
-
-    run(scenario())
+async def test_a_worker_that_fails_in_whatever_way_is_a_failure_of_the_start(behaviour: str) -> None:
+    desk = Desk(web(), web("other"), web=behaviour)
+    answer = await desk.ask("start")
+    assert answer["exit_code"] == 1
+    assert [(error["name"], error["code"]) for error in answer["errors"]] == [("web", 1323)]
+    await turns()
+    assert desk.states() == {"web": "failed", "other": "running"}
+    assert not [worker for worker in desk.runner.running if worker.startswith("web.")]
 
 
-def test_a_start_says_that_a_server_has_failed_when_it_refuses_connections() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web=FAILS)
-        desk.runner.may_close.clear()
-        starting = desk.begin("start")
-        await turns()
-        assert not starting.done()
-        desk.runner.may_close.set()
-        assert (await starting)["exit_code"] == 1
-        assert not desk.runner.opened
-
-    run(scenario())
+async def test_a_start_says_that_a_server_has_failed_when_it_refuses_connections() -> None:
+    desk = Desk(web(), web=FAILS)
+    desk.runner.may_close.clear()
+    starting = desk.begin("start")
+    await turns()
+    assert not starting.done()
+    desk.runner.may_close.set()
+    assert (await starting)["exit_code"] == 1
+    assert not desk.runner.opened
 
 
 @pytest.mark.parametrize("step", ["open", "place", "wait_until_ready"])
@@ -193,72 +163,60 @@ def test_unexpected_error_is_a_failure_too(step: str, caplog: pytest.LogCaptureF
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_disabled_or_failed_dependency_is_named_and_not_waited_for() -> None:
-    async def scenario() -> None:
-        desk = Desk(
-            web("db", disabled=True), web("bad"), web("a", depends_on=["db"]), web("b", depends_on=["bad"]),
-            web("c", depends_on=["b"]), bad=FAILS,
-        )  # fmt: skip
-        answer = await desk.ask("start")
-        messages = {error["name"]: error["message"] for error in answer["errors"]}
-        assert answer["exit_code"] == 1
-        assert messages.keys() == {"a", "bad", "b", "c"}
-        assert "db" in messages["a"]
-        assert "bad" in messages["b"]
-        assert "b" in messages["c"]
-        for shown in (await desk.ask("status"), await desk.ask("wait", timeout=0.01)):
-            (blocked,) = [error for error in shown["errors"] if error["name"] == "a"]
-            assert (blocked["message"], blocked["hint"]) == (
-                "waits for db, which is disabled",
-                "poolctl enable db",
-            )
-
-    run(scenario())
+async def test_disabled_or_failed_dependency_is_named_and_not_waited_for() -> None:
+    desk = Desk(
+        web("db", disabled=True), web("bad"), web("a", depends_on=["db"]), web("b", depends_on=["bad"]),
+        web("c", depends_on=["b"]), bad=FAILS,
+    )  # fmt: skip
+    answer = await desk.ask("start")
+    messages = {error["name"]: error["message"] for error in answer["errors"]}
+    assert answer["exit_code"] == 1
+    assert messages.keys() == {"a", "bad", "b", "c"}
+    assert "db" in messages["a"]
+    assert "bad" in messages["b"]
+    assert "b" in messages["c"]
+    for shown in (await desk.ask("status"), await desk.ask("wait", timeout=0.01)):
+        (blocked,) = [error for error in shown["errors"] if error["name"] == "a"]
+        assert (blocked["message"], blocked["hint"]) == (
+            "waits for db, which is disabled",
+            "poolctl enable db",
+        )
 
 
-def test_restart_during_a_crash_ends_with_one_worker() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(restart="always"))
-        await desk.ask("start")
-        restarting = desk.begin("restart")
-        (worker,) = desk.runner.running
-        desk.runner.end(worker, Exit.from_signal(9))
-        answer = await restarting
-        assert answer["exit_code"] == 0, answer
-        await turns()
-        assert len(desk.runner.running) == 1
-        assert desk.states() == {"web": "running"}
-
-    run(scenario())
+async def test_restart_during_a_crash_ends_with_one_worker() -> None:
+    desk = Desk(web(restart="always"))
+    await desk.ask("start")
+    restarting = desk.begin("restart")
+    (worker,) = desk.runner.running
+    desk.runner.end(worker, Exit.from_signal(9))
+    answer = await restarting
+    assert answer["exit_code"] == 0, answer
+    await turns()
+    assert len(desk.runner.running) == 1
+    assert desk.states() == {"web": "running"}
 
 
-def test_two_restarts_at_once_end_with_the_newest_generation() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(workers=3))
-        await desk.ask("start")
-        answers = await asyncio.gather(*(desk.ask("restart") for _ in range(3)))
-        assert [answer["exit_code"] for answer in answers] == [0, 0, 0]
-        await turns()
-        assert len(desk.runner.running) == 3
-        # One replacement serves all who asked before it was begun.
-        assert {worker.split(".")[1] for worker in desk.runner.running} == {"2"}
-
-    run(scenario())
+async def test_two_restarts_at_once_end_with_the_newest_generation() -> None:
+    desk = Desk(web(workers=3))
+    await desk.ask("start")
+    answers = await asyncio.gather(*(desk.ask("restart") for _ in range(3)))
+    assert [answer["exit_code"] for answer in answers] == [0, 0, 0]
+    await turns()
+    assert len(desk.runner.running) == 3
+    # One replacement serves all who asked before it was begun.
+    assert {worker.split(".")[1] for worker in desk.runner.running} == {"2"}
 
 
-def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(workers=2), **{"web.2.1": FAILS})
-        await desk.ask("start")
-        answer = await desk.ask("restart")
-        assert (answer["exit_code"], answer["errors"][0]["code"]) == (1, 1325)
-        await turns()
-        assert set(desk.runner.running) == {"web.1.0", "web.1.1"}
-        assert (await desk.ask("restart"))["exit_code"] == 0
-        await turns()
-        assert set(desk.runner.running) == {"web.3.0", "web.3.1"}
-
-    run(scenario())
+async def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
+    desk = Desk(web(workers=2), **{"web.2.1": FAILS})
+    await desk.ask("start")
+    answer = await desk.ask("restart")
+    assert (answer["exit_code"], answer["errors"][0]["code"]) == (1, 1325)
+    await turns()
+    assert set(desk.runner.running) == {"web.1.0", "web.1.1"}
+    assert (await desk.ask("restart"))["exit_code"] == 0
+    await turns()
+    assert set(desk.runner.running) == {"web.3.0", "web.3.1"}
 
 
 @pytest.mark.parametrize(
@@ -269,18 +227,13 @@ def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
         ({"selector": {"targets": [7]}}, 2),
     ],
 )
-def test_every_verb_answers_to_a_selector_without_a_match(body: Any, code: int) -> None:
+async def test_every_verb_answers_to_a_selector_without_a_match(body: Any, code: int) -> None:
     from poolctl.control.control_server import Request
 
-    async def scenario() -> None:
-        desk = Desk(web())
-        for verb in ("list", "start", "wait", "status", "show", "restart", "stop", "nonsense"):
-            answer = await asyncio.wait_for(
-                desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 20
-            )
-            assert answer.exit_code == (2 if verb == "nonsense" else code)
-
-    run(scenario())
+    desk = Desk(web())
+    for verb in ("list", "start", "wait", "status", "show", "restart", "stop", "nonsense"):
+        answer = await asyncio.wait_for(desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 20)
+        assert answer.exit_code == (2 if verb == "nonsense" else code)
 
 
 @pytest.mark.slow
@@ -322,89 +275,74 @@ def audit(desk: Desk) -> list[JournalEvent]:
     return events
 
 
-def test_verb_that_is_unknown_is_answered_with_those_that_are_known() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        assert not desk.verbs.used
-        answer = await handled(desk, "party")
-        (error,) = answer.errors
-        assert (answer.exit_code, error.error) == (2, "ErrorUsage")
-        assert error.message.startswith("this supervisor does not know 'party' (protocol ")
-        verbs = error.hint.removeprefix("it knows: ").split(", ")
-        assert verbs == sorted(verbs)
-        assert {"ping", "list", "start", "upgrade", "reload"} <= {*verbs}
-        assert desk.verbs.used
-
-    run(scenario())
+async def test_verb_that_is_unknown_is_answered_with_those_that_are_known() -> None:
+    desk = Desk(web())
+    assert not desk.verbs.used
+    answer = await handled(desk, "party")
+    (error,) = answer.errors
+    assert (answer.exit_code, error.error) == (2, "ErrorUsage")
+    assert error.message.startswith("this supervisor does not know 'party' (protocol ")
+    verbs = error.hint.removeprefix("it knows: ").split(", ")
+    assert verbs == sorted(verbs)
+    assert {"ping", "list", "start", "upgrade", "reload"} <= {*verbs}
+    assert desk.verbs.used
 
 
-def test_ping_has_the_identity_and_the_build_as_soon_as_it_is_known() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        answer = await handled(desk, "ping")
-        assert (answer.keeper_pid, answer.build) == (1, "")
-        digest = await desk.verbs.build.digest()
-        assert (await handled(desk, "ping")).build == digest
-
-    run(scenario())
+async def test_ping_has_the_identity_and_the_build_as_soon_as_it_is_known() -> None:
+    desk = Desk(web())
+    answer = await handled(desk, "ping")
+    assert (answer.keeper_pid, answer.build) == (1, "")
+    digest = await desk.verbs.build.digest()
+    assert (await handled(desk, "ping")).build == digest
 
 
-def test_unknown_key_of_the_selector_is_a_usage_error() -> None:
-    async def scenario() -> None:
-        answer = await handled(Desk(web()), "list", selector={"wat": []})
-        assert [error.message for error in answer.errors] == ["unknown key 'wat' in the selector"]
-        assert answer.exit_code == 2
-
-    run(scenario())
+async def test_unknown_key_of_the_selector_is_a_usage_error() -> None:
+    answer = await handled(Desk(web()), "list", selector={"wat": []})
+    assert [error.message for error in answer.errors] == ["unknown key 'wat' in the selector"]
+    assert answer.exit_code == 2
 
 
-def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"), web("b"))
-        events = audit(desk)
-        by = {"command": "c" * 300, "address": "10.0.0.7", "other": "x", "empty": ""}
-        await handled(desk, "start", selector={"targets": ["a"], "not": True, "tag": []}, by=by)
-        await handled(desk, "stop", selector={"targets": ["nobody"]})
-        await handled(desk, "scale", selector={"targets": ["a"]}, options={"workers": 2})
-        await handled(desk, "scale", options={"all": True, "auto": True})
-        await handled(desk, "drain", options={"all": True})
-        await handled(desk, "remove")
-        await handled(desk, "list")
-        await handled(desk, "reload", options={"dry_run": True})
-        desk.events.flush()
-        assert [event.message for event in events[::2]] == [
-            "start a --not", "stop nobody", "scale a 2", "scale --all --auto", "drain --all", "remove",
-        ]  # fmt: skip
-        assert [event.event for event in events] == [
-            "start", "start done", "stop", "stop failed", "scale", "scale done", "scale", "scale failed",
-            "drain", "drain done", "remove", "remove failed",
-        ]  # fmt: skip
-        who = events[0].by
-        assert who is not None
-        assert (who["uid"], who["user"], who["command"], who["address"]) == (
-            4_000_000, "4000000", "c" * 200, "10.0.0.7",
-        )  # fmt: skip
-        assert "other" not in who
-        done, failed = events[1], events[3]
-        assert (done.cause, done.detail["exit_code"], done.detail["servers"]) == ("", 0, ["b"])
-        assert done.detail["duration_seconds"] >= 0
-        assert (failed.cause, failed.detail["exit_code"]) == ("no server matches 'nobody'", 4)
-        assert events[-1].detail["exit_code"] == 2
-
-    run(scenario())
+async def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -> None:
+    desk = Desk(web("a"), web("b"))
+    events = audit(desk)
+    by = {"command": "c" * 300, "address": "10.0.0.7", "other": "x", "empty": ""}
+    await handled(desk, "start", selector={"targets": ["a"], "not": True, "tag": []}, by=by)
+    await handled(desk, "stop", selector={"targets": ["nobody"]})
+    await handled(desk, "scale", selector={"targets": ["a"]}, options={"workers": 2})
+    await handled(desk, "scale", options={"all": True, "auto": True})
+    await handled(desk, "drain", options={"all": True})
+    await handled(desk, "remove")
+    await handled(desk, "list")
+    await handled(desk, "reload", options={"dry_run": True})
+    desk.events.flush()
+    assert [event.message for event in events[::2]] == [
+        "start a --not", "stop nobody", "scale a 2", "scale --all --auto", "drain --all", "remove",
+    ]  # fmt: skip
+    assert [event.event for event in events] == [
+        "start", "start done", "stop", "stop failed", "scale", "scale done", "scale", "scale failed",
+        "drain", "drain done", "remove", "remove failed",
+    ]  # fmt: skip
+    who = events[0].by
+    assert who is not None
+    assert (who["uid"], who["user"], who["command"], who["address"]) == (
+        4_000_000, "4000000", "c" * 200, "10.0.0.7",
+    )  # fmt: skip
+    assert "other" not in who
+    done, failed = events[1], events[3]
+    assert (done.cause, done.detail["exit_code"], done.detail["servers"]) == ("", 0, ["b"])
+    assert done.detail["duration_seconds"] >= 0
+    assert (failed.cause, failed.detail["exit_code"]) == ("no server matches 'nobody'", 4)
+    assert events[-1].detail["exit_code"] == 2
 
 
-def test_client_that_leaves_has_abandoned_its_command() -> None:
-    async def scenario() -> None:
-        desk = Desk(web(), web=NEVER)
-        events = audit(desk)
-        task = asyncio.ensure_future(handled(desk, "start"))
-        await turns()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        desk.events.flush()
-        assert (events[-1].event, events[-1].cause) == ("start abandoned", "the client disconnected")
-        assert events[-1].detail.get("exit_code") is None
-
-    run(scenario())
+async def test_client_that_leaves_has_abandoned_its_command() -> None:
+    desk = Desk(web(), web=NEVER)
+    events = audit(desk)
+    task = asyncio.ensure_future(handled(desk, "start"))
+    await turns()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    desk.events.flush()
+    assert (events[-1].event, events[-1].cause) == ("start abandoned", "the client disconnected")
+    assert events[-1].detail.get("exit_code") is None
