@@ -407,10 +407,13 @@ class AsyncClient:
             return await self._ping_once(limit)
 
     async def _ping_once(self, limit: float) -> PingResult:
+        import asyncio
+
         from poolctl.control.answers import PingResult
 
         try:
-            return await ask_async(PingResult, self.socket_path, "ping", {}, timeout_seconds=limit)
+            async with asyncio.timeout(limit):
+                return await AsyncClient(self.socket_path, silence_seconds=None).ask(PingResult, "ping")
         except TimeoutError:
             raise _silence_error(self.socket_path, limit) from None
 
@@ -429,34 +432,6 @@ class AsyncClient:
                     await self.ping()
             except OSError:  # reset, because the supervisor was killed
                 return b""
-
-
-def messages_async(
-    socket_path: str, verb: str, body: Mapping[str, object] | None = None
-) -> AsyncGenerator[Table]:
-    """Return an iterator of the messages as they arrive: progress, and finally {"result": …}.
-
-    Close the generator to disconnect. Raises NoSupervisor when nothing listens, SupervisorEnded when the connection
-    ends before the result, and ControlError for a refusal and an answer that is not understood.
-    """
-    return AsyncClient(socket_path, silence_seconds=None).messages(verb, body)
-
-
-async def ask_async(
-    kind: type[Answer], socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
-) -> Answer:
-    """Return the supervisor's result for `verb`. Raises TimeoutError, and the errors of `messages_async`."""
-    import asyncio
-    import contextlib
-
-    async with (
-        asyncio.timeout(timeout_seconds),
-        contextlib.aclosing(messages_async(socket_path, verb, body)) as messages,
-    ):
-        last: Table = {}
-        async for message in messages:
-            last = message
-    return value_of(kind, last["result"])  # the last message, or an error was raised
 
 
 class _Call:

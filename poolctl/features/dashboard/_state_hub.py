@@ -17,7 +17,7 @@ from poolctl.cli.reload_plan import drift_line_without_values
 from poolctl.clock import Clock
 from poolctl.config import masked_text
 from poolctl.control.answers import Item, PingResult
-from poolctl.control.client import ask_async, messages_async
+from poolctl.control.client import AsyncClient
 from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
 from poolctl.json_form import Table, field_names, to_json
@@ -117,7 +117,7 @@ class Hub:
     """Queries the pool's state for all viewers. Each viewer gets the whole state first, then messages about changes."""
 
     def __init__(self, socket_path: str, clock: Clock) -> None:
-        self._socket_path = socket_path
+        self._client = AsyncClient(socket_path, silence_seconds=None)
         self._clock = clock
         self._viewers: set[asyncio.Queue[str | None]] = set()
         self._work: asyncio.Task[None] | None = None
@@ -166,7 +166,8 @@ class Hub:
     ) -> Answer:
         """Send `verb` to the supervisor for the client `by`; returns the answer. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
-        return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
+        async with asyncio.timeout(timeout_seconds):
+            return await self._client.ask(kind, verb, body)
 
     async def _watch(self) -> None:
         """Query the pool until five seconds after the last viewer has left, so that a reloaded page finds the data."""
@@ -325,7 +326,7 @@ class Hub:
 
     async def _read_events(self, options: Table) -> None:
         body = {"selector": {}, "options": options}
-        async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
+        async with contextlib.aclosing(self._client.messages("events", body)) as lines:
             async for line in lines:
                 if event := line.get("event"):
                     self._apply_event(JournalEvent.from_json(event))

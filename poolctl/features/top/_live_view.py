@@ -14,7 +14,7 @@ from rich.text import Text
 
 from poolctl.cli.log_rendering import log_paths
 from poolctl.control.answers import Item, Result
-from poolctl.control.client import SILENCE_SECONDS, NoSupervisor, ask_async
+from poolctl.control.client import SILENCE_SECONDS, AsyncClient, NoSupervisor
 from poolctl.control.gateway_answers import RoutesResult
 from poolctl.control.server_answers import ShowResult, StatsResult
 from poolctl.errors import ControlError
@@ -182,7 +182,8 @@ class LiveView:
     ) -> Answer:
         """Send the verb to the supervisor and return its answer, within `seconds`. Raises ControlError."""
         try:
-            return await ask_async(kind, self._view.ref.socket, verb, body, timeout_seconds=seconds)
+            async with asyncio.timeout(seconds):
+                return await AsyncClient(self._view.ref.socket, silence_seconds=None).ask(kind, verb, body)
         except TimeoutError:
             raise ControlError("the supervisor does not answer") from None
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,8 @@ from poolctl.control.client import (
     NoSupervisor,
     SupervisorEnded,
     _connect_error,
-    ask_async,
     clear_exit,
     failure_reason,
-    messages_async,
     raise_for_errors,
     read_exit,
     refusal_error,
@@ -601,35 +599,6 @@ def test_upgrade_names_this_version_and_the_commands_of_its_processes() -> None:
         "keeper": [sys.executable, "-I", bootstrap.__file__, "keeper"],
         "supervisor": [sys.executable, "-P", bootstrap.__file__, "supervisor"],
     }
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 30))
-
-
-def test_messages_arrive_on_a_loop_as_they_do_in_a_thread(path: Path) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        send({"notice": "begun"})
-        return result(item("web"))
-
-    async def work() -> None:
-        found = [message async for message in messages_async(str(path), "start", {"options": {"a": 1}})]
-        assert [next(iter(message)) for message in found] == ["notice", "result"]
-        assert (await ask_async(Result, str(path), "list", {}, timeout_seconds=20)).items[0].name == "web"
-
-    with stand_in(path, answer) as requests:
-        run(work())
-    assert requests == [("start", {"options": {"a": 1}}), ("list", {})]
-
-
-async def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> None:
-    with pytest.raises(NoSupervisor):
-        await ask_async(Result, str(path), "list", {}, timeout_seconds=20)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        with pytest.raises(TimeoutError):
-            await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
