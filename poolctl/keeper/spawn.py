@@ -122,7 +122,12 @@ def start_with_companions(
     `open_files` are the soft and hard limits before they were raised.
     """
     reads, writes = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(reads)
+        os.close(writes)
+        raise
     if child == 0:
         try:
             os.setsid()
