@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import shutil
 import tempfile
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from poolctl.control.pool_lock import user_locks
 
 # What another run has made is gone by then.
 SETTLE_SECONDS = 20.0
@@ -69,22 +70,13 @@ class Leftovers:
 def default_places() -> list[str]:
     """Where pools are that run without variables, and those of examples; each with the beginning of names."""
     uid = os.geteuid()
-    return [
-        "/run/", "/var/lib/poolctl", f"/tmp/poolctl-{uid}", f"/run/user/{uid}/poolctl", f"{_state_home()}/poolctl",
-    ]  # fmt: skip
-
-
-def _state_home() -> str:
-    try:
-        return f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state"
-    except KeyError:  # a user without a name
-        return "/nonexistent"
+    return ["/run/", f"/tmp/poolctl-{uid}", f"/run/user/{uid}/poolctl", *user_locks().directories]
 
 
 def _locks() -> Iterator[str]:
-    """The file with the locks of this user's pools, which no variable moves (poolctl/control/pool_lock.py)."""
-    directories = ("/var/lib/poolctl", f"{_state_home()}/poolctl", f"/tmp/poolctl-{os.geteuid()}.lock")
-    return (path for directory in directories if os.access(path := f"{directory}/lock", os.W_OK))
+    """The files with the locks of this user's pools, which no variable moves."""
+    paths = (f"{directory}/lock" for directory in user_locks().directories)
+    return (path for path in paths if os.access(path, os.W_OK))
 
 
 def _remove_if_unused(lock: str) -> None:

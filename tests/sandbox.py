@@ -24,7 +24,7 @@ class Call(NamedTuple):
 
 
 BIND, MKDIR, READLINK, CHOWN, UNLINKAT = Call(49), Call(83), Call(89), Call(92), Call(263)
-PIDFD_OPEN = Call(434)
+CLONE, PIDFD_OPEN = Call(56), Call(434)
 SPLICE, INOTIFY_INIT = Call(275), Call(294)
 NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
 NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}

@@ -555,11 +555,11 @@ def _connect(socket_path: str, timeout_seconds: float) -> socket:
         connection.connect(socket_path)
     except OSError as error:
         connection.close()
-        raise _connect_error(socket_path, error) from None
+        raise connect_error(socket_path, error) from None
     return connection
 
 
-def _connect_error(socket_path: str, error: OSError) -> ControlError:
+def connect_error(socket_path: str, error: OSError) -> ControlError:
     if isinstance(error, (TimeoutError, BlockingIOError)):
         message = "the supervisor accepts no commands: too many are waiting already"
         return ControlError(

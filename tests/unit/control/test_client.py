@@ -24,8 +24,8 @@ from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
-    _connect_error,
     clear_exit,
+    connect_error,
     failure_reason,
     raise_for_errors,
     read_exit,
@@ -646,10 +646,10 @@ def test_error_of_a_connection_names_its_cause_and_the_remedy(
         (OSError(24, "too many"), f"cannot use {path}: [Errno 24] too many", 8, ""),
     ]
     for error, message, code, hint in cases:
-        found = _connect_error(str(path), error)
+        found = connect_error(str(path), error)
         assert (found.message, found.exit_code, found.hint) == (message, code, hint)
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", "/run/x")
-    assert _connect_error(str(path), PermissionError()).hint == (
+    assert connect_error(str(path), PermissionError()).hint == (
         f"{own}, or set POOLCTL_RUNTIME_DIR to a directory of your own"
     )
 
