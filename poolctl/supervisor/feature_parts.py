@@ -164,13 +164,11 @@ class FeatureParts:
     async def take_over_processes(self) -> None:
         """Create the part of each feature whose process runs from an earlier supervisor."""
         for feature in self._features:
-            if feature.entry and await self._is_stored(feature.entry):
-                self._get_or_create_part(feature).take_over_process()
-
-    async def _is_stored(self, entry: str) -> bool:
-        reply, fds = await self._environment.keeper.call({"op": "get", "name": entry})
-        close_all(fds)
-        return bool(fds or reply.get("meta"))
+            if feature.entry:
+                reply, fds = await self._environment.keeper.call({"op": "get", "name": feature.entry})
+                close_all(fds)
+                if fds or reply.get("meta"):
+                    self._get_or_create_part(feature).take_over_process()
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables to all parts, after creating the parts that the tables need."""

@@ -206,7 +206,9 @@ class HeartbeatMonitor:
         if state.asked_at is not None and self._beats.last_beat_ns(placement) >= int(state.asked_at * _NS):
             state.asked_at = None
             if worker.stuck:
-                self._handle_heartbeat_return(entry, worker)
+                self._core.mark_stuck(entry, worker, False)
+                answers = f"worker {_worker_name(worker)} answers its heartbeat again"
+                self._record(entry, worker, "heartbeat back", answers)
         interval = policy.heartbeat
         if state.asked_at is None:
             if self._beats.idle_since_answer(placement):
@@ -235,12 +237,6 @@ class HeartbeatMonitor:
         # Before the recovery, because a worker that is being stopped no longer counts for its server's health.
         self._core.health.update_probes_and_health(entry)
         self._recovery.report_worker_problem(entry, worker, HEARTBEAT, problem)
-
-    def _handle_heartbeat_return(self, entry: Entry, worker: Worker) -> None:
-        self._core.mark_stuck(entry, worker, False)
-        self._record(
-            entry, worker, "heartbeat back", f"worker {_worker_name(worker)} answers its heartbeat again"
-        )
 
     def _record(self, entry: Entry, worker: Worker, event: str, message: str, **detail: Any) -> None:
         self._events.record(

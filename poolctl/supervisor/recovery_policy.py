@@ -68,7 +68,10 @@ def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
     due = [index for index in everyone if delays[index] == 0]
     again = min((delay for delay in delays if 0 < delay < math.inf), default=0.0)
     if not due:
-        spent = all(_is_spent(policy, situation, history) for history in situation.histories)
+        spent = all(
+            len(within(history, policy.window, situation.now)) >= policy.limit
+            for history in situation.histories
+        )
         return Decision(
             RecoveryStep.GIVE_UP if spent else RecoveryStep.WAIT, everyone if spent else (), again
         )
@@ -81,10 +84,6 @@ def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
     """The times that are less than `window_seconds` before `now`."""
     return [time for time in times if now - time < window_seconds]
-
-
-def _is_spent(policy: Recovery, situation: RecoverySituation, history: Sequence[float]) -> bool:
-    return len(within(history, policy.window, situation.now)) >= policy.limit
 
 
 def _recovery_delay_seconds(

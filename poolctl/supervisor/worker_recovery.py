@@ -156,7 +156,9 @@ class WorkerRecovery:
         ):
             situation = RecoverySituation(
                 strategy,
-                histories=[_recoveries_of(entry, problem.worker) for problem in problems],
+                histories=[
+                    entry.observed.recoveries.get(str(problem.worker.index), []) for problem in problems
+                ],
                 ready=len(entry.observed.ready),
                 size=entry.size,
                 overlaps=entry.may_overlap,
@@ -185,11 +187,8 @@ class WorkerRecovery:
 
     def _begin(self, entry: Entry, step: RecoveryStep, problems: list[WorkerProblem]) -> None:
         acts = step is not RecoveryStep.DISABLE
-        times = (
-            _recovery_times(entry, problems, self._core.clock.monotonic())
-            if acts
-            else entry.observed.recoveries
-        )
+        now = self._core.clock.monotonic()
+        times = _recovery_times(entry, problems, now) if acts else entry.observed.recoveries
         counts = acts and any(problem.kind != MEMORY for problem in problems)
         self._core.note_recovery_begun(
             entry, self._begin_recovery_report(entry, step, problems), times, counts=counts
@@ -235,13 +234,14 @@ class WorkerRecovery:
         # The event of the recovery is recorded once the lines have been read.
         reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
         self._reading_lines[id(report)] = reading
-        reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
-        return report
 
-    def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
-        del self._reading_lines[id(report)]
-        report["lines"] = [] if reading.cancelled() else reading.result()
-        self._core.touch(entry)  # the recoveries are part of the entry's record
+        def take_lines(reading: asyncio.Task[list[str]]) -> None:
+            del self._reading_lines[id(report)]
+            report["lines"] = [] if reading.cancelled() else reading.result()
+            self._core.touch(entry)  # the recoveries are part of the entry's record
+
+        reading.add_done_callback(take_lines)
+        return report
 
     def _conclude_if_over(self, entry: Entry) -> None:
         outcome = _recovery_outcome(entry)
@@ -277,10 +277,6 @@ class WorkerRecovery:
             reading.add_done_callback(write)
         else:
             write()
-
-
-def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
-    return entry.observed.recoveries.get(str(worker.index), [])
 
 
 def _recovery_times(entry: Entry, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
@@ -321,7 +317,10 @@ def outcome_text(outcome: str, done: str, duration_seconds: float) -> str:
     """What an event says of the outcome of a recovery; "" if it was only reported."""
     match outcome:
         case "recovered":
-            return f"{done} within {_duration_text(duration_seconds)}"
+            long = duration_seconds >= 1
+            return f"{done} within " + (
+                f"{duration_seconds:.1f} s" if long else f"{duration_seconds * 1000:.0f} ms"
+            )
         case "notified":
             return ""
         case "disabled":
@@ -329,10 +328,6 @@ def outcome_text(outcome: str, done: str, duration_seconds: float) -> str:
         case "given up":
             return "recovered too often, left as it is"
     return f"could not be {done}" if outcome == "failed" else f"was being {done}"
-
-
-def _duration_text(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:

@@ -95,7 +95,10 @@ class EventRecorder:
                 self._record("wake", event, entry, self._window(entry))
             recorded.window_demand = demand
         if entry.size != recorded.size:
-            self._record_resize(entry, recorded.size)
+            figures: Table = {"before": recorded.size, "after": entry.size}
+            if figures.items() <= entry.desired.scaling.items():
+                figures = entry.desired.scaling  # the triggers have changed the number
+            self._record("scale", "workers", entry, **figures)
             recorded.size = entry.size
         is_reported = False
         for id_, (worker, _) in list(recorded.workers.items()):
@@ -115,12 +118,6 @@ class EventRecorder:
             # The command is complete, and must not be named as the cause of later events.
             recorded.last_end = ""
             self._core.forget_cause(entry)
-
-    def _record_resize(self, entry: Entry, before: int) -> None:
-        figures: Table = {"before": before, "after": entry.size}
-        if figures.items() <= entry.desired.scaling.items():
-            figures = entry.desired.scaling  # the triggers have changed the number
-        self._record("scale", "workers", entry, **figures)
 
     def _record_state_change(self, entry: Entry, recorded: _RecordedState, state: str, step: str) -> None:
         before, recorded.state = recorded.state, state

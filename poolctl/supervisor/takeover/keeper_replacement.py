@@ -58,7 +58,7 @@ class KeeperWatch:
         silent = f"the keeper (pid {self._process['pid']}) does not answer"
         if not self._given_up:
             return f"{silent}: SIGCONT was sent; it will be replaced if that does not help"
-        if not (reason := self.reason_irreplaceable()):
+        if not (reason := self._reason_irreplaceable()):
             return f"{silent}: it was killed, but has not exited yet"
         return (
             f"{silent} and cannot be replaced, because {reason}: exits of workers are not noticed; "
@@ -101,22 +101,18 @@ class KeeperWatch:
         elif self._watchdog.check_for_hang(now):
             self._kill_or_resume_silent_keeper(now)
         elif self._watchdog.may_be_stopped and not self._late:
-            self._report_and_resume_silent_keeper()
+            self._late = True
+            kill(self._process, signal.SIGCONT)  # the keeper may have been stopped
+            self._announce_problem("warning")
         elif self._watchdog.mark_ping_sent_if_due(now):
             self._keeper.send(_PING)
         self._set_timer()
-
-    def _report_and_resume_silent_keeper(self) -> None:
-        self._late = True
-        # The keeper may have been stopped.
-        kill(self._process, signal.SIGCONT)
-        self._announce_problem("warning")
 
     def _kill_or_resume_silent_keeper(self, now: float) -> None:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
         self._watchdog = HungProcessDetector(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
-        kill(self._process, signal.SIGCONT if self.reason_irreplaceable() else signal.SIGKILL)
+        kill(self._process, signal.SIGCONT if self._reason_irreplaceable() else signal.SIGKILL)
         if not self._given_up:
             self._given_up = True
             self._announce_problem("error")
@@ -141,8 +137,7 @@ class KeeperWatch:
         for follow in list(self._followers):
             follow(problem)
 
-    def reason_irreplaceable(self) -> str:
-        """Why this keeper cannot be replaced; empty if it can."""
+    def _reason_irreplaceable(self) -> str:
         return reason_irreplaceable(self._keeper, self._process["pid"], os.environ)
 
 

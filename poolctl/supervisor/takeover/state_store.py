@@ -280,7 +280,11 @@ def _configuration(document: Table) -> StoredConfiguration:
         document["environment"],
         document["environments"],
         Tables(**{name: _tables(name, tree) for name, tree in document["tables"].items()}),
-        None if marks is None else {path: _mark(mark) for path, mark in marks.items()},
+        None
+        if marks is None
+        else {
+            path: Mark(mark["stamp"] and tuple(mark["stamp"]), mark["digest"]) for path, mark in marks.items()
+        },
     )
 
 
@@ -321,11 +325,6 @@ def _table(kind: type[Kind], document: Table) -> Kind:
         problems = (f"{dotted(finding.path)!r} in {kind.__name__}: {finding.message}" for finding in findings)
         raise NotUnderstood("; ".join(problems))
     return section
-
-
-def _mark(document: Table) -> Mark:
-    stamp = document["stamp"]
-    return Mark(stamp and tuple(stamp), document["digest"])
 
 
 def _interpolated_key_paths(tree: Tree, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -650,7 +650,11 @@ async def startup_warnings(
     tables_checked = of_tables and bool(journal or any(table.has_startup_warnings for _, table in tables))
     checked = tables_checked or any(map(_may_have_warnings, chosen))
     # The check takes time, and most pools need none.
-    pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
+    pythons = {
+        server.python or sys.executable
+        for server in chosen
+        if not (os.geteuid() or server.user or server.command)  # root runs Python
+    }
     if not (checked or pythons):
         return []
 
@@ -693,10 +697,6 @@ def _may_have_warnings(server: ServerConfig) -> bool:
     words = (*server.command, *server.env.values()) if server.command else ()
     braces = any("{" in word for word in words)
     return bool(named or braces or (server.user and os.geteuid()))
-
-
-def _runs_python_as_root(server: ServerConfig) -> bool:
-    return not (os.geteuid() or server.user or server.command)
 
 
 def name_list(names: list[str]) -> str:

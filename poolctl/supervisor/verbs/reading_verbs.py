@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection
 
 from poolctl.control.answers import (
     ErrorEntry,
@@ -24,13 +23,13 @@ from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import FAILED, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table
 from poolctl.monitor.journal import KINDS, MAX_LINES, EventFilter, JournalEvent, parse_filter_or_none, recent
 from poolctl.platform import memory_bytes
-from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.runner_protocol import Placement
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
@@ -77,7 +76,12 @@ class ReadingVerbs:
     async def status(self, call: Call) -> Result:
         """Every selected server, and a summary; exit code 3 if a server that should run is not ready."""
         # Measured first, so that the rest is from one moment.
-        processes = await asyncio.to_thread(_measured, self._context.daemon.own_processes())
+        pids = self._context.daemon.own_processes()
+        processes = await asyncio.to_thread(
+            lambda: tuple(
+                OwnProcess(name=name, pid=pid, memory_bytes=memory_bytes(pid)) for name, pid in pids.items()
+            )
+        )
         entries = selected(self._core, call.selector)
         should_run = [entry for entry in entries if entry.should_run]
         missing = [entry for entry in entries if entry.is_missing]
@@ -157,8 +161,14 @@ class ReadingVerbs:
         chosen = selected(self._core, call.selector)
         warnings = [f"{entry.name}: has no worker" for entry in chosen if not entry.observed.workers]
         turn = asyncio.Semaphore(_STACKS_AT_ONCE)
+
+        async def stacks_of(placement: Placement) -> WorkerStacks | None:
+            async with turn:
+                return await self._context.runner.stacks(placement.id, _STACKS_SECONDS)
+
         workers = [worker for entry in chosen for worker in entry.observed.workers.values()]
-        stacks = await asyncio.gather(*(_stacks_of(self._context.runner, worker, turn) for worker in workers))
+        placements = [worker.placement for worker in workers if worker.placement is not None]
+        stacks = await asyncio.gather(*map(stacks_of, placements))
         return StacksResult(
             items=tuple(item for item in stacks if item is not None),
             warnings=tuple(warnings) if call.selector.targets else (),
@@ -192,7 +202,12 @@ class ReadingVerbs:
             # The number is from an earlier journal, which has been removed.
             event_filter = event_filter._replace(after=0)
         queue: asyncio.Queue[JournalEvent] = asyncio.Queue()
-        end = events.subscribe(partial(_offer, queue, event_filter))
+
+        def offer(event: JournalEvent) -> None:
+            if event_filter.matches(event):
+                queue.put_nowait(event)
+
+        end = events.subscribe(offer)
         try:
             path = events.journal.path if events.journal is not None else ""
             if path:
@@ -266,19 +281,6 @@ async def _removed_socket_warnings(entries: Collection[Entry]) -> list[str]:
     ]
 
 
-async def _stacks_of(runner: LocalRunner, worker: Worker, turn: asyncio.Semaphore) -> WorkerStacks | None:
-    if worker.placement is None:
-        return None
-    async with turn:
-        return await runner.stacks(worker.placement.id, _STACKS_SECONDS)
-
-
-def _measured(processes: Mapping[str, int]) -> tuple[OwnProcess, ...]:
-    return tuple(
-        OwnProcess(name=name, pid=pid, memory_bytes=memory_bytes(pid)) for name, pid in processes.items()
-    )
-
-
 def expiry_warning(entry: Entry, now: float) -> str:
     """The warning that a certificate in use has expired, or expires within `tls.warn_before`; "" if it does not."""
     ends, tls = entry.observed.certificate_ends, entry.config.tls
@@ -296,11 +298,6 @@ def expiry_warning(entry: Entry, now: float) -> str:
     days = int((ends - now) // _DAY_SECONDS)
     remaining = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
     return f"{entry.name}: its certificate expires on {date_text(ends)} ({remaining}); renew it, then poolctl reload"
-
-
-def _offer(queue: asyncio.Queue[JournalEvent], event_filter: EventFilter, event: JournalEvent) -> None:
-    if event_filter.matches(event):
-        queue.put_nowait(event)
 
 
 def _parse_events_options(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:

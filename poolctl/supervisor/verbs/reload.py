@@ -238,7 +238,9 @@ class Reload:
         return reading.problems
 
     async def _server_changes(self, reading: Reading) -> list[Change]:
-        files = await asyncio.to_thread(_file_digests, reading.servers)
+        files = await asyncio.to_thread(
+            lambda: {server.name: read_digests_by_key(server) for server in reading.servers}
+        )
         running = [
             CurrentServer(entry.config, entry.desired.overrides, entry.added, entry.observed.files)
             for entry in self._core.entries.values()
@@ -380,7 +382,12 @@ class _ReloadRun:
         for entry in coming if starts else ():
             if entry.on_schedule or not entry.wants_no_worker:
                 core.start_dependencies_on_demand(entry)  # servers that are new or newly depended on
-        awaited = [entry for entry in coming if self._awaited(entry)]
+        awaited = [
+            entry
+            for entry in coming
+            if entry.name in self._kinds
+            and not (entry.wants_no_worker or entry.is_disabled or entry.on_schedule)
+        ]
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
@@ -407,11 +414,6 @@ class _ReloadRun:
             if starts and is_due:
                 self._core.start(entry)
         return entry
-
-    def _awaited(self, entry: Entry) -> bool:
-        """Whether to wait for the server: it has changes, should run now, and is not a scheduled job."""
-        at_rest = entry.wants_no_worker or entry.is_disabled or entry.on_schedule
-        return entry.name in self._kinds and not at_rest
 
     def change_socket_access(self) -> list[ErrorEntry]:
         """Give the files of open Unix sockets their changed modes and owners; returns the errors."""
@@ -498,10 +500,6 @@ def _values_by_name(table: AnyTable) -> dict[str, object]:
     return table.to_dict() if table is not None else {}
 
 
-def _file_digests(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
-    return {server.name: digests for server in servers if (digests := read_digests_by_key(server))}
-
-
 class _ChangedInputs(NamedTuple):
     """The changed files with their stat stamps, the servers' revision, and digests of the env files in use."""
 
@@ -555,11 +553,13 @@ class ConfigurationDrift:
         Return None, and apply nothing, if the files change a server that works, the pool is empty, or no file has
         changed. Also return None if commands have changed servers, because such changes stay in effect until a reload.
         """
-        if not self._core.entries or self._is_changed_live:
+        entries = self._core.entries.values()
+        is_changed_live = bool(self._configuration.missing) or any(
+            entry.added or entry.desired.overrides != NO_OVERRIDES for entry in entries
+        )
+        if not entries or is_changed_live or (inputs := await self._find_changes()) is None:
             return None
-        if (inputs := await self._find_changes()) is None:
-            return None
-        working = [entry.name for entry in self._core.entries.values() if _works(entry)]
+        working = [entry.name for entry in entries if _works(entry)]
         plan = await self._reload.apply_to_servers_at_rest(call, working)
         if plan is None:
             return None
@@ -568,13 +568,6 @@ class ConfigurationDrift:
         if plan.is_empty:
             return Result()
         return Result(changed=to_json(replace(_summarize_changed_files(inputs.files, plan), applied=True)))
-
-    @property
-    def _is_changed_live(self) -> bool:
-        entries = self._core.entries.values()
-        return bool(self._configuration.missing) or any(
-            entry.added or entry.desired.overrides != NO_OVERRIDES for entry in entries
-        )
 
     async def explain_missing_servers(self, call: Call, result: Result) -> Result:
         """If the files now have all selected servers that the pool lacks, return an error for each; else `result`."""

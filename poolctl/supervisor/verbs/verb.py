@@ -296,6 +296,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
     config = entry.config
     demand = "" if entry.wants_no_worker else entry.window_demand
     inherited = config.address.kind == "fd"
+    last_run = entry.schedule.last_run
     return Item(
         name=config.name,
         bind=config.key,
@@ -310,23 +311,19 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         tags=tuple(config.tags),
         address=", ".join(core.endpoints(config)) if inherited else None,
         on_demand=config.on_demand or None,
-        ended=_end_of(entry),
+        # A program that is stopped because it ended by itself.
+        ended={"status": 0, "signal": None, "at": _iso(entry.observed.ended_at or None)}
+        if entry.ended
+        else None,
         last_line=(entry.ended and entry.observed.last_line) or None,
         flapping=entry.flapping or None,
         kept=demand or None,
         kept_until=_iso(entry.observed.window.until) if demand else None,
         next_run_at=_iso(entry.schedule.next_run) if entry.on_schedule else None,
-        last_run=_with_iso_times(entry.schedule.last_run)
-        if config.every is not None and entry.schedule.last_run
+        last_run={**last_run, **{key: _iso(last_run[key]) for key in ("started_at", "ended_at")}}
+        if config.every is not None and last_run
         else None,
     )
-
-
-def _end_of(entry: Entry) -> Table | None:
-    """How a program ended that is stopped because it ended by itself; None for other servers."""
-    if not entry.ended:
-        return None
-    return {"status": 0, "signal": None, "at": _iso(entry.observed.ended_at or None)}
 
 
 def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> ServerDetails:
@@ -424,10 +421,6 @@ def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
 
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def _with_iso_times(record: Table) -> Table:
-    return {**record, **{key: _iso(record[key]) for key in ("started_at", "ended_at")}}
 
 
 def _probes(probes: WorkerProbes | None) -> tuple[ProbeResult, ...]:
