@@ -102,82 +102,88 @@ async def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
 SLOW = {"initial": 5, "max": 20, "factor": 1, "jitter": 0}
 
 
-def stepped(*servers: ServerConfig, **script: str) -> tuple[OrderedCore, SteppedLoop]:
-    pool = OrderedCore(*servers, **script)
-    return pool, SteppedLoop(pool.clock)
+Stepped = Callable[..., tuple[OrderedCore, SteppedLoop]]
 
 
-def test_socket_is_closed_in_the_backoff_after_the_first_attempt_of_a_start_and_open_during_the_next() -> (
-    None
-):
+@pytest.fixture
+def stepped() -> Iterator[Stepped]:
+    """Make a core of these servers, and a loop whose time is that of the core's clock."""
+    loops: list[SteppedLoop] = []
+
+    def begin(*servers: ServerConfig, **script: str) -> tuple[OrderedCore, SteppedLoop]:
+        pool = OrderedCore(*servers, **script)
+        loops.append(SteppedLoop(pool.clock))
+        return pool, loops[-1]
+
+    yield begin
+    for loop in loops:
+        loop.close()
+
+
+def test_socket_is_closed_in_the_backoff_after_the_first_attempt_of_a_start_and_open_during_the_next(
+    stepped: Stepped,
+) -> None:
     pool, loop = stepped(web(restart={"backoff": SLOW}), web=FAILS)
-    try:
-        loop.run_until_complete(pool.start())
-        loop.settle()
-        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
-        pool.runner.script["web"] = NEVER
-        pool.clock.advance(5)
-        loop.settle()
-        assert (pool.states(), len(pool.runner.opened)) == ({"web": "starting"}, 1)
-        pool.runner.end("web.1.0", KILLED)
-        loop.settle()
-        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
-        pool.runner.script["web"] = READY
-        pool.clock.advance(5)
-        loop.settle()
-        assert (pool.states(), len(pool.runner.opened)) == ({"web": "running"}, 1)
-    finally:
-        loop.close()
+    loop.run_until_complete(pool.start())
+    loop.settle()
+    assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+    pool.runner.script["web"] = NEVER
+    pool.clock.advance(5)
+    loop.settle()
+    assert (pool.states(), len(pool.runner.opened)) == ({"web": "starting"}, 1)
+    pool.runner.end("web.1.0", KILLED)
+    loop.settle()
+    assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+    pool.runner.script["web"] = READY
+    pool.clock.advance(5)
+    loop.settle()
+    assert (pool.states(), len(pool.runner.opened)) == ({"web": "running"}, 1)
 
 
-def test_connections_to_a_server_that_was_ready_wait_until_three_attempts_in_a_row_have_failed() -> None:
+def test_connections_to_a_server_that_was_ready_wait_until_three_attempts_in_a_row_have_failed(
+    stepped: Stepped,
+) -> None:
     pool, loop = stepped(web(restart={"backoff": SLOW}))
-    try:
-        loop.run_until_complete(pool.start())
-        pool.runner.script["web"] = FAILS
-        loop.run_until_complete(die(pool))  # replaced at once, by the first attempt that fails
-        for attempt in range(1, 4):
-            assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, attempt < 3)
-            pool.clock.advance(5)
-            loop.settle()
-        pool.runner.script["web"] = READY
+    loop.run_until_complete(pool.start())
+    pool.runner.script["web"] = FAILS
+    loop.run_until_complete(die(pool))  # replaced at once, by the first attempt that fails
+    for attempt in range(1, 4):
+        assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, attempt < 3)
         pool.clock.advance(5)
         loop.settle()
-        pool.runner.script["web"] = FAILS
-        loop.run_until_complete(die(pool))
-        assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, 1), "counted anew"
-    finally:
-        loop.close()
+    pool.runner.script["web"] = READY
+    pool.clock.advance(5)
+    loop.settle()
+    pool.runner.script["web"] = FAILS
+    loop.run_until_complete(die(pool))
+    assert (pool.states(), len(pool.runner.opened)) == ({"web": "backoff"}, 1), "counted anew"
 
 
-def test_server_that_was_ready_is_ko_at_its_limit_and_tried_after_the_longest_delay_until_it_is_ready() -> (
-    None
-):
+def test_server_that_was_ready_is_ko_at_its_limit_and_tried_after_the_longest_delay_until_it_is_ready(
+    stepped: Stepped,
+) -> None:
     pool, loop = stepped(web(restart={"backoff": SLOW}))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
-        pool.runner.script["web"] = FAILS
-        loop.run_until_complete(die(pool))
-        for _ in range(7):
-            assert (entry.state, entry.health) == ("backoff", Status.UNKNOWN)
-            pool.clock.advance(5)
-            loop.settle()
-        assert (entry.state, entry.health, entry.is_missing) == ("backoff", Status.KO, True)
-        event = pool.events[-1]
-        assert (event.event, event.message) == ("ko", "keeps failing, and is tried every 20s")
-        placed = pool.runner.log.count("place web.1.0")
-        for _ in range(30):
-            pool.clock.advance(20)
-            loop.settle()
-        assert pool.runner.log.count("place web.1.0") == placed + 30, "though the window has passed"
-        pool.runner.script["web"] = READY
+    loop.run_until_complete(pool.start())
+    pool.runner.script["web"] = FAILS
+    loop.run_until_complete(die(pool))
+    for _ in range(7):
+        assert (entry.state, entry.health) == ("backoff", Status.UNKNOWN)
+        pool.clock.advance(5)
+        loop.settle()
+    assert (entry.state, entry.health, entry.is_missing) == ("backoff", Status.KO, True)
+    event = pool.events[-1]
+    assert (event.event, event.message) == ("ko", "keeps failing, and is tried every 20s")
+    placed = pool.runner.log.count("place web.1.0")
+    for _ in range(30):
         pool.clock.advance(20)
         loop.settle()
-        assert (entry.state, entry.health) == ("running", Status.OK)
-        assert pool.events[-1].message == "is healthy again"
-    finally:
-        loop.close()
+    assert pool.runner.log.count("place web.1.0") == placed + 30, "though the window has passed"
+    pool.runner.script["web"] = READY
+    pool.clock.advance(20)
+    loop.settle()
+    assert (entry.state, entry.health) == ("running", Status.OK)
+    assert pool.events[-1].message == "is healthy again"
 
 
 async def test_a_start_after_a_stop_begins_as_if_the_server_had_never_been_ready() -> None:
@@ -191,26 +197,25 @@ async def test_a_start_after_a_stop_begins_as_if_the_server_had_never_been_ready
     assert not pool.core.entries["web"].observed.was_up
 
 
-def test_server_flaps_after_two_deaths_soon_after_ready_until_it_has_been_ready_for_long() -> None:
+def test_server_flaps_after_two_deaths_soon_after_ready_until_it_has_been_ready_for_long(
+    stepped: Stepped,
+) -> None:
     pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
-        pool.clock.advance(61)
-        loop.run_until_complete(die(pool))  # not soon
-        for flapping in (False, True):
-            pool.clock.advance(59)
-            loop.run_until_complete(die(pool))
-            assert (entry.flapping, entry.health) == (flapping, Status.WARN if flapping else Status.OK)
-        assert pool.events[-1].message == FLAPPING
-        pool.clock.advance(299)
-        loop.settle()
-        assert entry.flapping
-        pool.clock.advance(2)
-        loop.settle()
-        assert (entry.flapping, entry.health) == (False, Status.OK)
-    finally:
-        loop.close()
+    loop.run_until_complete(pool.start())
+    pool.clock.advance(61)
+    loop.run_until_complete(die(pool))  # not soon
+    for flapping in (False, True):
+        pool.clock.advance(59)
+        loop.run_until_complete(die(pool))
+        assert (entry.flapping, entry.health) == (flapping, Status.WARN if flapping else Status.OK)
+    assert pool.events[-1].message == FLAPPING
+    pool.clock.advance(299)
+    loop.settle()
+    assert entry.flapping
+    pool.clock.advance(2)
+    loop.settle()
+    assert (entry.flapping, entry.health) == (False, Status.OK)
 
 
 async def test_stopped_server_is_no_longer_watched_for_being_ready_for_long() -> None:
@@ -238,26 +243,23 @@ async def test_program_that_ends_while_it_is_idle_and_sleeps_does_not_flap() -> 
     assert not pool.core.entries["web"].flapping
 
 
-def test_order_to_restart_neither_makes_a_server_flap_nor_ends_nor_prolongs_that() -> None:
+def test_order_to_restart_neither_makes_a_server_flap_nor_ends_nor_prolongs_that(stepped: Stepped) -> None:
     pool, loop = stepped(web(restart={"backoff": {"initial": 0, "max": 0}}))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
-        for _ in range(3):
-            loop.run_until_complete(pool.restart())
-        assert not entry.flapping
-        for _ in range(2):
-            loop.run_until_complete(die(pool))
-        pool.clock.advance(200)
+    loop.run_until_complete(pool.start())
+    for _ in range(3):
         loop.run_until_complete(pool.restart())
-        pool.clock.advance(50)
-        loop.settle()
-        assert entry.flapping, "no worker has been ready for long"
-        pool.clock.advance(100)
-        loop.settle()
-        assert not entry.flapping, "none has died for five minutes"
-    finally:
-        loop.close()
+    assert not entry.flapping
+    for _ in range(2):
+        loop.run_until_complete(die(pool))
+    pool.clock.advance(200)
+    loop.run_until_complete(pool.restart())
+    pool.clock.advance(50)
+    loop.settle()
+    assert entry.flapping, "no worker has been ready for long"
+    pool.clock.advance(100)
+    loop.settle()
+    assert not entry.flapping, "none has died for five minutes"
 
 
 async def test_server_has_failed_for_the_reason_of_the_worker_that_failed_although_another_ended_last() -> (
@@ -423,45 +425,40 @@ async def test_server_whose_worker_exits_with_status_0_is_stopped_and_not_restar
     assert (observed.last_exit, pool.runner.running) == (Exit.from_returncode(0), {})
 
 
-def test_backoff_that_is_longer_than_a_start_refuses_connections_and_ends_with_another_worker() -> None:
-    pool = OrderedCore(web(restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}, start_timeout=10))
-    loop = SteppedLoop(pool.clock)
+def test_backoff_that_is_longer_than_a_start_refuses_connections_and_ends_with_another_worker(
+    stepped: Stepped,
+) -> None:
+    pool, loop = stepped(web(restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}, start_timeout=10))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
-        for _ in range(2):
-            loop.run_until_complete(die(pool))
-        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
-        assert entry.observed.failure is not None
-        assert entry.observed.failure.message == "killed by SIGKILL"
-        assert entry.observed.next_step.startswith("restart")
-        pool.clock.advance(50)
-        loop.settle()
-        assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
-        pool.clock.advance(20)
-        loop.settle()
-        assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {entry.config.key})
-        assert entry.observed.restarts == 2
-    finally:
-        loop.close()
+    loop.run_until_complete(pool.start())
+    for _ in range(2):
+        loop.run_until_complete(die(pool))
+    assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+    assert entry.observed.failure is not None
+    assert entry.observed.failure.message == "killed by SIGKILL"
+    assert entry.observed.next_step.startswith("restart")
+    pool.clock.advance(50)
+    loop.settle()
+    assert (pool.states(), pool.runner.opened) == ({"web": "backoff"}, set())
+    pool.clock.advance(20)
+    loop.settle()
+    assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {entry.config.key})
+    assert entry.observed.restarts == 2
 
 
-def test_port_that_cannot_be_opened_is_tried_once_for_all_workers_and_not_again_before_the_backoff_is_over() -> (
-    None
-):
+def test_port_that_cannot_be_opened_is_tried_once_for_all_workers_and_not_again_before_the_backoff_is_over(
+    stepped: Stepped,
+) -> None:
     pool, loop = stepped(web(workers=3, restart={"backoff": SLOW}))
     pool.runner.unopenable.add("web")
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
-        loop.settle()
-        assert (pool.states(), entry.observed.restarts) == ({"web": "backoff"}, 1)
-        pool.runner.unopenable.clear()
-        pool.clock.advance(5)
-        loop.settle()
-        assert (pool.states(), len(pool.runner.running)) == ({"web": "running"}, 3)
-    finally:
-        loop.close()
+    loop.run_until_complete(pool.start())
+    loop.settle()
+    assert (pool.states(), entry.observed.restarts) == ({"web": "backoff"}, 1)
+    pool.runner.unopenable.clear()
+    pool.clock.advance(5)
+    loop.settle()
+    assert (pool.states(), len(pool.runner.running)) == ({"web": "running"}, 3)
 
 
 async def test_each_worker_that_is_replaced_alone_without_overlap_is_kept_if_no_other_can_be_started() -> (
@@ -634,29 +631,25 @@ async def test_application_that_cannot_be_preloaded_is_served_and_reported_once(
     ]
 
 
-def test_connections_that_wait_for_a_wake_are_closed_when_it_fails_and_not_before() -> None:
-    pool = OrderedCore(web(scale={"min": 0, "idle": 1}, start_timeout=10), web=NEVER)
-    loop = SteppedLoop(pool.clock)
+def test_connections_that_wait_for_a_wake_are_closed_when_it_fails_and_not_before(stepped: Stepped) -> None:
+    pool, loop = stepped(web(scale={"min": 0, "idle": 1}, start_timeout=10), web=NEVER)
     dismissal = f"close_waiting {pool.core.entries['web'].config.key}"
-    try:
-        loop.run_until_complete(pool.start())
-        assert pool.states() == {"web": "sleeping"}
+    loop.run_until_complete(pool.start())
+    assert pool.states() == {"web": "sleeping"}
 
-        async def rung() -> None:
-            pool.runner.ring("web")
+    async def rung() -> None:
+        pool.runner.ring("web")
 
-        loop.run_until_complete(rung())
+    loop.run_until_complete(rung())
+    loop.settle()
+    assert list(pool.runner.running) == ["web.1.0"]
+    pool.clock.advance(9)
+    loop.settle()
+    assert dismissal not in pool.runner.log
+    for _ in range(2):  # the first time shows that this process was held up
+        pool.clock.advance(2)
         loop.settle()
-        assert list(pool.runner.running) == ["web.1.0"]
-        pool.clock.advance(9)
-        loop.settle()
-        assert dismissal not in pool.runner.log
-        for _ in range(2):  # the first time shows that this process was held up
-            pool.clock.advance(2)
-            loop.settle()
-        assert pool.runner.log.count(dismissal) == 1
-    finally:
-        loop.close()
+    assert pool.runner.log.count(dismissal) == 1
 
 
 async def test_listener_of_a_sleeping_server_is_no_longer_watched_after_an_order_to_wake_it() -> None:
@@ -737,12 +730,9 @@ async def test_worker_that_is_to_leave_before_it_has_a_process_drains_as_soon_as
 
 
 @pytest.fixture
-def stepped_core() -> Iterator[tuple[OrderedCore, SteppedLoop]]:
+def stepped_core(stepped: Stepped) -> tuple[OrderedCore, SteppedLoop]:
     """A server with 10 seconds to start, none of whose workers reports that it is ready, on a loop that is stepped."""
-    pool = OrderedCore(web(start_timeout=10), web=NEVER)
-    loop = SteppedLoop(pool.clock)
-    yield pool, loop
-    loop.close()
+    return stepped(web(start_timeout=10), web=NEVER)
 
 
 def test_worker_that_drains_before_it_is_known_to_be_ready_is_not_killed_at_its_start_timeout(
@@ -1125,29 +1115,25 @@ async def test_program_that_ends_while_it_is_idle_is_started_again_by_the_next_r
     assert (entry.observed.has_pending_request, entry.observed.restarts) == (False, 0)
 
 
-def test_sleeping_server_that_has_failed_sleeps_again_after_its_window() -> None:
-    pool = OrderedCore(web(scale=ASLEEP_SOON, restart=AT_ONCE | {"limit": 0, "window": 60}))
-    loop = SteppedLoop(pool.clock)
+def test_sleeping_server_that_has_failed_sleeps_again_after_its_window(stepped: Stepped) -> None:
+    pool, loop = stepped(web(scale=ASLEEP_SOON, restart=AT_ONCE | {"limit": 0, "window": 60}))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
+    loop.run_until_complete(pool.start())
 
-        async def scenario() -> None:
-            pool.runner.ring("web")
-            await turns()
-            await die(pool)
+    async def scenario() -> None:
+        pool.runner.ring("web")
+        await turns()
+        await die(pool)
 
-        loop.run_until_complete(scenario())
-        loop.settle()
-        assert (pool.states(), entry.observed.has_pending_request) == ({"web": "failed"}, False)
-        pool.clock.advance(59)
-        loop.settle()
-        assert pool.states() == {"web": "failed"}
-        pool.clock.advance(1)
-        loop.settle()
-        assert (pool.states(), pool.runner.log[-1]) == ({"web": "sleeping"}, "arm web")
-    finally:
-        loop.close()
+    loop.run_until_complete(scenario())
+    loop.settle()
+    assert (pool.states(), entry.observed.has_pending_request) == ({"web": "failed"}, False)
+    pool.clock.advance(59)
+    loop.settle()
+    assert pool.states() == {"web": "failed"}
+    pool.clock.advance(1)
+    loop.settle()
+    assert (pool.states(), pool.runner.log[-1]) == ({"web": "sleeping"}, "arm web")
 
 
 @pytest.mark.parametrize(("status", "state"), [(0, "completed"), (3, "failed")])
@@ -1640,39 +1626,35 @@ def test_worker_that_another_supervisor_was_ending_is_ended_in_the_same_way() ->
     run(scenario(WorkerPhase.STOPPING, ["stop web.1.0 7"]))
 
 
-def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after_the_longest_backoff() -> (
-    None
-):
-    pool = OrderedCore(
+def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after_the_longest_backoff(
+    stepped: Stepped,
+) -> None:
+    pool, loop = stepped(
         web(
             workers=2,
             restart=AT_ONCE | {"limit": 0, "backoff": {"initial": 1, "max": 40, "jitter": 0}},
             start_timeout=60,
         )
     )
-    loop = SteppedLoop(pool.clock)
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
+    loop.run_until_complete(pool.start())
 
-        async def recover() -> None:
-            pool.core.note_recovery_begun(entry, {"worker": "web.1.0"}, {}, counts=False)
-            pool.runner.script["web.1.0"] = FAILS
-            pool.core.drain_then_replace(entry, entry.observed.workers["web.1.0"])
-            await turns()
+    async def recover() -> None:
+        pool.core.note_recovery_begun(entry, {"worker": "web.1.0"}, {}, counts=False)
+        pool.runner.script["web.1.0"] = FAILS
+        pool.core.drain_then_replace(entry, entry.observed.workers["web.1.0"])
+        await turns()
 
-        loop.run_until_complete(recover())
-        assert entry.slot(0).backoff is not None
-        assert (pool.states(), list(pool.runner.running)) == ({"web": "running"}, ["web.1.1"])
-        pool.runner.script.clear()
-        pool.clock.advance(39)
-        loop.settle()
-        assert list(pool.runner.running) == ["web.1.1"]
-        pool.clock.advance(1)
-        loop.settle()
-        assert sorted(pool.runner.running) == ["web.1.0", "web.1.1"]
-    finally:
-        loop.close()
+    loop.run_until_complete(recover())
+    assert entry.slot(0).backoff is not None
+    assert (pool.states(), list(pool.runner.running)) == ({"web": "running"}, ["web.1.1"])
+    pool.runner.script.clear()
+    pool.clock.advance(39)
+    loop.settle()
+    assert list(pool.runner.running) == ["web.1.1"]
+    pool.clock.advance(1)
+    loop.settle()
+    assert sorted(pool.runner.running) == ["web.1.0", "web.1.1"]
 
 
 # Files that workers read.
@@ -1774,30 +1756,26 @@ async def test_closed_listener_has_no_endpoints() -> None:
     assert pool.core.endpoints(config) == ()
 
 
-def test_check_that_takes_too_long_is_a_failure_and_the_running_worker_stays() -> None:
-    pool = OrderedCore(web(overlap=False))
-    loop = SteppedLoop(pool.clock)
+def test_check_that_takes_too_long_is_a_failure_and_the_running_worker_stays(stepped: Stepped) -> None:
+    pool, loop = stepped(web(overlap=False))
     entry = pool.core.entries["web"]
-    try:
-        loop.run_until_complete(pool.start())
+    loop.run_until_complete(pool.start())
 
-        async def restart() -> None:
-            async def check(_: ServerConfig) -> None:
-                await asyncio.Event().wait()
+    async def restart() -> None:
+        async def check(_: ServerConfig) -> None:
+            await asyncio.Event().wait()
 
-            pool.runner.check_startable = check  # type: ignore[method-assign]
-            pool.core.restart(entry)
+        pool.runner.check_startable = check  # type: ignore[method-assign]
+        pool.core.restart(entry)
 
-        loop.run_until_complete(restart())
-        loop.settle()
-        assert entry.observed.checking
-        pool.clock.advance(41)
-        loop.settle()
-        assert entry.observed.failure is not None
-        assert entry.observed.failure.message == "checking that a worker can start took longer than 40 s"
-        assert (list(pool.runner.running), entry.observed.checking) == (["web.1.0"], False)
-    finally:
-        loop.close()
+    loop.run_until_complete(restart())
+    loop.settle()
+    assert entry.observed.checking
+    pool.clock.advance(41)
+    loop.settle()
+    assert entry.observed.failure is not None
+    assert entry.observed.failure.message == "checking that a worker can start took longer than 40 s"
+    assert (list(pool.runner.running), entry.observed.checking) == (["web.1.0"], False)
 
 
 async def test_listener_of_a_sleeping_server_is_no_longer_watched_when_it_is_stopped() -> None:
