@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import re
 import threading
 import tracemalloc
@@ -17,13 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-import poolctl.pool
 from poolctl import (
     Field,
     Pool,
     PoolAddError,
     PoolConfig,
-    PoolContext,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
@@ -33,10 +30,8 @@ from poolctl import (
     ServerConfig,
     State,
     Status,
-    TLSConfig,
 )
 from poolctl.address import canonical, overlaps, parse
-from poolctl.pool.server import Monitor
 from poolctl.runners.stack_report import WorkerStacks
 from tests.asgi_apps import hello
 from tests.certificates import certificate
@@ -61,7 +56,7 @@ def test_a_pool_says_how_many_run(pool: Pool) -> None:
     assert repr(pool) == "<Pool 3 servers, 0 running>"
     assert repr(pool.filter(Field.NAME, "a")) == "<Pool view of 1 server, 0 running>"
     assert repr(pool["*:2"]) == "<Server b 0.0.0.0:2 stopped>"
-    assert repr(PoolContext({"a": 1})) == "<PoolContext live, 1 values>"
+    assert repr(pool.monitor()[0]) == "<Monitor a ko, up 0.0% (stopped)>"
 
 
 def test_join_raises_an_error_of_each_server_that_could_not_be_ended() -> None:
@@ -95,13 +90,6 @@ def test_a_server_that_never_ran_has_nothing_to_say(pool: Pool) -> None:
     assert server.config.app == "m:app"
 
 
-def test_every_spelling_of_an_address_finds_its_server(pool: Pool) -> None:
-    for spelling in (":2", "*:2", "0.0.0.0:2", "http://0.0.0.0:2", " :2 "):
-        assert pool.load(spelling) is pool["0.0.0.0:2"]
-        assert spelling in pool
-    assert pool["unix:///run/../run/C.sock"].name == "c"
-
-
 @pytest.mark.parametrize("nonsense", [None, 3, [], object(), "", ":", "a b", "127.0.0.1", "x" * 9999, "\0:1"])
 def test_invalid_address_is_just_absent(pool: Pool, nonsense: Any) -> None:
     assert pool.load(nonsense) is None
@@ -124,13 +112,6 @@ def test_iteration_is_over_a_snapshot_of_the_pool(pool: Pool) -> None:
         pool.store_new(config("a", "127.0.0.1:1"))
 
 
-def test_replacing_keeps_the_place_and_removing_does_not(pool: Pool) -> None:
-    pool.store_new(config("x", "127.0.0.1:1"))
-    assert [server.name for server in pool.values()] == ["x", "b", "c"]
-    pool.store(pool.load_and_delete("127.0.0.1:1"))  # type: ignore[arg-type]
-    assert [server.name for server in pool.values()] == ["b", "c", "x"]
-
-
 def test_stored_value_must_be_a_server_or_become_one(pool: Pool) -> None:
     for thing in (None, "127.0.0.1:9", config("x", ":9"), {}):
         with pytest.raises(PoolParamError) as caught:
@@ -145,44 +126,6 @@ def test_stored_value_must_be_a_server_or_become_one(pool: Pool) -> None:
         pool.store_new({"name": "x", "bind": "nowhere"})
     assert pool.store_new({"name": "x", "listen": ":9", "app": "m:app"}).bind == "0.0.0.0:9"
     assert len(pool) == 4
-
-
-@pytest.mark.parametrize(
-    ("present", "late"),
-    [
-        ("127.0.0.1:80", "0.0.0.0:80"),
-        ("0.0.0.0:80", "127.0.0.1:80"),
-        ("[::]:80", "0.0.0.0:80"),
-        (":80", "[::1]:80"),
-        ("localhost:80", "127.0.0.1:80"),
-        ("[::1]:80", "localhost:80"),
-        ("example.org:80", "[::]:80"),
-        ("[fe80::1%eth0]:80", "[fe80::1]:80"),
-    ],
-)
-def test_an_address_that_overlaps_is_refused_and_changes_nothing(present: str, late: str) -> None:
-    pool = Pool([config("present", present)])
-    with pytest.raises(PoolAddError) as caught:
-        pool.store(Server(config("late", late)))
-    (error,) = caught.value.exceptions
-    assert (error.code, error.name) == (1321, "late")
-    assert "overlaps with that of 'present'" in error.message
-    assert [server.name for server in pool.values()] == ["present"]
-
-
-@pytest.mark.parametrize(
-    ("present", "late"),
-    [
-        ("127.0.0.1:80", "127.0.0.1:81"),
-        ("127.0.0.1:80", "127.0.0.2:80"),
-        ("0.0.0.0:80", "[::1]:80"),
-        ("[fe80::1%eth0]:80", "[fe80::1%eth1]:80"),
-        ("unix:/a", "unix:/b"),
-        ("fd:3", "0.0.0.0:80"),
-    ],
-)
-def test_addresses_that_do_not_overlap_live_side_by_side(present: str, late: str) -> None:
-    assert len(Pool([config("present", present), config("late", late)])) == 2
 
 
 def test_wildcards_are_checked_in_large_pools_too_while_servers_come_and_go() -> None:
@@ -219,25 +162,6 @@ def test_a_pool_of_overlapping_servers_tells_all_and_holds_the_others() -> None:
 # Filters.
 
 
-def test_a_pattern_is_folded_and_canonicalised(pool: Pool) -> None:
-    def names(field: Any, pattern: str = "", regex: str = "") -> list[str]:
-        return pool.list(field, Field.NAME, pattern, regex)
-
-    assert names(Field.NAME, "A") == ["a"]
-    assert names(Field.BIND, ":2") == ["b"]
-    assert names(Field.BIND, "UNIX:/RUN/C.SOCK") == ["c"]
-    assert names(Field.BIND, "nonsense") == []
-    assert names(Field.EXPOSE, "localhost:2") == ["b"]
-    assert names(Field.EXPOSE, "HTTP://localhost:2") == ["b"]
-    assert names(Field.EXPOSE, "localhost") == []
-    assert names(Field.EXPOSE, "ocalhost:2") == []
-    assert names(Field.EXPOSE, "nothing", "^http") == ["a", "b"]
-    assert names(Field.EXPOSE, "127.0.0.1:1", "localhost") == ["a", "b"]
-    assert names("name", "a") == ["a"]
-    assert names(Field.NAME, regex="") == []
-    assert pool.list(Field.NAME, Field.BIND, regex=".") == ["127.0.0.1:1", "0.0.0.0:2", "unix:/run/C.sock"]
-
-
 @pytest.mark.parametrize(
     "arguments",
     [("colour", "a"), (Field.NAME, None), (Field.NAME, "", 3), (Field.NAME, "", "["), (None, "a")],
@@ -246,17 +170,6 @@ def test_a_bad_parameter_of_a_filter_is_named(pool: Pool, arguments: tuple[Any, 
     with pytest.raises(PoolParamError) as caught:
         pool.filter(*arguments)
     assert caught.value.exceptions[0].code == 1320
-
-
-def test_a_bad_expression_shows_the_place(pool: Pool) -> None:
-    with pytest.raises(PoolParamError) as caught:
-        pool.filter(Field.NAME, regex="ab(c")
-    assert str(caught.value) == (
-        "invalid regular expression 'ab(c': missing ), unterminated subpattern at position 2"
-    )
-    assert caught.value.exceptions[0].hint == "ab(c\n  ^"
-    with pytest.raises(PoolParamError):
-        pool.filter(Field.NAME, regex="(" * 50_000 + ")" * 50_000)
 
 
 def test_a_bad_target_is_a_parameter_error_even_if_nothing_matches(pool: Pool) -> None:
@@ -277,19 +190,6 @@ def test_a_view_of_a_view_and_what_is_stored_in_it_stay_there(pool: Pool) -> Non
 # Clone and merge.
 
 
-def test_a_clone_shares_nothing_that_changes() -> None:
-    context = PoolContext({"db": 1})
-    pool = Pool([config("a", ":1")], handler=dict, context=context)
-    twin = pool.clone()
-    pool.merge(Pool([config("renamed", ":1")]))
-    context.cancel()
-    twin.handler(lambda: {"": None})
-    assert [server.name for server in twin.values()] == ["a"]
-    assert twin._shared.context is not None
-    assert (twin._shared.context.cancelled, twin._shared.context.values) == (False, {"db": 1})
-    assert pool._shared.handler is dict
-
-
 def test_merging_adds_the_very_servers_and_tells_those_that_overlap(pool: Pool) -> None:
     other = Pool([config("b2", "0.0.0.0:2"), config("x", "127.0.0.1:9"), config("all", "[::]:1")])
     with pytest.raises(PoolAddError) as caught:
@@ -307,11 +207,6 @@ def test_merging_adds_the_very_servers_and_tells_those_that_overlap(pool: Pool) 
 def test_filters_see_what_a_merge_has_changed(pool: Pool) -> None:
     pool.merge(Pool([config("renamed", "127.0.0.1:1", expose="https://new")]))
     assert pool.list(Field.EXPOSE, Field.NAME, "new") == ["renamed"]
-
-
-def test_a_handler_must_be_callable(pool: Pool) -> None:
-    with pytest.raises(PoolParamError):
-        pool.handler({"": object()})  # type: ignore[arg-type]
 
 
 def test_none_is_no_handler_and_takes_one_away(free_port: Callable[[], int]) -> None:
@@ -337,43 +232,7 @@ def test_range_without_a_free_port_is_an_error_with_a_fix(free_port: Callable[[]
     assert list(caught.value.pool) == [f"127.0.0.1:{port}"]
 
 
-def test_the_derived_expose_follows_the_chosen_port() -> None:
-    server = Server(config("a", "127.0.0.1:auto"))
-    assert server.expose == f"http://{server.bind}"
-    assert 20000 <= (server.config.address.port or 0) <= 29999
-
-
 # The rest.
-
-
-def test_a_server_is_not_pickled_silently() -> None:
-    with pytest.raises(TypeError, match="pickle its config"):
-        pickle.dumps(Server(config("a", ":1")))
-
-
-def test_a_monitor_does_not_change(pool: Pool) -> None:
-    monitor = pool.monitor()[0]
-    assert isinstance(monitor, Monitor)
-    assert repr(monitor) == "<Monitor a ko, up 0.0% (stopped)>"
-    with pytest.raises(AttributeError):
-        monitor.status = Status.OK  # type: ignore[misc]
-
-
-def test_the_package_gives_what_it_promises_and_nothing_else() -> None:
-    for name in poolctl.__all__:
-        assert getattr(poolctl, name) is not None
-    assert poolctl.__version__.count(".") >= 2
-    assert set(poolctl.__all__) <= set(dir(poolctl))
-    with pytest.raises(AttributeError):
-        poolctl.nothing  # noqa: B018
-    assert poolctl.pool.Pool is Pool
-    with pytest.raises(AttributeError):
-        poolctl.pool.nothing  # noqa: B018
-
-
-@pytest.mark.parametrize("name", poolctl.pool.__all__)
-def test_names_of_the_package_are_those_of_the_api(name: str) -> None:
-    assert getattr(poolctl.pool, name) is getattr(poolctl, name)
 
 
 @pytest.mark.slow
@@ -731,31 +590,6 @@ def test_argument_of_another_kind_is_refused(given: dict[str, Any], problem: str
     assert problem in str(caught.value)
 
 
-def test_walk_visits_servers_until_it_is_told_to_stop(pool: Pool) -> None:
-    seen: list[str] = []
-
-    def visit(bind: str, server: Server) -> bool | None:
-        assert bind == server.bind
-        seen.append(server.name)
-        return False if server.name == stop else None
-
-    stop = ""
-    assert pool.walk(visit)
-    assert (len(seen), seen) == (3, [server.name for server in pool.values()])
-    stop = seen[1]
-    seen.clear()
-    assert not pool.walk(visit)
-    assert len(seen) == 2
-    seen.clear()
-    binds = [*pool]
-    assert pool.walk_limit(visit, binds[2], "nowhere:1", binds[0], binds[2])
-    assert seen == [pool[binds[2]].name, pool[binds[0]].name]
-    seen.clear()
-    assert not pool.walk_limit(visit)
-    assert not pool.walk_limit(visit, binds[1], binds[0])
-    assert seen[-1] == stop
-
-
 def test_pool_that_does_not_run_has_no_uptime_and_no_stacks(pool: Pool) -> None:
     assert (pool.is_running, pool.uptime, pool.stacks()) == (False, timedelta(), [])
     assert Pool().uptime == timedelta()
@@ -915,7 +749,7 @@ def test_server_whose_reference_has_another_address_is_restarted_by_apply() -> N
         assert pool[user.bind].config.env["API"] == "http://127.0.0.1:39999"
 
 
-def test_configuration_made_in_python_takes_its_parts_by_name() -> None:
+def test_part_of_a_configuration_that_is_of_another_kind_is_refused() -> None:
     made = PoolConfig([config("a", "127.0.0.1:1")])
     with pytest.raises(PoolParamError, match="3 is no handler"):
         made.set_handler(3)  # type: ignore[arg-type]
@@ -925,18 +759,6 @@ def test_configuration_made_in_python_takes_its_parts_by_name() -> None:
         made.set_context({})  # type: ignore[arg-type]
     with pytest.raises(PoolParamError, match="an environment is a mapping"):
         PoolConfig.load("pool.toml", "other.toml")  # type: ignore[arg-type]
-    context = PoolContext()
-    made.set_context(context)
-    made.set_default_tls({"cert": "/c.pem"})
-    made.set_handler(dict)
-    pool = made.pool()
-    assert (pool._shared.context, pool._shared.handler) == (context, dict)
-    assert pool._shared.tls == TLSConfig(cert="/c.pem")
-    other = PoolContext()
-    assert made.pool(context=other)._shared.context is other
-    made.set_default_tls(None)
-    made.set_handler(None)
-    assert made.pool()._shared.tls is None
 
 
 def test_configuration_made_in_python_says_what_is_wrong_with_it() -> None:
@@ -1127,11 +949,6 @@ def test_any_text_is_an_address_or_not_there(text: str) -> None:
     assert found is None or canonical(text) == "127.0.0.1:1"
     pool.delete(text)
     assert len(pool) == (0 if found else 1)
-
-
-@pytest.mark.parametrize("field", list(Field))
-def test_a_filter_that_both_empty_match_nothing(field: Any) -> None:
-    assert len(Pool([config("a", ":1")]).filter(field)) == 0
 
 
 def test_join_waits_for_a_removed_server_that_still_runs() -> None:
