@@ -8,24 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.cli.main import main
-
-Said = tuple[int, str, str]
-
-
-@pytest.fixture
-def poolctl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Said]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("POOLCTL_CONFIG", raising=False)
-    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
-
-    def run(*args: str) -> Said:
-        capsys.readouterr()
-        return (main(args), *capsys.readouterr())
-
-    return run
+from .conftest import Said
 
 
 def test_printed_file_is_unchanged_in_a_ci(
@@ -48,6 +31,11 @@ def test_file_is_written_once(poolctl: Callable[..., Said], tmp_path: Path) -> N
     (tmp_path / "Procfile").write_text("v: sleep 60\n")
     assert poolctl("import", "Procfile", "--output", "pool.toml", "--force")[0] == 0
     assert 'name = "v"' in (tmp_path / "pool.toml").read_text()
+
+
+def test_same_remark_is_counted_once(poolctl: Callable[..., Said]) -> None:
+    line = ["gunicorn", "main:app", "-k", "asgi", "--daemon", "--reload"]
+    assert ", 2 remarks;" in poolctl("import", "-o", "pool.toml", "--", *line)[1]
 
 
 @pytest.mark.parametrize(("before", "source", "after"), [
