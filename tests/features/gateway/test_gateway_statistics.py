@@ -12,7 +12,6 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.features.gateway.settings import ListenerSettings
-from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import RouteReporter
 from poolctl.features.gateway.table import GatewayConfig
@@ -29,7 +28,7 @@ from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
 
-from .scripted_haproxy import FiguresStage, server
+from .scripted_haproxy import FiguresStage, ScriptedPoolGateway, server
 
 
 async def _nothing() -> None: ...
@@ -62,7 +61,7 @@ class Stage(Desk):
             counts=self.stage.counts,
         )  # fmt: skip
         parts: Any = SimpleNamespace(of=lambda kind: [])
-        part = PoolGateway(part_site(self.core, self.events)._replace(parts=parts), lambda site: self.manager)
+        part = ScriptedPoolGateway(part_site(self.core, self.events)._replace(parts=parts), self.manager)
         part.apply_tables(Tables(gateway=GatewayConfig()))
         self.wait_for_effects = part.extend  # type: ignore[method-assign]
 

@@ -12,7 +12,6 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +20,8 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables, TLSConfig
-from poolctl.features.gateway.supervision.gateway import INTERVALS, GatewayIntervals, GatewayManager
-from poolctl.features.gateway.supervision.route_tables import RouteSet
+from poolctl.features.gateway.supervision.gateway import GatewayManager
+from poolctl.features.gateway.supervision.outside_targets import WithServices
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.features.gateway.target import ServerFacts, TargetState
 from poolctl.keeper import wire
@@ -67,32 +66,26 @@ class Manager(GatewayManager):
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         keeper: Any = stage.keeper
-        core: Any = SimpleNamespace(
-            observers=set(), entries={}, servers=SimpleNamespace(revision=-1), split_obstacle=None
-        )
         configuration: Any = SimpleNamespace(environment={})
-        helpers = Helpers(keeper, stage.directory)
-        stage.keeper.report = helpers.handle_exit_report
+        self.helpers = Helpers(keeper, stage.directory)
+        stage.keeper.report = self.helpers.handle_exit_report
         directory = stage.directory
-        environment = SupervisorContext(configuration, keeper, directory, directory, helpers, Opener())
+        environment = SupervisorContext(configuration, keeper, directory, directory, self.helpers, Opener())
         routing: Any = SimpleNamespace(publish=lambda *routes: None)
         output: Any = LogFiles()
-        store = StateStore(keeper, "")
-        super().__init__(environment, core, routing, output, stage.bus, store, stage.intervals)
-        self.routes.next_process_key = "KEY"
+        super().__init__(environment, stage.core, routing, output, stage.bus, StateStore(keeper, ""))
+        services: Any = stage
+        self.routes.services = services
 
-    def _facts_of_server(self, name: str) -> ServerFacts | None:
+    def facts_of_server(self, name: str) -> ServerFacts | None:
         return self.stage.facts.get(name)
-
-    def _schedule_recomputation(self) -> None: ...
 
 
 class Stage:
     """HAProxy with one listener, before the servers "one" and "two", which answer with their names."""
 
-    def __init__(self, directory: str, intervals: GatewayIntervals = INTERVALS) -> None:
+    def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.intervals = intervals
         self.port = claim_port()
         self.program = program("haproxy")
         self.tls: list[TLSConfig] = []
@@ -101,6 +94,9 @@ class Stage:
         self.backends: list[asyncio.Server] = []
         self.routes, self.streams = tuple[Route, ...]((BOTH,)), tuple[StreamRoute, ...]()
         self.keeper = Keeper()
+        self.core: Any = SimpleNamespace(
+            observers=set(), entries={}, servers=SimpleNamespace(revision=-1), split_obstacle=None
+        )
         self.bus = EventBus(Clock())
         self._events: list[tuple[str, str]] = []
         self.bus.subscribe(lambda event: self._events.append((event.event, event.message)))
@@ -155,9 +151,16 @@ class Stage:
 
     def publish(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
         self.routes, self.streams = routes, tuple(streams)
-        servers = frozenset(target.server for route in routes for target in route.to if target.server)
-        self.manager.routes.routes = RouteSet(http=routes, streams=self.streams, servers=servers)
-        self.manager._on_routes_computed()
+        self.manager.routes.schedule_computation()
+
+    async def route_extender(self) -> WithServices:
+        return lambda *computed: [*self.routes, *self.streams]
+
+    async def settle(self) -> None:
+        """Wait until HAProxy has got what can be changed in it now."""
+        await self.manager.routes.wait_until_current()
+        for helper in self.manager.helpers:
+            await helper.wait_until_settled()
 
     async def route(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
         """Have these routes; returns when they are in force."""
@@ -167,18 +170,14 @@ class Stage:
     async def succeed(self) -> None:
         """Let another supervisor take over."""
         before = self.manager
-        before._stop_changing()
+        for helper in before.helpers:
+            helper.stop_attempts()
         before.figures.close()
         before.probes.close()
-        for helper in (before._helper, before.forwarding._helper):
-            helper._over = True
-        if (forwarder := before.forwarding._helper.latest) is not None:
-            forwarder.stop_watching()
-            forwarder.link.close()
-        for sock in chain.from_iterable(before._listeners._open.values()):
+        before.routes.close()
+        assert before.processes.wanted is not None
+        for sock in before.processes.wanted.parts.sockets:
             sock.close()
-        for waiting in before._waiting._open.values():
-            waiting.sock.close()
         self.manager = Manager(self)
         await self.configure()
 
@@ -205,10 +204,8 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def gateway(
-    directory: Path, *certificates: tuple[Path, Path], intervals: GatewayIntervals = INTERVALS
-) -> AsyncIterator[Stage]:
-    stage = Stage(str(directory), intervals)
+async def gateway(directory: Path, *certificates: tuple[Path, Path]) -> AsyncIterator[Stage]:
+    stage = Stage(str(directory))
     stage.tls = [TLSConfig(cert=str(cert), key=str(key)) for cert, key in certificates]
     try:
         await stage.start()
@@ -300,9 +297,8 @@ def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(sh
     async def work() -> None:
         async with gateway(short) as stage:
             woken = asyncio.Queue[str]()
-            core: Any = stage.manager._core
-            core.entries["one"], core.wake = "one", woken.put_nowait
             await stage.route(Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
+            stage.core.entries["one"], stage.core.wake = "one", woken.put_nowait
             pid = stage.pid
             await stage.change("one", target=server(TargetState.SLEEPING).target)
             assert await stage.get(accept="text/html") == "503"
@@ -388,17 +384,18 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
 @pytest.mark.slow
 def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(short: Path) -> None:
     async def work() -> None:
-        # A busy machine is slow.
-        async with gateway(short, intervals=GatewayIntervals(replacement=5.0)) as stage:
+        async with gateway(short) as stage:
+            assert stage.manager.gateway is not None
+            stage.manager.gateway.began += 4.0  # a busy machine is slow
             await stage.change("one", target=server(TargetState.DOWN).target)
             first = stage.pid
             for number in range(5):
                 stage.publish(BOTH, Route(alias="two", path=f"/{number}", to=(Target(server="two"),)))
-                await stage.manager._helper.wait_until_settled()
+                await stage.settle()
             stage.facts["one"] = replace(stage.facts["one"], target=server().target)
             stage.facts["two"] = replace(stage.facts["two"], target=server(TargetState.DOWN).target)
             stage.manager.report_machines()
-            await stage.manager._helper.wait_until_settled()
+            await stage.settle()
             assert (stage.pid, await stage.answers()) == (first, {"one"})
             assert await stage.manager.wait_until_applied() == ""
             assert stage.pid != first
@@ -554,29 +551,6 @@ def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it
             while await stage.get("/slow.example") != "one":
                 pass
             assert stage.pid == before
-
-    run(work())
-
-
-@pytest.mark.parametrize("family", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "::1"])
-def test_host_with_two_families_is_reached_at_the_one_where_it_listens(
-    short: Path, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
-    answer_name(monkeypatch, "localhost", lambda: ["::1", "127.0.0.1"])
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer):  # some connections only find out whether this address accepts
-            if await reader.read(65536):
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nhere")
-
-    async def work() -> None:
-        port = claim_port()
-        async with gateway(short, intervals=GatewayIntervals(resolution=0.01)) as stage:
-            await stage.route(Route(alias="r", to=(Target(url=f"http://localhost:{port}"),)))
-            assert await stage.get() == "503"
-            async with listening(answer, family, port):
-                while await stage.get() != "here":
-                    pass
 
     run(work())
 
@@ -763,8 +737,7 @@ def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short:
         async with gateway(short) as stage:
             await stage.route(Route(alias="r", to=(Target(server="one"),)))
             stage.publish(Route(alias="r", retries=2, to=(Target(server="one"),)))
-            while stage.manager._postponed is None:
-                await asyncio.sleep(0)
+            await stage.settle()
             await stage.manager.finish()
             async with asyncio.timeout(4.0):  # a change is waited for longer
                 await stage.manager.announce_workers_exit("one")

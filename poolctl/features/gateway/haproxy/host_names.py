@@ -14,6 +14,7 @@ from ..repeated_work import RepeatedWork
 
 # How long a change of routes waits for the addresses of new names.
 _RESOLVE_TIMEOUT = 1.0
+_RESOLVE_INTERVAL = 10.0
 _CONNECT_TIMEOUT = 0.5
 
 
@@ -24,9 +25,8 @@ class HostNames:
     from an earlier supervisor.
     """
 
-    def __init__(self, changed: Callable[[], None], interval_seconds: float) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
         self.addresses: dict[str, str] = {}
-        self._interval_seconds = interval_seconds
         self._changed = changed
         self._following: dict[str, asyncio.Task[None]] = {}
         self._ports: Mapping[str, int] = {}
@@ -67,7 +67,7 @@ class HostNames:
                         self.addresses[name] = chosen
                         self._changed()
             tried.set()
-            await asyncio.sleep(self._interval_seconds)
+            await asyncio.sleep(_RESOLVE_INTERVAL)
 
 
 def _resolve(name: str) -> list[str]:

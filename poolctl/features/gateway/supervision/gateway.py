@@ -10,7 +10,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from poolctl.config import ServerConfig, Tables
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from poolctl.monitor.metrics import Family
 
 _SERVING_TIMEOUT = 10.0
+# All changes of routes within this time start only one HAProxy.
+_REPLACEMENT_INTERVAL = 1.0
 # Maximum time that a command waits until its changes are in force.
 _APPLY_TIMEOUT = 20.0
 # How long a new pool's gateway waits for the first command, which says what is to run.
@@ -79,16 +81,6 @@ _UNSTABLE_EXITS, _UNSTABLE_SECONDS = 3, 600.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class GatewayIntervals(NamedTuple):
-    """All changes of routes within `replacement` seconds start only one HAProxy; names are resolved at intervals."""
-
-    replacement: float = 1.0
-    resolution: float = 10.0
-
-
-INTERVALS = GatewayIntervals()
-
-
 class GatewayManager(HelperOwner[HaproxyProcess]):
     """Runs the gateway configured by the tables passed to `apply_tables`. Implements the runners' `Gateway`.
 
@@ -104,10 +96,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         output: OutputPipes,
         events: EventBus,
         store: StateStore,
-        intervals: GatewayIntervals = INTERVALS,
     ) -> None:
         self.tables = Tables()
-        self._intervals = intervals
         self.machines: MachineSource | None = None
         self._environment = environment
         self._keeper = environment.keeper
@@ -117,7 +107,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._store = store
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostStates(now, self._on_host_changed), TrafficCounts()
-        self.targets = Targets(self._facts_of_server, self.hosts, self.counts, self._record_event, now)
+        self.targets = Targets(self.facts_of_server, self.hosts, self.counts, self._record_event, now)
         self.figures = GatewayFigures(self.targets, lambda: self.gateway, self._update, now)
         self.probes = TargetProbes(self._update)
         self.routes = RouteTableManager(self._route_source, self._on_routes_computed, environment.directory)
@@ -130,7 +120,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
         self._listeners = GatewayListeners(environment.keeper, environment.opener)
         self._waiting = WaitingListeners(environment)
-        self._names = HostNames(self._on_address_found, intervals.resolution)
+        self._names = HostNames(self._on_address_found)
         self.forwarding = Forwarding(environment, events)
         self.forwarding.on_wake = self._on_wake
         self._awaited = AwaitedTargets(self._waiting, core, self.targets)
@@ -273,7 +263,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     # Machines, hosts, servers and routes.
 
-    def _facts_of_server(self, name: str) -> ServerFacts | None:
+    def facts_of_server(self, name: str) -> ServerFacts | None:
+        """What the supervisor knows about a server; None if the pool has no server of this name."""
         entry = self._core.entries.get(name)
         return None if entry is None else facts_of(self._core, entry)
 
@@ -449,7 +440,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     def _postpone_replacement(self, process: HaproxyProcess) -> bool:
         """Postpone the replacement of a process that has just been started; returns whether it is postponed."""
-        left = process.began + self._intervals.replacement - asyncio.get_running_loop().time()
+        left = process.began + _REPLACEMENT_INTERVAL - asyncio.get_running_loop().time()
         if left <= 0 or not process.mark:
             return False
         if self._postponed is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from poolctl.config import Tables
@@ -46,13 +46,6 @@ _AT_ONCE = 100
 # How long a command waits until HAProxy has applied it.
 _CONFIRMATION_TIMEOUT = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
-
-
-def create_manager(site: PartContext) -> GatewayManager:
-    """The manager of the gateway of this supervisor's pool."""
-    return GatewayManager(
-        site.environment, site.core, site.runner.routing, site.runner.output, site.events, site.store
-    )
 
 
 class GatewayVerbs:
@@ -256,22 +249,31 @@ def parse_host_change(options: Table) -> tuple[str, list[str], float | None]:
 class PoolGateway(FeaturePart):
     """Runs the gateway if one is configured, or if that of an earlier configuration may still be running."""
 
-    def __init__(
-        self, site: PartContext, manager: Callable[[PartContext], GatewayManager] = create_manager
-    ) -> None:
+    def __init__(self, site: PartContext) -> None:
         super().__init__(site)
-        self._create_manager = manager
         self._verbs: GatewayVerbs | None = None
         self._parts: list[GatewayPart] = []  # the parts that are connected with the gateway
         # After a supervisor that was killed during a reload, the file may no longer have a gateway.
         self._may_be_running = False
+
+    def create_manager(self) -> GatewayManager:
+        """The manager of the gateway of this supervisor's pool."""
+        runner = self.site.runner
+        return GatewayManager(
+            self.site.environment,
+            self.site.core,
+            runner.routing,
+            runner.output,
+            self.site.events,
+            self.site.store,
+        )
 
     def take_over_process(self) -> None:
         self._may_be_running = True
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._may_be_running):
-            self._verbs = GatewayVerbs(self.site, self._create_manager(self.site))
+            self._verbs = GatewayVerbs(self.site, self.create_manager())
         if (verbs := self._verbs) is not None:
             for part in self.site.parts.of(GatewayPart):
                 if part not in self._parts:
