@@ -19,17 +19,12 @@ PORTS = range(11_000, 19_000)
 _CLAIMS = os.devnull
 _FLOCK = "hhqqi4x"  # fcntl(2): type, whence, start, length, pid
 _mine: set[int] = set()
-_file: list[int] = []  # one descriptor for all claims: hundreds of ports are asked for under a limit of 256
-
-
-def _claims_file() -> int:
-    if not _file:
-        _file.append(os.open(_CLAIMS, os.O_RDWR | os.O_CLOEXEC))
-    return _file[0]
+# One descriptor for all claims: hundreds of ports are asked for under a limit of 256.
+_file = os.open(_CLAIMS, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _lock(kind: int, port: int) -> None:
-    fcntl.fcntl(_claims_file(), fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
+    fcntl.fcntl(_file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, port, 1, 0))
 
 
 def _claim(port: int) -> bool:

@@ -45,9 +45,16 @@ class Engine(NamedTuple):
 
 # The engines without and with extras.
 PLAIN, FAST = Engine("asyncio", "h11"), Engine("uvloop", "httptools")
-CROSSED = [Engine("asyncio", "httptools"), Engine("uvloop", "h11")]
-# Further engines, which show behaviour that depends on one loop or one parser.
-ENGINES: list[Any] = [PLAIN, FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in CROSSED)]
+# A test with an engine runs on its loop.
+TWO_ENGINES: list[Any] = [pytest.param(each, marks=pytest.mark.loop(run=each.run)) for each in (PLAIN, FAST)]
+# Further engines show behaviour that depends on one loop or one parser.
+ENGINES: list[Any] = [
+    *TWO_ENGINES,
+    *(
+        pytest.param(each, marks=(pytest.mark.loop(run=each.run), pytest.mark.slow))
+        for each in (Engine("asyncio", "httptools"), Engine("uvloop", "h11"))
+    ),
+]
 
 
 class App:

@@ -80,21 +80,18 @@ async def answers(path: str, cut: list[bytes]) -> list[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "in pieces"])
-def test_server_answers_each_request_of_the_table_once_and_goes_on(tmp_path: Path, whole: bool) -> None:
-    async def scenario() -> None:
-        async with served(tmp_path / "s") as path:
-            for case in REQUESTS:
-                size = 1 if len(case.data) <= SMALL_BYTES else 97
-                found = await answers(path, [case.data] if whole else pieces(case.data, size))
-                expected = [case.status]
-                if case.rest:
-                    # A second request that is in order has its own answer, the beginning of one is refused.
-                    expected.append(200 if case.rest == SMUGGLED else 400)
-                assert [status for status, _ in found] == expected, case.name
-                if case.status == 200:
-                    assert found[0][1].endswith(b" " + case.body), case.name
-
-    asyncio.run(scenario())
+async def test_server_answers_each_request_of_the_table_once_and_goes_on(tmp_path: Path, whole: bool) -> None:
+    async with served(tmp_path / "s") as path:
+        for case in REQUESTS:
+            size = 1 if len(case.data) <= SMALL_BYTES else 97
+            found = await answers(path, [case.data] if whole else pieces(case.data, size))
+            expected = [case.status]
+            if case.rest:
+                # A second request that is in order has its own answer, the beginning of one is refused.
+                expected.append(200 if case.rest == SMUGGLED else 400)
+            assert [status for status, _ in found] == expected, case.name
+            if case.status == 200:
+                assert found[0][1].endswith(b" " + case.body), case.name
 
 
 def replying(reply: Callable[[], bytes]) -> Handler:
@@ -109,25 +106,22 @@ def replying(reply: Callable[[], bytes]) -> Handler:
     return connected
 
 
-def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path) -> None:
+async def test_client_understands_or_refuses_each_response_of_the_table(tmp_path: Path) -> None:
     async def ask(case: ResponseCase) -> tuple[int, bytes]:
         method = "HEAD" if case.head_only else "GET"
         async with exchange(str(tmp_path / "s"), method, "/", [("Host", "a")]) as response:
             return response.status, b"".join([piece async for piece in response.body()])
 
-    async def scenario() -> None:
-        saying = b""
-        async with listening(replying(lambda: saying), str(tmp_path / "s")):
-            for case in RESPONSES:
-                saying = case.data
-                async with asyncio.timeout(60):
-                    if not case.whole:
-                        with pytest.raises(NoResponse):
-                            await ask(case)
-                    elif case.status:
-                        assert await ask(case) == (case.status, case.body), case.name
-                    else:
-                        with pytest.raises(BadMessage):
-                            await ask(case)
-
-    asyncio.run(scenario())
+    saying = b""
+    async with listening(replying(lambda: saying), str(tmp_path / "s")):
+        for case in RESPONSES:
+            saying = case.data
+            async with asyncio.timeout(60):
+                if not case.whole:
+                    with pytest.raises(NoResponse):
+                        await ask(case)
+                elif case.status:
+                    assert await ask(case) == (case.status, case.body), case.name
+                else:
+                    with pytest.raises(BadMessage):
+                        await ask(case)

@@ -67,20 +67,17 @@ def test_value_that_is_no_address_of_a_proxy_is_an_error_without_it(value: str) 
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer with HTTP"),
     ],
 )
-def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: bytes, problem: str) -> None:
+async def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: bytes, problem: str) -> None:
     async def refuse(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")
         writer.write(answer)
         writer.close()
 
-    async def scenario() -> None:
-        async with listening(refuse, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            proxy = ForwardProxy("127.0.0.1", port)
-            with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{port} {problem}"):
-                await proxy.open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
-
-    asyncio.run(scenario())
+    async with listening(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        proxy = ForwardProxy("127.0.0.1", port)
+        with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{port} {problem}"):
+            await proxy.open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

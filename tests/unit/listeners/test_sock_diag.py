@@ -106,12 +106,9 @@ def test_data_or_close_from_the_program_shows_that_it_has_accepted(
     run_without({} if asked else NO_NETLINK, lambda: asyncio.run(scenario()))
 
 
-def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
-    async def scenario() -> None:
-        with connection(listener) as sock, listener.accept()[0]:
-            await asyncio.wait_for(wait_until_accepted(sock), 60)
-
-    asyncio.run(scenario())
+async def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
+    with connection(listener) as sock, listener.accept()[0]:
+        await asyncio.wait_for(wait_until_accepted(sock), 60)
 
 
 def test_connections_to_another_listener_say_nothing(listener: socket.socket) -> None:

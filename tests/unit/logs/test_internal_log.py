@@ -117,20 +117,17 @@ async def rotated(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        directory = tmp_path / "runtime"
-        directory.mkdir()
-        logs = InternalLogRotator(str(directory))
-        await rotated(directory / "helpers.log")
-        await rotated(directory / "logger.log")
-        shutil.rmtree(directory)
-        await asyncio.sleep(0.2)  # it may be missing for a while
-        directory.mkdir()
-        await rotated(directory / "helpers.log")
-        logs.close()
-
-    asyncio.run(main())
+async def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Path) -> None:
+    directory = tmp_path / "runtime"
+    directory.mkdir()
+    logs = InternalLogRotator(str(directory))
+    await rotated(directory / "helpers.log")
+    await rotated(directory / "logger.log")
+    shutil.rmtree(directory)
+    await asyncio.sleep(0.2)  # it may be missing for a while
+    directory.mkdir()
+    await rotated(directory / "helpers.log")
+    logs.close()
 
 
 def test_line_begins_with_its_time_in_utc_and_its_level(tmp_path: Path) -> None:

@@ -46,20 +46,17 @@ def test_event_is_one_json_line_with_all_its_fields(path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_events_recorded_together_are_written_together_and_in_order(path: Path) -> None:
-    async def scenario() -> None:
-        events = written_to(ManualClock(), Journal(str(path)))
-        delivered: list[int] = []
-        done = asyncio.Event()
-        events.subscribe(lambda event: (delivered.append(event.seq), done.set())[0])
-        events.record("pool", "one")
-        events.record("pool", "two")
-        assert delivered == []
-        await asyncio.wait_for(done.wait(), 60)
-        assert [event["event"] for event in read(path)] == ["one", "two"]
-        assert delivered == [1, 2]
-
-    asyncio.run(scenario())
+async def test_events_recorded_together_are_written_together_and_in_order(path: Path) -> None:
+    events = written_to(ManualClock(), Journal(str(path)))
+    delivered: list[int] = []
+    done = asyncio.Event()
+    events.subscribe(lambda event: (delivered.append(event.seq), done.set())[0])
+    events.record("pool", "one")
+    events.record("pool", "two")
+    assert delivered == []
+    await asyncio.wait_for(done.wait(), 60)
+    assert [event["event"] for event in read(path)] == ["one", "two"]
+    assert delivered == [1, 2]
 
 
 def test_numbers_continue_from_the_previous_supervisors_last(path: Path) -> None:
@@ -150,23 +147,20 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     assert events.problem == ""
 
 
-def test_end_of_a_loss_is_in_the_journal_when_it_is_closed_at_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        link = tmp_path / "events.jsonl"
-        link.symlink_to("/dev/full")
-        events = written_to(ManualClock(), journal := Journal(str(link)))
-        events.record("pool", "one")
-        events.flush()
-        link.unlink()
-        journal.close()
-        events.record("pool", "two")
-        events.close()
-        assert [(event["event"], event.get("lost")) for event in read(link)] == [
-            ("two", None),
-            ("events lost", 1),
-        ]
-
-    asyncio.run(scenario())
+async def test_end_of_a_loss_is_in_the_journal_when_it_is_closed_at_once(tmp_path: Path) -> None:
+    link = tmp_path / "events.jsonl"
+    link.symlink_to("/dev/full")
+    events = written_to(ManualClock(), journal := Journal(str(link)))
+    events.record("pool", "one")
+    events.flush()
+    link.unlink()
+    journal.close()
+    events.record("pool", "two")
+    events.close()
+    assert [(event["event"], event.get("lost")) for event in read(link)] == [
+        ("two", None),
+        ("events lost", 1),
+    ]
 
 
 def test_directory_in_place_of_the_journal_costs_the_events_alone(

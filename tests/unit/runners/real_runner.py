@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,6 @@ def served(handler: str = "hello", *, name: str = "web", **keys: Any) -> ServerC
     if "command" not in keys:
         keys = {"app": f"{APPS}:{handler}", "app_dir": str(TREE)} | keys
     return ServerConfig(name=name, bind=bind, **keys)
-
-
-def with_runner(work: Callable[[ProcessRunner], Awaitable[None]]) -> None:
-    """Do the work with a runner, which is closed at the end."""
-
-    async def scenario() -> None:
-        runner = ProcessRunner()
-        await runner.start()
-        try:
-            async with asyncio.timeout(60):
-                await work(runner)
-        finally:
-            await runner.aclose()
-
-    asyncio.run(scenario())
 
 
 async def placed(

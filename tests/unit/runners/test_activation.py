@@ -12,7 +12,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,29 +42,30 @@ from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link
 from tests.deadline import wait_until
-from tests.descriptors import descriptor_limit, no_descriptor_left
+from tests.descriptors import descriptor_limit
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import freeze
 from tests.unit.runners.test_local_runner import config
 from tests.unit.runners.test_process_link import StoringPeer
-from tests.virtual_loop import VirtualLoop
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def run(work: Callable[[House], Coroutine[Any, Any, None]], *, few_files: bool = False) -> None:
-    async def watched() -> None:
-        unseen: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        house = House(few_files=few_files)
-        try:
-            await asyncio.wait_for(work(house), 60)
-        finally:
-            house.close()
-        assert unseen == []
+@contextlib.asynccontextmanager
+async def open_house(*, few_files: bool = False) -> AsyncIterator[House]:
+    unseen: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    house = House(few_files=few_files)
+    try:
+        yield house
+    finally:
+        house.close()
+    assert unseen == []
 
-    with no_descriptor_left():
-        asyncio.run(watched())
+
+@pytest.fixture
+def house(descriptors_closed: None) -> AbstractAsyncContextManager[House]:
+    return open_house()
 
 
 class Helper(AcceptHelper):
@@ -206,121 +208,98 @@ class House:
         return got
 
 
-def test_request_wakes_once_and_its_connection_reaches_the_worker_unread() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        await house.connect(REQUEST)
-        await house.until(lambda: house.given)
-        assert house.woken == 1
-        assert house.given[0].recv(1000) == REQUEST
-        await house.connect(REQUEST)  # it waits in the backlog
-        await asyncio.sleep(0.01)
-        assert (house.woken, len(house.given), house.kept) == (1, 1, [])
-
-    run(scenario)
+async def test_request_wakes_once_and_its_connection_reaches_the_worker_unread(house: House) -> None:
+    house.arm()
+    await house.connect(REQUEST)
+    await house.until(lambda: house.given)
+    assert house.woken == 1
+    assert house.given[0].recv(1000) == REQUEST
+    await house.connect(REQUEST)  # it waits in the backlog
+    await asyncio.sleep(0.01)
+    assert (house.woken, len(house.given), house.kept) == (1, 1, [])
 
 
-def test_connection_alone_wakes_no_server() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        silent = await house.connect()
-        await house.until(lambda: house.kept)
-        silent.close()
-        await house.until(lambda: not house.kept)
-        hasty = await house.connect()
-        hasty.close()
-        noise = await house.connect(b"\x00\x01\x02\r\n")
-        assert (await house.closed(noise)).startswith(b"HTTP/1.1 400 ")
-        assert (house.woken, house.given) == (0, [])
-
-    run(scenario)
+async def test_connection_alone_wakes_no_server(house: House) -> None:
+    house.arm()
+    silent = await house.connect()
+    await house.until(lambda: house.kept)
+    silent.close()
+    await house.until(lambda: not house.kept)
+    hasty = await house.connect()
+    hasty.close()
+    noise = await house.connect(b"\x00\x01\x02\r\n")
+    assert (await house.closed(noise)).startswith(b"HTTP/1.1 400 ")
+    assert (house.woken, house.given) == (0, [])
 
 
-def test_a_request_line_in_pieces_wakes_when_it_is_complete() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        client = await house.connect(b"GET /")
-        await house.until(lambda: house.kept)
-        client.send(b" HTTP/1")
-        await asyncio.sleep(0.005)
-        assert house.woken == 0
-        client.send(b".1\r\n")
-        await house.until(lambda: house.given)
-        assert house.given[0].recv(1000) == b"GET / HTTP/1.1\r\n"
-
-    run(scenario)
+async def test_a_request_line_in_pieces_wakes_when_it_is_complete(house: House) -> None:
+    house.arm()
+    client = await house.connect(b"GET /")
+    await house.until(lambda: house.kept)
+    client.send(b" HTTP/1")
+    await asyncio.sleep(0.005)
+    assert house.woken == 0
+    client.send(b".1\r\n")
+    await house.until(lambda: house.given)
+    assert house.given[0].recv(1000) == b"GET / HTTP/1.1\r\n"
 
 
-def test_every_held_connection_goes_to_the_worker_with_the_one_that_sends() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        await house.leave_behind()
-        await house.connect()
-        await house.until(lambda: len(house.kept) == 2)
-        await house.connect(REQUEST)
-        await house.until(lambda: len(house.given) == 3)
-        assert (house.woken, house.kept) == (1, [])
-
-    run(scenario)
+async def test_every_held_connection_goes_to_the_worker_with_the_one_that_sends(house: House) -> None:
+    house.arm()
+    await house.leave_behind()
+    await house.connect()
+    await house.until(lambda: len(house.kept) == 2)
+    await house.connect(REQUEST)
+    await house.until(lambda: len(house.given) == 3)
+    assert (house.woken, house.kept) == (1, [])
 
 
-def test_connection_left_by_a_worker_wakes_with_its_next_request() -> None:
-    async def scenario(house: House) -> None:
-        first = await house.leave_behind()
-        house.arm()
-        second = await house.leave_behind()
-        await house.until(lambda: len(house.kept) == 2)
-        second.close()
-        await house.until(lambda: len(house.kept) == 1)
-        assert house.woken == 0
-        first.send(REQUEST)
-        await house.until(lambda: house.given)
-        assert (house.woken, house.given[0].recv(1000)) == (1, REQUEST)
-
-    run(scenario)
+async def test_connection_left_by_a_worker_wakes_with_its_next_request(house: House) -> None:
+    first = await house.leave_behind()
+    house.arm()
+    second = await house.leave_behind()
+    await house.until(lambda: len(house.kept) == 2)
+    second.close()
+    await house.until(lambda: len(house.kept) == 1)
+    assert house.woken == 0
+    first.send(REQUEST)
+    await house.until(lambda: house.given)
+    assert (house.woken, house.given[0].recv(1000)) == (1, REQUEST)
 
 
-def test_pair_is_cleared_once_when_no_connection_can_be_left() -> None:
-    async def scenario(house: House) -> None:
-        clients = [await house.leave_behind() for _ in range(100)]
-        house.arm()
-        house.clear()
-        await house.until(lambda: house.cleared)
-        assert len(house.kept) == len(clients)
-        house.clear()
-        await asyncio.sleep(0.01)
-        assert house.cleared == 1
-        clients[50].send(REQUEST)
-        await house.until(lambda: len(house.given) == len(clients))
-
-    run(scenario)
+async def test_pair_is_cleared_once_when_no_connection_can_be_left(house: House) -> None:
+    clients = [await house.leave_behind() for _ in range(100)]
+    house.arm()
+    house.clear()
+    await house.until(lambda: house.cleared)
+    assert len(house.kept) == len(clients)
+    house.clear()
+    await asyncio.sleep(0.01)
+    assert house.cleared == 1
+    clients[50].send(REQUEST)
+    await house.until(lambda: len(house.given) == len(clients))
 
 
-def test_left_connection_that_sends_a_request_wakes_before_any_is_closed() -> None:
-    async def scenario(house: House) -> None:
-        (await house.leave_behind()).send(REQUEST)
-        house.arm()
-        house.clear()
-        await house.until(lambda: house.given)
-        await asyncio.sleep(0.01)
-        assert (house.woken, len(house.given), house.cleared) == (1, 1, 0)
-
-    run(scenario)
+async def test_left_connection_that_sends_a_request_wakes_before_any_is_closed(house: House) -> None:
+    (await house.leave_behind()).send(REQUEST)
+    house.arm()
+    house.clear()
+    await house.until(lambda: house.given)
+    await asyncio.sleep(0.01)
+    assert (house.woken, len(house.given), house.cleared) == (1, 1, 0)
 
 
-def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
-    async def scenario(house: House) -> None:
-        slow, idle = await house.connect(b"GET /"), await house.connect()
-        house.arm(head_seconds=0.04)
-        assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
-        assert await house.closed(idle) == b""
-        assert (house.woken, house.given, house.kept) == (0, [], [])
-
-    run(scenario)
+async def test_slow_line_and_idle_connection_are_closed_after_their_time(house: House) -> None:
+    slow, idle = await house.connect(b"GET /"), await house.connect()
+    house.arm(head_seconds=0.04)
+    assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
+    assert await house.closed(idle) == b""
+    assert (house.woken, house.given, house.kept) == (0, [], [])
 
 
-def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one() -> None:
-    async def scenario(house: House) -> None:
+@pytest.mark.usefixtures("descriptors_closed")
+async def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one() -> None:
+    async with open_house(few_files=True) as house:
         house.arm()
         begun = await house.connect(b"GET /")
         await house.until(lambda: house.kept)
@@ -330,175 +309,144 @@ def test_more_connections_than_may_be_held_push_out_the_oldest_silent_one() -> N
         begun.send(REQUEST[5:])
         await house.until(lambda: len(house.given) == MIN)
 
-    run(scenario, few_files=True)
 
-
-def test_more_beginnings_of_requests_than_may_be_held_wake_their_server() -> None:
-    async def scenario(house: House) -> None:
+@pytest.mark.usefixtures("descriptors_closed")
+async def test_more_beginnings_of_requests_than_may_be_held_wake_their_server() -> None:
+    async with open_house(few_files=True) as house:
         house.arm()
         for _ in range(MIN + 1):
             await house.connect(b"GET /")
         await house.until(lambda: len(house.given) == MIN + 1)
         assert (house.woken, house.kept) == (1, [])
 
-    run(scenario, few_files=True)
+
+async def test_a_shared_listener_is_accepted_from_by_the_helper_only(house: House, monkeypatch: Any) -> None:
+    house.arm(shared=True)
+    house.listener.setblocking(True)
+    silent = await house.connect()
+    await house.until(lambda: house.kept)
+    await house.connect(REQUEST)
+    await house.until(lambda: len(house.given) == 2)
+    assert (house.woken, set(house.helper.asked)) == (1, {"accept"})
+    silent.close()
 
 
-def test_a_shared_listener_is_accepted_from_by_the_helper_only(monkeypatch: Any) -> None:
-    async def scenario(house: House) -> None:
-        house.arm(shared=True)
-        house.listener.setblocking(True)
-        silent = await house.connect()
-        await house.until(lambda: house.kept)
-        await house.connect(REQUEST)
-        await house.until(lambda: len(house.given) == 2)
-        assert (house.woken, set(house.helper.asked)) == (1, {"accept"})
-        silent.close()
+async def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_from_then_on(
+    house: House,
+) -> None:
+    house.helper.fails = True
+    house.arm(shared=True)
+    await house.connect()
+    await house.until(lambda: house.woken)
+    house.arm(shared=True)
+    await house.until(lambda: house.woken == 2)
+    assert house.helper.asked == ["accept"]
+    house.activator.forget_and_close_held("web")  # the server that starts next may have another application
+    house.arm(shared=True)
+    await house.until(lambda: house.woken == 3)
+    assert house.helper.asked == ["accept"] * 2
 
-    run(scenario)
+
+async def test_junk_in_the_pair_is_closed_a_little_at_a_time(house: House) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+    ):
+        for odd in (0, listener.fileno(), datagrams.fileno()) * 60:
+            wire.send(house.worker_end, {"t": "conn"}, [odd])
+    client = await house.leave_behind()
+    house.arm()
+    await house.until(lambda: len(house.kept) == 1)
+    assert len(house.helper.asked) > 2
+    client.send(REQUEST)
+    await house.until(lambda: house.given)
 
 
-def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_from_then_on() -> None:
-    async def scenario(house: House) -> None:
-        house.helper.fails = True
-        house.arm(shared=True)
+async def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed(house: House) -> None:
+    house.arm(shared=True)
+    client = await house.connect()
+    await house.until(lambda: house.helper.asked)
+    house.activator.forget_and_close_held("web")
+    assert await house.closed(client) == b""
+    assert (house.woken, house.given, house.kept) == (0, [], [])
+
+
+async def test_connection_without_room_in_the_pair_is_given_later(house: House) -> None:
+    house.room = 2
+    house.arm()
+    for _ in range(4):
         await house.connect()
-        await house.until(lambda: house.woken)
-        house.arm(shared=True)
-        await house.until(lambda: house.woken == 2)
-        assert house.helper.asked == ["accept"]
-        house.activator.forget_and_close_held(
-            "web"
-        )  # the server that starts next may have another application
-        house.arm(shared=True)
-        await house.until(lambda: house.woken == 3)
-        assert house.helper.asked == ["accept"] * 2
-
-    run(scenario)
+    await house.until(lambda: len(house.kept) == 4)
+    await house.connect(REQUEST)
+    await house.until(lambda: house.woken)
+    assert (len(house.given), len(house.kept)) == (2, 3)
+    house.room = 5
+    await house.until(lambda: len(house.given) == 5)
+    assert house.kept == []
 
 
-def test_junk_in_the_pair_is_closed_a_little_at_a_time() -> None:
-    async def scenario(house: House) -> None:
-        with (
-            socket.create_server(("127.0.0.1", 0)) as listener,
-            socket.socket(type=socket.SOCK_DGRAM) as datagrams,
-        ):
-            for odd in (0, listener.fileno(), datagrams.fileno()) * 60:
-                wire.send(house.worker_end, {"t": "conn"}, [odd])
-        client = await house.leave_behind()
-        house.arm()
-        await house.until(lambda: len(house.kept) == 1)
-        assert len(house.helper.asked) > 2
-        client.send(REQUEST)
-        await house.until(lambda: house.given)
-
-    run(scenario)
+async def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_worker(
+    house: House,
+) -> None:
+    house.room = 0
+    house.arm(head_seconds=2.0)
+    await house.connect()
+    await house.until(lambda: house.kept)
+    house.activator.disarm_and_hand_over("web")
+    await asyncio.sleep(2.1)
+    assert (len(house.given), len(house.kept)) == (0, 1)
+    house.room = 1
+    await house.until(lambda: house.given)
+    assert house.kept == []
+    assert "until" in house.limits[0]
 
 
-def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> None:
-    async def scenario(house: House) -> None:
-        house.arm(shared=True)
-        client = await house.connect()
-        await house.until(lambda: house.helper.asked)
-        house.activator.forget_and_close_held("web")
-        assert await house.closed(client) == b""
-        assert (house.woken, house.given, house.kept) == (0, [], [])
-
-    run(scenario)
-
-
-def test_connection_without_room_in_the_pair_is_given_later() -> None:
-    async def scenario(house: House) -> None:
-        house.room = 2
-        house.arm()
-        for _ in range(4):
-            await house.connect()
-        await house.until(lambda: len(house.kept) == 4)
-        await house.connect(REQUEST)
-        await house.until(lambda: house.woken)
-        assert (len(house.given), len(house.kept)) == (2, 3)
-        house.room = 5
-        await house.until(lambda: len(house.given) == 5)
-        assert house.kept == []
-
-    run(scenario)
+async def test_connection_that_found_no_room_before_the_server_slept_wakes_it_again(house: House) -> None:
+    house.room = 0
+    house.arm()
+    await house.connect(REQUEST)
+    await house.until(lambda: house.woken)
+    house.arm()
+    house.room = 1
+    await house.until(lambda: house.woken == 2)
+    await house.until(lambda: house.given)
 
 
-def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_worker() -> None:
-    async def scenario(house: House) -> None:
-        house.room = 0
-        house.arm(head_seconds=2.0)
-        await house.connect()
-        await house.until(lambda: house.kept)
-        house.activator.disarm_and_hand_over("web")
-        await asyncio.sleep(2.1)
-        assert (len(house.given), len(house.kept)) == (0, 1)
-        house.room = 1
-        await house.until(lambda: house.given)
-        assert house.kept == []
-        assert "until" in house.limits[0]
-
-    run(scenario)
+async def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes_them(house: House) -> None:
+    house.arm()
+    first = await house.connect()
+    await house.until(lambda: house.kept)
+    house.activator.close_waiting("web")
+    assert await house.closed(first) == b""
+    await house.connect()
+    await house.until(lambda: house.kept)
+    house.activator.disarm_and_hand_over("web")
+    assert (len(house.given), house.woken, house.kept) == (1, 0, [])
 
 
-def test_connection_that_found_no_room_before_the_server_slept_wakes_it_again() -> None:
-    async def scenario(house: House) -> None:
-        house.room = 0
-        house.arm()
-        await house.connect(REQUEST)
-        await house.until(lambda: house.woken)
-        house.arm()
-        house.room = 1
-        await house.until(lambda: house.woken == 2)
-        await house.until(lambda: house.given)
-
-    run(scenario)
+async def test_server_that_accepts_itself_is_woken_by_any_connection(house: House) -> None:
+    house.arm(accepts=False)
+    await house.connect()
+    await house.until(lambda: house.woken)
+    assert (house.woken, house.given) == (1, [])
+    house.listener.accept()[0].close()  # it is still in the backlog
 
 
-def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes_them() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        first = await house.connect()
-        await house.until(lambda: house.kept)
-        house.activator.close_waiting("web")
-        assert await house.closed(first) == b""
-        await house.connect()
-        await house.until(lambda: house.kept)
-        house.activator.disarm_and_hand_over("web")
-        assert (len(house.given), house.woken, house.kept) == (1, 0, [])
-
-    run(scenario)
-
-
-def test_server_that_accepts_itself_is_woken_by_any_connection() -> None:
-    async def scenario(house: House) -> None:
-        house.arm(accepts=False)
-        await house.connect()
-        await house.until(lambda: house.woken)
-        assert (house.woken, house.given) == (1, [])
-        house.listener.accept()[0].close()  # it is still in the backlog
-
-    run(scenario)
+async def test_no_left_connection_is_lost_when_descriptors_run_out(house: House) -> None:
+    house.arm()
+    client = await house.leave_behind()
+    client.send(REQUEST)
+    with contextlib.ExitStack() as hoard, descriptor_limit(client.fileno() + 30):
+        with contextlib.suppress(OSError):
+            while True:
+                hoard.callback(os.close, os.dup(0))
+        await asyncio.sleep(0.03)
+        assert house.woken == 0
+    await house.until(lambda: house.given)
+    assert house.given[0].recv(1000) == REQUEST
 
 
-def test_no_left_connection_is_lost_when_descriptors_run_out() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        client = await house.leave_behind()
-        client.send(REQUEST)
-        with contextlib.ExitStack() as hoard, descriptor_limit(client.fileno() + 30):
-            with contextlib.suppress(OSError):
-                while True:
-                    hoard.callback(os.close, os.dup(0))
-            await asyncio.sleep(0.03)
-            assert house.woken == 0
-        await house.until(lambda: house.given)
-        assert house.given[0].recv(1000) == REQUEST
-
-    run(scenario)
-
-
-def test_connections_wait_in_the_backlog_when_descriptors_run_out() -> None:
+async def test_connections_wait_in_the_backlog_when_descriptors_run_out(house: House) -> None:
     class Full(socket.socket):
         fails = 1
 
@@ -508,59 +456,47 @@ def test_connections_wait_in_the_backlog_when_descriptors_run_out() -> None:
                 raise OSError(24, "Too many open files")
             return super().accept()
 
-    async def scenario(house: House) -> None:
-        house.listener = Full(fileno=house.listener.detach())
-        house.arm()
-        await house.connect(REQUEST)
-        await house.until(lambda: house.given)
-        assert Full.fails == 0
-
-    run(scenario)
+    house.listener = Full(fileno=house.listener.detach())
+    house.arm()
+    await house.connect(REQUEST)
+    await house.until(lambda: house.given)
+    assert Full.fails == 0
 
 
-def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left() -> None:
-    async def scenario(house: House) -> None:
-        house.arm(head_seconds=50.0, quiet_seconds=500.0)
-        before = time.monotonic()
-        await house.connect()
-        with socket.create_server(("127.0.0.1", 0)) as elsewhere:
-            for until, asked in ((before + 200.0, True), (before + 20.0, False), (None, False)):
-                house.clients.append(socket.create_connection(elsewhere.getsockname()))
-                left = Connection(fileno=elsewhere.accept()[0].detach())
-                left.until, left.idle = until, asked
-                with left:
-                    connection_handover.send_connection(house.worker_end, left.fileno(), left.limits())
-        await house.until(lambda: len(house.kept) == 4)
-        await house.connect(REQUEST)
-        await house.until(lambda: len(house.limits) == 5)
-        found = sorted((limits["asked"], limits["until"] - before) for limits in house.limits)
-        assert [asked for asked, _ in found] == [False, False, False, True, True]
-        for (_, seconds), expected in zip(found, (20.0, 50.0, 50.0, 200.0, 500.0), strict=True):
-            assert expected <= round(seconds, 6) < expected + 20.0
-
-    run(scenario)
+async def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(house: House) -> None:
+    house.arm(head_seconds=50.0, quiet_seconds=500.0)
+    before = time.monotonic()
+    await house.connect()
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        for until, asked in ((before + 200.0, True), (before + 20.0, False), (None, False)):
+            house.clients.append(socket.create_connection(elsewhere.getsockname()))
+            left = Connection(fileno=elsewhere.accept()[0].detach())
+            left.until, left.idle = until, asked
+            with left:
+                connection_handover.send_connection(house.worker_end, left.fileno(), left.limits())
+    await house.until(lambda: len(house.kept) == 4)
+    await house.connect(REQUEST)
+    await house.until(lambda: len(house.limits) == 5)
+    found = sorted((limits["asked"], limits["until"] - before) for limits in house.limits)
+    assert [asked for asked, _ in found] == [False, False, False, True, True]
+    for (_, seconds), expected in zip(found, (20.0, 50.0, 50.0, 200.0, 500.0), strict=True):
+        assert expected <= round(seconds, 6) < expected + 20.0
 
 
-def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        await house.leave_behind(REQUEST)
-        await house.until(lambda: house.given)
-        assert (house.woken, house.received) == (1, [REQUEST])
-
-    run(scenario)
+async def test_a_connection_whose_request_has_been_read_wakes_and_keeps_it(house: House) -> None:
+    house.arm()
+    await house.leave_behind(REQUEST)
+    await house.until(lambda: house.given)
+    assert (house.woken, house.received) == (1, [REQUEST])
 
 
-def test_idle_connection_of_the_gateway_has_no_limit() -> None:
-    async def scenario(house: House) -> None:
-        house.arm()
-        client = await house.leave_behind(asked=True)
-        await house.until(lambda: house.kept)
-        await asyncio.get_running_loop().sock_sendall(client, REQUEST)
-        await house.until(lambda: house.given)
-        assert (house.woken, house.limits) == (1, [{"asked": True}])
-
-    run(scenario)
+async def test_idle_connection_of_the_gateway_has_no_limit(house: House) -> None:
+    house.arm()
+    client = await house.leave_behind(asked=True)
+    await house.until(lambda: house.kept)
+    await asyncio.get_running_loop().sock_sendall(client, REQUEST)
+    await house.until(lambda: house.given)
+    assert (house.woken, house.limits) == (1, [{"asked": True}])
 
 
 REQUESTS = [
@@ -663,71 +599,59 @@ class Stage:
         await self.keeper.wait_for_exits()
 
 
-def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-    async def watched() -> None:
-        stage = Stage(directory)
-        try:
-            async with asyncio.timeout(60):
-                await work(stage)
-        finally:
-            await stage.close()
-
-    asyncio.run(watched())
+@pytest.fixture
+@contextlib.asynccontextmanager
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(tmp_path)
+    try:
+        yield stage
+    finally:
+        await stage.close()
 
 
-def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
-    async def scenario(stage: Stage) -> None:
-        assert await stage.fetch(3) == FetchOutcome(empty=True)
-        assert len(stage.got) == 3
-        assert await stage.fetch(10) == FetchOutcome()
-        assert len(stage.got) == 11
-        assert len(stage.keeper.pids) == 1
+async def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(
+    stage: Stage,
+) -> None:
+    assert await stage.fetch(3) == FetchOutcome(empty=True)
+    assert len(stage.got) == 3
+    assert await stage.fetch(10) == FetchOutcome()
+    assert len(stage.got) == 11
+    assert len(stage.keeper.pids) == 1
 
-    run_helper(tmp_path, scenario)
 
-
-def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.fetch()
-        freeze(stage.keeper.pids[0])
-        assert await stage.fetch() == FetchOutcome(failed=True)
-        assert (await stage.fetch()).empty
-        assert len(stage.keeper.pids) == 2
-
-    run_helper(tmp_path, scenario)
+async def test_helper_that_does_not_answer_is_killed_and_replaced(stage: Stage) -> None:
+    await stage.fetch()
+    freeze(stage.keeper.pids[0])
+    assert await stage.fetch() == FetchOutcome(failed=True)
+    assert (await stage.fetch()).empty
+    assert len(stage.keeper.pids) == 2
 
 
 @pytest.mark.parametrize(("number", "blocked"), [(signal.SIGALRM, True), (signal.SIGKILL, False)])
-def test_helper_that_its_time_limit_ends_at_a_request_says_that_a_call_has_blocked(
-    tmp_path: Path, number: int, blocked: bool
+async def test_helper_that_its_time_limit_ends_at_a_request_says_that_a_call_has_blocked(
+    stage: Stage, number: int, blocked: bool
 ) -> None:
-    async def scenario(stage: Stage) -> None:
-        await stage.fetch()
-        freeze(stage.keeper.pids[0])
-        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], number)
-        asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
-        assert await stage.fetch() == FetchOutcome(failed=True, blocked=blocked)
-        assert (await stage.fetch()).empty
-
-    run_helper(tmp_path, scenario)
+    await stage.fetch()
+    freeze(stage.keeper.pids[0])
+    asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], number)
+    asyncio.get_running_loop().call_soon(os.kill, stage.keeper.pids[0], signal.SIGCONT)
+    assert await stage.fetch() == FetchOutcome(failed=True, blocked=blocked)
+    assert (await stage.fetch()).empty
 
 
-def test_helper_without_a_free_descriptor_takes_nothing_and_works_again_when_there_are_some(
-    tmp_path: Path,
+async def test_helper_without_a_free_descriptor_takes_nothing_and_works_again_when_there_are_some(
+    stage: Stage,
 ) -> None:
-    async def scenario(stage: Stage) -> None:
-        assert (await stage.fetch()).empty
-        (pid,) = stage.keeper.pids
-        numbers = set(os.listdir(f"/proc/{pid}/fd"))
-        free = next(each for each in itertools.count() if str(each) not in numbers)
-        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
-        assert await stage.fetch() == FetchOutcome(full=True)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-        assert (await stage.fetch()).empty
-        assert stage.keeper.pids == [pid]
-
-    run_helper(tmp_path, scenario)
+    assert (await stage.fetch()).empty
+    (pid,) = stage.keeper.pids
+    numbers = set(os.listdir(f"/proc/{pid}/fd"))
+    free = next(each for each in itertools.count() if str(each) not in numbers)
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+    assert await stage.fetch() == FetchOutcome(full=True)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert (await stage.fetch()).empty
+    assert stage.keeper.pids == [pid]
 
 
 class AtHelper:
@@ -784,148 +708,122 @@ class Asked:
         self._at.ended.append((self._name, found))
 
 
-def at_helper(work: Callable[[AtHelper], Coroutine[Any, Any, None]]) -> None:
-    async def watched() -> None:
-        at = AtHelper()
-        try:
-            await work(at)
-        finally:
-            at.close()
-            await at.pass_time()
-
-    with no_descriptor_left():
-        loop = VirtualLoop()
-        loop.run_until_complete(watched())
-        loop.close()
-
-
-def test_helper_is_started_once_and_gets_the_requests_that_wait_for_it() -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.acceptor.warm()
-        at.acceptor.warm()
-        at.fetch()
-        (request,) = await at.hears()
-        assert (request["t"], request["key"], request["most"]) == (ACCEPT, "web", 5)
-        (order,) = at.keeper.spawned
-        assert [*order["argv"]] == command(sys.executable, "acceptor", isolated=True)
-        assert (order["output"], order["session"]) == ("/run/accept.log", True)
-        assert at.keeper.entries.keys() == {"acceptor"}
-
-    at_helper(scenario)
-
-
-def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated() -> None:
-    async def scenario(at: AtHelper) -> None:
-        with descriptor_limit(0):
-            at.acceptor.warm()
-            at.fetch("one")
-            await at.pass_time()
-        assert at.ended == [("one", FetchOutcome(full=True))]
-        at.fetch("two")
-        (request,) = await at.hears()
-        assert request["t"] == ACCEPT
-
-    at_helper(scenario)
-
-
-def test_listener_that_is_closed_while_the_helper_starts_has_no_connections() -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.fetch()
-        at.sock.close()
-        assert await at.hears() == []
-        assert at.ended == [("one", FetchOutcome(empty=True))]
-
-    at_helper(scenario)
-
-
-def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed() -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.fetch()
-        await at.pass_time(9.99)
-        assert at.ended == []
-        await at.pass_time(0.02)
-        assert at.ended == [("one", FetchOutcome(failed=True))]
-        await at.pass_time(1000)
-        assert len(at.keeper.spawned) == 1
-        at.fetch("two")
+@pytest.fixture
+@contextlib.asynccontextmanager
+async def at(virtual_time: None, descriptors_closed: None) -> AsyncIterator[AtHelper]:
+    at = AtHelper()
+    try:
+        yield at
+    finally:
+        at.close()
         await at.pass_time()
-        assert len(at.keeper.spawned) == 2
-
-    at_helper(scenario)
 
 
-def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message() -> None:
-    async def scenario(at: AtHelper) -> None:
+async def test_helper_is_started_once_and_gets_the_requests_that_wait_for_it(at: AtHelper) -> None:
+    at.acceptor.warm()
+    at.acceptor.warm()
+    at.fetch()
+    (request,) = await at.hears()
+    assert (request["t"], request["key"], request["most"]) == (ACCEPT, "web", 5)
+    (order,) = at.keeper.spawned
+    assert [*order["argv"]] == command(sys.executable, "acceptor", isolated=True)
+    assert (order["output"], order["session"]) == ("/run/accept.log", True)
+    assert at.keeper.entries.keys() == {"acceptor"}
+
+
+async def test_request_without_a_free_descriptor_for_the_helper_may_be_repeated(at: AtHelper) -> None:
+    with descriptor_limit(0):
+        at.acceptor.warm()
         at.fetch("one")
-        at.fetch("two")
-        first, second = await at.hears()
-        assert second["n"] == first["n"] + 1
-        for _ in range(3):
-            await at.pass_time(0.9)
-            await at.keeper.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
-        await at.keeper.say({"id": first["id"], "empty": True, "junk": False, "full": False})
-        assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchOutcome(empty=True, full=False))])
-        await at.pass_time(0.3)
-        assert len(at.ended) == 1
-        await at.pass_time(2)
-        assert at.ended[1:] == [("two", FetchOutcome(failed=True))]
+        await at.pass_time()
+    assert at.ended == [("one", FetchOutcome(full=True))]
+    at.fetch("two")
+    (request,) = await at.hears()
+    assert request["t"] == ACCEPT
 
-    at_helper(scenario)
+
+async def test_listener_that_is_closed_while_the_helper_starts_has_no_connections(at: AtHelper) -> None:
+    at.fetch()
+    at.sock.close()
+    assert await at.hears() == []
+    assert at.ended == [("one", FetchOutcome(empty=True))]
+
+
+async def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed(
+    at: AtHelper,
+) -> None:
+    at.fetch()
+    await at.pass_time(9.99)
+    assert at.ended == []
+    await at.pass_time(0.02)
+    assert at.ended == [("one", FetchOutcome(failed=True))]
+    await at.pass_time(1000)
+    assert len(at.keeper.spawned) == 1
+    at.fetch("two")
+    await at.pass_time()
+    assert len(at.keeper.spawned) == 2
+
+
+async def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message(at: AtHelper) -> None:
+    at.fetch("one")
+    at.fetch("two")
+    first, second = await at.hears()
+    assert second["n"] == first["n"] + 1
+    for _ in range(3):
+        await at.pass_time(0.9)
+        await at.keeper.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
+    await at.keeper.say({"id": first["id"], "empty": True, "junk": False, "full": False})
+    assert (at.arrived, at.ended) == (["one"] * 3, [("one", FetchOutcome(empty=True, full=False))])
+    await at.pass_time(0.3)
+    assert len(at.ended) == 1
+    await at.pass_time(2)
+    assert at.ended[1:] == [("two", FetchOutcome(failed=True))]
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_exit_of_a_helper_that_was_up_blames_the_oldest_request(up: bool) -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.fetch("one")
-        at.fetch("two")
-        await at.hears(up=up)
-        (pid,) = at.helpers.pids.values()
-        at.keeper.end()
-        at.helpers.handle_exit_report(
-            {"event": "exit", "pid": pid, "status": None, "signal": int(signal.SIGALRM)}
-        )
-        await at.pass_time()
-        assert at.ended == [
-            ("one", FetchOutcome(failed=True, blocked=up)),
-            ("two", FetchOutcome(failed=True, blocked=False)),
-        ]
-        await at.pass_time(1000)
-        assert len(at.ended) == 2
-
-    at_helper(scenario)
+async def test_exit_of_a_helper_that_was_up_blames_the_oldest_request(at: AtHelper, up: bool) -> None:
+    at.fetch("one")
+    at.fetch("two")
+    await at.hears(up=up)
+    (pid,) = at.helpers.pids.values()
+    at.keeper.end()
+    at.helpers.handle_exit_report(
+        {"event": "exit", "pid": pid, "status": None, "signal": int(signal.SIGALRM)}
+    )
+    await at.pass_time()
+    assert at.ended == [
+        ("one", FetchOutcome(failed=True, blocked=up)),
+        ("two", FetchOutcome(failed=True, blocked=False)),
+    ]
+    await at.pass_time(1000)
+    assert len(at.ended) == 2
 
 
-def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key() -> None:
-    async def scenario(at: AtHelper) -> None:
-        ours, theirs = wire.pair()
-        at.keeper.ends.append(theirs)
-        at.keeper.hold("acceptor", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-        await at.acceptor.adopt()
-        client, accepted = socket.socketpair()
-        client.send(b"request")
-        with client, accepted:
-            await at.keeper.say({"t": "conn", "n": 3, "key": "api"})  # without its descriptor
-            await at.keeper.say({"t": "conn", "n": 3, "key": "api"}, [accepted.fileno()])
-        await at.keeper.say({"id": 3, "empty": True, "junk": False, "full": False})
-        assert (at.returned, at.ended, at.keeper.spawned) == ([("api", b"request")], [], [])
-        at.fetch()
-        (request,) = await at.hears(up=False)
-        assert request["t"] == ACCEPT
-
-    at_helper(scenario)
+async def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(at: AtHelper) -> None:
+    ours, theirs = wire.pair()
+    at.keeper.ends.append(theirs)
+    at.keeper.hold("acceptor", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
+    await at.acceptor.adopt()
+    client, accepted = socket.socketpair()
+    client.send(b"request")
+    with client, accepted:
+        await at.keeper.say({"t": "conn", "n": 3, "key": "api"})  # without its descriptor
+        await at.keeper.say({"t": "conn", "n": 3, "key": "api"}, [accepted.fileno()])
+    await at.keeper.say({"id": 3, "empty": True, "junk": False, "full": False})
+    assert (at.returned, at.ended, at.keeper.spawned) == ([("api", b"request")], [], [])
+    at.fetch()
+    (request,) = await at.hears(up=False)
+    assert request["t"] == ACCEPT
 
 
-def test_closed_helper_answers_no_request() -> None:
-    async def scenario(at: AtHelper) -> None:
-        at.fetch()
-        assert len(await at.hears()) == 1
-        at.acceptor.close()
-        await at.pass_time(1000)
-        assert at.ended == []
-        assert at.keeper.entries == {}
-        assert at.keeper.heard() == [{"t": "end"}]
-
-    at_helper(scenario)
+async def test_closed_helper_answers_no_request(at: AtHelper) -> None:
+    at.fetch()
+    assert len(await at.hears()) == 1
+    at.acceptor.close()
+    await at.pass_time(1000)
+    assert at.ended == []
+    assert at.keeper.entries == {}
+    assert at.keeper.heard() == [{"t": "end"}]
 
 
 def held(*, unseen: bool = True, begun: bool = False) -> HeldConnection:
@@ -971,7 +869,7 @@ def test_number_of_held_connections_has_a_least_and_a_most(open_limit: int, most
     assert (limit.too_many(most + 1), limit.too_many(most)) == (True, False)
 
 
-def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same() -> None:
+async def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same() -> None:
     def of(connection: HeldConnection) -> tuple[float, bool, float]:
         """The time left in tens of seconds, whether it is for a request to begin, and when the timer fires."""
         assert connection.sock.until is not None
@@ -979,29 +877,26 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same() ->
         left, fires = connection.sock.until - time.monotonic(), connection.timer.when()
         return round(left, -1), connection.sock.idle, round(fires - asyncio.get_running_loop().time(), -1)
 
-    async def scenario() -> None:
-        one, other = socket.socketpair()
-        one.close()
-        late = asyncio.Event()
-        sleeping = asleep(quiet_seconds=4000.0, head_seconds=500.0)
-        connection = HeldConnection.accepted(other, 800.0)
-        for begun in (False, True):
-            sleeping.limit_wait(connection, late.set, begun=begun)
-            assert (of(connection), connection.begun) == ((800, False, 800), begun)
-        connection.stop_timer()
-        connection.sock.until = None
-        sleeping.limit_wait(connection, late.set, begun=False)
-        assert (of(connection), connection.begun) == ((4000, True, 4000), False)
-        sleeping.limit_wait(connection, late.set, begun=True)
-        assert of(connection) == (500, False, 500)
-        connection.sock.until = 1.0
-        connection.set_timer(late.set)
-        await asyncio.wait_for(late.wait(), 60)
-        connection.stop_timer()
-        assert connection.timer is None
-        connection.sock.close()
-
-    asyncio.run(scenario())
+    one, other = socket.socketpair()
+    one.close()
+    late = asyncio.Event()
+    sleeping = asleep(quiet_seconds=4000.0, head_seconds=500.0)
+    connection = HeldConnection.accepted(other, 800.0)
+    for begun in (False, True):
+        sleeping.limit_wait(connection, late.set, begun=begun)
+        assert (of(connection), connection.begun) == ((800, False, 800), begun)
+    connection.stop_timer()
+    connection.sock.until = None
+    sleeping.limit_wait(connection, late.set, begun=False)
+    assert (of(connection), connection.begun) == ((4000, True, 4000), False)
+    sleeping.limit_wait(connection, late.set, begun=True)
+    assert of(connection) == (500, False, 500)
+    connection.sock.until = 1.0
+    connection.set_timer(late.set)
+    await asyncio.wait_for(late.wait(), 60)
+    connection.stop_timer()
+    assert connection.timer is None
+    connection.sock.close()
 
 
 class OpenListeners:
@@ -1110,136 +1005,115 @@ class Servers:
         self.peer.close()
 
 
-def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, None]]) -> None:
-    async def watched() -> None:
-        servers = Servers(directory)
-        try:
-            async with asyncio.timeout(60):
-                await work(servers)
-        finally:
-            await servers.close()
-
-    with no_descriptor_left():
-        asyncio.run(watched())
+@pytest.fixture
+@contextlib.asynccontextmanager
+async def servers(descriptors_closed: None, tmp_path: Path) -> AsyncIterator[Servers]:
+    servers = Servers(tmp_path)
+    try:
+        yield servers
+    finally:
+        await servers.close()
 
 
-def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        servers.activator.arm(servers.server, servers.wake)
-        before = time.monotonic()
-        servers.connect()
-        await servers.until(lambda: servers.held)
-        ((name, (meta, descriptors)),) = servers.held.items()
-        assert int(name.removeprefix("visitor:")) >> 32 == os.getpid()
-        assert (meta["key"], meta["asked"], descriptors) == (servers.key, False, 1)
-        assert before + 50 <= meta["until"] <= time.monotonic() + 50
-        servers.connect(REQUEST)
-        await servers.until(lambda: servers.woken)
-        assert (servers.woken, servers.held) == (1, {})
-        limits, data = servers.taken()[0]
-        assert (data, limits["asked"]) == (REQUEST, False)
-        assert before + 50 <= limits["until"] <= time.monotonic() + 50
-
-    with_servers(tmp_path, scenario)
+async def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(servers: Servers) -> None:
+    servers.activator.arm(servers.server, servers.wake)
+    before = time.monotonic()
+    servers.connect()
+    await servers.until(lambda: servers.held)
+    ((name, (meta, descriptors)),) = servers.held.items()
+    assert int(name.removeprefix("visitor:")) >> 32 == os.getpid()
+    assert (meta["key"], meta["asked"], descriptors) == (servers.key, False, 1)
+    assert before + 50 <= meta["until"] <= time.monotonic() + 50
+    servers.connect(REQUEST)
+    await servers.until(lambda: servers.woken)
+    assert (servers.woken, servers.held) == (1, {})
+    limits, data = servers.taken()[0]
+    assert (data, limits["asked"]) == (REQUEST, False)
+    assert before + 50 <= limits["until"] <= time.monotonic() + 50
 
 
-def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        servers.activator.arm(servers.server, servers.wake)
-        client, theirs = servers.connection()
-        with theirs:
-            theirs.recv(100)
-            assert servers.helper_end is not None
-            before = time.monotonic()
-            message = {"t": "conn", "n": 0, "key": servers.key}
-            wire.send(servers.helper_end, message, [theirs.fileno()])
-        await servers.until(lambda: servers.held)
-        ((meta, _),) = servers.held.values()
-        assert meta["asked"]
-        assert before + 500 <= meta["until"] <= time.monotonic() + 500
-        client.close()
-        await servers.until(lambda: not servers.held)
-        assert servers.woken == 0
-
-    with_servers(tmp_path, scenario)
-
-
-def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_its_request(
-    tmp_path: Path,
-) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        servers.activator.arm(servers.server, servers.wake)
+async def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(servers: Servers) -> None:
+    await servers.adopt_helper()
+    servers.activator.arm(servers.server, servers.wake)
+    client, theirs = servers.connection()
+    with theirs:
+        theirs.recv(100)
         assert servers.helper_end is not None
-        _, theirs = servers.connection()
-        with theirs:
-            theirs.until = time.monotonic() + 20
-            theirs.received = REQUEST
-            message = {"t": "conn", "n": 0, "key": servers.key, **theirs.to_message()}
-            wire.send(servers.helper_end, message, [theirs.fileno()])
-            await servers.until(lambda: servers.woken)
-            pair = servers.pairs.take_end(servers.key)
-            assert pair is not None
-            taken = connection_handover.receive_connection(pair)
-            assert taken is not None
-            with taken:
-                assert (taken.until, taken.received) == (theirs.until, REQUEST)
+        before = time.monotonic()
+        message = {"t": "conn", "n": 0, "key": servers.key}
+        wire.send(servers.helper_end, message, [theirs.fileno()])
+    await servers.until(lambda: servers.held)
+    ((meta, _),) = servers.held.values()
+    assert meta["asked"]
+    assert before + 500 <= meta["until"] <= time.monotonic() + 500
+    client.close()
+    await servers.until(lambda: not servers.held)
+    assert servers.woken == 0
 
-    with_servers(tmp_path, scenario)
+
+async def test_connection_that_an_earlier_supervisor_requested_keeps_its_deadline_and_its_request(
+    servers: Servers,
+) -> None:
+    await servers.adopt_helper()
+    servers.activator.arm(servers.server, servers.wake)
+    assert servers.helper_end is not None
+    _, theirs = servers.connection()
+    with theirs:
+        theirs.until = time.monotonic() + 20
+        theirs.received = REQUEST
+        message = {"t": "conn", "n": 0, "key": servers.key, **theirs.to_message()}
+        wire.send(servers.helper_end, message, [theirs.fileno()])
+        await servers.until(lambda: servers.woken)
+        pair = servers.pairs.take_end(servers.key)
+        assert pair is not None
+        taken = connection_handover.receive_connection(pair)
+        assert taken is not None
+        with taken:
+            assert (taken.until, taken.received) == (theirs.until, REQUEST)
 
 
 @pytest.mark.parametrize(("key", "expected"), [(None, [({}, b"hello")]), ("other", [])])
-def test_connection_that_an_earlier_helper_accepted_goes_to_the_pair_of_an_awake_server(
-    tmp_path: Path, key: str | None, expected: list[Any]
+async def test_connection_that_an_earlier_helper_accepted_goes_to_the_pair_of_an_awake_server(
+    servers: Servers, key: str | None, expected: list[Any]
 ) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        assert servers.helper_end is not None
-        client, theirs = servers.connection()
-        with theirs:
-            message = {"t": "conn", "n": 0, "key": key or servers.key}
-            wire.send(servers.helper_end, message, [theirs.fileno()])
-        if key:
-            with contextlib.suppress(ConnectionResetError):  # closed with unread data
-                assert await asyncio.to_thread(client.recv, 1) == b""
-        else:
-            await servers.until(lambda: servers.pairs.queued_connections(servers.key))
-        assert servers.taken() == expected
-
-    with_servers(tmp_path, scenario)
+    await servers.adopt_helper()
+    assert servers.helper_end is not None
+    client, theirs = servers.connection()
+    with theirs:
+        message = {"t": "conn", "n": 0, "key": key or servers.key}
+        wire.send(servers.helper_end, message, [theirs.fileno()])
+    if key:
+        with contextlib.suppress(ConnectionResetError):  # closed with unread data
+            assert await asyncio.to_thread(client.recv, 1) == b""
+    else:
+        await servers.until(lambda: servers.pairs.queued_connections(servers.key))
+    assert servers.taken() == expected
 
 
 @pytest.mark.parametrize(
     ("key", "descriptors", "expected"), [("web", 1, [({}, b"hello")]), ("other", 1, []), ("web", 3, [])]
 )
-def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_server(
-    tmp_path: Path, key: str, descriptors: int, expected: list[Any]
+async def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_server(
+    servers: Servers, key: str, descriptors: int, expected: list[Any]
 ) -> None:
-    async def scenario(servers: Servers) -> None:
-        _, theirs = servers.connection()
-        servers.peer.kept.send({"op": "put", "name": "visitor:5", "meta": {"key": key}}, [theirs])
-        fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
-        theirs.close()
-        known = {"web": servers.server}
-        assert servers.activator.requeue_held_connection(known, "5", {"key": key}, fds) == []
-        assert (servers.held, servers.taken()) == ({}, expected)
-
-    with_servers(tmp_path, scenario)
+    _, theirs = servers.connection()
+    servers.peer.kept.send({"op": "put", "name": "visitor:5", "meta": {"key": key}}, [theirs])
+    fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
+    theirs.close()
+    known = {"web": servers.server}
+    assert servers.activator.requeue_held_connection(known, "5", {"key": key}, fds) == []
+    assert (servers.held, servers.taken()) == ({}, expected)
 
 
-def test_held_connection_is_stored_with_what_was_read_of_it(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        _, theirs = servers.connection()
-        with Connection(fileno=theirs.detach()) as sock:
-            sock.received = REQUEST
-            name = servers.activator._try_store_in_keeper("key", sock)
-            later = servers.activator._try_store_in_keeper("key", sock)
-            assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
-            assert servers.held[name] == ({"key": "key", **sock.to_message()}, 1)
-        assert list(servers.held) == [name, later]
-
-    with_servers(tmp_path, scenario)
+async def test_held_connection_is_stored_with_what_was_read_of_it(servers: Servers) -> None:
+    _, theirs = servers.connection()
+    with Connection(fileno=theirs.detach()) as sock:
+        sock.received = REQUEST
+        name = servers.activator._try_store_in_keeper("key", sock)
+        later = servers.activator._try_store_in_keeper("key", sock)
+        assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
+        assert servers.held[name] == ({"key": "key", **sock.to_message()}, 1)
+    assert list(servers.held) == [name, later]
 
 
 class Exited:
@@ -1260,78 +1134,68 @@ class Exited:
         (False, [True], False),
     ],
 )
-def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
-    tmp_path: Path, armed: bool, exited: list[bool], cleared: bool
+async def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
+    servers: Servers, armed: bool, exited: list[bool], cleared: bool
 ) -> None:
-    async def scenario(servers: Servers) -> None:
-        await servers.adopt_helper()
-        assert servers.helper_end is not None
-        servers.pairs.open(servers.server)
-        if armed:
-            servers.activator.arm(servers.server, servers.wake)
-        workers = cast(list[LocalWorker], [Exited(each) for each in exited])
-        servers.activator.close_unused_socket_pair(servers.key, workers)
-        asked = await servers.asked()
-        assert [(each["t"], each["key"]) for each in asked] == [("take", servers.key)] * cleared
-        for request in asked:
-            answer = {"id": request["id"], "empty": True, "junk": False, "full": False}
-            wire.send(servers.helper_end, answer)
-            await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
-            assert f"adoption:{servers.key}" not in servers.peer.kept.entries
-
-    with_servers(tmp_path, scenario)
-
-
-def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        program = config(command=["program"], app=None)
-        servers.activator.arm(program, servers.wake)
-        servers.connect()
-        await servers.until(lambda: servers.woken)
-        assert (servers.held, servers.pairs.take_end(servers.key)) == ({}, None)
-        servers.sockets.listener.accept()[0].close()
-
-    with_servers(tmp_path, scenario)
-
-
-def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(tmp_path: Path) -> None:
-    async def scenario(servers: Servers) -> None:
-        servers.sockets.is_shared = True
-        await servers.adopt_helper()
+    await servers.adopt_helper()
+    assert servers.helper_end is not None
+    servers.pairs.open(servers.server)
+    if armed:
         servers.activator.arm(servers.server, servers.wake)
-        servers.connect(REQUEST)
-        received: list[Any] = []
-        while not received:
-            received = await servers.asked()
-        assert (received[0]["t"], received[0]["key"], servers.woken) == ("accept", servers.key, 0)
+    workers = cast(list[LocalWorker], [Exited(each) for each in exited])
+    servers.activator.close_unused_socket_pair(servers.key, workers)
+    asked = await servers.asked()
+    assert [(each["t"], each["key"]) for each in asked] == [("take", servers.key)] * cleared
+    for request in asked:
+        answer = {"id": request["id"], "empty": True, "junk": False, "full": False}
+        wire.send(servers.helper_end, answer)
+        await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
+        assert f"adoption:{servers.key}" not in servers.peer.kept.entries
 
-    with_servers(tmp_path, scenario)
+
+async def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(servers: Servers) -> None:
+    program = config(command=["program"], app=None)
+    servers.activator.arm(program, servers.wake)
+    servers.connect()
+    await servers.until(lambda: servers.woken)
+    assert (servers.held, servers.pairs.take_end(servers.key)) == ({}, None)
+    servers.sockets.listener.accept()[0].close()
+
+
+async def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(servers: Servers) -> None:
+    servers.sockets.is_shared = True
+    await servers.adopt_helper()
+    servers.activator.arm(servers.server, servers.wake)
+    servers.connect(REQUEST)
+    received: list[Any] = []
+    while not received:
+        received = await servers.asked()
+    assert (received[0]["t"], received[0]["key"], servers.woken) == ("accept", servers.key, 0)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path: Path, whole: bool) -> None:
-    async def scenario(servers: Servers) -> None:
-        servers.activator.arm(servers.server, servers.wake)
-        client = servers.connect()
-        await servers.until(lambda: servers.held)
-        servers.pairs.open(servers.server)
-        queued, theirs = servers.connection()
-        with theirs:
-            theirs.recv(100)
-            servers.pairs.give(servers.key, theirs)
-        if whole:
-            servers.activator.forget_and_close_held(servers.key)
-        else:
-            servers.activator.close_waiting(servers.key)
-            assert await asyncio.to_thread(queued.recv, 1) == b""
-        assert servers.pairs.queued_connections(servers.key) == whole
-        assert await asyncio.to_thread(client.recv, 1) == b""
-        assert servers.held == {}
-        servers.connect(REQUEST)
-        if whole:
-            await asyncio.sleep(0.005)
-        else:
-            await servers.until(lambda: servers.woken)
-        assert servers.woken == (not whole)
-
-    with_servers(tmp_path, scenario)
+async def test_dismissed_and_closed_servers_close_held_and_queued_connections(
+    servers: Servers, whole: bool
+) -> None:
+    servers.activator.arm(servers.server, servers.wake)
+    client = servers.connect()
+    await servers.until(lambda: servers.held)
+    servers.pairs.open(servers.server)
+    queued, theirs = servers.connection()
+    with theirs:
+        theirs.recv(100)
+        servers.pairs.give(servers.key, theirs)
+    if whole:
+        servers.activator.forget_and_close_held(servers.key)
+    else:
+        servers.activator.close_waiting(servers.key)
+        assert await asyncio.to_thread(queued.recv, 1) == b""
+    assert servers.pairs.queued_connections(servers.key) == whole
+    assert await asyncio.to_thread(client.recv, 1) == b""
+    assert servers.held == {}
+    servers.connect(REQUEST)
+    if whole:
+        await asyncio.sleep(0.005)
+    else:
+        await servers.until(lambda: servers.woken)
+    assert servers.woken == (not whole)

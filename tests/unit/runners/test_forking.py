@@ -26,7 +26,7 @@ from poolctl.runners.local.forking import DescriptorBudget, FallbackCertificates
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
 from tests.descriptors import open_descriptors
-from tests.unit.runners.real_runner import kept, placed, served, with_runner
+from tests.unit.runners.real_runner import kept, placed, served
 from tests.virtual_loop import VirtualLoop
 
 LIMIT, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -268,40 +268,37 @@ def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
         runner.run(work())
 
 
-def test_certificates_of_servers_that_start_together_are_stored_together(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        keeper = Keeper()
-        stored: list[bytes] = []
-        send = keeper.send
+async def test_certificates_of_servers_that_start_together_are_stored_together(tmp_path: Path) -> None:
+    keeper = Keeper()
+    stored: list[bytes] = []
+    send = keeper.send
 
-        def counted(message: Any, fds: Any = ()) -> None:
-            send(message, fds)
-            stored.append(keeper.record)
+    def counted(message: Any, fds: Any = ()) -> None:
+        send(message, fds)
+        stored.append(keeper.record)
 
-        keeper.send = counted  # type: ignore[method-assign]
-        certificates = FallbackCertificates(keeper)  # type: ignore[arg-type]
-        for name in ("one", "two"):
-            (tmp_path / name).mkdir()
-            server = secured(tmp_path / name, days=30)
-            certificates.read_certificate_with_expiry_fallback(
-                ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1
-            )
-        plain = ServerConfig(name="plain", bind=":1", app="a:b")
-        assert certificates.read_certificate_with_expiry_fallback(plain, 1) == LoadedCertificate((), [], None)
-        async with asyncio.timeout(60):
-            while not stored:
-                await asyncio.sleep(0.01)
-        (record,) = stored
-        assert json.loads(record)["certificates"].keys() == {"one", "two"}
-        # What is stored already is not stored again.
-        certificates.reload_certificate(
-            ServerConfig(name="one", bind=":1", app="a:b", tls=secured(tmp_path / "one", days=60).tls)
+    keeper.send = counted  # type: ignore[method-assign]
+    certificates = FallbackCertificates(keeper)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        server = secured(tmp_path / name, days=30)
+        certificates.read_certificate_with_expiry_fallback(
+            ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1
         )
-        async with asyncio.timeout(60):
-            while len(stored) < 2:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(scenario())
+    plain = ServerConfig(name="plain", bind=":1", app="a:b")
+    assert certificates.read_certificate_with_expiry_fallback(plain, 1) == LoadedCertificate((), [], None)
+    async with asyncio.timeout(60):
+        while not stored:
+            await asyncio.sleep(0.01)
+    (record,) = stored
+    assert json.loads(record)["certificates"].keys() == {"one", "two"}
+    # What is stored already is not stored again.
+    certificates.reload_certificate(
+        ServerConfig(name="one", bind=":1", app="a:b", tls=secured(tmp_path / "one", days=60).tls)
+    )
+    async with asyncio.timeout(60):
+        while len(stored) < 2:
+            await asyncio.sleep(0.01)
 
 
 def serial(server: ServerConfig) -> int:
@@ -316,97 +313,86 @@ def serial(server: ServerConfig) -> int:
 
 
 @pytest.mark.slow
-def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Path) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        cert, key = certificate(tmp_path, days=30)
-        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
-        placement = await placed(runner, server)
-        assert placement.certificate_ends is not None
-        assert abs(placement.certificate_ends - time.time() - 30 * 86400) < 2 * 86400
-        first = await asyncio.to_thread(serial, server)
-        certificate(tmp_path, days=60)
-        assert await asyncio.to_thread(serial, server) == first
-        await runner.reload_tls(placement, server)
-        async with asyncio.timeout(60):
-            while await asyncio.to_thread(serial, server) == first:
-                await asyncio.sleep(0.01)
-
-    with_runner(work)
-
-
-@pytest.mark.slow
-def test_certificate_of_the_last_ready_worker_is_used_while_the_files_hold_an_expired_one(
-    tmp_path: Path,
+async def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(
+    runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        cert, key = certificate(tmp_path, days=30)
-        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
-        await placed(runner, server)
-        certificate(tmp_path, days=60)
-        renewed = await placed(runner, server, 2)
-        certificate(tmp_path, days=-1)
-        assert (await runner.place(server, 3, 0)).certificate_ends == renewed.certificate_ends
-
-    with_runner(work)
-
-
-@pytest.mark.slow
-def test_worker_that_cannot_be_forked_leaves_nothing(tmp_path: Path) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        cert, key = certificate(tmp_path, days=30)
-        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
-        await runner.open(server)
-        await runner.check_startable(server)
-        entries, descriptors = (await kept(runner)).keys(), open_descriptors()
-        key.unlink()
-        with pytest.raises(ServerError):
-            await runner.place(server, 1, 0)
-        assert (await kept(runner)).keys() == entries
-        assert open_descriptors() == descriptors
-
-    with_runner(work)
+    cert, key = certificate(tmp_path, days=30)
+    server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+    placement = await placed(runner, server)
+    assert placement.certificate_ends is not None
+    assert abs(placement.certificate_ends - time.time() - 30 * 86400) < 2 * 86400
+    first = await asyncio.to_thread(serial, server)
+    certificate(tmp_path, days=60)
+    assert await asyncio.to_thread(serial, server) == first
+    await runner.reload_tls(placement, server)
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(serial, server) == first:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        go = tmp_path / "go"
-        script = (
-            "import os, pathlib, socket, sys, time\n"
-            f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
-            "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
-            "name = os.environ['NOTIFY_SOCKET']\n"
-            "sock.sendto(b'READY=1', '\\0' + name[1:] if name[0] == '@' else name)\n"
-            "time.sleep(600)\n"
-        )
-        server = served(command=[sys.executable, "-c", script, "{fd}"], notify=True)
-        await runner.open(server)
-        placement = await runner.place(server, 1, 0)
-        becoming = asyncio.ensure_future(runner.wait_until_ready(placement))
-        await runner.wait_for_begin_or_exit(placement)
-        assert not becoming.done()
-        go.touch()
-        await becoming
-        assert (await kept(runner))[f"worker:{placement.id}"]["notify"]
-
-    with_runner(work)
+async def test_certificate_of_the_last_ready_worker_is_used_while_the_files_hold_an_expired_one(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    cert, key = certificate(tmp_path, days=30)
+    server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+    await placed(runner, server)
+    certificate(tmp_path, days=60)
+    renewed = await placed(runner, server, 2)
+    certificate(tmp_path, days=-1)
+    assert (await runner.place(server, 3, 0)).certificate_ends == renewed.certificate_ends
 
 
 @pytest.mark.slow
-def test_entry_of_a_worker_has_what_another_supervisor_needs() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        placement = await placed(runner, server, 4, 2)
-        meta = (await kept(runner))["worker:web.4.2"]
-        assert (meta["server"], meta["key"], meta["generation"], meta["index"]) == ("web", server.key, 4, 2)
-        assert (meta["pid"], meta["start"]) == (placement.pid, process_start(placement.pid or 0))
-        assert (meta["protocol"], meta["notify"]) == ("plain", None)
-        assert "hook" not in meta
-        hook = await runner.begin_hook(
-            served(hooks={"before_start": ["sleep", "600"]}, name="other"), "before_start"
-        )
-        assert (await kept(runner))[f"worker:{hook.id}"]["hook"] == "before_start"
-        assert hook.where == f"pid {hook.pid}"
-        await runner.stop(hook, 0)
+async def test_worker_that_cannot_be_forked_leaves_nothing(runner: ProcessRunner, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, days=30)
+    server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+    await runner.open(server)
+    await runner.check_startable(server)
+    entries, descriptors = (await kept(runner)).keys(), open_descriptors()
+    key.unlink()
+    with pytest.raises(ServerError):
+        await runner.place(server, 1, 0)
+    assert (await kept(runner)).keys() == entries
+    assert open_descriptors() == descriptors
 
-    with_runner(work)
+
+@pytest.mark.slow
+async def test_program_that_reports_its_readiness_is_ready_then(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    script = (
+        "import os, pathlib, socket, sys, time\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "name = os.environ['NOTIFY_SOCKET']\n"
+        "sock.sendto(b'READY=1', '\\0' + name[1:] if name[0] == '@' else name)\n"
+        "time.sleep(600)\n"
+    )
+    server = served(command=[sys.executable, "-c", script, "{fd}"], notify=True)
+    await runner.open(server)
+    placement = await runner.place(server, 1, 0)
+    becoming = asyncio.ensure_future(runner.wait_until_ready(placement))
+    await runner.wait_for_begin_or_exit(placement)
+    assert not becoming.done()
+    go.touch()
+    await becoming
+    assert (await kept(runner))[f"worker:{placement.id}"]["notify"]
+
+
+@pytest.mark.slow
+async def test_entry_of_a_worker_has_what_another_supervisor_needs(runner: ProcessRunner) -> None:
+    server = served()
+    placement = await placed(runner, server, 4, 2)
+    meta = (await kept(runner))["worker:web.4.2"]
+    assert (meta["server"], meta["key"], meta["generation"], meta["index"]) == ("web", server.key, 4, 2)
+    assert (meta["pid"], meta["start"]) == (placement.pid, process_start(placement.pid or 0))
+    assert (meta["protocol"], meta["notify"]) == ("plain", None)
+    assert "hook" not in meta
+    hook = await runner.begin_hook(
+        served(hooks={"before_start": ["sleep", "600"]}, name="other"), "before_start"
+    )
+    assert (await kept(runner))[f"worker:{hook.id}"]["hook"] == "before_start"
+    assert hook.where == f"pid {hook.pid}"
+    await runner.stop(hook, 0)

@@ -8,6 +8,8 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,8 @@ from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.runners.helper_process import Helper, HelperKind, HelperOwner, HelperProcess, Helpers
 from poolctl.runners.process_link import LinkLost, NoAnswer, Refused
-from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import freeze
-from tests.virtual_loop import VirtualLoop
 
 PAGE = HelperKind(name="page", label="the page", argv=("/python", "page"), entry="page link")
 ASKED = replace(PAGE, on_demand=True)
@@ -92,58 +92,57 @@ class Stage:
         self.keeper.close()
 
 
-def staged(work: Any, kind: HelperKind = PAGE) -> None:
-    async def scenario() -> None:
-        stage = Stage(kind)
-        await work(stage)
-        await stage.close()
-
-    with no_descriptor_left(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(scenario())
+@contextlib.asynccontextmanager
+async def staged(kind: HelperKind = PAGE) -> AsyncIterator[Stage]:
+    stage = Stage(kind)
+    yield stage
+    await stage.close()
 
 
-def test_process_is_started_and_in_use_and_in_the_keepers_store_once_it_is_up() -> None:
-    async def work(stage: Stage) -> None:
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        (order,) = stage.keeper.spawned
-        assert (order["argv"], order["output"], order["session"]) == (PAGE.argv, "/run/page.log", True)
-        assert stage.keeper.heard() == [{"t": "begin"}]
-        assert (stage.helper.process, stage.helper.pid, stage.keeper.entries) == (None, (1 << 22) + 1, {})
-        await stage.up()
-        assert stage.helper.process is not None
-        meta, fds = stage.keeper.entries["page link"]
-        assert meta == {"pid": (1 << 22) + 1, "start": None, "mark": __version__}
-        assert len(fds) == 1
-        assert stage.keeper.heard() == [{"t": "used"}]
-        assert stage.owner.got == [("use", True)]
-        assert await stage.helper.wait_until_up() is stage.helper.process
-
-    staged(work)
+@pytest.fixture
+def stage(virtual_time: None, descriptors_closed: None) -> AbstractAsyncContextManager[Stage]:
+    return staged()
 
 
-def test_process_that_is_no_longer_wanted_ends_and_what_it_still_sends_is_received() -> None:
-    async def work(stage: Stage) -> None:
-        await stage.started()
-        stage.keeper.heard()
-        stage.owner.wanted = [None]
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        assert (stage.keeper.heard(), stage.keeper.entries) == ([{"t": "end"}], {})
-        with pytest.raises(LinkLost):
-            await stage.helper.wait_until_up()
-        await stage.keeper.say({"t": "last"})
-        assert stage.owner.got[-1] == {"t": "last"}
-        stage.keeper.end()
-        await asyncio.sleep(100)
-        assert (stage.helper.restarts, stage.owner.events, len(stage.keeper.spawned)) == (0, [], 1)
+async def test_process_is_started_and_in_use_and_in_the_keepers_store_once_it_is_up(stage: Stage) -> None:
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    (order,) = stage.keeper.spawned
+    assert (order["argv"], order["output"], order["session"]) == (PAGE.argv, "/run/page.log", True)
+    assert stage.keeper.heard() == [{"t": "begin"}]
+    assert (stage.helper.process, stage.helper.pid, stage.keeper.entries) == (None, (1 << 22) + 1, {})
+    await stage.up()
+    assert stage.helper.process is not None
+    meta, fds = stage.keeper.entries["page link"]
+    assert meta == {"pid": (1 << 22) + 1, "start": None, "mark": __version__}
+    assert len(fds) == 1
+    assert stage.keeper.heard() == [{"t": "used"}]
+    assert stage.owner.got == [("use", True)]
+    assert await stage.helper.wait_until_up() is stage.helper.process
 
-    staged(work)
+
+async def test_process_that_is_no_longer_wanted_ends_and_what_it_still_sends_is_received(
+    stage: Stage,
+) -> None:
+    await stage.started()
+    stage.keeper.heard()
+    stage.owner.wanted = [None]
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    assert (stage.keeper.heard(), stage.keeper.entries) == ([{"t": "end"}], {})
+    with pytest.raises(LinkLost):
+        await stage.helper.wait_until_up()
+    await stage.keeper.say({"t": "last"})
+    assert stage.owner.got[-1] == {"t": "last"}
+    stage.keeper.end()
+    await asyncio.sleep(100)
+    assert (stage.helper.restarts, stage.owner.events, len(stage.keeper.spawned)) == (0, [], 1)
 
 
 @pytest.mark.parametrize("overlaps", [True, False])
-def test_other_settings_replace_the_process_with_or_without_an_overlap(overlaps: bool) -> None:
-    async def work(stage: Stage) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_other_settings_replace_the_process_with_or_without_an_overlap(overlaps: bool) -> None:
+    async with staged(replace(PAGE, overlaps=overlaps)) as stage:
         await stage.started()
         stage.owner.wanted = ["other"]
         stage.helper.reconcile()
@@ -163,11 +162,10 @@ def test_other_settings_replace_the_process_with_or_without_an_overlap(overlaps:
         await stage.keeper.settle()
         assert len(stage.keeper.spawned) == 2, "nothing has changed"
 
-    staged(work, replace(PAGE, overlaps=overlaps))
 
-
-def test_process_that_is_ordered_to_end_and_hangs_does_not_hold_up_its_replacement_for_ever() -> None:
-    async def work(stage: Stage) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_process_that_is_ordered_to_end_and_hangs_does_not_hold_up_its_replacement_for_ever() -> None:
+    async with staged(replace(PAGE, overlaps=False)) as stage:
         await stage.started()
         stage.owner.wanted = ["other"]
         stage.helper.reconcile()
@@ -176,25 +174,20 @@ def test_process_that_is_ordered_to_end_and_hangs_does_not_hold_up_its_replaceme
         await asyncio.sleep(0.2)
         assert len(stage.keeper.spawned) == 2
 
-    staged(work, replace(PAGE, overlaps=False))
 
-
-def test_process_that_ends_is_reported_and_another_one_is_started_after_a_pause() -> None:
-    async def work(stage: Stage) -> None:
-        await stage.started()
-        stage.keeper.end()
-        await stage.keeper.settle()
-        message = "the page's process has ended; another one is started"
-        detail = {"severity": "warning", "pid": (1 << 22) + 1}
-        assert stage.owner.events == [("page ended", message, detail)]
-        assert (stage.owner.got[-1], stage.helper.restarts) == ("lost", 1)
-        assert (stage.keeper.entries, len(stage.keeper.spawned)) == ({}, 1)
-        await asyncio.sleep(PAGE.first_pause_seconds)
-        await stage.up()
-        assert stage.helper.process is not None
-        assert stage.helper.problem == ""
-
-    staged(work)
+async def test_process_that_ends_is_reported_and_another_one_is_started_after_a_pause(stage: Stage) -> None:
+    await stage.started()
+    stage.keeper.end()
+    await stage.keeper.settle()
+    message = "the page's process has ended; another one is started"
+    detail = {"severity": "warning", "pid": (1 << 22) + 1}
+    assert stage.owner.events == [("page ended", message, detail)]
+    assert (stage.owner.got[-1], stage.helper.restarts) == ("lost", 1)
+    assert (stage.keeper.entries, len(stage.keeper.spawned)) == ({}, 1)
+    await asyncio.sleep(PAGE.first_pause_seconds)
+    await stage.up()
+    assert stage.helper.process is not None
+    assert stage.helper.problem == ""
 
 
 def starts(stage: Stage) -> list[float]:
@@ -211,42 +204,38 @@ def starts(stage: Stage) -> list[float]:
     return times
 
 
-def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_begins_again() -> None:
-    async def work(stage: Stage) -> None:
-        stage.keeper.refusals = [LinkLost("no")] * 20
-        times = starts(stage)
-        stage.helper.reconcile()
-        await asyncio.sleep(110)
-        pauses = [round(later - before, 1) for before, later in itertools.pairwise(times)]
-        assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0]
-        times.clear()
-        stage.helper.reconcile()
-        await asyncio.sleep(1)
-        assert len(times) == 3
-
-    staged(work)
+async def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_begins_again(
+    stage: Stage,
+) -> None:
+    stage.keeper.refusals = [LinkLost("no")] * 20
+    times = starts(stage)
+    stage.helper.reconcile()
+    await asyncio.sleep(110)
+    pauses = [round(later - before, 1) for before, later in itertools.pairwise(times)]
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0]
+    times.clear()
+    stage.helper.reconcile()
+    await asyncio.sleep(1)
+    assert len(times) == 3
 
 
 @pytest.mark.parametrize(("life_seconds", "pause_seconds"), [(50, 1.6), (70, 0.2)])
-def test_process_that_ends_after_a_long_life_is_restarted_sooner(
-    life_seconds: int, pause_seconds: float
+async def test_process_that_ends_after_a_long_life_is_restarted_sooner(
+    stage: Stage, life_seconds: int, pause_seconds: float
 ) -> None:
-    async def work(stage: Stage) -> None:
-        stage.keeper.refusals = [LinkLost("no")] * 3
-        times = starts(stage)
-        stage.helper.reconcile()
-        await asyncio.sleep(2)
-        await stage.up()
-        for _ in range(life_seconds):
-            await asyncio.sleep(1)
-            await stage.keeper.say({"t": "pong"})
-        stage.keeper.end()
-        await stage.keeper.settle()
-        ended = asyncio.get_running_loop().time()
-        await asyncio.sleep(3)
-        assert round(times[-1] - ended, 1) == pause_seconds
-
-    staged(work)
+    stage.keeper.refusals = [LinkLost("no")] * 3
+    times = starts(stage)
+    stage.helper.reconcile()
+    await asyncio.sleep(2)
+    await stage.up()
+    for _ in range(life_seconds):
+        await asyncio.sleep(1)
+        await stage.keeper.say({"t": "pong"})
+    stage.keeper.end()
+    await stage.keeper.settle()
+    ended = asyncio.get_running_loop().time()
+    await asyncio.sleep(3)
+    assert round(times[-1] - ended, 1) == pause_seconds
 
 
 @pytest.mark.parametrize(
@@ -259,101 +248,84 @@ def test_process_that_ends_after_a_long_life_is_restarted_sooner(
         (KeyError("odd"), "KeyError('odd')"),
     ],
 )
-def test_failure_is_a_problem_until_an_attempt_succeeds(
-    error: Exception, problem: str, caplog: pytest.LogCaptureFixture
+async def test_failure_is_a_problem_until_an_attempt_succeeds(
+    stage: Stage, error: Exception, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(stage: Stage) -> None:
-        stage.owner.wanted = [error, error, ""]
-        stage.helper.reconcile()
-        await stage.helper.wait_for_attempt()
-        await stage.keeper.settle()
-        assert stage.helper.problem == problem
-        with pytest.raises(LinkLost):
-            await stage.helper.wait_until_up()
-        await asyncio.sleep(1)
-        await stage.up()
-        assert stage.helper.problem == ""
-        assert stage.owner.events == [("page failed", problem, {})], "once"
-        assert ("Traceback" in caplog.text) == isinstance(error, KeyError)
-
-    staged(work)
+    stage.owner.wanted = [error, error, ""]
+    stage.helper.reconcile()
+    await stage.helper.wait_for_attempt()
+    await stage.keeper.settle()
+    assert stage.helper.problem == problem
+    with pytest.raises(LinkLost):
+        await stage.helper.wait_until_up()
+    await asyncio.sleep(1)
+    await stage.up()
+    assert stage.helper.problem == ""
+    assert stage.owner.events == [("page failed", problem, {})], "once"
+    assert ("Traceback" in caplog.text) == isinstance(error, KeyError)
 
 
-def test_attempt_with_earlier_settings_says_nothing_about_the_current_ones() -> None:
-    async def work(stage: Stage) -> None:
-        stage.owner.goes_on.clear()
-        stage.owner.wanted = [ServerError("port taken"), None]
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        stage.helper.reconcile()
-        stage.owner.goes_on.set()
-        await stage.helper.wait_for_attempt()
-        await stage.keeper.settle()
-        assert stage.helper.problem == ""
-
-    staged(work)
+async def test_attempt_with_earlier_settings_says_nothing_about_the_current_ones(stage: Stage) -> None:
+    stage.owner.goes_on.clear()
+    stage.owner.wanted = [ServerError("port taken"), None]
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    stage.helper.reconcile()
+    stage.owner.goes_on.set()
+    await stage.helper.wait_for_attempt()
+    await stage.keeper.settle()
+    assert stage.helper.problem == ""
 
 
-def test_process_that_ends_or_is_late_at_its_start_is_a_problem() -> None:
-    async def work(stage: Stage) -> None:
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        stage.keeper.end()
-        await stage.keeper.settle()
-        assert stage.helper.problem == "its process ended at its start"
-        await asyncio.sleep(1)
-        assert len(stage.keeper.spawned) == 2
-        await asyncio.sleep(PAGE.ready_seconds)
-        assert stage.helper.problem == "its process does not come up"
-        assert stage.keeper.heard(1)[-1] == {"t": "end"}
-
-    staged(work)
+async def test_process_that_ends_or_is_late_at_its_start_is_a_problem(stage: Stage) -> None:
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    stage.keeper.end()
+    await stage.keeper.settle()
+    assert stage.helper.problem == "its process ended at its start"
+    await asyncio.sleep(1)
+    assert len(stage.keeper.spawned) == 2
+    await asyncio.sleep(PAGE.ready_seconds)
+    assert stage.helper.problem == "its process does not come up"
+    assert stage.keeper.heard(1)[-1] == {"t": "end"}
 
 
-def test_process_of_an_earlier_supervisor_or_of_the_start_is_adopted() -> None:
-    async def work(stage: Stage) -> None:
-        ours, theirs = wire.pair()
-        stage.keeper.ends.append(theirs)
-        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        assert (stage.keeper.spawned, stage.helper.pid) == ([], 1 << 23)
-        assert stage.keeper.heard() == [{"t": "used"}]
-        assert stage.owner.got == [("use", False)]
-
-    staged(work)
+async def test_process_of_an_earlier_supervisor_or_of_the_start_is_adopted(stage: Stage) -> None:
+    ours, theirs = wire.pair()
+    stage.keeper.ends.append(theirs)
+    stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    assert (stage.keeper.spawned, stage.helper.pid) == ([], 1 << 23)
+    assert stage.keeper.heard() == [{"t": "used"}]
+    assert stage.owner.got == [("use", False)]
 
 
-def test_process_of_another_version_is_replaced_when_it_is_adopted() -> None:
-    async def work(stage: Stage) -> None:
-        ours, theirs = wire.pair()
-        stage.keeper.ends.append(theirs)
-        stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": ""}, ours)
-        stage.helper.reconcile()
-        await stage.up()
-        assert len(stage.keeper.spawned) == 1
-        assert stage.keeper.heard(0) == [{"t": "used"}, {"t": "end"}]
-
-    staged(work)
+async def test_process_of_another_version_is_replaced_when_it_is_adopted(stage: Stage) -> None:
+    ours, theirs = wire.pair()
+    stage.keeper.ends.append(theirs)
+    stage.keeper.hold("page link", {"pid": 1 << 23, "start": 1, "mark": ""}, ours)
+    stage.helper.reconcile()
+    await stage.up()
+    assert len(stage.keeper.spawned) == 1
+    assert stage.keeper.heard(0) == [{"t": "used"}, {"t": "end"}]
 
 
-def test_closed_helper_starts_nothing_and_an_attempt_in_progress_ends() -> None:
-    async def work(stage: Stage) -> None:
-        stage.helper.reconcile()
-        await stage.keeper.settle()
-        await asyncio.wait_for(stage.helper.aclose(), 10)
-        assert stage.keeper.heard() == [{"t": "begin"}, {"t": "end"}]
-        stage.helper.reconcile()
-        await asyncio.sleep(100)
-        assert len(stage.keeper.spawned) == 1
-        with pytest.raises(LinkLost):
-            await stage.helper.wait_until_up()
-
-    staged(work)
+async def test_closed_helper_starts_nothing_and_an_attempt_in_progress_ends(stage: Stage) -> None:
+    stage.helper.reconcile()
+    await stage.keeper.settle()
+    await asyncio.wait_for(stage.helper.aclose(), 10)
+    assert stage.keeper.heard() == [{"t": "begin"}, {"t": "end"}]
+    stage.helper.reconcile()
+    await asyncio.sleep(100)
+    assert len(stage.keeper.spawned) == 1
+    with pytest.raises(LinkLost):
+        await stage.helper.wait_until_up()
 
 
-def test_helper_on_demand_is_started_by_a_request_and_again_by_the_first_one_after_its_exit() -> None:
-    async def work(stage: Stage) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_helper_on_demand_is_started_by_a_request_and_again_by_the_first_one_after_its_exit() -> None:
+    async with staged(ASKED) as stage:
         await stage.helper.adopt()
         await stage.keeper.settle()
         assert stage.keeper.spawned == []
@@ -368,11 +340,10 @@ def test_helper_on_demand_is_started_by_a_request_and_again_by_the_first_one_aft
             await asyncio.sleep(100)
             assert len(stage.keeper.spawned) == count
 
-    staged(work, ASKED)
 
-
-def test_requests_to_a_process_that_cannot_be_started_or_ends_fail() -> None:
-    async def work(stage: Stage) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_requests_to_a_process_that_cannot_be_started_or_ends_fail() -> None:
+    async with staged(ASKED) as stage:
         stage.keeper.refusals = [LinkLost("no memory")]
         asked = [asyncio.ensure_future(stage.helper.ask({"t": "question"})) for _ in range(3)]
         failures = await asyncio.gather(*asked, return_exceptions=True)
@@ -389,11 +360,10 @@ def test_requests_to_a_process_that_cannot_be_started_or_ends_fail() -> None:
         (failure,) = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(failure, Refused)
 
-    staged(work, ASKED)
 
-
-def test_request_to_a_process_that_ends_as_soon_as_it_is_up_fails() -> None:
-    async def work(stage: Stage) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_request_to_a_process_that_ends_as_soon_as_it_is_up_fails() -> None:
+    async with staged(ASKED) as stage:
         asked = asyncio.ensure_future(stage.helper.ask({"t": "question"}))
         await stage.keeper.settle()
         wire.send(stage.keeper.ends[0], {"t": "up"})
@@ -401,8 +371,6 @@ def test_request_to_a_process_that_ends_as_soon_as_it_is_up_fails() -> None:
         stage.keeper.end()
         (failure,) = await asyncio.gather(asked, return_exceptions=True)
         assert isinstance(failure, LinkLost)
-
-    staged(work, ASKED)
 
 
 # Processes that are executed.
@@ -419,43 +387,39 @@ def program(text: str) -> tuple[str, ...]:
     return sys.executable, "-c", setup + text
 
 
-def executed(directory: Path, text: str, work: Any, **keys: Any) -> None:
-    """Do the work with a helper on demand whose process runs the text."""
-
-    async def scenario() -> None:
-        keeper = ExecutingKeeper()
-        link: Any = keeper
-        helpers = Helpers(link, str(directory))
-        keeper.report = helpers.handle_exit_report
-        helper = helpers.add(replace(ASKED, **{"argv": program(text), **keys}), HelperOwner(), HelperProcess)
-        async with asyncio.timeout(60):
-            await work(helper, keeper)
-            await helper.aclose()
-            for pid in keeper.pids:
-                with contextlib.suppress(ProcessLookupError):  # it has ended with its link
-                    os.kill(pid, signal.SIGKILL)
-            await keeper.wait_for_exits()
-        keeper.close()
-
-    asyncio.run(scenario())
+@contextlib.asynccontextmanager
+async def executed(
+    directory: Path, text: str, **keys: Any
+) -> AsyncIterator[tuple[Helper[HelperProcess], ExecutingKeeper]]:
+    """A helper on demand whose process runs the text."""
+    keeper = ExecutingKeeper()
+    link: Any = keeper
+    helpers = Helpers(link, str(directory))
+    keeper.report = helpers.handle_exit_report
+    helper = helpers.add(replace(ASKED, **{"argv": program(text), **keys}), HelperOwner(), HelperProcess)
+    yield helper, keeper
+    await helper.aclose()
+    for pid in keeper.pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended with its link
+            os.kill(pid, signal.SIGKILL)
+    await keeper.wait_for_exits()
+    keeper.close()
 
 
-def test_process_that_prints_and_ends_at_its_start_names_its_log(tmp_path: Path) -> None:
-    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
+async def test_process_that_prints_and_ends_at_its_start_names_its_log(tmp_path: Path) -> None:
+    async with executed(tmp_path, "", argv=("/bin/sh", "-c", "echo no library >&2")) as (helper, keeper):
         helper.start()
         await helper.wait_until_settled()
         assert helper.problem == f"its process ended at its start; see {tmp_path}/page.log"
         assert (tmp_path / "page.log").read_text() == "no library\n"
         keeper.pids.clear()
 
-    executed(tmp_path, "", work, argv=("/bin/sh", "-c", "echo no library >&2"))
-
 
 _ECHO = "while found := wire.receive(link, wait=True):\n    if 'id' in found[0]: wire.send(link, found[0])\n"
 
 
-def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path: Path) -> None:
-    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
+async def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path: Path) -> None:
+    async with executed(tmp_path, _ECHO) as (helper, keeper):
         await helper.ask({"t": "question"})
         process = helper.process
         assert process is not None
@@ -469,27 +433,21 @@ def test_process_that_is_silent_for_too_long_during_a_request_is_killed(tmp_path
         assert len(keeper.pids) == 2
         keeper.pids.pop(0)
 
-    executed(tmp_path, _ECHO, work)
 
-
-def test_exit_status_of_a_process_is_known_even_if_it_ends_at_once(tmp_path: Path) -> None:
-    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
+async def test_exit_status_of_a_process_is_known_even_if_it_ends_at_once(tmp_path: Path) -> None:
+    async with executed(tmp_path, "sys.exit(3)") as (helper, keeper):
         with pytest.raises(LinkLost):
             await helper.ask({"t": "question"})
         (pid,) = keeper.pids
         keeper.pids.clear()
         assert pid
 
-    executed(tmp_path, "sys.exit(3)", work)
 
-
-def test_process_that_keeps_running_after_it_was_ordered_to_end_is_killed(tmp_path: Path) -> None:
-    async def work(helper: Helper[HelperProcess], keeper: ExecutingKeeper) -> None:
+async def test_process_that_keeps_running_after_it_was_ordered_to_end_is_killed(tmp_path: Path) -> None:
+    async with executed(tmp_path, "signal.pause()", end_seconds=0.1) as (helper, keeper):
         process = await helper.wait_until_up()
         helper.end_process()
         exit_ = await process.wait_briefly_for_exit()
         assert exit_ is not None
         assert exit_.signal == signal.SIGKILL
         keeper.pids.clear()
-
-    executed(tmp_path, "signal.pause()", work, end_seconds=0.1)

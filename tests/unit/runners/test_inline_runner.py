@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -26,8 +25,7 @@ def server(**keys: Any) -> ServerConfig:
     return ServerConfig(**{"name": "web", "bind": f"127.0.0.1:{claim_port()}", "app": hello} | keys)
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    serving.PLAIN.run(work)
+pytestmark = pytest.mark.loop(run=serving.PLAIN.run)
 
 
 async def client_of(config: ServerConfig) -> Client:
@@ -48,23 +46,20 @@ def refuses(config: ServerConfig) -> bool:
         return sock.connect_ex(("127.0.0.1", config.address.port or 0)) != 0
 
 
-def test_hook_is_refused_and_counts_stacks_and_output_of_a_worker_are_unknown() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
-        with pytest.raises(ServerError, match="`hooks` cannot be honoured inside this process") as caught:
-            await runner.begin_hook(config, "before_start")
-        assert "ProcessRunner()" in caught.value.hint
-        placement = await placed(runner, config)
-        assert (runner.counts(placement), await runner.stacks(placement.id, 1.0)) == (None, None)
-        assert await runner.logs("web", 10) == []
-        await runner.aclose()
-
-    run(scenario())
+async def test_hook_is_refused_and_counts_stacks_and_output_of_a_worker_are_unknown() -> None:
+    runner = InlineRunner()
+    config = server()
+    with pytest.raises(ServerError, match="`hooks` cannot be honoured inside this process") as caught:
+        await runner.begin_hook(config, "before_start")
+    assert "ProcessRunner()" in caught.value.hint
+    placement = await placed(runner, config)
+    assert (runner.counts(placement), await runner.stacks(placement.id, 1.0)) == (None, None)
+    assert await runner.logs("web", 10) == []
+    await runner.aclose()
 
 
-def test_listener_is_opened_once_and_closed_with_its_path() -> None:
-    async def scenario(directory: str) -> None:
+async def test_listener_is_opened_once_and_closed_with_its_path() -> None:
+    with tempfile.TemporaryDirectory() as directory:
         runner = InlineRunner()
         config, path = server(), server(bind=f"unix:{directory}/web.sock")
         for _ in range(2):
@@ -80,138 +75,114 @@ def test_listener_is_opened_once_and_closed_with_its_path() -> None:
         await runner.aclose()
         assert os.listdir(directory) == []
 
-    with tempfile.TemporaryDirectory() as directory:
-        run(scenario(directory))
+
+async def test_closed_listener_refuses_connections_even_if_another_process_holds_it() -> None:
+    runner = InlineRunner()
+    config = server()
+    await runner.open(config)
+    held = [os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if _is_bound_to(int(fd), config)]
+    await runner.close(config.key)
+    assert refuses(config)
+    for fd in held:
+        os.close(fd)
 
 
-def test_closed_listener_refuses_connections_even_if_another_process_holds_it() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
-        await runner.open(config)
-        held = [os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if _is_bound_to(int(fd), config)]
-        await runner.close(config.key)
-        assert refuses(config)
-        for fd in held:
-            os.close(fd)
-
-    run(scenario())
-
-
-def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
-        token = app_state.set({"database": "here"})
-        placement = await placed(runner, config)
-        app_state.reset(token)
-        assert placement == Placement.of("web", 1, 0, pid=os.getpid())
-        client = await client_of(config)
-        assert (await client.get("/state"))[2] == b"{'database': 'here'}"
-        with await runner.connect_for_probe(placement, "http", True) as probe:
-            probe.setblocking(False)
-            asking = Client(*await asyncio.open_connection(sock=probe.dup()))
-            assert (await asking.get())[0] == 200
-        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-        assert (await runner.stop(placement, 30)).ok
-        assert (await watching).ok
-        assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
-        gone = Exit(message="has ended before")
-        assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
-        await runner.begin_drain(placement)
-        await runner.drain(placement)
-        await runner.set_accepting(placement, True)
-        await runner.wait_for_begin_or_exit(placement)
-        await runner.aclose()
-
-    run(scenario())
+async def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None:
+    runner = InlineRunner()
+    config = server()
+    token = app_state.set({"database": "here"})
+    placement = await placed(runner, config)
+    app_state.reset(token)
+    assert placement == Placement.of("web", 1, 0, pid=os.getpid())
+    client = await client_of(config)
+    assert (await client.get("/state"))[2] == b"{'database': 'here'}"
+    with await runner.connect_for_probe(placement, "http", True) as probe:
+        probe.setblocking(False)
+        asking = Client(*await asyncio.open_connection(sock=probe.dup()))
+        assert (await asking.get())[0] == 200
+    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
+    assert (await runner.stop(placement, 30)).ok
+    assert (await watching).ok
+    assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
+    gone = Exit(message="has ended before")
+    assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
+    await runner.begin_drain(placement)
+    await runner.drain(placement)
+    await runner.set_accepting(placement, True)
+    await runner.wait_for_begin_or_exit(placement)
+    await runner.aclose()
 
 
-def test_worker_that_does_not_start_has_failed_with_its_reason() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready: no database"):
-            await placed(runner, server(app=refusing))
-        await runner.aclose()
-
-    run(scenario())
+async def test_worker_that_does_not_start_has_failed_with_its_reason() -> None:
+    runner = InlineRunner()
+    with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready: no database"):
+        await placed(runner, server(app=refusing))
+    await runner.aclose()
 
 
-def test_worker_that_is_busy_at_the_timeout_is_cancelled() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        placement = await placed(runner, server(app=stubborn))
-        expected = Exit(signal=9, message="cancelled after 0.01 s")
-        assert await runner.stop(placement, 0.01) == expected
-        assert await runner.wait_for_exit(placement) == expected
-        await runner.aclose()
-
-    run(scenario())
+async def test_worker_that_is_busy_at_the_timeout_is_cancelled() -> None:
+    runner = InlineRunner()
+    placement = await placed(runner, server(app=stubborn))
+    expected = Exit(signal=9, message="cancelled after 0.01 s")
+    assert await runner.stop(placement, 0.01) == expected
+    assert await runner.wait_for_exit(placement) == expected
+    await runner.aclose()
 
 
-def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server(drain_timeout=30)
-        placement = await placed(runner, config)
-        client = await client_of(config)
-        await client.get()
-        await runner.begin_drain(placement)
-        waiting = await client_of(config)
-        await waiting.send()
-        await turns()
-        assert (await client.get())[1]["connection"] == "close"
-        await runner.drain(placement)
-        assert (await runner.wait_for_exit(placement)).ok
-        successor = await runner.place(config, 2, 0)
-        await runner.wait_until_ready(successor)
-        assert (await waiting.answer())[2] == b"hello", "it has waited in the listener"
-        await runner.aclose()
-
-    run(scenario())
+async def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> None:
+    runner = InlineRunner()
+    config = server(drain_timeout=30)
+    placement = await placed(runner, config)
+    client = await client_of(config)
+    await client.get()
+    await runner.begin_drain(placement)
+    waiting = await client_of(config)
+    await waiting.send()
+    await turns()
+    assert (await client.get())[1]["connection"] == "close"
+    await runner.drain(placement)
+    assert (await runner.wait_for_exit(placement)).ok
+    successor = await runner.place(config, 2, 0)
+    await runner.wait_until_ready(successor)
+    assert (await waiting.answer())[2] == b"hello", "it has waited in the listener"
+    await runner.aclose()
 
 
-def test_armed_listener_reports_the_first_connection_alone_which_the_next_worker_accepts() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
-        await runner.open(config)
-        requests: list[int] = []
-        runner.arm(config, lambda: requests.append(1))
-        await turns()
-        assert requests == []
-        client = await client_of(config)
-        await client.send()
-        await until(lambda: requests)
-        await client_of(config)
-        await turns()
-        assert requests == [1]
-        await runner.wait_until_ready(await runner.place(config, 1, 0))
-        assert (await client.answer())[2] == b"hello"
-        await runner.aclose()
-
-    run(scenario())
+async def test_armed_listener_reports_the_first_connection_alone_which_the_next_worker_accepts() -> None:
+    runner = InlineRunner()
+    config = server()
+    await runner.open(config)
+    requests: list[int] = []
+    runner.arm(config, lambda: requests.append(1))
+    await turns()
+    assert requests == []
+    client = await client_of(config)
+    await client.send()
+    await until(lambda: requests)
+    await client_of(config)
+    await turns()
+    assert requests == [1]
+    await runner.wait_until_ready(await runner.place(config, 1, 0))
+    assert (await client.answer())[2] == b"hello"
+    await runner.aclose()
 
 
 @pytest.mark.parametrize("ends", ["disarm", "close"])
-def test_disarmed_listener_reports_nothing(ends: str) -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
+async def test_disarmed_listener_reports_nothing(ends: str) -> None:
+    runner = InlineRunner()
+    config = server()
+    await runner.open(config)
+    requests: list[int] = []
+    runner.arm(config, lambda: requests.append(1))
+    if ends == "close":
+        await runner.close(config.key)
         await runner.open(config)
-        requests: list[int] = []
-        runner.arm(config, lambda: requests.append(1))
-        if ends == "close":
-            await runner.close(config.key)
-            await runner.open(config)
-        else:
-            runner.disarm(config.key)
-        await client_of(config)
-        await turns()
-        assert requests == []
-        await runner.aclose()
-
-    run(scenario())
+    else:
+        runner.disarm(config.key)
+    await client_of(config)
+    await turns()
+    assert requests == []
+    await runner.aclose()
 
 
 def test_inherited_listener_is_returned_unchanged() -> None:
@@ -233,25 +204,22 @@ socket.create_connection(listener.getsockname(), timeout=60).close()
 """)
 
 
-def test_forked_child_releases_every_socket_and_leaves_the_parents_worker_alone() -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server()
-        placement = await placed(runner, config)
-        client = await client_of(config)
-        await client.get()
-        ended = os.fork()
-        if ended == 0:  # pragma: no cover - the child is not measured
-            sockets = [name for name in os.listdir("/proc/self/fd") if _is_bound_to(int(name), config)]
-            os._exit(len(sockets) + 10 * (repr(runner) != "<InlineRunner 0 workers on 0 listeners>"))
-        # The client's own end is the child's too.
-        _, status = await asyncio.to_thread(os.waitpid, ended, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        assert (await client.get())[0] == 200
-        assert (await runner.stop(placement, 30)).ok
-        await runner.aclose()
-
-    run(scenario())
+async def test_forked_child_releases_every_socket_and_leaves_the_parents_worker_alone() -> None:
+    runner = InlineRunner()
+    config = server()
+    placement = await placed(runner, config)
+    client = await client_of(config)
+    await client.get()
+    ended = os.fork()
+    if ended == 0:  # pragma: no cover - the child is not measured
+        sockets = [name for name in os.listdir("/proc/self/fd") if _is_bound_to(int(name), config)]
+        os._exit(len(sockets) + 10 * (repr(runner) != "<InlineRunner 0 workers on 0 listeners>"))
+    # The client's own end is the child's too.
+    _, status = await asyncio.to_thread(os.waitpid, ended, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (await client.get())[0] == 200
+    assert (await runner.stop(placement, 30)).ok
+    await runner.aclose()
 
 
 def _is_bound_to(fd: int, config: ServerConfig) -> bool:
@@ -275,14 +243,11 @@ def _is_bound_to(fd: int, config: ServerConfig) -> bool:
         ({"env": {"A": "1"}, "workers": 2}, "`env`, `workers`"),
     ],
 )
-def test_setting_that_needs_a_process_is_refused_by_name(keys: dict[str, Any], named: str) -> None:
-    async def scenario() -> None:
-        runner = InlineRunner()
-        config = server(**keys)
-        for attempt in (runner.open(config), runner.place(config, 1, 0)):
-            with pytest.raises(ServerError) as caught:
-                await attempt
-            assert caught.value.message == f"{named} cannot be honoured inside this process"
-            assert (caught.value.name, caught.value.bind) == ("web", config.key)
-
-    run(scenario())
+async def test_setting_that_needs_a_process_is_refused_by_name(keys: dict[str, Any], named: str) -> None:
+    runner = InlineRunner()
+    config = server(**keys)
+    for attempt in (runner.open(config), runner.place(config, 1, 0)):
+        with pytest.raises(ServerError) as caught:
+            await attempt
+        assert caught.value.message == f"{named} cannot be honoured inside this process"
+        assert (caught.value.name, caught.value.bind) == ("web", config.key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -64,97 +63,80 @@ class Stage:
         return found
 
 
-def staged(work: Callable[[], Awaitable[None]]) -> None:
-    run_in_virtual_time(work())
+pytestmark = pytest.mark.loop(run=run_in_virtual_time)
 
 
 @pytest.mark.parametrize("stop_group", ["after", "together"])
-def test_group_that_a_crash_leaves_is_asked_to_end_and_killed_after_the_stop_timeout(stop_group: str) -> None:
-    async def work() -> None:
-        stage = Stage(stop_group=stop_group)
-        stage.exit()
-        assert stage.keeper.signals() == [ASKED]
-        await asyncio.sleep(2.9)
-        assert stage.keeper.signals() == [ASKED]
-        await asyncio.sleep(0.2)
-        assert stage.keeper.signals() == [ASKED, KILLED]
-
-    staged(work)
+async def test_group_that_a_crash_leaves_is_asked_to_end_and_killed_after_the_stop_timeout(
+    stop_group: str,
+) -> None:
+    stage = Stage(stop_group=stop_group)
+    stage.exit()
+    assert stage.keeper.signals() == [ASKED]
+    await asyncio.sleep(2.9)
+    assert stage.keeper.signals() == [ASKED]
+    await asyncio.sleep(0.2)
+    assert stage.keeper.signals() == [ASKED, KILLED]
 
 
 @pytest.mark.parametrize(("stop_group", "signals"), [("after", [ASKED]), ("together", [])])
-def test_group_of_a_program_that_was_asked_to_end_has_the_time_limit_of_the_stop(
+async def test_group_of_a_program_that_was_asked_to_end_has_the_time_limit_of_the_stop(
     stop_group: str, signals: list[object]
 ) -> None:
-    async def work() -> None:
-        stage = Stage(stop_group=stop_group)
-        stage.worker.asked_to_end = True
-        stage.exit()
-        await asyncio.sleep(60)
-        assert stage.keeper.signals() == signals
-        stage.groups.handle_gone(PID)
-        assert stage.keeper.orders[-1] == {"op": "drop", "name": f"group:{PID}"}
-        assert PID not in stage.groups
-
-    staged(work)
+    stage = Stage(stop_group=stop_group)
+    stage.worker.asked_to_end = True
+    stage.exit()
+    await asyncio.sleep(60)
+    assert stage.keeper.signals() == signals
+    stage.groups.handle_gone(PID)
+    assert stage.keeper.orders[-1] == {"op": "drop", "name": f"group:{PID}"}
+    assert PID not in stage.groups
 
 
-def test_group_of_a_leader_stays_until_all_are_ended() -> None:
-    async def work() -> None:
-        stage = Stage(stop_group="leader")
-        stage.exit()
-        await stage.groups.wait_until_gone(stage.worker.server.key)
-        assert stage.worker.group_ended.done(), "nothing waits for it"
-        assert stage.keeper.signals() == []
-        ending = asyncio.ensure_future(stage.groups.end_all())
-        await asyncio.sleep(1)
-        assert stage.keeper.signals() == [ASKED]
-        await asyncio.sleep(2.5)
-        assert stage.keeper.signals() == [ASKED, KILLED]
-        assert not ending.done()
-        stage.groups.handle_gone(PID)
-        await ending
-
-    staged(work)
+async def test_group_of_a_leader_stays_until_all_are_ended() -> None:
+    stage = Stage(stop_group="leader")
+    stage.exit()
+    await stage.groups.wait_until_gone(stage.worker.server.key)
+    assert stage.worker.group_ended.done(), "nothing waits for it"
+    assert stage.keeper.signals() == []
+    ending = asyncio.ensure_future(stage.groups.end_all())
+    await asyncio.sleep(1)
+    assert stage.keeper.signals() == [ASKED]
+    await asyncio.sleep(2.5)
+    assert stage.keeper.signals() == [ASKED, KILLED]
+    assert not ending.done()
+    stage.groups.handle_gone(PID)
+    await ending
 
 
-def test_group_that_cannot_be_killed_is_not_waited_for_without_limit() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.exit()
-        loop = asyncio.get_running_loop()
-        await stage.groups.wait_until_gone(":2")
-        assert loop.time() == 0, "it is another server's"
-        await stage.groups.wait_until_gone(stage.worker.server.key)
-        assert loop.time() == pytest.approx(3 + KILL_SECONDS)
-        stage.groups.kill_all()
-        assert stage.keeper.signals() == [ASKED, KILLED, KILLED]
-
-    staged(work)
+async def test_group_that_cannot_be_killed_is_not_waited_for_without_limit() -> None:
+    stage = Stage()
+    stage.exit()
+    loop = asyncio.get_running_loop()
+    await stage.groups.wait_until_gone(":2")
+    assert loop.time() == 0, "it is another server's"
+    await stage.groups.wait_until_gone(stage.worker.server.key)
+    assert loop.time() == pytest.approx(3 + KILL_SECONDS)
+    stage.groups.kill_all()
+    assert stage.keeper.signals() == [ASKED, KILLED, KILLED]
 
 
-def test_group_of_an_earlier_supervisor_is_not_asked_again_and_is_killed_in_time() -> None:
-    async def work() -> None:
-        before, stage = Stage(), Stage()
-        before.exit()
-        stage.groups.adopt(str(PID), before.kept(), [])
-        # Its keeper may be new, too.
-        assert stage.keeper.orders == [{"op": "watch", "pid": PID, "start": 5}]
-        assert [leader.pid for leader in stage.groups.leaders] == [PID]
-        await asyncio.sleep(4)
-        assert stage.keeper.signals() == [KILLED]
-
-    staged(work)
+async def test_group_of_an_earlier_supervisor_is_not_asked_again_and_is_killed_in_time() -> None:
+    before, stage = Stage(), Stage()
+    before.exit()
+    stage.groups.adopt(str(PID), before.kept(), [])
+    # Its keeper may be new, too.
+    assert stage.keeper.orders == [{"op": "watch", "pid": PID, "start": 5}]
+    assert [leader.pid for leader in stage.groups.leaders] == [PID]
+    await asyncio.sleep(4)
+    assert stage.keeper.signals() == [KILLED]
 
 
-def test_group_that_was_gone_before_it_is_adopted_is_forgotten() -> None:
-    async def work() -> None:
-        before, stage = Stage(), Stage()
-        before.exit()
-        stage.groups.handle_gone(PID)
-        stage.groups.adopt(str(PID), before.kept(), [])
-        assert PID not in stage.groups
-        await asyncio.sleep(60)
-        assert stage.keeper.signals() == []
-
-    staged(work)
+async def test_group_that_was_gone_before_it_is_adopted_is_forgotten() -> None:
+    before, stage = Stage(), Stage()
+    before.exit()
+    stage.groups.handle_gone(PID)
+    stage.groups.adopt(str(PID), before.kept(), [])
+    assert PID not in stage.groups
+    await asyncio.sleep(60)
+    assert stage.keeper.signals() == []

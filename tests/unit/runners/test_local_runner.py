@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +35,8 @@ from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
 from tests.processes import is_alive
-from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
+from tests.unit.runners.real_runner import fetch, kept, placed, served
 from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
 
@@ -86,10 +87,6 @@ class Stage:
             link.close()
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 60))
-
-
 def orders(sock: socket.socket) -> list[tuple[wire.Message, int]]:
     """The orders that have arrived, each with the number of its descriptors."""
     found = []
@@ -106,65 +103,53 @@ def orders(sock: socket.socket) -> list[tuple[wire.Message, int]]:
 ROUTES = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
 
 
-def test_workers_of_routed_servers_get_their_routes_after_they_begin_and_each_later_time() -> None:
-    async def work() -> None:
-        stage = Stage()
-        made, theirs = stage.add_worker()
-        stage.publish(config())
-        assert orders(theirs) == []
-        made.order_to_begin()
-        assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
-        stage.publish(config())
-        assert orders(theirs) == [(ROUTES, 1)]
-        # One whose server has lost its routes forgets them.
-        stage.publish()
-        assert orders(theirs) == [({"order": "routes"}, 0)]
-        stage.close()
-
-    run(work())
+async def test_workers_of_routed_servers_get_their_routes_after_they_begin_and_each_later_time() -> None:
+    stage = Stage()
+    made, theirs = stage.add_worker()
+    stage.publish(config())
+    assert orders(theirs) == []
+    made.order_to_begin()
+    assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
+    stage.publish(config())
+    assert orders(theirs) == [(ROUTES, 1)]
+    # One whose server has lost its routes forgets them.
+    stage.publish()
+    assert orders(theirs) == [({"order": "routes"}, 0)]
+    stage.close()
 
 
-def test_worker_that_begins_later_gets_the_routes_of_its_server() -> None:
-    async def work() -> None:
-        stage = Stage()
-        stage.publish(config())
-        made, theirs = stage.add_worker()
-        stage.routed.send_routes(made)
-        made.order_to_begin()
-        assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
-        stage.close()
-
-    run(work())
+async def test_worker_that_begins_later_gets_the_routes_of_its_server() -> None:
+    stage = Stage()
+    stage.publish(config())
+    made, theirs = stage.add_worker()
+    stage.routed.send_routes(made)
+    made.order_to_begin()
+    assert orders(theirs) == [({"order": "go"}, 0), (ROUTES, 1)]
+    stage.close()
 
 
-def test_worker_of_a_server_without_a_route_gets_nothing_and_its_exit_is_not_announced() -> None:
-    async def work() -> None:
-        stage = Stage()
-        made, theirs = stage.add_worker()
-        made.order_to_begin()
-        stage.publish()
-        assert orders(theirs) == [({"order": "go"}, 0)]
-        await stage.routed.announce_exit(made)
-        assert stage.gateway.left == []
-        stage.close()
-
-    run(work())
+async def test_worker_of_a_server_without_a_route_gets_nothing_and_its_exit_is_not_announced() -> None:
+    stage = Stage()
+    made, theirs = stage.add_worker()
+    made.order_to_begin()
+    stage.publish()
+    assert orders(theirs) == [({"order": "go"}, 0)]
+    await stage.routed.announce_exit(made)
+    assert stage.gateway.left == []
+    stage.close()
 
 
-def test_gateway_hears_of_workers_that_leave_also_from_a_server_that_has_no_route_now() -> None:
-    async def work() -> None:
-        stage = Stage()
-        made, _ = stage.add_worker()
-        await stage.routed.announce_exit(made)
-        assert stage.gateway.left == []
-        stage.publish(config())
-        await stage.routed.announce_exit(made)
-        stage.publish()
-        await stage.routed.announce_exit(made)
-        assert stage.gateway.left == ["web", "web"]
-        stage.close()
-
-    run(work())
+async def test_gateway_hears_of_workers_that_leave_also_from_a_server_that_has_no_route_now() -> None:
+    stage = Stage()
+    made, _ = stage.add_worker()
+    await stage.routed.announce_exit(made)
+    assert stage.gateway.left == []
+    stage.publish(config())
+    await stage.routed.announce_exit(made)
+    stage.publish()
+    await stage.routed.announce_exit(made)
+    assert stage.gateway.left == ["web", "web"]
+    stage.close()
 
 
 class Told:
@@ -221,98 +206,89 @@ class Adopting:
         self.peer.close()
 
 
-def adopting(work: Callable[[Adopting], Coroutine[Any, Any, None]], directory: Path, **options: Any) -> None:
-    async def scenario() -> None:
-        it = Adopting(directory, **options)
-        await work(it)
-        await it.close()
-
-    with no_descriptor_left():
-        run(scenario())
+@contextlib.asynccontextmanager
+async def adopting(directory: Path, **options: Any) -> AsyncIterator[Adopting]:
+    it = Adopting(directory, **options)
+    yield it
+    await it.close()
 
 
-def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_server_are_closed(
-    tmp_path: Path,
+@pytest.fixture
+def it(descriptors_closed: None, tmp_path: Path) -> AbstractAsyncContextManager[Adopting]:
+    return adopting(tmp_path)
+
+
+async def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_server_are_closed(
+    it: Adopting, tmp_path: Path
 ) -> None:
     (tmp_path / "web.log").write_text("hello\n")
 
-    async def work(it: Adopting) -> None:
-        kept = it.peer.kept
-        servers = []
-        for name in ("web", "gone"):
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                server = config(name=name, bind=f"127.0.0.1:{listener.getsockname()[1]}")
-                entry = {"op": "put", "name": f"listener:{server.key}", "meta": {"server": name}}
-                kept.send(entry, [listener.fileno()])
-            give, take = wire.pair()
-            with give, take:
-                meta = {"server": name, "protocol": "plain"}
-                entry = {"op": "put", "name": f"adoption:{server.key}", "meta": meta}
-                kept.send(entry, [give.fileno(), take.fileno()])
-            servers.append(server)
-        fd = tally.create_tally_page()
-        tally.map_page(fd)[tally.STARTED] = 3
-        kept.send({"op": "put", "name": "tally:web.1.0:5", "meta": {"server": "web"}}, [fd])
-        os.close(fd)
-        read, write = os.pipe()
-        pipe = {"t": "add", "id": "web.1", "name": "web", "path": str(tmp_path / "web.log"), "pid": 7}
-        kept.send({"op": "put", "name": "output:web.1", "meta": pipe}, [read])
-        os.close(read)
-        zygote = it.put(
-            f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}
-        )
-        web, gone = servers
-        adopted = await it.runner.adopt_workers_and_end_others({"web": web})
-        assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
-        ((kind, *ended, counts),) = it.told.events
-        assert (kind, ended, counts[tally.STARTED]) == ("add_up_counts", ["web", "web.1.0:5"], 3)
-        assert await it.runner.logs("web", 5) == ["hello"]
-        assert (pipe, 1) in orders(it.logger)
-        assert it.runner.adoptions.handover_group(web.key) == "plain"
-        assert [name for name in kept.entries if gone.key in name] == []
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((gone.address.host, gone.address.port))
-        while (sent := orders(zygote)) == []:
-            await asyncio.sleep(0)
-        assert sent == [({"op": "ping"}, 0)]
-        zygote.close()
-        os.close(write)
-
-    adopting(work, tmp_path)
+    kept = it.peer.kept
+    servers = []
+    for name in ("web", "gone"):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = config(name=name, bind=f"127.0.0.1:{listener.getsockname()[1]}")
+            entry = {"op": "put", "name": f"listener:{server.key}", "meta": {"server": name}}
+            kept.send(entry, [listener.fileno()])
+        give, take = wire.pair()
+        with give, take:
+            meta = {"server": name, "protocol": "plain"}
+            entry = {"op": "put", "name": f"adoption:{server.key}", "meta": meta}
+            kept.send(entry, [give.fileno(), take.fileno()])
+        servers.append(server)
+    fd = tally.create_tally_page()
+    tally.map_page(fd)[tally.STARTED] = 3
+    kept.send({"op": "put", "name": "tally:web.1.0:5", "meta": {"server": "web"}}, [fd])
+    os.close(fd)
+    read, write = os.pipe()
+    pipe = {"t": "add", "id": "web.1", "name": "web", "path": str(tmp_path / "web.log"), "pid": 7}
+    kept.send({"op": "put", "name": "output:web.1", "meta": pipe}, [read])
+    os.close(read)
+    zygote = it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None})
+    web, gone = servers
+    adopted = await it.runner.adopt_workers_and_end_others({"web": web})
+    assert adopted == AdoptionResult([], {}, {web.key: (web.bind,)})
+    ((kind, *ended, counts),) = it.told.events
+    assert (kind, ended, counts[tally.STARTED]) == ("add_up_counts", ["web", "web.1.0:5"], 3)
+    assert await it.runner.logs("web", 5) == ["hello"]
+    assert (pipe, 1) in orders(it.logger)
+    assert it.runner.adoptions.handover_group(web.key) == "plain"
+    assert [name for name in kept.entries if gone.key in name] == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((gone.address.host, gone.address.port))
+    while (sent := orders(zygote)) == []:
+        await asyncio.sleep(0)
+    assert sent == [({"op": "ping"}, 0)]
+    zygote.close()
+    os.close(write)
 
 
-def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_path: Path) -> None:
-    async def work(it: Adopting) -> None:
-        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
-        end = it.put_worker(config())
-        it.runner.handle_exit_report({"pid": 7, "status": 3, "sequence": 1})
-        (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
-        assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
-        assert await it.runner.wait_for_exit(found.placement) == Exit.from_returncode(3)
-        end.close()
-
-    adopting(work, tmp_path)
+async def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(it: Adopting) -> None:
+    it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+    end = it.put_worker(config())
+    it.runner.handle_exit_report({"pid": 7, "status": 3, "sequence": 1})
+    (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
+    assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
+    assert await it.runner.wait_for_exit(found.placement) == Exit.from_returncode(3)
+    end.close()
 
 
 @pytest.mark.parametrize(("workers", "stored", "started"), [(1, 0, 1), (1, 1, 1), (0, 1, 1), (0, 0, 0)])
-def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where_workers_run(
-    tmp_path: Path, workers: int, stored: int, started: int
+async def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where_workers_run(
+    it: Adopting, workers: int, stored: int, started: int
 ) -> None:
     server = config(python=sys.executable)
 
-    async def work(it: Adopting) -> None:
-        found: list[zygotes.InterpreterZygoteIdentity] = []
-        it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
-        ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
-        ends += [it.put_worker(server) for _ in range(workers)]
-        for end in ends[stored:]:
-            wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-        assert len((await it.runner.adopt_workers_and_end_others({"web": server})).workers) == workers
-        assert found == [zygotes.InterpreterZygoteIdentity(sys.executable)] * started
-        for end in ends:
-            end.close()
-
-    adopting(work, tmp_path)
+    found: list[zygotes.InterpreterZygoteIdentity] = []
+    it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
+    ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
+    ends += [it.put_worker(server) for _ in range(workers)]
+    for end in ends[stored:]:
+        wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
+    assert len((await it.runner.adopt_workers_and_end_others({"web": server})).workers) == workers
+    assert found == [zygotes.InterpreterZygoteIdentity(sys.executable)] * started
+    for end in ends:
+        end.close()
 
 
 @pytest.mark.parametrize(
@@ -326,78 +302,68 @@ def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where
         (lambda runner, worker: runner.begin_drain(worker), False),
     ],
 )
-def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good_time(
-    tmp_path: Path, order: Callable[[LocalRunner, Placement], Coroutine[Any, Any, object]], is_announced: bool
+async def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good_time(
+    it: Adopting, order: Callable[[LocalRunner, Placement], Coroutine[Any, Any, object]], is_announced: bool
 ) -> None:
-    async def work(it: Adopting) -> None:
-        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
-        end = it.put_worker(config())
-        it.runner.handle_exit_report({"pid": 7, "status": 0, "sequence": 1})
-        (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
-        gateway = Recorder()
-        it.runner.routing.publish(["web"], WorkerRoutes({}, {}), gateway)
-        await order(it.runner, found.placement)
-        assert gateway.left == ["web"] * is_announced
-        end.close()
-
-    adopting(work, tmp_path)
+    it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+    end = it.put_worker(config())
+    it.runner.handle_exit_report({"pid": 7, "status": 0, "sequence": 1})
+    (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
+    gateway = Recorder()
+    it.runner.routing.publish(["web"], WorkerRoutes({}, {}), gateway)
+    await order(it.runner, found.placement)
+    assert gateway.left == ["web"] * is_announced
+    end.close()
 
 
-def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
+async def test_adopted_worker_gets_the_orders_of_its_server(it: Adopting, tmp_path: Path) -> None:
     server = config(tls=dict(zip(("cert", "key"), map(str, certificate(tmp_path)), strict=True)))
 
-    async def work(it: Adopting) -> None:
-        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
-        end = it.put_worker(server)
-        wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-        (found,) = (await it.runner.adopt_workers_and_end_others({"web": server})).workers
-        assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
-        await it.runner.wait_for_begin_or_exit(found.placement)
-        it.runner.watch_idleness(found.placement, 5.0)
-        await it.runner.set_in_rotation(found.placement, False)
-        await it.runner.set_accepting(found.placement, True)
-        await it.runner.reload_tls(found.placement, server)
-        sent = [(message["order"], count) for message, count in orders(end)]
-        assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
-        wire.send(end, {"event": "idle"})
-        while not it.told.events:
-            await asyncio.sleep(0)
-        assert it.told.events == [("idle_changed", found.placement, True)]
-        while fd_store.CERTIFICATES not in it.peer.kept.entries:
-            await asyncio.sleep(0.01)
-        end.close()
-
-    adopting(work, tmp_path)
-
-
-def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path: Path) -> None:
-    async def work(it: Adopting) -> None:
-        key, write = it.runner.output.create_pipe(config())
-        os.close(write)
-        it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
-        fd = tally.create_tally_page()
-        tally.map_page(fd)[tally.STARTED] = 1 << 63
-        it.runner.tallies.collect_final_counts("web", "web.1.0", Tally(fd))
-        lost, impossible = it.told.events
-        assert lost == ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full")
-        assert impossible[:3] == ("record_impossible_counts_event", "web", "web.1.0")
-
-    adopting(work, tmp_path)
-
-
-def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
-    async def work(it: Adopting) -> None:
-        await it.runner.adopt_workers_and_end_others({})
-        orders(it.logger)
-        reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
+    it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+    end = it.put_worker(server)
+    wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
+    (found,) = (await it.runner.adopt_workers_and_end_others({"web": server})).workers
+    assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
+    await it.runner.wait_for_begin_or_exit(found.placement)
+    it.runner.watch_idleness(found.placement, 5.0)
+    await it.runner.set_in_rotation(found.placement, False)
+    await it.runner.set_accepting(found.placement, True)
+    await it.runner.reload_tls(found.placement, server)
+    sent = [(message["order"], count) for message, count in orders(end)]
+    assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
+    wire.send(end, {"event": "idle"})
+    while not it.told.events:
         await asyncio.sleep(0)
-        (reopen, _), (performed, _) = orders(it.logger)
-        assert (reopen, performed["t"]) == ({"t": "reopen"}, "performed")
-        assert not reopening.done()
-        wire.send(it.logger, {"t": "performed", "id": performed["id"]})
-        await reopening
+    assert it.told.events == [("idle_changed", found.placement, True)]
+    while fd_store.CERTIFICATES not in it.peer.kept.entries:
+        await asyncio.sleep(0.01)
+    end.close()
 
-    adopting(work, tmp_path)
+
+async def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(
+    it: Adopting, tmp_path: Path
+) -> None:
+    key, write = it.runner.output.create_pipe(config())
+    os.close(write)
+    it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
+    fd = tally.create_tally_page()
+    tally.map_page(fd)[tally.STARTED] = 1 << 63
+    it.runner.tallies.collect_final_counts("web", "web.1.0", Tally(fd))
+    lost, impossible = it.told.events
+    assert lost == ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full")
+    assert impossible[:3] == ("record_impossible_counts_event", "web", "web.1.0")
+
+
+async def test_log_files_are_reopened_once_the_logger_says_so(it: Adopting) -> None:
+    await it.runner.adopt_workers_and_end_others({})
+    orders(it.logger)
+    reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
+    await asyncio.sleep(0)
+    (reopen, _), (performed, _) = orders(it.logger)
+    assert (reopen, performed["t"]) == ({"t": "reopen"}, "performed")
+    assert not reopening.done()
+    wire.send(it.logger, {"t": "performed", "id": performed["id"]})
+    await reopening
 
 
 # The runner over a real keeper and real workers.
@@ -410,55 +376,51 @@ def names(entries: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_server_is_closed() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        opened = await runner.open(server)
-        assert opened == (server.bind,)
-        placement = await runner.place(server, 3, 1)
-        assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
-        await runner.wait_for_begin_or_exit(placement)
+async def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_server_is_closed(
+    runner: ProcessRunner,
+) -> None:
+    server = served()
+    opened = await runner.open(server)
+    assert opened == (server.bind,)
+    placement = await runner.place(server, 3, 1)
+    assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
+    await runner.wait_for_begin_or_exit(placement)
+    await runner.wait_until_ready(placement)
+    assert await fetch(server, "/pid") == str(placement.pid)
+    assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
+    stacks = await runner.stacks(placement.id, 20.0)
+    assert (stacks.pid, stacks.source) == (placement.pid, "python")
+    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
+    exit_ = await runner.stop(placement, 20.0)
+    assert exit_ == await watching == Exit.from_returncode(0)
+    assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
+    assert "Application startup complete." in (await runner.logs("web", 5, 0.0))[0]
+    assert await runner.logs("web", 5, time.time() + 60) == []
+    assert await runner.logs("other", 5) == []
+    async with asyncio.timeout(60):  # the logger may still be writing what the worker has printed
+        while names(await kept(runner)) != {"listener", "adoption"}:
+            await asyncio.sleep(0.01)
+    await runner.close(server.key)
+    assert names(await kept(runner)) == set()
+    with pytest.raises(ConnectionRefusedError):
+        await fetch(server)
+
+
+async def test_orders_to_a_worker_that_has_exited_have_no_effect(runner: ProcessRunner) -> None:
+    placement = Placement.of("web", 1, 0)
+    runner.watch_idleness(placement, 5.0)
+    await runner.wait_for_begin_or_exit(placement)
+    await runner.set_in_rotation(placement, False)
+    await runner.set_accepting(placement, False)
+    await runner.begin_drain(placement)
+    await runner.drain(placement)
+    await runner.reload_tls(placement, served())
+    with pytest.raises(WorkerFailed, match="has ended before"):
         await runner.wait_until_ready(placement)
-        assert await fetch(server, "/pid") == str(placement.pid)
-        assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
-        stacks = await runner.stacks(placement.id, 20.0)
-        assert (stacks.pid, stacks.source) == (placement.pid, "python")
-        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-        exit_ = await runner.stop(placement, 20.0)
-        assert exit_ == await watching == Exit.from_returncode(0)
-        assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
-        assert "Application startup complete." in (await runner.logs("web", 5, 0.0))[0]
-        assert await runner.logs("web", 5, time.time() + 60) == []
-        assert await runner.logs("other", 5) == []
-        async with asyncio.timeout(60):  # the logger may still be writing what the worker has printed
-            while names(await kept(runner)) != {"listener", "adoption"}:
-                await asyncio.sleep(0.01)
-        await runner.close(server.key)
-        assert names(await kept(runner)) == set()
-        with pytest.raises(ConnectionRefusedError):
-            await fetch(server)
-
-    with_runner(work)
-
-
-def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        placement = Placement.of("web", 1, 0)
-        runner.watch_idleness(placement, 5.0)
-        await runner.wait_for_begin_or_exit(placement)
-        await runner.set_in_rotation(placement, False)
-        await runner.set_accepting(placement, False)
-        await runner.begin_drain(placement)
-        await runner.drain(placement)
-        await runner.reload_tls(placement, served())
-        with pytest.raises(WorkerFailed, match="has ended before"):
-            await runner.wait_until_ready(placement)
-        assert (await runner.stop(placement, 5.0)).message == "has ended before"
-        assert (await runner.wait_for_exit(placement)).message == "has ended before"
-        with pytest.raises(ConnectionRefusedError, match="has exited"):
-            await runner.connect_for_probe(placement, "http", plain=True)
-
-    with_runner(work)
+    assert (await runner.stop(placement, 5.0)).message == "has ended before"
+    assert (await runner.wait_for_exit(placement)).message == "has ended before"
+    with pytest.raises(ConnectionRefusedError, match="has exited"):
+        await runner.connect_for_probe(placement, "http", plain=True)
 
 
 async def keep_alive(server: ServerConfig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -478,227 +440,202 @@ async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("replaced", [True, False])
 @pytest.mark.parametrize("order", ["begin_drain", "drain"])
-def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
-    order: str, replaced: bool
+async def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
+    runner: ProcessRunner, order: str, replaced: bool
 ) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        old = await placed(runner, server)
-        connection = await keep_alive(server)
-        assert await pid_on(connection) == (old.pid, False)
-        new = await placed(runner, server, 2)
-        # Replacing is the usual case.
-        options = {} if replaced else {"replaced": False}
-        leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
-        if order == "begin_drain" or replaced:
-            await leaving
-        else:
-            await runner.begin_drain(old, replaced=False)
-        assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
-        connection[1].close()
+    server = served()
+    old = await placed(runner, server)
+    connection = await keep_alive(server)
+    assert await pid_on(connection) == (old.pid, False)
+    new = await placed(runner, server, 2)
+    # Replacing is the usual case.
+    options = {} if replaced else {"replaced": False}
+    leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
+    if order == "begin_drain" or replaced:
         await leaving
-        assert await fetch(server, "/pid") == str(new.pid)
-
-    with_runner(work)
-
-
-@pytest.mark.slow
-def test_worker_takes_part_in_accepting_as_it_is_told() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        first, second = await placed(runner, server), await placed(runner, server, index=1)
-        for resting, serving in ((first, second), (second, first)):
-            await runner.set_accepting(resting, False)
-            await runner.set_accepting(serving, True)
-            in_a_row = 0
-            while in_a_row < 5:  # the one that is to rest may have accepted before it got the order
-                in_a_row = in_a_row + 1 if await fetch(server, "/pid") == str(serving.pid) else 0
-
-    with_runner(work)
+    else:
+        await runner.begin_drain(old, replaced=False)
+    assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
+    connection[1].close()
+    await leaving
+    assert await fetch(server, "/pid") == str(new.pid)
 
 
 @pytest.mark.slow
-def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_exit_is_known() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served("refusing")
-        await runner.open(server)
-        placement = await runner.place(server, 1, 0)
-        with pytest.raises(WorkerFailed) as caught:
-            await runner.wait_until_ready(placement)
-        assert caught.value.exit is not None
-        assert not caught.value.exit.ok
-        assert not (await runner.wait_for_exit(placement)).ok
-        assert any("no database" in line for line in await runner.logs("web", 20))
-
-    with_runner(work)
+async def test_worker_takes_part_in_accepting_as_it_is_told(runner: ProcessRunner) -> None:
+    server = served()
+    first, second = await placed(runner, server), await placed(runner, server, index=1)
+    for resting, serving in ((first, second), (second, first)):
+        await runner.set_accepting(resting, False)
+        await runner.set_accepting(serving, True)
+        in_a_row = 0
+        while in_a_row < 5:  # the one that is to rest may have accepted before it got the order
+            in_a_row = in_a_row + 1 if await fetch(server, "/pid") == str(serving.pid) else 0
 
 
 @pytest.mark.slow
-def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
-        server = served(hooks=hooks)
-        placement = await runner.begin_hook(server, "before_start")
-        assert await runner.wait_for_exit(placement) == Exit.from_returncode(0)
-        assert (tmp_path / "hook").read_text() == "sh ran\n"
-        failing = await runner.begin_hook(server, "after_stop")
-        assert failing.id != placement.id
-        assert (await runner.wait_for_exit(failing)).status == 1
-
-    with_runner(work)
+async def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_exit_is_known(
+    runner: ProcessRunner,
+) -> None:
+    server = served("refusing")
+    await runner.open(server)
+    placement = await runner.place(server, 1, 0)
+    with pytest.raises(WorkerFailed) as caught:
+        await runner.wait_until_ready(placement)
+    assert caught.value.exit is not None
+    assert not caught.value.exit.ok
+    assert not (await runner.wait_for_exit(placement)).ok
+    assert any("no database" in line for line in await runner.logs("web", 20))
 
 
 @pytest.mark.slow
-def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        script = (
-            "import os, socket\nlistener = socket.socket(fileno=3)\n"
-            "while True:\n    sock, _ = listener.accept()\n    sock.sendall(str(os.getpid()).encode())\n"
-            "    sock.close()\n"
-        )
-        server = served(command=[sys.executable, "-c", script, "{fd}"], stop_timeout=5)
-        placement = await placed(runner, server)
-        with await runner.connect_for_probe(placement, "probe", plain=True) as sock:
-            sock.setblocking(True)
-            assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
-        await runner.set_in_rotation(placement, False)
-        await runner.set_accepting(placement, False)
-        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-        assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
-        assert (await watching).signal == signal.SIGTERM
+async def test_hook_runs_as_a_process_of_its_own_beside_the_workers(
+    runner: ProcessRunner, tmp_path: Path
+) -> None:
+    hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
+    server = served(hooks=hooks)
+    placement = await runner.begin_hook(server, "before_start")
+    assert await runner.wait_for_exit(placement) == Exit.from_returncode(0)
+    assert (tmp_path / "hook").read_text() == "sh ran\n"
+    failing = await runner.begin_hook(server, "after_stop")
+    assert failing.id != placement.id
+    assert (await runner.wait_for_exit(failing)).status == 1
 
-    with_runner(work)
+
+@pytest.mark.slow
+async def test_program_is_reached_at_its_port_and_gets_the_listener(runner: ProcessRunner) -> None:
+    script = (
+        "import os, socket\nlistener = socket.socket(fileno=3)\n"
+        "while True:\n    sock, _ = listener.accept()\n    sock.sendall(str(os.getpid()).encode())\n"
+        "    sock.close()\n"
+    )
+    server = served(command=[sys.executable, "-c", script, "{fd}"], stop_timeout=5)
+    placement = await placed(runner, server)
+    with await runner.connect_for_probe(placement, "probe", plain=True) as sock:
+        sock.setblocking(True)
+        assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
+    await runner.set_in_rotation(placement, False)
+    await runner.set_accepting(placement, False)
+    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
+    assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
+    assert (await watching).signal == signal.SIGTERM
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
-def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        job = ServerConfig(name="job", job=True, command=[command])
-        assert await runner.open(job) == ()
-        placement = await runner.place(job, 1, 0)
-        with pytest.raises(WorkerFailed) as caught:
-            await runner.wait_until_ready(placement)
-        assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_returncode(status)
-
-    with_runner(work)
-
-
-@pytest.mark.slow
-def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        told = Told()
-        runner.events = cast(RunnerEventHandler, told)
-        server = served(http={"max_requests": 1})
-        placement = await placed(runner, server)
-        await fetch(server)
-        while ("expired", placement) not in told.events:
-            await asyncio.sleep(0.01)
-        assert await fetch(server, "/pid") == str(placement.pid)
-
-    with_runner(work)
+async def test_job_ends_with_the_status_of_its_program(
+    runner: ProcessRunner, command: str, status: int
+) -> None:
+    job = ServerConfig(name="job", job=True, command=[command])
+    assert await runner.open(job) == ()
+    placement = await runner.place(job, 1, 0)
+    with pytest.raises(WorkerFailed) as caught:
+        await runner.wait_until_ready(placement)
+    assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_returncode(status)
 
 
 @pytest.mark.slow
-def test_sleeping_server_needs_no_pair_until_it_has_a_worker_and_wakes_at_a_request() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served(scale={"min": 0})
-        await runner.open(server)
-        assert names(await kept(runner)) == {"listener"}
+async def test_worker_that_has_served_its_requests_is_reported_and_serves_on(runner: ProcessRunner) -> None:
+    told = Told()
+    runner.events = cast(RunnerEventHandler, told)
+    server = served(http={"max_requests": 1})
+    placement = await placed(runner, server)
+    await fetch(server)
+    while ("expired", placement) not in told.events:
+        await asyncio.sleep(0.01)
+    assert await fetch(server, "/pid") == str(placement.pid)
+
+
+@pytest.mark.slow
+async def test_sleeping_server_needs_no_pair_until_it_has_a_worker_and_wakes_at_a_request(
+    runner: ProcessRunner,
+) -> None:
+    server = served(scale={"min": 0})
+    await runner.open(server)
+    assert names(await kept(runner)) == {"listener"}
+    woken = asyncio.Event()
+    runner.arm(server, woken.set)
+    asking = asyncio.ensure_future(fetch(server, "/pid"))
+    await woken.wait()
+    runner.disarm(server.key)
+    placement = await runner.place(server, 1, 0)
+    await runner.wait_until_ready(placement)
+    assert await asking == str(placement.pid)
+
+
+async def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clients_may_be_dismissed(
+    runner: ProcessRunner,
+) -> None:
+    server = served(scale={"min": 0})
+    await runner.open(server)
+    for _ in range(2):
         woken = asyncio.Event()
         runner.arm(server, woken.set)
-        asking = asyncio.ensure_future(fetch(server, "/pid"))
+        asking = asyncio.ensure_future(fetch(server))
         await woken.wait()
-        runner.disarm(server.key)
-        placement = await runner.place(server, 1, 0)
-        await runner.wait_until_ready(placement)
-        assert await asking == str(placement.pid)
-
-    with_runner(work)
-
-
-def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clients_may_be_dismissed() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served(scale={"min": 0})
-        await runner.open(server)
-        for _ in range(2):
-            woken = asyncio.Event()
-            runner.arm(server, woken.set)
-            asking = asyncio.ensure_future(fetch(server))
-            await woken.wait()
-            runner.close_waiting(server.key)
-            with pytest.raises((OSError, http.client.HTTPException)):
-                await asking
-
-    with_runner(work)
+        runner.close_waiting(server.key)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            await asking
 
 
 @pytest.mark.slow
-def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exit() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        placement = await placed(runner, server)
-        assert placement.pid is not None
-        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-        before = runner.children.keeper_pid
-        os.kill(before, signal.SIGKILL)
-        while runner.children.keeper_pid == before:
+async def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exit(
+    runner: ProcessRunner,
+) -> None:
+    server = served()
+    placement = await placed(runner, server)
+    assert placement.pid is not None
+    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
+    before = runner.children.keeper_pid
+    os.kill(before, signal.SIGKILL)
+    while runner.children.keeper_pid == before:
+        await asyncio.sleep(0.01)
+    assert await fetch(server, "/pid") == str(placement.pid)
+    os.kill(placement.pid, signal.SIGKILL)
+    await watching
+    again = await placed(runner, server, 2)
+    assert await fetch(server, "/pid") == str(again.pid)
+
+
+async def test_connections_that_no_worker_has_accepted_are_counted(runner: ProcessRunner) -> None:
+    server = served()
+    await runner.open(server)
+    assert runner.queued_connections(server) == 0
+    with socket.create_connection((server.address.host, server.address.port)):
+        while runner.queued_connections(server) != 1:
             await asyncio.sleep(0.01)
-        assert await fetch(server, "/pid") == str(placement.pid)
-        os.kill(placement.pid, signal.SIGKILL)
-        await watching
-        again = await placed(runner, server, 2)
-        assert await fetch(server, "/pid") == str(again.pid)
-
-    with_runner(work)
-
-
-def test_connections_that_no_worker_has_accepted_are_counted() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served()
-        await runner.open(server)
-        assert runner.queued_connections(server) == 0
-        with socket.create_connection((server.address.host, server.address.port)):
-            while runner.queued_connections(server) != 1:
-                await asyncio.sleep(0.01)
-        assert runner.queued_connections(served(name="other")) == 0
-
-    with_runner(work)
+    assert runner.queued_connections(served(name="other")) == 0
 
 
 @pytest.mark.slow
-def test_prepared_worker_is_forked_from_the_imported_application() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served(preload=True)
-        await runner.open(server)
-        assert await runner.preload_application(server, 0.0) == ""
-        (imported,) = runner.app_zygotes.processes
-        placement = await placed(runner, server)
-        assert await fetch(server, "/pid") == str(placement.pid)
-        assert runner.app_zygotes.processes == [imported]
-        assert any(name.startswith("appzygote ") for name in await kept(runner))
-        # Newer code is imported again.
-        assert await runner.preload_application(server, time.monotonic()) == ""
-        assert imported not in runner.app_zygotes.processes[-1:]
-        await runner.close(server.key)
-        while runner.app_zygotes.processes:
-            await asyncio.sleep(0.01)
-
-    with_runner(work)
+async def test_prepared_worker_is_forked_from_the_imported_application(runner: ProcessRunner) -> None:
+    server = served(preload=True)
+    await runner.open(server)
+    assert await runner.preload_application(server, 0.0) == ""
+    (imported,) = runner.app_zygotes.processes
+    placement = await placed(runner, server)
+    assert await fetch(server, "/pid") == str(placement.pid)
+    assert runner.app_zygotes.processes == [imported]
+    assert any(name.startswith("appzygote ") for name in await kept(runner))
+    # Newer code is imported again.
+    assert await runner.preload_application(server, time.monotonic()) == ""
+    assert imported not in runner.app_zygotes.processes[-1:]
+    await runner.close(server.key)
+    while runner.app_zygotes.processes:
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served(preload=True)
-        await runner.open(server)
-        runner.children.keeper_pid = os.getpid()  # the worker is no child of this process
-        placement = await runner.place(server, 1, 0)
-        assert (await runner.wait_for_exit(placement)).message.startswith("was never started")
-        while runner.app_zygotes.processes:
-            await asyncio.sleep(0.01)
-
-    with_runner(work)
+async def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
+    runner: ProcessRunner,
+) -> None:
+    server = served(preload=True)
+    await runner.open(server)
+    runner.children.keeper_pid = os.getpid()  # the worker is no child of this process
+    placement = await runner.place(server, 1, 0)
+    assert (await runner.wait_for_exit(placement)).message.startswith("was never started")
+    while runner.app_zygotes.processes:
+        await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -711,26 +648,19 @@ def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started() -> N
         ({"command": ["no-such-program-of-poolctl"]}, "no-such-program-of-poolctl"),
     ],
 )
-def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_missing(
-    keys: dict[str, Any], named: str
+async def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_missing(
+    runner: ProcessRunner, keys: dict[str, Any], named: str
 ) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        await runner.check_startable(served())
-        with pytest.raises((ServerError, WorkerFailed)) as caught:
-            await runner.check_startable(served(**keys))
-        assert named in f"{caught.value} {caught.value.hint}"
-
-    with_runner(work)
+    await runner.check_startable(served())
+    with pytest.raises((ServerError, WorkerFailed)) as caught:
+        await runner.check_startable(served(**keys))
+    assert named in f"{caught.value} {caught.value.hint}"
 
 
 @pytest.mark.slow
-def test_runner_that_is_closed_ends_its_workers_listeners_and_helpers() -> None:
-    pids: list[int] = []
-
-    async def work(runner: ProcessRunner) -> None:
-        placement = await placed(runner, served())
-        pids.extend([placement.pid or 0, *(each.pid for each in runner.zygotes.processes)])
-        assert all(map(is_alive, pids))
-
-    with_runner(work)
+async def test_runner_that_is_closed_ends_its_workers_listeners_and_helpers(runner: ProcessRunner) -> None:
+    placement = await placed(runner, served())
+    pids = [placement.pid or 0, *(each.pid for each in runner.zygotes.processes)]
+    assert all(map(is_alive, pids))
+    await runner.aclose()
     wait_until(lambda: not any(map(is_alive, pids)))

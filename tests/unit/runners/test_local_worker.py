@@ -7,7 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -95,60 +96,46 @@ def worker(
         {"event": "failed", "message": ["x"]},
     ],
 )
-def test_value_of_another_type_is_malformed(message: wire.Message) -> None:
-    async def scenario() -> None:
-        with pytest.raises(Malformed):
-            worker().received(message)
-
-    asyncio.run(scenario())
+async def test_value_of_another_type_is_malformed(message: wire.Message) -> None:
+    with pytest.raises(Malformed):
+        worker().received(message)
 
 
-def test_message_of_another_version_is_ignored() -> None:
-    async def scenario() -> None:
-        worker().received({"event": "of tomorrow", "with": {"more": [1]}})
-        worker().received({})
-
-    asyncio.run(scenario())
+async def test_message_of_another_version_is_ignored() -> None:
+    worker().received({"event": "of tomorrow", "with": {"more": [1]}})
+    worker().received({})
 
 
-def test_text_is_shortened_and_without_control_characters() -> None:
-    async def scenario() -> None:
-        found = worker()
-        found.received({"event": "failed", "message": "\x1b]0;title\x07 \ud800 déjà\n" + "x" * 10_000})
-        assert found.reason.startswith("\ufffd]0;title\ufffd \ufffd déjà\nxxx")
-        assert len(found.reason) == 4000
-
-    asyncio.run(scenario())
+async def test_text_is_shortened_and_without_control_characters() -> None:
+    found = worker()
+    found.received({"event": "failed", "message": "\x1b]0;title\x07 \ud800 déjà\n" + "x" * 10_000})
+    assert found.reason.startswith("\ufffd]0;title\ufffd \ufffd déjà\nxxx")
+    assert len(found.reason) == 4000
 
 
-def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> None:
-    async def scenario() -> None:
-        for limit, times in ((None, 0), (10, 1)):
-            heard = Heard()
-            found = worker(events=heard, http={"max_requests": limit})
-            found.received({"event": "expired"})
-            found.received({"event": "expired"})
-            assert len(heard.expirations) == times
-
-    asyncio.run(scenario())
+async def test_served_requests_are_believed_once_and_only_where_there_is_a_limit() -> None:
+    for limit, times in ((None, 0), (10, 1)):
+        heard = Heard()
+        found = worker(events=heard, http={"max_requests": limit})
+        found.received({"event": "expired"})
+        found.received({"event": "expired"})
+        assert len(heard.expirations) == times
 
 
-def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves() -> None:
-    async def scenario() -> None:
-        for ends in (True, False):
-            keeper = Keeper()
-            found = worker(keeper)
-            ours, theirs = wire.pair()
-            found.control_by(ours)
-            theirs.close()
-            await asyncio.sleep(0)
-            if ends:
-                found.record_exit(Exit.from_returncode(0))
-            await asyncio.sleep(60)
-            assert keeper.killed == ([] if ends else [found.process])
-            assert found.breach == ("" if ends else "it closed its control socket")
-
-    _run_virtually(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves() -> None:
+    for ends in (True, False):
+        keeper = Keeper()
+        found = worker(keeper)
+        ours, theirs = wire.pair()
+        found.control_by(ours)
+        theirs.close()
+        await asyncio.sleep(0)
+        if ends:
+            found.record_exit(Exit.from_returncode(0))
+        await asyncio.sleep(60)
+        assert keeper.killed == ([] if ends else [found.process])
+        assert found.breach == ("" if ends else "it closed its control socket")
 
 
 @pytest.mark.parametrize(
@@ -161,26 +148,22 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves() -> None
         ({"health": {"readiness": {"exec": ["true"]}}}, 0.0),
     ],
 )
-def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_its_own_time(
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_its_own_time(
     keys: dict[str, Any], seconds: float
 ) -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        await wait_until_ready(worker(command=["celery"], **keys), [])
-        assert loop.time() - begun == seconds
-
-    _run_virtually(scenario())
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await wait_until_ready(worker(command=["celery"], **keys), [])
+    assert loop.time() - begun == seconds
 
 
-def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
-    async def scenario() -> None:
-        found = worker(command=["celery"], notify=True)
-        asyncio.get_running_loop().call_later(20, found.mark_ready)
-        await wait_until_ready(found, [])
-        assert asyncio.get_running_loop().time() == 20
-
-    _run_virtually(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
+    found = worker(command=["celery"], notify=True)
+    asyncio.get_running_loop().call_later(20, found.mark_ready)
+    await wait_until_ready(found, [])
+    assert asyncio.get_running_loop().time() == 20
 
 
 @pytest.mark.parametrize(
@@ -190,49 +173,39 @@ def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None
         (3, "exited with status 3 before it was ready", "poolctl logs web"),
     ],
 )
-def test_program_without_a_port_that_ends_at_once_has_not_started(
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_without_a_port_that_ends_at_once_has_not_started(
     status: int, message: str, hint: str
 ) -> None:
-    async def scenario() -> None:
-        found = worker(command=["celery"])
-        asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_returncode(status))
-        with pytest.raises(WorkerFailed) as raised:
-            await wait_until_ready(found, [])
-        assert raised.value.message == message
-        assert raised.value.hint.endswith(hint)
-
-    _run_virtually(scenario())
+    found = worker(command=["celery"])
+    asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_returncode(status))
+    with pytest.raises(WorkerFailed) as raised:
+        await wait_until_ready(found, [])
+    assert raised.value.message == message
+    assert raised.value.hint.endswith(hint)
 
 
-def test_program_that_may_have_come_to_the_end_of_its_input_gets_one_without_end() -> None:
-    async def scenario() -> None:
-        for keys in ({}, {"bind": "127.0.0.1:1"}):
-            found = worker(command=["cat"], **keys)
-            found.record_exit(Exit.from_returncode(0))
-            failure = found.answered.exception()
-            assert isinstance(failure, WorkerFailed)
-            assert 'write stdin = "open" if it ends at the end of its input' in failure.hint
-            assert ("job = true" in failure.hint) == (not keys)
-
-    _run_virtually(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_that_may_have_come_to_the_end_of_its_input_gets_one_without_end() -> None:
+    for keys in ({}, {"bind": "127.0.0.1:1"}):
+        found = worker(command=["cat"], **keys)
+        found.record_exit(Exit.from_returncode(0))
+        failure = found.answered.exception()
+        assert isinstance(failure, WorkerFailed)
+        assert 'write stdin = "open" if it ends at the end of its input' in failure.hint
+        assert ("job = true" in failure.hint) == (not keys)
 
 
-def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> None:
-    async def scenario() -> None:
-        keeper = Keeper()
-        found = worker(keeper, command=["celery"], stop_timeout=9)
-        await found.stop_accepting(None)
-        await found.drain(None)
-        assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(0))
-        assert (await found.stop(9, None)).ok
-        assert keeper.signals == [signal.SIGTERM]
-
-    _run_virtually(scenario())
-
-
-def _run_virtually(work: Coroutine[Any, Any, None]) -> None:
-    run_in_virtual_time(work)
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> None:
+    keeper = Keeper()
+    found = worker(keeper, command=["celery"], stop_timeout=9)
+    await found.stop_accepting(None)
+    await found.drain(None)
+    assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
+    asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(0))
+    assert (await found.stop(9, None)).ok
+    assert keeper.signals == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(
@@ -250,22 +223,19 @@ def _run_virtually(work: Coroutine[Any, Any, None]) -> None:
         "a job that is gone",
     ],
 )
-def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
+async def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
     config: dict[str, Any], reports: bool, says: bool, unseen: bool
 ) -> None:
     """A supervisor that was killed may have ordered it to end."""
 
-    async def scenario() -> None:
-        found = worker(**config)
-        found.start = -1  # of a process that has exited
-        found.mark_adopted(reports=reports)
-        if says:
-            found.received({"event": "ready", "leaving": False, "resting": ""})
-        found.record_exit(Exit.from_returncode(0))
-        found.answered.exception()
-        assert found.exited.result().ok is not unseen
-
-    asyncio.run(scenario())
+    found = worker(**config)
+    found.start = -1  # of a process that has exited
+    found.mark_adopted(reports=reports)
+    if says:
+        found.received({"event": "ready", "leaving": False, "resting": ""})
+    found.record_exit(Exit.from_returncode(0))
+    found.answered.exception()
+    assert found.exited.result().ok is not unseen
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
@@ -352,61 +322,49 @@ def end(workers: RunnerWorkers, placed: list[Placed]) -> None:
         workers.remove(each.worker)
 
 
-def test_page_is_sent_once_the_worker_has_begun_and_to_all_the_same(placed: list[Placed]) -> None:
-    async def scenario() -> None:
-        workers = RunnerWorkers()
-        first, second = (place(workers, placed, index, workers=2) for index in (0, 1))
-        assert first.orders() == second.orders() == []
-        first.worker.order_to_begin()
-        second.worker.order_to_begin()
-        orders = first.orders()
-        assert [each.split()[0] for each in orders] == ["go", "peers"]
-        assert second.orders() == orders
-        end(workers, placed)
-
-    asyncio.run(scenario())
+async def test_page_is_sent_once_the_worker_has_begun_and_to_all_the_same(placed: list[Placed]) -> None:
+    workers = RunnerWorkers()
+    first, second = (place(workers, placed, index, workers=2) for index in (0, 1))
+    assert first.orders() == second.orders() == []
+    first.worker.order_to_begin()
+    second.worker.order_to_begin()
+    orders = first.orders()
+    assert [each.split()[0] for each in orders] == ["go", "peers"]
+    assert second.orders() == orders
+    end(workers, placed)
 
 
-def test_single_worker_gets_a_page_when_a_second_one_comes(placed: list[Placed]) -> None:
-    async def scenario() -> None:
-        workers = RunnerWorkers()
-        first = place(workers, placed, 0)
-        first.worker.order_to_begin()
-        assert first.orders() == ["go"]
-        second = place(workers, placed, 1)
-        second.worker.order_to_begin()
-        assert first.orders() == second.orders()[1:] != []
-        end(workers, placed)
-
-    asyncio.run(scenario())
+async def test_single_worker_gets_a_page_when_a_second_one_comes(placed: list[Placed]) -> None:
+    workers = RunnerWorkers()
+    first = place(workers, placed, 0)
+    first.worker.order_to_begin()
+    assert first.orders() == ["go"]
+    second = place(workers, placed, 1)
+    second.worker.order_to_begin()
+    assert first.orders() == second.orders()[1:] != []
+    end(workers, placed)
 
 
-def test_workers_of_another_user_share_no_page_with_the_earlier_ones(placed: list[Placed]) -> None:
-    async def scenario() -> None:
-        workers = RunnerWorkers()
-        first, other = (
-            place(workers, placed, 0, workers=2, handover_group=each) for each in ("plain", "plain www")
-        )
-        first.worker.order_to_begin()
-        other.worker.order_to_begin()
-        sent = [each for each in (*first.orders(), *other.orders()) if each.startswith("peers")]
-        assert len(set(sent)) == len(sent)
-        end(workers, placed)
-
-    asyncio.run(scenario())
+async def test_workers_of_another_user_share_no_page_with_the_earlier_ones(placed: list[Placed]) -> None:
+    workers = RunnerWorkers()
+    first, other = (
+        place(workers, placed, 0, workers=2, handover_group=each) for each in ("plain", "plain www")
+    )
+    first.worker.order_to_begin()
+    other.worker.order_to_begin()
+    sent = [each for each in (*first.orders(), *other.orders()) if each.startswith("peers")]
+    assert len(set(sent)) == len(sent)
+    end(workers, placed)
 
 
-def test_worker_that_has_ended_makes_no_second_one(placed: list[Placed]) -> None:
-    async def scenario() -> None:
-        workers = RunnerWorkers()
-        first = place(workers, placed, 0)
-        first.worker.exited.set_result(Exit(status=0))
-        second = place(workers, placed, 0)
-        second.worker.order_to_begin()
-        assert second.orders() == ["go"]
-        end(workers, placed)
-
-    asyncio.run(scenario())
+async def test_worker_that_has_ended_makes_no_second_one(placed: list[Placed]) -> None:
+    workers = RunnerWorkers()
+    first = place(workers, placed, 0)
+    first.worker.exited.set_result(Exit(status=0))
+    second = place(workers, placed, 0)
+    second.worker.order_to_begin()
+    assert second.orders() == ["go"]
+    end(workers, placed)
 
 
 def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Placed]) -> None:
@@ -433,23 +391,20 @@ def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Pl
 # A worker whose event loop is idle.
 
 
-def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
+async def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def work() -> None:
-        made = worker()
-        ours, theirs = wire.pair()
-        made.control_by(ours)
-        made.received({"event": "tls", "error": "nobody has asked"})
-        for error in ("", "the key does not fit"):
-            made.reload_tls(made.server, [])
-            made.received({"event": "tls", "error": error})
-        made.received({"event": "tls", "error": "nobody has asked"})
-        theirs.close()
-        assert made.control is not None
-        made.control.close()
-
-    asyncio.run(work())
+    made = worker()
+    ours, theirs = wire.pair()
+    made.control_by(ours)
+    made.received({"event": "tls", "error": "nobody has asked"})
+    for error in ("", "the key does not fit"):
+        made.reload_tls(made.server, [])
+        made.received({"event": "tls", "error": error})
+    made.received({"event": "tls", "error": "nobody has asked"})
+    theirs.close()
+    assert made.control is not None
+    made.control.close()
     assert [record.getMessage() for record in caplog.records] == [
         "web.1.0: its certificate cannot be used: the key does not fit"
     ]
@@ -496,124 +451,109 @@ class Controlled:
         self.end.close()
 
 
-def control(work: Callable[[Controlled], Coroutine[Any, Any, None]], **config: Any) -> None:
-    async def watched() -> None:
-        controlled = Controlled(**config)
-        try:
-            await work(controlled)
-        finally:
-            controlled.close()
-
-    with no_descriptor_left():
-        _run_virtually(watched())
+@contextlib.asynccontextmanager
+async def control(**config: Any) -> AsyncIterator[Controlled]:
+    controlled = Controlled(**config)
+    try:
+        yield controlled
+    finally:
+        controlled.close()
 
 
-def test_orders_to_a_worker_are_sent_as_messages() -> None:
-    async def scenario(it: Controlled) -> None:
-        found = it.worker
-        found.resting, found.idle = "new", True
-        found.set_in_rotation(False)
-        found.set_in_rotation(True)
-        found.set_accepting(False)
-        found.set_accepting(True)
-        found.watch_idleness(2.5)
-        assert it.orders() == [
-            ({"order": "out"}, 0),
-            ({"order": "in"}, 0),
-            ({"order": "rest"}, 0),
-            ({"order": "work"}, 0),
-            ({"order": "idle", "seconds": 2.5}, 0),
-        ]
-        assert (found.resting, found.idle) == ("", False)
-
-    control(scenario)
+@pytest.fixture
+def it(virtual_time: None, descriptors_closed: None) -> AbstractAsyncContextManager[Controlled]:
+    return control()
 
 
-def test_orders_to_a_program_have_no_effect() -> None:
-    async def scenario() -> None:
-        found = worker(command=["celery"])
-        found.set_in_rotation(False)
-        found.set_accepting(False)
-        found.watch_idleness(1.0)
-        found.reload_tls(found.server, [])
-        assert not found.request_beat(1)
-        found.order_to_begin()
-        found.assign_routes(RoutesMessage(None))
-        assert found.begun.done()
-
-    asyncio.run(scenario())
-
-
-def test_worker_reports_its_state_by_messages() -> None:
-    async def scenario(it: Controlled) -> None:
-        found = it.worker
-        futures = {name: getattr(found, name) for name in ("imported", "left", "reported", "answered")}
-
-        def done() -> set[str]:
-            return {name for name, future in futures.items() if future.done()}
-
-        found.received({"event": "imported"})
-        assert done() == {"imported"}
-        found.received({"event": "ready", "leaving": False, "resting": "rest"})
-        assert (done(), found.resting, found.leaving) == ({"imported", "reported", "answered"}, "rest", False)
-        ready_at = found.ready_at
-        assert ready_at is not None
-        found.received({"event": "ready", "leaving": True, "resting": ""})
-        assert (done(), found.resting, found.leaving) == (set(futures), "", True)
-        assert found.ready_at == ready_at
-        found.received({"event": "idle"})
-        assert found.idle
-        found.received({"event": "busy"})
-        assert it.reports.idleness == [(found.placement, True), (found.placement, False)]
-        assert not found.idle
-        assert not found.wrote_stacks.is_set()
-        found.received({"event": "stacks"})
-        assert found.wrote_stacks.is_set()
-
-    control(scenario)
+async def test_orders_to_a_worker_are_sent_as_messages(it: Controlled) -> None:
+    found = it.worker
+    found.resting, found.idle = "new", True
+    found.set_in_rotation(False)
+    found.set_in_rotation(True)
+    found.set_accepting(False)
+    found.set_accepting(True)
+    found.watch_idleness(2.5)
+    assert it.orders() == [
+        ({"order": "out"}, 0),
+        ({"order": "in"}, 0),
+        ({"order": "rest"}, 0),
+        ({"order": "work"}, 0),
+        ({"order": "idle", "seconds": 2.5}, 0),
+    ]
+    assert (found.resting, found.idle) == ("", False)
 
 
-def test_worker_has_imported_its_application_when_it_is_ready() -> None:
-    async def scenario() -> None:
-        found = worker()
-        assert (found.preloaded, found.imported.done()) == (False, False)
-        assert (found.ready_at, found.leaving, found.idle, found.resting) == (None, False, False, "")
-        found.mark_ready()
-        assert found.imported.done()
-        assert found.ready_at is not None
+async def test_orders_to_a_program_have_no_effect() -> None:
+    found = worker(command=["celery"])
+    found.set_in_rotation(False)
+    found.set_accepting(False)
+    found.watch_idleness(1.0)
+    found.reload_tls(found.server, [])
+    assert not found.request_beat(1)
+    found.order_to_begin()
+    found.assign_routes(RoutesMessage(None))
+    assert found.begun.done()
 
-    asyncio.run(scenario())
+
+async def test_worker_reports_its_state_by_messages(it: Controlled) -> None:
+    found = it.worker
+    futures = {name: getattr(found, name) for name in ("imported", "left", "reported", "answered")}
+
+    def done() -> set[str]:
+        return {name for name, future in futures.items() if future.done()}
+
+    found.received({"event": "imported"})
+    assert done() == {"imported"}
+    found.received({"event": "ready", "leaving": False, "resting": "rest"})
+    assert (done(), found.resting, found.leaving) == ({"imported", "reported", "answered"}, "rest", False)
+    ready_at = found.ready_at
+    assert ready_at is not None
+    found.received({"event": "ready", "leaving": True, "resting": ""})
+    assert (done(), found.resting, found.leaving) == (set(futures), "", True)
+    assert found.ready_at == ready_at
+    found.received({"event": "idle"})
+    assert found.idle
+    found.received({"event": "busy"})
+    assert it.reports.idleness == [(found.placement, True), (found.placement, False)]
+    assert not found.idle
+    assert not found.wrote_stacks.is_set()
+    found.received({"event": "stacks"})
+    assert found.wrote_stacks.is_set()
+
+
+async def test_worker_has_imported_its_application_when_it_is_ready() -> None:
+    found = worker()
+    assert (found.preloaded, found.imported.done()) == (False, False)
+    assert (found.ready_at, found.leaving, found.idle, found.resting) == (None, False, False, "")
+    found.mark_ready()
+    assert found.imported.done()
+    assert found.ready_at is not None
 
 
 @pytest.mark.parametrize(("lives", "reports"), [(True, False), (True, True), (False, False)])
-def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, reports: bool) -> None:
-    async def scenario() -> None:
-        found = worker(command=["serve"])
-        found.placement = replace(found.placement, pid=os.getpid())
-        found.start = (process_start(os.getpid()) or 0) - (not lives)
-        found.mark_adopted(reports=reports)
-        assert found.reported.done() == (lives and not reports)
-
-    asyncio.run(scenario())
+async def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, reports: bool) -> None:
+    found = worker(command=["serve"])
+    found.placement = replace(found.placement, pid=os.getpid())
+    found.start = (process_start(os.getpid()) or 0) - (not lives)
+    found.mark_adopted(reports=reports)
+    assert found.reported.done() == (lives and not reports)
 
 
-def test_worker_that_leaves_has_left_when_it_says_so() -> None:
-    async def scenario(it: Controlled) -> None:
-        it.worker.received({"event": "left"})
-        await it.worker.stop_accepting(None)
-        assert it.orders() == []
-
-    control(scenario)
+async def test_worker_that_leaves_has_left_when_it_says_so(it: Controlled) -> None:
+    it.worker.received({"event": "left"})
+    await it.worker.stop_accepting(None)
+    assert it.orders() == []
 
 
 @pytest.mark.parametrize(
     ("group", "receivers", "to"),
     [("http", "http", "pair"), ("http", "tls", "none"), ("http", None, "none"), (None, None, "none")],
 )
-def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
     group: str | None, receivers: str | None, to: str
 ) -> None:
-    async def scenario(it: Controlled) -> None:
+    async with control(drain_timeout=3) as it:
         it.worker.handover_group = group
         it.worker.mark_ready()
         loop = asyncio.get_running_loop()
@@ -624,35 +564,31 @@ def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
         assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 6.0)
         assert it.keeper.signals == []
 
-    control(scenario, drain_timeout=3)
 
-
-def test_drain_ends_when_the_worker_has_exited() -> None:
-    async def scenario(it: Controlled) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_drain_ends_when_the_worker_has_exited() -> None:
+    async with control(drain_timeout=3) as it:
         loop = asyncio.get_running_loop()
         loop.call_later(2, it.worker.record_exit, Exit.from_returncode(0))
         await it.worker.drain(None)
         assert loop.time() == 2.0
 
-    control(scenario, drain_timeout=3)
+
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_with_a_port_is_signalled_once_to_leave() -> None:
+    keeper = Keeper()
+    serves: dict[str, Any] = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
+    found = worker(keeper, command=["serve"], **serves)
+    await found.stop_accepting(None)
+    await found.stop_accepting(None)
+    assert (keeper.signals, found.left.done()) == ([signal.SIGQUIT], True)
+    await found.drain(None)
+    assert (keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGQUIT], 3.0)
 
 
-def test_program_with_a_port_is_signalled_once_to_leave() -> None:
-    async def scenario() -> None:
-        keeper = Keeper()
-        serves: dict[str, Any] = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
-        found = worker(keeper, command=["serve"], **serves)
-        await found.stop_accepting(None)
-        await found.stop_accepting(None)
-        assert (keeper.signals, found.left.done()) == ([signal.SIGQUIT], True)
-        await found.drain(None)
-        assert (keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGQUIT], 3.0)
-
-    _run_virtually(scenario())
-
-
-def test_worker_that_has_not_answered_yet_is_drained_by_a_signal_too_within_the_stop_timeout() -> None:
-    async def scenario(it: Controlled) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_worker_that_has_not_answered_yet_is_drained_by_a_signal_too_within_the_stop_timeout() -> None:
+    async with control(drain_timeout=30, stop_timeout=2) as it:
         it.worker.handover_group = "http"
         await it.worker.stop_accepting("http")
         assert it.orders() == [({"order": "drain", "to": "pair"}, 0)]
@@ -660,160 +596,140 @@ def test_worker_that_has_not_answered_yet_is_drained_by_a_signal_too_within_the_
         await it.worker.drain("http")
         assert asyncio.get_running_loop().time() == 4.0, "one that reads no orders is left to the stop"
 
-    control(scenario, drain_timeout=30, stop_timeout=2)
-
 
 @pytest.mark.parametrize("is_ready", [True, False])
-def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(is_ready: bool) -> None:
-    async def scenario(it: Controlled) -> None:
-        if is_ready:
-            it.worker.mark_ready()
-        asyncio.get_running_loop().call_later(4, it.worker.record_exit, Exit.from_returncode(0))
-        assert await it.worker.stop(5, None) == Exit.from_returncode(0)
-        assert it.orders() == [({"order": "stop", "to": "none"}, 0)]
-        assert it.keeper.signals == ([] if is_ready else [signal.SIGTERM])
-
-    control(scenario)
+async def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(
+    it: Controlled, is_ready: bool
+) -> None:
+    if is_ready:
+        it.worker.mark_ready()
+    asyncio.get_running_loop().call_later(4, it.worker.record_exit, Exit.from_returncode(0))
+    assert await it.worker.stop(5, None) == Exit.from_returncode(0)
+    assert it.orders() == [({"order": "stop", "to": "none"}, 0)]
+    assert it.keeper.signals == ([] if is_ready else [signal.SIGTERM])
 
 
 @pytest.mark.parametrize("survives", [True, False])
-def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: bool) -> None:
-    async def scenario(it: Controlled) -> None:
-        loop = asyncio.get_running_loop()
-        it.worker.mark_ready()
-        if not survives:
-            loop.call_later(6, it.worker.record_exit, Exit.from_signal(9))
-            assert await it.worker.stop(5, None) == Exit.from_signal(9)
-        else:
-            with pytest.raises(TimeoutError):
-                await it.worker.stop(5, None)
-            assert loop.time() == 5 + KILL_SECONDS
-        assert it.keeper.signals == [signal.SIGKILL]
-
-    control(scenario)
-
-
-def test_worker_that_exits_settles_everything_and_its_last_words_count() -> None:
-    async def scenario(it: Controlled) -> None:
-        found = it.worker
-        wire.send(it.end, {"event": "failed", "message": "no such table"})
-        disowned: list[str] = []
-        found.on_never_started = lambda: disowned.append("disowned")
-        found.record_exit(Exit.from_returncode(3))
-        found.record_exit(Exit.from_returncode(4))
-        futures = (found.reported, found.begun, found.imported, found.left)
-        assert all(future.done() for future in futures)
-        assert found.exited.result() == Exit.from_returncode(3)
-        failure = found.answered.exception()
-        assert isinstance(failure, WorkerFailed)
-        assert failure.message == Exit.from_returncode(3).message_before_ready("no such table")
-        assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_returncode(3))
-        found.mark_never_started("named pid 1")
-        found.on_violation("sent nonsense")
-        assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
-        assert found.control is not None
-        assert found.control.sock.fileno() == -1
-        with pytest.raises(ConnectionRefusedError, match="it has exited"):
-            await connect_for_probe(found, "http", False, [])
-
-    control(scenario)
+async def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(
+    it: Controlled, survives: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    it.worker.mark_ready()
+    if not survives:
+        loop.call_later(6, it.worker.record_exit, Exit.from_signal(9))
+        assert await it.worker.stop(5, None) == Exit.from_signal(9)
+    else:
+        with pytest.raises(TimeoutError):
+            await it.worker.stop(5, None)
+        assert loop.time() == 5 + KILL_SECONDS
+    assert it.keeper.signals == [signal.SIGKILL]
 
 
-def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once() -> None:
-    async def scenario(it: Controlled) -> None:
-        disowned: list[str] = []
-        it.worker.on_never_started = lambda: disowned.append(it.worker.breach)
-        it.worker.mark_never_started("named pid 1")
-        assert disowned == ["its zygote named pid 1"]
-        other = worker(it.keeper)
-        other.on_violation("sent nonsense")
-        other.on_violation("sent more")
-        assert (other.breach, it.keeper.killed) == ("it sent nonsense", [other.process])
+async def test_worker_that_exits_settles_everything_and_its_last_words_count(it: Controlled) -> None:
+    found = it.worker
+    wire.send(it.end, {"event": "failed", "message": "no such table"})
+    disowned: list[str] = []
+    found.on_never_started = lambda: disowned.append("disowned")
+    found.record_exit(Exit.from_returncode(3))
+    found.record_exit(Exit.from_returncode(4))
+    futures = (found.reported, found.begun, found.imported, found.left)
+    assert all(future.done() for future in futures)
+    assert found.exited.result() == Exit.from_returncode(3)
+    failure = found.answered.exception()
+    assert isinstance(failure, WorkerFailed)
+    assert failure.message == Exit.from_returncode(3).message_before_ready("no such table")
+    assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_returncode(3))
+    found.mark_never_started("named pid 1")
+    found.on_violation("sent nonsense")
+    assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
+    assert found.control is not None
+    assert found.control.sock.fileno() == -1
+    with pytest.raises(ConnectionRefusedError, match="it has exited"):
+        await connect_for_probe(found, "http", False, [])
 
-    control(scenario)
+
+async def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once(
+    it: Controlled,
+) -> None:
+    disowned: list[str] = []
+    it.worker.on_never_started = lambda: disowned.append(it.worker.breach)
+    it.worker.mark_never_started("named pid 1")
+    assert disowned == ["its zygote named pid 1"]
+    other = worker(it.keeper)
+    other.on_violation("sent nonsense")
+    other.on_violation("sent more")
+    assert (other.breach, it.keeper.killed) == ("it sent nonsense", [other.process])
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
-    async def scenario() -> None:
-        found = worker(command=["migrate"], job=True)
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(status))
-        with pytest.raises(WorkerFailed) as raised:
-            await wait_until_ready(found, [])
-        assert asyncio.get_running_loop().time() == 5
-        before = "" if status else " before it was ready"
-        assert raised.value.message == f"exited with status {status}{before}"
-        assert (raised.value.hint, raised.value.exit) == ("poolctl logs web", Exit.from_returncode(status))
-
-    _run_virtually(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
+    found = worker(command=["migrate"], job=True)
+    asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(status))
+    with pytest.raises(WorkerFailed) as raised:
+        await wait_until_ready(found, [])
+    assert asyncio.get_running_loop().time() == 5
+    before = "" if status else " before it was ready"
+    assert raised.value.message == f"exited with status {status}{before}"
+    assert (raised.value.hint, raised.value.exit) == ("poolctl logs web", Exit.from_returncode(status))
 
 
-def test_probe_gets_a_connection_of_its_own_to_the_worker() -> None:
-    async def scenario(it: Controlled) -> None:
-        with await connect_for_probe(it.worker, "echo", True, []) as ours:
-            received = wire.receive(it.end)
-            assert received is not None
-            message, (fd,) = received
-            assert message == {"order": "conn", "kind": "echo", "plain": True}
-            with socket.socket(fileno=fd) as theirs:
-                theirs.send(b"?")
-                assert ours.recv(10) == b"?"
-
-    control(scenario)
+async def test_probe_gets_a_connection_of_its_own_to_the_worker(it: Controlled) -> None:
+    with await connect_for_probe(it.worker, "echo", True, []) as ours:
+        received = wire.receive(it.end)
+        assert received is not None
+        message, (fd,) = received
+        assert message == {"order": "conn", "kind": "echo", "plain": True}
+        with socket.socket(fileno=fd) as theirs:
+            theirs.send(b"?")
+            assert ours.recv(10) == b"?"
 
 
-def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
-    async def scenario(it: Controlled) -> None:
-        assert it.worker.control is not None
-        while not it.worker.control.waits:
-            it.worker.set_in_rotation(True)
-        with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
-            await connect_for_probe(it.worker, "echo", True, [])
-
-    control(scenario)
+async def test_worker_that_reads_no_orders_is_not_sent_more_connections(it: Controlled) -> None:
+    assert it.worker.control is not None
+    while not it.worker.control.waits:
+        it.worker.set_in_rotation(True)
+    with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
+        await connect_for_probe(it.worker, "echo", True, [])
 
 
-def test_routes_are_sent_once_the_worker_begins_and_only_while_they_are_the_newest() -> None:
-    async def scenario(it: Controlled) -> None:
-        found = it.worker
-        with contextlib.closing(Descriptor(os.memfd_create("web's"))) as own:
-            routes = WorkerRoutes({"web": own}, {"web": "secret"}, ("10.0.0.0/8",))
-            found.assign_routes(RoutesMessage(routes, "web"))
-            assert it.orders() == []
-            found.order_to_begin()
-            sent = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
-            assert it.orders() == [({"order": "go"}, 0), (sent, 1)]
-            found.assign_routes(RoutesMessage(routes, "api"))
-            assert it.orders() == [({"order": "routes"}, 0)]
+async def test_routes_are_sent_once_the_worker_begins_and_only_while_they_are_the_newest(
+    it: Controlled,
+) -> None:
+    found = it.worker
+    with contextlib.closing(Descriptor(os.memfd_create("web's"))) as own:
+        routes = WorkerRoutes({"web": own}, {"web": "secret"}, ("10.0.0.0/8",))
         found.assign_routes(RoutesMessage(routes, "web"))
         assert it.orders() == []
+        found.order_to_begin()
+        sent = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
+        assert it.orders() == [({"order": "go"}, 0), (sent, 1)]
+        found.assign_routes(RoutesMessage(routes, "api"))
+        assert it.orders() == [({"order": "routes"}, 0)]
+    found.assign_routes(RoutesMessage(routes, "web"))
+    assert it.orders() == []
 
-    control(scenario)
 
-
-def test_facts_for_another_supervisor_are_complete() -> None:
-    async def scenario() -> None:
-        found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
-        found.start, found.ready_at, found.handover_group = 5, 1.5, "http"
-        expected: dict[str, Any] = {
-            "server": "web",
-            "key": "127.0.0.1:8080",
-            "generation": 1,
-            "index": 0,
-            "pid": 2,
-            "start": 5,
-            "ready_at": 1.5,
-            "output": "web",
-            "protocol": "http",
-            "notify": None,
-            "stop_signal": signal.SIGINT,
-            "keeps_group": True,
-        }
-        assert found.meta() == expected
-        found.hook = "before_start"
-        assert found.meta() == {**expected, "hook": "before_start"}
-        found.placement = replace(found.placement, pid=os.getpid())
-        found.start = None
-        assert found.meta()["start"] == process_start(os.getpid())
-
-    asyncio.run(scenario())
+async def test_facts_for_another_supervisor_are_complete() -> None:
+    found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
+    found.start, found.ready_at, found.handover_group = 5, 1.5, "http"
+    expected: dict[str, Any] = {
+        "server": "web",
+        "key": "127.0.0.1:8080",
+        "generation": 1,
+        "index": 0,
+        "pid": 2,
+        "start": 5,
+        "ready_at": 1.5,
+        "output": "web",
+        "protocol": "http",
+        "notify": None,
+        "stop_signal": signal.SIGINT,
+        "keeps_group": True,
+    }
+    assert found.meta() == expected
+    found.hook = "before_start"
+    assert found.meta() == {**expected, "hook": "before_start"}
+    found.placement = replace(found.placement, pid=os.getpid())
+    found.start = None
+    assert found.meta()["start"] == process_start(os.getpid())

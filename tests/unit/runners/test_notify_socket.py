@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from poolctl.runners.local.notify_socket import NotifySocket
-from tests.descriptors import no_descriptor_left
-from tests.unit.runners.test_local_worker import _run_virtually, ended
+from tests.unit.runners.test_local_worker import ended
+from tests.virtual_loop import run_in_virtual_time
 
 NOBODY, SOMEBODY = 65534, 54321
 
@@ -59,18 +59,15 @@ def say(path: str, message: bytes) -> None:
 
 
 @root_only
-def test_ready_is_accepted_only_from_the_programs_user_and_root() -> None:
-    async def scenario() -> None:
-        heard: list[int] = []
-        notify = NotifySocket.open(NOBODY)
-        notify.start(lambda: heard.append(1))
-        for uid, count in ((SOMEBODY, 0), (NOBODY, 1), (0, 2)):
-            await ended(in_a_child(uid, lambda: say(notify.path, b"STATUS=up\nREADY=1")))
-            await asyncio.sleep(0.01)
-            assert len(heard) == count, uid
-        notify.close()
-
-    asyncio.run(scenario())
+async def test_ready_is_accepted_only_from_the_programs_user_and_root() -> None:
+    heard: list[int] = []
+    notify = NotifySocket.open(NOBODY)
+    notify.start(lambda: heard.append(1))
+    for uid, count in ((SOMEBODY, 0), (NOBODY, 1), (0, 2)):
+        await ended(in_a_child(uid, lambda: say(notify.path, b"STATUS=up\nREADY=1")))
+        await asyncio.sleep(0.01)
+        assert len(heard) == count, uid
+    notify.close()
 
 
 def test_few_messages_are_read_from_a_program_that_floods() -> None:
@@ -96,24 +93,22 @@ def test_few_messages_are_read_from_a_program_that_floods() -> None:
 
     pid = in_a_child(os.geteuid(), flood)
     try:
-        _run_virtually(scenario())
+        run_in_virtual_time(scenario())
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-def test_notification_socket_can_be_reached_by_every_user_and_goes_away() -> None:
-    async def scenario() -> None:
-        notify = NotifySocket.open(NOBODY)
-        directory = os.path.dirname(notify.path)
-        assert os.stat(directory).st_mode & 0o777 == 0o711
-        assert os.stat(notify.path).st_mode & 0o777 == 0o777
-        assert not os.get_blocking(notify.fileno())
-        notify.start(print)
-        notify.close()
-        notify.close()
-        assert os.path.basename(directory) not in os.listdir(os.path.dirname(directory))
-        assert notify.fileno() == -1
-
-    with no_descriptor_left():
-        asyncio.run(scenario())
+async def test_notification_socket_can_be_reached_by_every_user_and_goes_away(
+    descriptors_closed: None,
+) -> None:
+    notify = NotifySocket.open(NOBODY)
+    directory = os.path.dirname(notify.path)
+    assert os.stat(directory).st_mode & 0o777 == 0o711
+    assert os.stat(notify.path).st_mode & 0o777 == 0o777
+    assert not os.get_blocking(notify.fileno())
+    notify.start(print)
+    notify.close()
+    notify.close()
+    assert os.path.basename(directory) not in os.listdir(os.path.dirname(directory))
+    assert notify.fileno() == -1

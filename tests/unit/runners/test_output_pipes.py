@@ -106,409 +106,353 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def test_logger_is_started_with_the_directory_of_the_pool_and_a_spool(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        (spawned,) = stage.keeper.spawned
-        assert [*spawned["argv"]] == command(sys.executable, "logs", str(tmp_path), isolated=True)
-        assert spawned["output"] == str(tmp_path / "logger.log")
-        assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
-        _, fds = await stage.received("underway")
-        assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
-        assert len(fds) == 2
-        for fd in fds:
-            os.close(fd)
-        stage.close()
-        assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
+pytestmark = pytest.mark.loop(run=run)
 
-    run(work())
+
+async def test_logger_is_started_with_the_directory_of_the_pool_and_a_spool(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    (spawned,) = stage.keeper.spawned
+    assert [*spawned["argv"]] == command(sys.executable, "logs", str(tmp_path), isolated=True)
+    assert spawned["output"] == str(tmp_path / "logger.log")
+    assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
+    _, fds = await stage.received("underway")
+    assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
+    assert len(fds) == 2
+    for fd in fds:
+        os.close(fd)
+    stage.close()
+    assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
 
 
 @pytest.mark.parametrize("files", [0, 2])
-def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        ours, theirs = wire.pair()
-        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-        stage.keeper.ends.append(theirs)
-        if files:
-            stage.keeper.entries["logger-underway"] = None, [os.memfd_create("file") for _ in range(files)]
-        await stage.output.start()
-        _, fds = await stage.received("underway")
-        assert (len(fds), len(stage.keeper.entries["logger-underway"][1])) == (2, 2)
-        assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
-        assert "logger-underway" in stage.keeper.values("put"), "the link to the keeper has no other copy"
-        for fd in fds:
-            os.close(fd)
-        stage.close()
-
-    run(work())
-
-
-def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        ours, theirs = wire.pair()
-        stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-        stage.keeper.ends.append(theirs)
-        read, write = os.pipe()
-        message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
-        (descriptor,) = stage.output.adopt("web.1", message, [read])
-        assert descriptor.fileno() == read
-        assert stage.output.paths == {"web": "/logs/web.log"}
-        await stage.output.start()
-        assert stage.keeper.spawned == []
-        added, (fd,) = await stage.received("add")
-        assert added == message
-        os.write(write, b"line")
-        assert os.read(fd, 9) == b"line"
+async def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
+    stage = Stage(tmp_path)
+    ours, theirs = wire.pair()
+    stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
+    stage.keeper.ends.append(theirs)
+    if files:
+        stage.keeper.entries["logger-underway"] = None, [os.memfd_create("file") for _ in range(files)]
+    await stage.output.start()
+    _, fds = await stage.received("underway")
+    assert (len(fds), len(stage.keeper.entries["logger-underway"][1])) == (2, 2)
+    assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
+    assert "logger-underway" in stage.keeper.values("put"), "the link to the keeper has no other copy"
+    for fd in fds:
         os.close(fd)
-        os.close(write)
-        stage.close()
-
-    run(work())
+    stage.close()
 
 
-def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server())
-        other, other_write = stage.output.create_pipe(server())
-        assert key != other
-        assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
-        for id, pid in ((key, 42), (other, 43)):
-            stage.output.register_pipe(id, pid)
-            message, (fd,) = await stage.received("add")
-            assert (message["id"], message["name"], message["pid"]) == (id, "web", pid)
-            assert stage.keeper.values("put")[f"output:{id}"] == message
-            assert not os.get_blocking(fd)
-            os.close(fd)
+async def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    ours, theirs = wire.pair()
+    stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
+    stage.keeper.ends.append(theirs)
+    read, write = os.pipe()
+    message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
+    (descriptor,) = stage.output.adopt("web.1", message, [read])
+    assert descriptor.fileno() == read
+    assert stage.output.paths == {"web": "/logs/web.log"}
+    await stage.output.start()
+    assert stage.keeper.spawned == []
+    added, (fd,) = await stage.received("add")
+    assert added == message
+    os.write(write, b"line")
+    assert os.read(fd, 9) == b"line"
+    os.close(fd)
+    os.close(write)
+    stage.close()
+
+
+async def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server())
+    other, other_write = stage.output.create_pipe(server())
+    assert key != other
+    assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
+    for id, pid in ((key, 42), (other, 43)):
+        stage.output.register_pipe(id, pid)
+        message, (fd,) = await stage.received("add")
+        assert (message["id"], message["name"], message["pid"]) == (id, "web", pid)
+        assert stage.keeper.values("put")[f"output:{id}"] == message
+        assert not os.get_blocking(fd)
+        os.close(fd)
+    os.write(write, b"x")
+    finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
+    await asyncio.sleep(1)
+    assert not finished.done()
+    wire.send(stage.logger, {"t": "eof", "id": key, "tail": ""})
+    wire.send(stage.logger, {"t": "eof", "id": "unknown", "tail": ""})
+    await finished
+    assert asyncio.get_running_loop().time() == 1
+    with pytest.raises(BrokenPipeError):
         os.write(write, b"x")
-        finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
-        await asyncio.sleep(1)
-        assert not finished.done()
-        wire.send(stage.logger, {"t": "eof", "id": key, "tail": ""})
-        wire.send(stage.logger, {"t": "eof", "id": "unknown", "tail": ""})
-        await finished
-        assert asyncio.get_running_loop().time() == 1
-        with pytest.raises(BrokenPipeError):
-            os.write(write, b"x")
-        assert f"output:{key}" not in stage.keeper.entries
-        assert f"output:{other}" in stage.keeper.entries
-        await stage.output.wait_until_stored(key, 60)
-        await stage.output.wait_until_stored(other, 60)
-        assert asyncio.get_running_loop().time() == 61
-        os.close(write)
-        os.close(other_write)
-        stage.close()
-
-    run(work())
+    assert f"output:{key}" not in stage.keeper.entries
+    assert f"output:{other}" in stage.keeper.entries
+    await stage.output.wait_until_stored(key, 60)
+    await stage.output.wait_until_stored(other, 60)
+    assert asyncio.get_running_loop().time() == 61
+    os.close(write)
+    os.close(other_write)
+    stage.close()
 
 
 PROGRAM = {"app": None, "command": ["web"], "ready_line": "^ready"}
 
 
-def test_ready_line_is_awaited_until_a_logger_has_found_it(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage, problems = Stage(tmp_path), []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-        await stage.start()
-        key, write = stage.output.create_pipe(server(**PROGRAM))
-        stage.output.register_pipe(key, 42)
-        message, (fd,) = await stage.received("add")
-        assert message["ready_line"] == "^ready"
-        os.close(fd)
-        waiting = asyncio.ensure_future(stage.output.wait_for_ready_line(key))
-        await stage.keeper.say({"t": "ready", "id": "unknown", "error": "", "fix": ""})
-        assert not waiting.done()
-        for _ in range(2):
-            await stage.keeper.say({"t": "ready", "id": key, "error": "", "fix": ""})
-            await waiting
-        assert problems == [], "a logger that was killed meanwhile may have reported it too"
-        await stage.output.wait_for_ready_line(key)
-        found = stage.keeper.values("note")[f"output:{key}"]
-        assert found == {name: each for name, each in message.items() if name != "ready_line"}
-        stage.keeper.end()
-        await asyncio.sleep(1)
-        await stage.up()
-        again, (fd,) = await stage.received("add")
-        assert again == found, "the next logger does not look for it"
-        os.close(fd)
-        os.close(write)
-        stage.close()
-
-    run(work())
+async def test_ready_line_is_awaited_until_a_logger_has_found_it(tmp_path: Path) -> None:
+    stage, problems = Stage(tmp_path), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    await stage.start()
+    key, write = stage.output.create_pipe(server(**PROGRAM))
+    stage.output.register_pipe(key, 42)
+    message, (fd,) = await stage.received("add")
+    assert message["ready_line"] == "^ready"
+    os.close(fd)
+    waiting = asyncio.ensure_future(stage.output.wait_for_ready_line(key))
+    await stage.keeper.say({"t": "ready", "id": "unknown", "error": "", "fix": ""})
+    assert not waiting.done()
+    for _ in range(2):
+        await stage.keeper.say({"t": "ready", "id": key, "error": "", "fix": ""})
+        await waiting
+    assert problems == [], "a logger that was killed meanwhile may have reported it too"
+    await stage.output.wait_for_ready_line(key)
+    found = stage.keeper.values("note")[f"output:{key}"]
+    assert found == {name: each for name, each in message.items() if name != "ready_line"}
+    stage.keeper.end()
+    await asyncio.sleep(1)
+    await stage.up()
+    again, (fd,) = await stage.received("add")
+    assert again == found, "the next logger does not look for it"
+    os.close(fd)
+    os.close(write)
+    stage.close()
 
 
-def test_ready_line_that_cannot_be_found_is_a_problem_of_the_server(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server(**PROGRAM))
-        stage.output.register_pipe(key, 42)
-        await stage.keeper.say({"t": "ready", "id": key, "error": "too slow", "fix": "be faster"})
-        for _ in range(2):
-            with pytest.raises(ServerError) as raised:
-                await stage.output.wait_for_ready_line(key)
-            assert (raised.value.message, raised.value.hint) == ("ready_line: too slow", "be faster")
-        assert f"output:{key}" not in stage.keeper.values("note")
-        os.close(write)
-        stage.close()
-
-    run(work())
+async def test_ready_line_that_cannot_be_found_is_a_problem_of_the_server(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server(**PROGRAM))
+    stage.output.register_pipe(key, 42)
+    await stage.keeper.say({"t": "ready", "id": key, "error": "too slow", "fix": "be faster"})
+    for _ in range(2):
+        with pytest.raises(ServerError) as raised:
+            await stage.output.wait_for_ready_line(key)
+        assert (raised.value.message, raised.value.hint) == ("ready_line: too slow", "be faster")
+    assert f"output:{key}" not in stage.keeper.values("note")
+    os.close(write)
+    stage.close()
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_next_supervisor_knows_whether_the_ready_line_was_there(tmp_path: Path, found: bool) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        read, write = os.pipe()
-        message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
-        stage.output.adopt("web.1", message | ({} if found else {"ready_line": "^ready"}), [read])
-        waiting = asyncio.ensure_future(stage.output.wait_for_ready_line("web.1"))
-        await asyncio.sleep(1)
-        assert waiting.done() is found
-        waiting.cancel()
-        os.close(write)
-        await stage.start()
-        stage.close()
-
-    run(work())
+async def test_next_supervisor_knows_whether_the_ready_line_was_there(tmp_path: Path, found: bool) -> None:
+    stage = Stage(tmp_path)
+    read, write = os.pipe()
+    message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
+    stage.output.adopt("web.1", message | ({} if found else {"ready_line": "^ready"}), [read])
+    waiting = asyncio.ensure_future(stage.output.wait_for_ready_line("web.1"))
+    await asyncio.sleep(1)
+    assert waiting.done() is found
+    waiting.cancel()
+    os.close(write)
+    await stage.start()
+    stage.close()
 
 
-def test_ready_line_is_awaited_in_vain_if_the_output_has_ended(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server(**PROGRAM))
-        os.close(write)
-        await stage.keeper.say({"t": "eof", "id": key, "tail": ""})
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(stage.output.wait_for_ready_line(key), 60)
-        stage.close()
-
-    run(work())
+async def test_ready_line_is_awaited_in_vain_if_the_output_has_ended(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server(**PROGRAM))
+    os.close(write)
+    await stage.keeper.say({"t": "eof", "id": key, "tail": ""})
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stage.output.wait_for_ready_line(key), 60)
+    stage.close()
 
 
-def test_helper_prints_to_the_logger_without_ever_waiting_for_it(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        helper = stage.helpers.add(PAGE, HelperOwner(), HelperProcess)
-        stage.keeper.refusals = [Refused("no such program")]
-        helper.reconcile()
-        await stage.settled()
-        helper.reconcile()
-        await stage.up()
-        assert stage.keeper.spawned[-1]["output"] is None
-        (write,) = stage.keeper.outputs
-        assert not os.get_blocking(write)
-        added, (read,) = await stage.keeper.heard_next("add", 0)
-        log = str(tmp_path / "page.log")
-        assert (added["name"], added["path"], added["format"]) == ("[page]", log, "raw")
-        assert (added["max_size"], added["keep"]) == (1 << 20, 1)
-        assert added["pid"] == helper.pid
-        os.write(write, b"line")
-        assert os.read(read, 9) == b"line"
-        entry = f"helper output {added['id']}"
-        assert stage.keeper.values("put")[entry] == added
-        for fd in (read, write):
-            os.close(fd)
-        stored = asyncio.ensure_future(helper.log.wait_until_stored())
-        question, _ = await stage.keeper.heard_next("performed", 0)
-        assert not stored.done()
-        await stage.keeper.say({"t": "performed", "id": question["id"]}, end=0)
-        await stored
-        await stage.keeper.say({"t": "eof", "id": added["id"], "tail": ""}, end=0)
-        assert entry not in stage.keeper.entries
-        helper.close()
-        stage.close()
-
-    run(work())
-
-
-def test_pipe_of_a_helper_is_adopted_without_being_a_servers(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        read, write = os.pipe()
-        stage.output.adopt(
-            "[web].1", {"t": "add", "id": "[web].1", "name": "[web]", "path": "/web.log"}, [read]
-        )
-        assert stage.output.paths == {}
-        await stage.start()
-        await stage.keeper.say({"t": "eof", "id": "[web].1", "tail": ""})
-        assert "helper output [web].1" in stage.keeper.values("drop")
-        os.close(write)
-        stage.close()
-
-    run(work())
-
-
-def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        log = {
-            "path": str(tmp_path / "own.log"),
-            "format": "json",
-            "max_size": "1MiB",
-            "keep": 3,
-            "max_age": "1h",
-        }
-        await stage.start()
-        key, write = stage.output.create_pipe(server(log=log))
-        stage.output.register_pipe(key, 5)
-        message, (fd,) = await stage.received("add")
-        assert message == {
-            "t": "add", "id": key, "name": "web", "pid": 5, "path": str(tmp_path / "own.log"), "owner": None,
-            "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
-        }  # fmt: skip
+async def test_helper_prints_to_the_logger_without_ever_waiting_for_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    helper = stage.helpers.add(PAGE, HelperOwner(), HelperProcess)
+    stage.keeper.refusals = [Refused("no such program")]
+    helper.reconcile()
+    await stage.settled()
+    helper.reconcile()
+    await stage.up()
+    assert stage.keeper.spawned[-1]["output"] is None
+    (write,) = stage.keeper.outputs
+    assert not os.get_blocking(write)
+    added, (read,) = await stage.keeper.heard_next("add", 0)
+    log = str(tmp_path / "page.log")
+    assert (added["name"], added["path"], added["format"]) == ("[page]", log, "raw")
+    assert (added["max_size"], added["keep"]) == (1 << 20, 1)
+    assert added["pid"] == helper.pid
+    os.write(write, b"line")
+    assert os.read(read, 9) == b"line"
+    entry = f"helper output {added['id']}"
+    assert stage.keeper.values("put")[entry] == added
+    for fd in (read, write):
         os.close(fd)
-        os.close(write)
-        stage.close()
-
-    run(work())
-
-
-def test_pipe_of_a_worker_that_was_not_created_is_closed(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        key, write = stage.output.create_pipe(server())
-        stage.output.discard(key)
-        with pytest.raises(BrokenPipeError):
-            os.write(write, b"x")
-        os.close(write)
-        stage.output.discard(key)
-        stage.close()
-
-    run(work())
+    stored = asyncio.ensure_future(helper.log.wait_until_stored())
+    question, _ = await stage.keeper.heard_next("performed", 0)
+    assert not stored.done()
+    await stage.keeper.say({"t": "performed", "id": question["id"]}, end=0)
+    await stored
+    await stage.keeper.say({"t": "eof", "id": added["id"], "tail": ""}, end=0)
+    assert entry not in stage.keeper.entries
+    helper.close()
+    stage.close()
 
 
-def test_next_logger_gets_every_pipe(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server())
-        stage.output.register_pipe(key, 42)
-        stage.keeper.end()
-        await asyncio.sleep(1)
-        await stage.up()
-        assert len(stage.keeper.spawned) == 2
-        message, (fd,) = await stage.received("add")
-        assert message["id"] == key
-        os.close(fd)
-        os.close(write)
-        stage.close()
-
-    run(work())
+async def test_pipe_of_a_helper_is_adopted_without_being_a_servers(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    read, write = os.pipe()
+    stage.output.adopt("[web].1", {"t": "add", "id": "[web].1", "name": "[web]", "path": "/web.log"}, [read])
+    assert stage.output.paths == {}
+    await stage.start()
+    await stage.keeper.say({"t": "eof", "id": "[web].1", "tail": ""})
+    assert "helper output [web].1" in stage.keeper.values("drop")
+    os.close(write)
+    stage.close()
 
 
-def test_files_are_reopened_once_the_logger_says_so_or_has_ended(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.output.reopen_logs()
-        await stage.start()
-        for ends in (False, True):
-            reopening = [asyncio.ensure_future(stage.output.reopen_logs()) for _ in range(2)]
-            for each in reopening:
-                await stage.received("reopen")
-                question, _ = await stage.received("performed")
-                assert not each.done()
-                if not ends:
-                    await stage.keeper.say({"t": "performed", "id": question["id"]})
-            if ends:
-                stage.keeper.end()
-            await asyncio.gather(*reopening)
-        stage.close()
-
-    run(work())
-
-
-def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        stage.keeper.refusals = [LinkLost()] * 3
-        stage.keeper.end()
-        while len(stage.keeper.spawned) < 2:
-            await asyncio.sleep(0.01)
-        assert 0.6 <= asyncio.get_running_loop().time() < 0.65
-        stage.close()
-
-    run(work())
+async def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    log = {
+        "path": str(tmp_path / "own.log"),
+        "format": "json",
+        "max_size": "1MiB",
+        "keep": 3,
+        "max_age": "1h",
+    }
+    await stage.start()
+    key, write = stage.output.create_pipe(server(log=log))
+    stage.output.register_pipe(key, 5)
+    message, (fd,) = await stage.received("add")
+    assert message == {
+        "t": "add", "id": key, "name": "web", "pid": 5, "path": str(tmp_path / "own.log"), "owner": None,
+        "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
+    }  # fmt: skip
+    os.close(fd)
+    os.close(write)
+    stage.close()
 
 
-def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        stage.keeper.refusals = [LinkLost()]
-        stage.keeper.end()
-        await asyncio.sleep(0.1)
-        assert stage.keeper.refusals == []
-        stage.output.shut_down()
-        await asyncio.sleep(1)
-        assert len(stage.keeper.spawned) == 1
-        stage.close()
-
-    run(work())
+async def test_pipe_of_a_worker_that_was_not_created_is_closed(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    key, write = stage.output.create_pipe(server())
+    stage.output.discard(key)
+    with pytest.raises(BrokenPipeError):
+        os.write(write, b"x")
+    os.close(write)
+    stage.output.discard(key)
+    stage.close()
 
 
-def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server())
-        stage.output.shut_down()
-        stage.output.register_pipe(key, 4711)
-        await stage.received("end")
-        assert wire.receive(stage.logger) is None
-        with pytest.raises(BrokenPipeError):
-            os.write(write, b"x")
-        os.close(write)
-        stage.close()
-
-    run(work())
-
-
-def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        key, write = stage.output.create_pipe(server())
-        for message in (
-            {"id": key, "bytes": 5, "error": "No space left on device"},
-            {"id": key},
-            {"id": "unknown", "bytes": 5},
-        ):
-            wire.send(stage.logger, {"t": "dropped", **message})
-        await stage.settled()
-        path = str(tmp_path / "logs" / "web.log")
-        assert stage.events.lost == [("web", 5, path, "No space left on device"), ("web", 0, path, "")]
-        os.close(write)
-        stage.close()
-
-    run(work())
+async def test_next_logger_gets_every_pipe(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server())
+    stage.output.register_pipe(key, 42)
+    stage.keeper.end()
+    await asyncio.sleep(1)
+    await stage.up()
+    assert len(stage.keeper.spawned) == 2
+    message, (fd,) = await stage.received("add")
+    assert message["id"] == key
+    os.close(fd)
+    os.close(write)
+    stage.close()
 
 
-def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_path: Path) -> None:
-    async def work() -> None:
-        stage = Stage(tmp_path)
-        await stage.start()
-        saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
-        message, (fd,) = await stage.received("add")
-        assert message["pid"] == os.getpid()
-        assert os.read(fd, 99) == b"one\ntwo\n"
-        assert os.read(fd, 99) == b"", "the write end is closed"
-        os.close(fd)
-        await saying
-        assert asyncio.get_running_loop().time() == 1
-        # Lines that exceed the pipe are dropped; the supervisor does not wait.
-        await stage.output.append_lines(server(), ["x" * 100_000] * 2)
-        stage.close()
+async def test_files_are_reopened_once_the_logger_says_so_or_has_ended(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.output.reopen_logs()
+    await stage.start()
+    for ends in (False, True):
+        reopening = [asyncio.ensure_future(stage.output.reopen_logs()) for _ in range(2)]
+        for each in reopening:
+            await stage.received("reopen")
+            question, _ = await stage.received("performed")
+            assert not each.done()
+            if not ends:
+                await stage.keeper.say({"t": "performed", "id": question["id"]})
+        if ends:
+            stage.keeper.end()
+        await asyncio.gather(*reopening)
+    stage.close()
 
-    run(work())
+
+async def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    stage.keeper.refusals = [LinkLost()] * 3
+    stage.keeper.end()
+    while len(stage.keeper.spawned) < 2:
+        await asyncio.sleep(0.01)
+    assert 0.6 <= asyncio.get_running_loop().time() < 0.65
+    stage.close()
+
+
+async def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    stage.keeper.refusals = [LinkLost()]
+    stage.keeper.end()
+    await asyncio.sleep(0.1)
+    assert stage.keeper.refusals == []
+    stage.output.shut_down()
+    await asyncio.sleep(1)
+    assert len(stage.keeper.spawned) == 1
+    stage.close()
+
+
+async def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server())
+    stage.output.shut_down()
+    stage.output.register_pipe(key, 4711)
+    await stage.received("end")
+    assert wire.receive(stage.logger) is None
+    with pytest.raises(BrokenPipeError):
+        os.write(write, b"x")
+    os.close(write)
+    stage.close()
+
+
+async def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    key, write = stage.output.create_pipe(server())
+    for message in (
+        {"id": key, "bytes": 5, "error": "No space left on device"},
+        {"id": key},
+        {"id": "unknown", "bytes": 5},
+    ):
+        wire.send(stage.logger, {"t": "dropped", **message})
+    await stage.settled()
+    path = str(tmp_path / "logs" / "web.log")
+    assert stage.events.lost == [("web", 5, path, "No space left on device"), ("web", 0, path, "")]
+    os.close(write)
+    stage.close()
+
+
+async def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.start()
+    saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
+    message, (fd,) = await stage.received("add")
+    assert message["pid"] == os.getpid()
+    assert os.read(fd, 99) == b"one\ntwo\n"
+    assert os.read(fd, 99) == b"", "the write end is closed"
+    os.close(fd)
+    await saying
+    assert asyncio.get_running_loop().time() == 1
+    # Lines that exceed the pipe are dropped; the supervisor does not wait.
+    await stage.output.append_lines(server(), ["x" * 100_000] * 2)
+    stage.close()
 
 
 def test_last_lines_are_masked_cut_and_limited_by_number_and_time(tmp_path: Path) -> None:

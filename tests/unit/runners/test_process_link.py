@@ -40,6 +40,7 @@ from poolctl.runners.process_link import (
     spawn,
 )
 from poolctl.worker import imports
+from tests import descriptors
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
 from tests.processes import freeze
@@ -56,6 +57,9 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     # No time passes but while all wait: how busy the machine is decides nothing.
     with no_descriptor_left(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(watched())
+
+
+pytestmark = pytest.mark.loop(run=run)
 
 
 def paused(seconds: float) -> None:
@@ -102,223 +106,184 @@ class Peer(LinkHandler):
         self.sock.close()
 
 
-def test_replies_find_their_calls_in_any_order() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        calls = [asyncio.ensure_future(peer.link.call({"n": number})) for number in range(5)]
-        requests = [(await peer.request())[0] for _ in calls]
-        for request in reversed(requests):
-            wire.send(peer.sock, {"id": request["id"], "twice": request["n"] * 2})
-        assert [(await call)[0]["twice"] for call in calls] == [0, 2, 4, 6, 8]
-        peer.close()
-
-    run(scenario())
+async def test_replies_find_their_calls_in_any_order() -> None:
+    peer = Peer()
+    calls = [asyncio.ensure_future(peer.link.call({"n": number})) for number in range(5)]
+    requests = [(await peer.request())[0] for _ in calls]
+    for request in reversed(requests):
+        wire.send(peer.sock, {"id": request["id"], "twice": request["n"] * 2})
+    assert [(await call)[0]["twice"] for call in calls] == [0, 2, 4, 6, 8]
+    peer.close()
 
 
-def test_messages_that_are_no_replies_are_received_in_order() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        for number in range(200):
-            wire.send(peer.sock, {"n": number})
-            if number % 50 == 49:
-                await asyncio.sleep(0.01)
-        while len(peer.heard) < 200:
-            await asyncio.sleep(0)
-        assert [message["n"] for message in peer.heard] == list(range(200))
-        assert peer.link.heard == 200
-        peer.close()
-
-    run(scenario())
-
-
-def test_an_error_is_a_refusal_and_the_link_lives_on() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        call = asyncio.ensure_future(peer.link.call({}))
-        request, _ = await peer.request()
-        wire.send(peer.sock, {"id": request["id"], "error": "no such thing"})
-        with pytest.raises(Refused, match="no such thing"):
-            await call
-        peer.link.send({"still": "there"})
-        assert (await peer.request())[0] == {"still": "there"}
-        peer.close()
-
-    run(scenario())
-
-
-def test_call_with_a_descriptor_that_was_closed_fails_and_does_not_wait_for_a_reply() -> None:
-    async def work() -> None:
-        peer = Peer()
-        closed = socket.socket()
-        closed.close()
-        with pytest.raises(OSError, match="descriptor of the message is closed"):
-            await peer.link.call({}, [closed])
-        peer.close()
-
-    run(work())
-
-
-def test_end_fails_the_calls_under_way_and_all_later_ones_and_is_reported_once() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        calls = [asyncio.ensure_future(peer.link.call({})) for _ in range(3)]
-        await peer.request()
-        peer.sock.close()
-        for call in calls:
-            with pytest.raises(LinkLost):
-                await call
-        with pytest.raises(LinkLost):
-            await peer.link.call({})
-        peer.link.send({"into": "the void"})
-        assert peer.ends == 1
-        peer.close()
-        assert peer.ends == 1
-
-    run(scenario())
-
-
-def test_a_reply_before_the_end_is_not_lost() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        call = asyncio.ensure_future(peer.link.call({}))
-        request, _ = await peer.request()
-        wire.send(peer.sock, {"id": request["id"], "pid": 7})
-        peer.sock.close()
-        assert (await call)[0]["pid"] == 7
-        peer.close()
-
-    run(scenario())
-
-
-def test_messages_without_room_wait_in_order_with_their_descriptors() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        peer.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        files = []
-        for number in range(100):
-            file = os.memfd_create(str(number))
-            os.write(file, b"x" * number)
-            peer.link.send({"n": number, "filler": "y" * 2000}, [file])
-            os.close(file)  # ours again at once
-        for _ in range(100):
-            message, fds = await peer.request()
-            files.append((message["n"], os.fstat(fds[0]).st_size))
-            os.close(fds[0])
-        assert files == [(number, number) for number in range(100)]
-        peer.close()
-
-    run(scenario())
-
-
-def test_long_messages_arrive_in_order_whatever_waits_before_them() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        sent: list[wire.Message] = []
-        while not peer.link.waits:
-            sent.append({"n": len(sent), "filler": "x" * 1000})
-            peer.link.send(sent[-1])
-        for size in (wire.MAX_PACKET_BYTES, 3_000_000, 10):
-            sent.append({"n": len(sent), "filler": "x" * size})
-            peer.link.send(sent[-1])
-        with pytest.raises(wire.WireError, match="too large"):
-            peer.link.send({"filler": "x" * wire.MAX_MESSAGE_BYTES})
-        assert [(await peer.request())[0] for _ in sent] == sent
-        wire.send(peer.sock, {"filler": "x" * wire.MAX_PACKET_BYTES})
-        await asyncio.sleep(0.1)
-        assert [len(message["filler"]) for message in peer.heard] == [wire.MAX_PACKET_BYTES]
-        peer.close()
-
-    run(scenario())
-
-
-def test_invalid_messages_of_a_trusted_peer_are_skipped() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        for garbage in (b"no json", b"[1]", b"[" * 50_000):
-            peer.sock.send(garbage)
-        wire.send(peer.sock, {"after": 1})
-        while not peer.heard:
-            await asyncio.sleep(0)
-        assert peer.heard == [{"after": 1}]
-        peer.close()
-
-    run(scenario())
-
-
-def test_peer_that_does_not_answer_counts_as_gone() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        slow = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.5))
-        others = 0
-        while others < 12:
-            # Busy with what others want of it, and then at last with this.
-            await asyncio.sleep(0.05)
-            wire.send(peer.sock, {"event": "busy"})
-            others += 1
-        assert not slow.done()
-        request, _ = await peer.request()
-        wire.send(peer.sock, {"id": request["id"]})
-        await slow
-        asked = [asyncio.ensure_future(peer.link.call({"n": n}, patience_seconds=0.05)) for n in (2, 3)]
-        for each in asked:
-            with pytest.raises(LinkLost, match=r"not answered for 0.05 s"):
-                await each
-        assert peer.ends == 1
-        peer.close()
-
-    run(scenario())
-
-
-def test_a_pause_of_this_process_does_not_count_as_silence_of_the_other_end() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        asked = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.2))
+async def test_messages_that_are_no_replies_are_received_in_order() -> None:
+    peer = Peer()
+    for number in range(200):
+        wire.send(peer.sock, {"n": number})
+        if number % 50 == 49:
+            await asyncio.sleep(0.01)
+    while len(peer.heard) < 200:
         await asyncio.sleep(0)
-        asyncio.get_running_loop().call_soon(paused, 1.3)
-        await asyncio.sleep(0.1)
-        assert not asked.done()
-        request, _ = await peer.request()
-        wire.send(peer.sock, {"id": request["id"]})
-        await asked
-        peer.close()
-
-    run(scenario())
+    assert [message["n"] for message in peer.heard] == list(range(200))
+    assert peer.link.heard == 200
+    peer.close()
 
 
-def test_end_of_a_link_waits_for_no_connection_that_was_sent_to_linger() -> None:
-    async def scenario() -> None:
-        ours, theirs = wire.pair()
-        link = Link(ours, trusted=False)
-        with socket.create_server(("127.0.0.1", 0)) as listener, theirs, socket.socket() as client:
-            client.connect(listener.getsockname())
-            accepted, _ = listener.accept()
-            accepted.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    accepted.send(bytes(100_000))
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
-            wire.send(theirs, {"t": "hello"}, [accepted.fileno()])
-            os.close(accepted.detach())
-            began = time.monotonic()
-            link.close()
-            assert time.monotonic() - began < 10
-
-    run(scenario())
+async def test_an_error_is_a_refusal_and_the_link_lives_on() -> None:
+    peer = Peer()
+    call = asyncio.ensure_future(peer.link.call({}))
+    request, _ = await peer.request()
+    wire.send(peer.sock, {"id": request["id"], "error": "no such thing"})
+    with pytest.raises(Refused, match="no such thing"):
+        await call
+    peer.link.send({"still": "there"})
+    assert (await peer.request())[0] == {"still": "there"}
+    peer.close()
 
 
-def test_last_messages_of_a_process_that_ended_with_unread_orders_are_received() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        peer.link.send({"order": "unread"})
-        wire.send(peer.sock, {"event": "failed"})
-        peer.sock.close()
-        peer.link.send({"order": "too late"})
-        while not peer.ends:
-            await asyncio.sleep(0)
-        assert peer.heard == [{"event": "failed"}]
-        peer.close()
+async def test_call_with_a_descriptor_that_was_closed_fails_and_does_not_wait_for_a_reply() -> None:
+    peer = Peer()
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(OSError, match="descriptor of the message is closed"):
+        await peer.link.call({}, [closed])
+    peer.close()
 
-    run(scenario())
+
+async def test_end_fails_the_calls_under_way_and_all_later_ones_and_is_reported_once() -> None:
+    peer = Peer()
+    calls = [asyncio.ensure_future(peer.link.call({})) for _ in range(3)]
+    await peer.request()
+    peer.sock.close()
+    for call in calls:
+        with pytest.raises(LinkLost):
+            await call
+    with pytest.raises(LinkLost):
+        await peer.link.call({})
+    peer.link.send({"into": "the void"})
+    assert peer.ends == 1
+    peer.close()
+    assert peer.ends == 1
+
+
+async def test_a_reply_before_the_end_is_not_lost() -> None:
+    peer = Peer()
+    call = asyncio.ensure_future(peer.link.call({}))
+    request, _ = await peer.request()
+    wire.send(peer.sock, {"id": request["id"], "pid": 7})
+    peer.sock.close()
+    assert (await call)[0]["pid"] == 7
+    peer.close()
+
+
+async def test_messages_without_room_wait_in_order_with_their_descriptors() -> None:
+    peer = Peer()
+    peer.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    files = []
+    for number in range(100):
+        file = os.memfd_create(str(number))
+        os.write(file, b"x" * number)
+        peer.link.send({"n": number, "filler": "y" * 2000}, [file])
+        os.close(file)  # ours again at once
+    for _ in range(100):
+        message, fds = await peer.request()
+        files.append((message["n"], os.fstat(fds[0]).st_size))
+        os.close(fds[0])
+    assert files == [(number, number) for number in range(100)]
+    peer.close()
+
+
+async def test_long_messages_arrive_in_order_whatever_waits_before_them() -> None:
+    peer = Peer()
+    sent: list[wire.Message] = []
+    while not peer.link.waits:
+        sent.append({"n": len(sent), "filler": "x" * 1000})
+        peer.link.send(sent[-1])
+    for size in (wire.MAX_PACKET_BYTES, 3_000_000, 10):
+        sent.append({"n": len(sent), "filler": "x" * size})
+        peer.link.send(sent[-1])
+    with pytest.raises(wire.WireError, match="too large"):
+        peer.link.send({"filler": "x" * wire.MAX_MESSAGE_BYTES})
+    assert [(await peer.request())[0] for _ in sent] == sent
+    wire.send(peer.sock, {"filler": "x" * wire.MAX_PACKET_BYTES})
+    await asyncio.sleep(0.1)
+    assert [len(message["filler"]) for message in peer.heard] == [wire.MAX_PACKET_BYTES]
+    peer.close()
+
+
+async def test_invalid_messages_of_a_trusted_peer_are_skipped() -> None:
+    peer = Peer()
+    for garbage in (b"no json", b"[1]", b"[" * 50_000):
+        peer.sock.send(garbage)
+    wire.send(peer.sock, {"after": 1})
+    while not peer.heard:
+        await asyncio.sleep(0)
+    assert peer.heard == [{"after": 1}]
+    peer.close()
+
+
+async def test_peer_that_does_not_answer_counts_as_gone() -> None:
+    peer = Peer()
+    slow = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.5))
+    others = 0
+    while others < 12:
+        # Busy with what others want of it, and then at last with this.
+        await asyncio.sleep(0.05)
+        wire.send(peer.sock, {"event": "busy"})
+        others += 1
+    assert not slow.done()
+    request, _ = await peer.request()
+    wire.send(peer.sock, {"id": request["id"]})
+    await slow
+    asked = [asyncio.ensure_future(peer.link.call({"n": n}, patience_seconds=0.05)) for n in (2, 3)]
+    for each in asked:
+        with pytest.raises(LinkLost, match=r"not answered for 0.05 s"):
+            await each
+    assert peer.ends == 1
+    peer.close()
+
+
+async def test_a_pause_of_this_process_does_not_count_as_silence_of_the_other_end() -> None:
+    peer = Peer()
+    asked = asyncio.ensure_future(peer.link.call({"n": 1}, patience_seconds=0.2))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(paused, 1.3)
+    await asyncio.sleep(0.1)
+    assert not asked.done()
+    request, _ = await peer.request()
+    wire.send(peer.sock, {"id": request["id"]})
+    await asked
+    peer.close()
+
+
+async def test_end_of_a_link_waits_for_no_connection_that_was_sent_to_linger() -> None:
+    ours, theirs = wire.pair()
+    link = Link(ours, trusted=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener, theirs, socket.socket() as client:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted.send(bytes(100_000))
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+        wire.send(theirs, {"t": "hello"}, [accepted.fileno()])
+        os.close(accepted.detach())
+        began = time.monotonic()
+        link.close()
+        assert time.monotonic() - began < 10
+
+
+async def test_last_messages_of_a_process_that_ended_with_unread_orders_are_received() -> None:
+    peer = Peer()
+    peer.link.send({"order": "unread"})
+    wire.send(peer.sock, {"event": "failed"})
+    peer.sock.close()
+    peer.link.send({"order": "too late"})
+    while not peer.ends:
+        await asyncio.sleep(0)
+    assert peer.heard == [{"event": "failed"}]
+    peer.close()
 
 
 @pytest.mark.parametrize(
@@ -332,191 +297,154 @@ def test_last_messages_of_a_process_that_ended_with_unread_orders_are_received()
         (b'{"wrong":1}', "sent a strange thing"),
     ],
 )
-def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(packet: bytes, deed: str) -> None:
-    async def scenario() -> None:
-        peer = Peer(trusted=False, refused="a strange thing")
+async def test_untrusted_peer_that_breaks_the_rules_is_cut_off_with_the_reason(
+    packet: bytes, deed: str
+) -> None:
+    peer = Peer(trusted=False, refused="a strange thing")
+    call = asyncio.ensure_future(peer.link.call({}))
+    await peer.request()
+    peer.sock.send(packet)
+    with pytest.raises(LinkLost, match=deed):
+        await call
+    assert (peer.deeds, peer.ends) == ([deed], 1)
+    peer.close()
+
+
+async def test_longest_error_of_an_import_is_received_from_an_untrusted_peer() -> None:
+    peer = Peer(trusted=False)
+    error = {"event": "failed", "message": "\N{BUG}" * imports.MAX_CHARACTERS}
+    wire.send(peer.sock, error)
+    await asyncio.sleep(0.01)
+    assert (peer.heard, peer.deeds) == ([error], [])
+    peer.close()
+
+
+async def test_descriptors_of_an_untrusted_peer_never_enter_this_process() -> None:
+    peer = Peer(trusted=False)
+    held = open_descriptors()
+    for _ in range(20):
+        socket.send_fds(peer.sock, [b'{"id":[]}'], [0] * 250)
+    while not peer.deeds:
+        await asyncio.sleep(0)
+    assert peer.deeds == ["sent a message with more descriptors than are expected"]
+    assert open_descriptors().items() < held.items(), "its own socket is closed, and nothing has come"
+    peer.close()
+
+
+async def test_untrusted_peer_may_send_few_messages_unasked_and_any_number_of_replies() -> None:
+    peer = Peer(trusted=False)
+    for _ in range(300):
         call = asyncio.ensure_future(peer.link.call({}))
-        await peer.request()
-        peer.sock.send(packet)
-        with pytest.raises(LinkLost, match=deed):
-            await call
-        assert (peer.deeds, peer.ends) == ([deed], 1)
-        peer.close()
-
-    run(scenario())
-
-
-def test_longest_error_of_an_import_is_received_from_an_untrusted_peer() -> None:
-    async def scenario() -> None:
-        peer = Peer(trusted=False)
-        error = {"event": "failed", "message": "\N{BUG}" * imports.MAX_CHARACTERS}
-        wire.send(peer.sock, error)
-        await asyncio.sleep(0.01)
-        assert (peer.heard, peer.deeds) == ([error], [])
-        peer.close()
-
-    run(scenario())
+        request, _ = await peer.request()
+        wire.send(peer.sock, {"id": request["id"]})
+        await call
+    assert peer.deeds == []
+    for number in range(150):
+        wire.send(peer.sock, {"n": number})
+    while not peer.deeds:
+        await asyncio.sleep(0)
+    assert peer.deeds == ["sent more than 100 messages at once"]
+    assert len(peer.heard) == 100
+    peer.close()
 
 
-def test_descriptors_of_an_untrusted_peer_never_enter_this_process() -> None:
-    async def scenario() -> None:
-        peer = Peer(trusted=False)
-        held = open_descriptors()
-        for _ in range(20):
-            socket.send_fds(peer.sock, [b'{"id":[]}'], [0] * 250)
-        while not peer.deeds:
-            await asyncio.sleep(0)
-        assert peer.deeds == ["sent a message with more descriptors than are expected"]
-        assert open_descriptors().items() < held.items(), "its own socket is closed, and nothing has come"
-        peer.close()
-
-    run(scenario())
+async def test_untrusted_peer_that_reads_nothing_is_cut_off_when_too_much_waits_for_it() -> None:
+    peer = Peer(trusted=False)
+    for number in range(2000):
+        peer.link.send({"n": number})
+    assert peer.deeds == ["left 512 messages unread"]
+    peer.close()
 
 
-def test_untrusted_peer_may_send_few_messages_unasked_and_any_number_of_replies() -> None:
-    async def scenario() -> None:
-        peer = Peer(trusted=False)
-        for _ in range(300):
-            call = asyncio.ensure_future(peer.link.call({}))
-            request, _ = await peer.request()
-            wire.send(peer.sock, {"id": request["id"]})
-            await call
-        assert peer.deeds == []
-        for number in range(150):
-            wire.send(peer.sock, {"n": number})
-        while not peer.deeds:
-            await asyncio.sleep(0)
-        assert peer.deeds == ["sent more than 100 messages at once"]
-        assert len(peer.heard) == 100
-        peer.close()
-
-    run(scenario())
+async def test_message_that_may_get_lost_is_sent_at_once_or_not_at_all() -> None:
+    peer = Peer()
+    assert peer.link.offer(b"{}")
+    assert peer.sock.recv(100) == b"{}"
+    peer.sock.close()
+    assert not peer.link.offer(b"{}")
+    peer.link.close()
+    assert not peer.link.offer(b"{}")
 
 
-def test_untrusted_peer_that_reads_nothing_is_cut_off_when_too_much_waits_for_it() -> None:
-    async def scenario() -> None:
-        peer = Peer(trusted=False)
-        for number in range(2000):
-            peer.link.send({"n": number})
-        assert peer.deeds == ["left 512 messages unread"]
-        peer.close()
-
-    run(scenario())
+async def test_message_that_may_get_lost_does_not_overtake_others_that_wait() -> None:
+    peer = Peer()
+    while not peer.link.waits:
+        peer.link.send({"n": 1})
+    assert await peer.request() == ({"n": 1}, [])
+    assert not peer.link.offer(b"{}")
+    peer.close()
 
 
-def test_message_that_may_get_lost_is_sent_at_once_or_not_at_all() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        assert peer.link.offer(b"{}")
-        assert peer.sock.recv(100) == b"{}"
-        peer.sock.close()
-        assert not peer.link.offer(b"{}")
-        peer.link.close()
-        assert not peer.link.offer(b"{}")
-
-    run(scenario())
-
-
-def test_message_that_may_get_lost_does_not_overtake_others_that_wait() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        while not peer.link.waits:
-            peer.link.send({"n": 1})
-        assert await peer.request() == ({"n": 1}, [])
-        assert not peer.link.offer(b"{}")
-        peer.close()
-
-    run(scenario())
+async def test_room_for_waiting_messages_is_looked_for_ten_times_a_second_at_least() -> None:
+    peer = Peer()
+    while not peer.link.waits:
+        peer.link.send({"n": 1})
+    await asyncio.sleep(10)
+    assert peer.link.waits
+    while (await peer.request())[0] == {"n": 1} and peer.link.waits:
+        pass
+    assert asyncio.get_running_loop().time() <= 10.1
+    peer.close()
 
 
-def test_room_for_waiting_messages_is_looked_for_ten_times_a_second_at_least() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        while not peer.link.waits:
-            peer.link.send({"n": 1})
-        await asyncio.sleep(10)
-        assert peer.link.waits
-        while (await peer.request())[0] == {"n": 1} and peer.link.waits:
-            pass
-        assert asyncio.get_running_loop().time() <= 10.1
-        peer.close()
-
-    run(scenario())
+async def test_descriptors_of_messages_that_wait_are_closed_with_the_link() -> None:
+    peer = Peer()
+    while not peer.link.waits:
+        peer.link.send({"n": 1})
+    peer.link.send({"n": 2}, [0])
+    peer.close()
+    assert not peer.link.waits
 
 
-def test_descriptors_of_messages_that_wait_are_closed_with_the_link() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        while not peer.link.waits:
-            peer.link.send({"n": 1})
-        peer.link.send({"n": 2}, [0])
-        peer.close()
-        assert not peer.link.waits
-
-    run(scenario())
-
-
-def test_waiting_message_whose_descriptor_is_closed_meanwhile_is_not_sent() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        while not peer.link.waits:
-            peer.link.send({"n": 1})
-        owner = Descriptor(os.dup(0))
-        peer.link.send({"n": 2}, [owner])
-        peer.link.send({"n": 3})
-        owner.close()
-        while (received := await peer.request()) == ({"n": 1}, []):
-            pass
-        assert received == ({"n": 3}, [])
-        peer.close()
-
-    run(scenario())
+async def test_waiting_message_whose_descriptor_is_closed_meanwhile_is_not_sent() -> None:
+    peer = Peer()
+    while not peer.link.waits:
+        peer.link.send({"n": 1})
+    owner = Descriptor(os.dup(0))
+    peer.link.send({"n": 2}, [owner])
+    peer.link.send({"n": 3})
+    owner.close()
+    while (received := await peer.request()) == ({"n": 1}, []):
+        pass
+    assert received == ({"n": 3}, [])
+    peer.close()
 
 
-def test_messages_that_have_arrived_are_read_at_once_on_request() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        wire.send(peer.sock, {"event": "failed"})
-        peer.link.dispatch_arrived_messages()
-        assert peer.heard == [{"event": "failed"}]
-        peer.link.close()
-        peer.link.dispatch_arrived_messages()
-        peer.close()
-
-    run(scenario())
+async def test_messages_that_have_arrived_are_read_at_once_on_request() -> None:
+    peer = Peer()
+    wire.send(peer.sock, {"event": "failed"})
+    peer.link.dispatch_arrived_messages()
+    assert peer.heard == [{"event": "failed"}]
+    peer.link.close()
+    peer.link.dispatch_arrived_messages()
+    peer.close()
 
 
-def test_trusted_peer_is_not_cut_off() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        peer.link.cut_off("lied")
-        peer.link.send({"still": "there"})
-        assert await peer.request() == ({"still": "there"}, [])
-        assert (peer.deeds, peer.ends) == ([], 0)
-        peer.close()
-
-    run(scenario())
+async def test_trusted_peer_is_not_cut_off() -> None:
+    peer = Peer()
+    peer.link.cut_off("lied")
+    peer.link.send({"still": "there"})
+    assert await peer.request() == ({"still": "there"}, [])
+    assert (peer.deeds, peer.ends) == ([], 0)
+    peer.close()
 
 
-def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
-    async def scenario() -> None:
-        peer = Peer()
-        ours, theirs = wire.pair()
-        started = asyncio.ensure_future(spawn(peer.link, ["/bin/x", "y"], "/log", [theirs], ["SECRET"]))
-        request, (fd,) = await peer.request()
-        number = request.pop("id")
-        assert request == {
-            "op": "spawn", "argv": ["/bin/x", "y"], "output": "/log", "session": True, "without": ["SECRET"],
-        }  # fmt: skip
-        wire.send(peer.sock, {"id": number, "pid": 7})
-        assert await started == 7
-        os.close(fd)
-        theirs.close()
-        assert ours.recv(1) == b"", "no other copy of its end is left"
-        ours.close()
-        peer.close()
-
-    run(scenario())
+async def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
+    peer = Peer()
+    ours, theirs = wire.pair()
+    started = asyncio.ensure_future(spawn(peer.link, ["/bin/x", "y"], "/log", [theirs], ["SECRET"]))
+    request, (fd,) = await peer.request()
+    number = request.pop("id")
+    assert request == {
+        "op": "spawn", "argv": ["/bin/x", "y"], "output": "/log", "session": True, "without": ["SECRET"],
+    }  # fmt: skip
+    wire.send(peer.sock, {"id": number, "pid": 7})
+    assert await started == 7
+    os.close(fd)
+    theirs.close()
+    assert ours.recv(1) == b"", "no other copy of its end is left"
+    ours.close()
+    peer.close()
 
 
 def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> None:
@@ -567,146 +495,129 @@ class StoringPeer:
         self.store.clear()
 
 
-def run_bare(work: Coroutine[Any, Any, None]) -> None:
-    with no_descriptor_left():
-        asyncio.run(work)
-
-
 def same(one: int, other: int) -> bool:
     return os.path.sameopenfile(one, other)
 
 
-def test_entries_put_noted_and_dropped_are_recorded() -> None:
-    async def work() -> None:
-        peer = StoringPeer()
-        assert not peer.kept.whole
-        read, write = os.pipe()
-        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
-        peer.kept.send({"op": "note", "name": "output:a", "meta": {"n": 2}})
-        peer.kept.send({"op": "note", "name": "nobody", "meta": 3})
-        ((name, (meta, (held,))),) = peer.kept.entries.items()
-        assert (name, meta) == ("output:a", {"n": 2})
-        assert held.fileno() != read
-        assert same(held.fileno(), read)
-        peer.kept.send({"op": "put", "name": "output:a"}, [write])
-        (again,) = peer.kept.entries["output:a"][1]
-        assert same(again.fileno(), write)
-        peer.kept.send({"op": "drop", "name": "output:a"})
-        assert peer.kept.entries == {}
+@pytest.mark.loop(run=descriptors.run)
+async def test_entries_put_noted_and_dropped_are_recorded() -> None:
+    peer = StoringPeer()
+    assert not peer.kept.whole
+    read, write = os.pipe()
+    peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+    peer.kept.send({"op": "note", "name": "output:a", "meta": {"n": 2}})
+    peer.kept.send({"op": "note", "name": "nobody", "meta": 3})
+    ((name, (meta, (held,))),) = peer.kept.entries.items()
+    assert (name, meta) == ("output:a", {"n": 2})
+    assert held.fileno() != read
+    assert same(held.fileno(), read)
+    peer.kept.send({"op": "put", "name": "output:a"}, [write])
+    (again,) = peer.kept.entries["output:a"][1]
+    assert same(again.fileno(), write)
+    peer.kept.send({"op": "drop", "name": "output:a"})
+    assert peer.kept.entries == {}
+    await peer.kept.call({"op": "list"})
+    assert peer.store.page("") == []
+    os.close(write)
+    os.close(read)
+    peer.keeper.reaper.close()
+    peer.close()
+
+
+@pytest.mark.loop(run=descriptors.run)
+async def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none() -> None:
+    peer, other = StoringPeer(), StoringPeer()
+    read, write = os.pipe()
+    peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
+    asyncio.get_running_loop().remove_reader(peer.sock)
+    peer.sock.close()
+    with pytest.raises(LinkLost):
         await peer.kept.call({"op": "list"})
-        assert peer.store.page("") == []
-        os.close(write)
-        os.close(read)
-        peer.keeper.reaper.close()
-        peer.close()
-
-    run_bare(work())
-
-
-def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none() -> None:
-    async def work() -> None:
-        peer, other = StoringPeer(), StoringPeer()
-        read, write = os.pipe()
-        peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
-        asyncio.get_running_loop().remove_reader(peer.sock)
-        peer.sock.close()
-        with pytest.raises(LinkLost):
-            await peer.kept.call({"op": "list"})
-        peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
-        other.kept.close()
-        lost: list[bool] = []
-        receiver = LinkHandler()
-        receiver.on_link_lost = lambda: lost.append(True)  # type: ignore[method-assign]
-        asyncio.get_running_loop().remove_reader(other.sock)
-        other.sock.close()
-        ours, other.sock = wire.pair()
-        asyncio.get_running_loop().add_reader(other.sock, other._serve)
-        peer.kept.reconnect(ours, receiver)
-        reply, _ = await peer.kept.call({"op": "list"})
-        assert reply["entries"] == [["output:a", {"n": 1}], ["output:b", {"n": 2}]]
-        _, (fd,) = await peer.kept.call({"op": "get", "name": "output:b"})
-        assert same(fd, write)
-        for each in (fd, read, write):
-            os.close(each)
-        for each in (peer, other):
-            each.keeper.reaper.close()
-            each.store.clear()
-        asyncio.get_running_loop().remove_reader(other.sock)
-        other.sock.close()
-        while not lost:
-            await asyncio.sleep(0)
-        peer.kept.close()
-
-    run_bare(work())
+    peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
+    other.kept.close()
+    lost: list[bool] = []
+    receiver = LinkHandler()
+    receiver.on_link_lost = lambda: lost.append(True)  # type: ignore[method-assign]
+    asyncio.get_running_loop().remove_reader(other.sock)
+    other.sock.close()
+    ours, other.sock = wire.pair()
+    asyncio.get_running_loop().add_reader(other.sock, other._serve)
+    peer.kept.reconnect(ours, receiver)
+    reply, _ = await peer.kept.call({"op": "list"})
+    assert reply["entries"] == [["output:a", {"n": 1}], ["output:b", {"n": 2}]]
+    _, (fd,) = await peer.kept.call({"op": "get", "name": "output:b"})
+    assert same(fd, write)
+    for each in (fd, read, write):
+        os.close(each)
+    for each in (peer, other):
+        each.keeper.reaper.close()
+        each.store.clear()
+    asyncio.get_running_loop().remove_reader(other.sock)
+    other.sock.close()
+    while not lost:
+        await asyncio.sleep(0)
+    peer.kept.close()
 
 
-def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> None:
-    async def work() -> None:
-        lost: list[str] = []
-        receivers = LinkHandler(), LinkHandler()
-        for receiver, name in zip(receivers, ("old", "new"), strict=True):
-            receiver.on_link_lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
-        (ours, old), (next_ours, new) = wire.pair(), wire.pair()
-        link = KeeperLink(ours, receivers[0])
-        link.reconnect(next_ours, receivers[1])
-        assert old.recv(1) == b"", "the link to the old one is closed"
-        new.close()
-        while not lost:
-            await asyncio.sleep(0)
-        assert lost == ["new"]
-        old.close()
-        link.close()
-
-    run_bare(work())
+@pytest.mark.loop(run=descriptors.run)
+async def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> None:
+    lost: list[str] = []
+    receivers = LinkHandler(), LinkHandler()
+    for receiver, name in zip(receivers, ("old", "new"), strict=True):
+        receiver.on_link_lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
+    (ours, old), (next_ours, new) = wire.pair(), wire.pair()
+    link = KeeperLink(ours, receivers[0])
+    link.reconnect(next_ours, receivers[1])
+    assert old.recv(1) == b"", "the link to the old one is closed"
+    new.close()
+    while not lost:
+        await asyncio.sleep(0)
+    assert lost == ["new"]
+    old.close()
+    link.close()
 
 
-def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
-    async def work() -> None:
-        peer = StoringPeer()
-        read, write = os.pipe()
-        for name in ("listener:a", "zygote /usr/bin/python", "appzygote a", "lifeline"):
-            peer.store.put(name, {"of": name}, [os.dup(read)])
-        _, fds = await peer.kept.call({"op": "get", "name": "listener:a"})
-        for fd in fds:
-            os.close(fd)
-        await peer.kept.fetch_missing_entries()
-        assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
-        assert all(same(fds[0], read) for _, fds in peer.kept.recorded_entries().values())
-        os.close(read)
-        os.close(write)
-        peer.keeper.reaper.close()
-        peer.close()
-
-    run_bare(work())
+@pytest.mark.loop(run=descriptors.run)
+async def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
+    peer = StoringPeer()
+    read, write = os.pipe()
+    for name in ("listener:a", "zygote /usr/bin/python", "appzygote a", "lifeline"):
+        peer.store.put(name, {"of": name}, [os.dup(read)])
+    _, fds = await peer.kept.call({"op": "get", "name": "listener:a"})
+    for fd in fds:
+        os.close(fd)
+    await peer.kept.fetch_missing_entries()
+    assert sorted(peer.kept.entries) == ["lifeline", "listener:a"]
+    assert all(same(fds[0], read) for _, fds in peer.kept.recorded_entries().values())
+    os.close(read)
+    os.close(write)
+    peer.keeper.reaper.close()
+    peer.close()
 
 
-def test_entries_are_recorded_on_a_lost_link_too() -> None:
-    async def work() -> None:
-        peer = StoringPeer()
-        peer.kept.close()
-        peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
-        assert peer.kept.entries == {"wanted": (1, [])}
-        peer.keeper.reaper.close()
-        peer.close()
-
-    run_bare(work())
+@pytest.mark.loop(run=descriptors.run)
+async def test_entries_are_recorded_on_a_lost_link_too() -> None:
+    peer = StoringPeer()
+    peer.kept.close()
+    peer.kept.send({"op": "put", "name": "wanted", "meta": 1})
+    assert peer.kept.entries == {"wanted": (1, [])}
+    peer.keeper.reaper.close()
+    peer.close()
 
 
-def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> None:
-    async def work() -> None:
-        peer = StoringPeer()
-        ours, theirs = wire.pair()
-        with no_descriptor_left():
-            peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
-        assert peer.kept.recorded_entries() == {"worker:a": (1, [ours.fileno()])}
-        ours.close()
-        theirs.close()
-        assert peer.kept.recorded_entries() == {"worker:a": (1, [])}
-        await peer.kept.call({"op": "list"})
-        peer.keeper.reaper.close()
-        peer.close()
-
-    run_bare(work())
+@pytest.mark.loop(run=descriptors.run)
+async def test_a_socket_is_shared_with_its_owner_and_left_out_once_it_is_closed() -> None:
+    peer = StoringPeer()
+    ours, theirs = wire.pair()
+    with no_descriptor_left():
+        peer.kept.send({"op": "put", "name": "worker:a", "meta": 1}, [ours])
+    assert peer.kept.recorded_entries() == {"worker:a": (1, [ours.fileno()])}
+    ours.close()
+    theirs.close()
+    assert peer.kept.recorded_entries() == {"worker:a": (1, [])}
+    await peer.kept.call({"op": "list"})
+    peer.keeper.reaper.close()
+    peer.close()
 
 
 @pytest.fixture

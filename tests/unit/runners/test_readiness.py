@@ -24,9 +24,9 @@ from poolctl.runners.local.local_worker import (
 from poolctl.runners.local.program_ports import connect, wait_until_listening
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.runner_protocol import Exit, WorkerFailed
-from tests.descriptors import no_descriptor_left
 from tests.sandbox import NO_NETLINK, READLINK, run_without
-from tests.unit.runners.test_local_worker import Keeper, _run_virtually, server, worker
+from tests.unit.runners.test_local_worker import Keeper, server, worker
+from tests.virtual_loop import run_in_virtual_time
 
 
 @pytest.fixture
@@ -86,74 +86,64 @@ def zombie() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program = program_at(listener)
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
-            await asyncio.sleep(0.1)
-            assert not waiting.done()
-            accepted, _ = listener.accept()
-            with accepted, contextlib.ExitStack() as others:
-                # The program is busy with the first one, and its queue is never empty.
-                for _ in range(3):
-                    others.enter_context(socket.socket(listener.family)).connect(listener.getsockname())
-                await asyncio.wait_for(waiting, 60)
-                assert accepted.recv(1) == b"", "it is not kept waiting by ours"
-
-    asyncio.run(scenario())
-
-
-def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("unix", short_path, 0) as listener, contextlib.ExitStack() as others:
-            listener.settimeout(60)
-            others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
-            waiting = asyncio.ensure_future(wait_until_ready(program_at(listener), [listener]))
-            await asyncio.sleep(0.1)
-            assert not waiting.done()
-            for _ in range(2):
-                others.enter_context((await asyncio.to_thread(listener.accept))[0])
+async def test_a_program_has_answered_when_it_has_accepted_and_not_before(
+    kind: str, short_path: Path
+) -> None:
+    with listening(kind, short_path) as listener:
+        program = program_at(listener)
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        accepted, _ = listener.accept()
+        with accepted, contextlib.ExitStack() as others:
+            # The program is busy with the first one, and its queue is never empty.
+            for _ in range(3):
+                others.enter_context(socket.socket(listener.family)).connect(listener.getsockname())
             await asyncio.wait_for(waiting, 60)
+            assert accepted.recv(1) == b"", "it is not kept waiting by ours"
 
-    asyncio.run(scenario())
+
+async def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
+    with listening("unix", short_path, 0) as listener, contextlib.ExitStack() as others:
+        listener.settimeout(60)
+        others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
+        waiting = asyncio.ensure_future(wait_until_ready(program_at(listener), [listener]))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        for _ in range(2):
+            others.enter_context((await asyncio.to_thread(listener.accept))[0])
+        await asyncio.wait_for(waiting, 60)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @pytest.mark.parametrize("generation", [1, 2], ids=["older", "of the same age"])
-def test_a_program_is_not_ready_because_another_worker_accepts(
+async def test_a_program_is_not_ready_because_another_worker_accepts(
     kind: str, generation: int, short_path: Path
 ) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program = program_at(listener, generation=2)
-            with accepting_process(listener, 3) as pid:
-                other = program_at(listener, pid, generation=generation)
-                program.peers = lambda: [other]
-                waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
-                await one_in_queue(listener)
-                assert not waiting.done()
-                with listener.accept()[0]:
-                    await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
-
-
-def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wait(
-    short_path: Path,
-) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener, contextlib.ExitStack() as clients:
-            for _ in range(5):
-                clients.enter_context(socket.create_connection(listener.getsockname()))
-            program = program_at(listener)
+    with listening(kind, short_path) as listener:
+        program = program_at(listener, generation=2)
+        with accepting_process(listener, 3) as pid:
+            other = program_at(listener, pid, generation=generation)
+            program.peers = lambda: [other]
             waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
-            await asyncio.sleep(0.3)
+            await one_in_queue(listener)
             assert not waiting.done()
             with listener.accept()[0]:
                 await asyncio.wait_for(waiting, 60)
 
-    asyncio.run(scenario())
+
+async def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wait(
+    short_path: Path,
+) -> None:
+    with listening("tcp", short_path) as listener, contextlib.ExitStack() as clients:
+        for _ in range(5):
+            clients.enter_context(socket.create_connection(listener.getsockname()))
+        program = program_at(listener)
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        with listener.accept()[0]:
+            await asyncio.wait_for(waiting, 60)
 
 
 def test_connection_that_an_unknown_process_accepts_counts_only_without_an_older_worker(
@@ -184,44 +174,40 @@ def test_connection_that_an_unknown_process_accepts_counts_only_without_an_older
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_connection_that_is_closed_at_once_counts_only_without_an_older_worker(
+async def test_connection_that_is_closed_at_once_counts_only_without_an_older_worker(
     kind: str, short_path: Path
 ) -> None:
-    async def scenario() -> None:
-        with listening(kind, short_path) as listener:
-            program, keeper = program_at(listener, generation=2), Keeper()
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+    with listening(kind, short_path) as listener:
+        program, keeper = program_at(listener, generation=2), Keeper()
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        await one_in_queue(listener)
+        listener.accept()[0].close()
+        await asyncio.wait_for(waiting, 60)
+
+        older, program = program, program_at(listener, keeper=keeper, generation=3)
+        program.peers = lambda: [older]
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        for _ in range(3):
             await one_in_queue(listener)
             listener.accept()[0].close()
+        await asyncio.sleep(0.1)
+        assert (waiting.done(), keeper.killed) == (False, [])
+        await one_in_queue(listener)
+        with listener.accept()[0]:
             await asyncio.wait_for(waiting, 60)
 
-            older, program = program, program_at(listener, keeper=keeper, generation=3)
-            program.peers = lambda: [older]
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
-            for _ in range(3):
-                await one_in_queue(listener)
-                listener.accept()[0].close()
-            await asyncio.sleep(0.1)
-            assert (waiting.done(), keeper.killed) == (False, [])
-            await one_in_queue(listener)
-            with listener.accept()[0]:
-                await asyncio.wait_for(waiting, 60)
 
-    asyncio.run(scenario())
-
-
-def test_program_that_is_given_only_connections_with_data_is_ready_when_it_accepts(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
-            program = program_at(listener)
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
-            listener.settimeout(60)
-            accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
-            with (await accepting)[0]:
-                await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
+async def test_program_that_is_given_only_connections_with_data_is_ready_when_it_accepts(
+    short_path: Path,
+) -> None:
+    with listening("tcp", short_path) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+        program = program_at(listener)
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        listener.settimeout(60)
+        accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
+        with (await accepting)[0]:
+            await asyncio.wait_for(waiting, 60)
 
 
 @pytest.mark.parametrize("hidden_by", ["kernel", "deferred accept", "rights"])
@@ -259,93 +245,79 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
     run_without(refused, lambda: asyncio.run(scenario()))
 
 
-def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Path) -> None:
-    async def scenario() -> None:
-        with listening("tcp", short_path) as listener, accepting_process(listener, 3) as pid:
-            older = program_at(listener, pid, generation=1)
-            program = program_at(listener, generation=2)
-            program.peers = lambda: [older]
-            connecting = asyncio.ensure_future(
-                connect_for_probe(program, "http", True, [listener], exact=True)
-            )
-            await one_in_queue(listener)
-            accepted, address = listener.accept()
-            with accepted, await asyncio.wait_for(connecting, 60) as probe:
-                assert probe.getsockname() == address
-                probe.send(b"GET")
-                assert accepted.recv(3) == b"GET"
-
-    asyncio.run(scenario())
+async def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Path) -> None:
+    with listening("tcp", short_path) as listener, accepting_process(listener, 3) as pid:
+        older = program_at(listener, pid, generation=1)
+        program = program_at(listener, generation=2)
+        program.peers = lambda: [older]
+        connecting = asyncio.ensure_future(connect_for_probe(program, "http", True, [listener], exact=True))
+        await one_in_queue(listener)
+        accepted, address = listener.accept()
+        with accepted, await asyncio.wait_for(connecting, 60) as probe:
+            assert probe.getsockname() == address
+            probe.send(b"GET")
+            assert accepted.recv(3) == b"GET"
 
 
-def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: Any) -> None:
-    async def scenario() -> None:
-        port = free_port()
-        there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
-        waiting = asyncio.ensure_future(wait_until_listening(there))
-        await asyncio.sleep(0.1)
-        assert not waiting.done()
-        with socket.create_server(("127.0.0.1", port)):
-            await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(scenario())
+async def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: Any) -> None:
+    port = free_port()
+    there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
+    waiting = asyncio.ensure_future(wait_until_listening(there))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    with socket.create_server(("127.0.0.1", port)):
+        await asyncio.wait_for(waiting, 60)
 
 
-def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(short_path: Path) -> None:
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(short_path: Path) -> None:
     path = str(short_path / "program.sock")
 
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as listener:
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as listener:
 
-            def listen() -> None:
-                listener.bind(path)
-                listener.listen()
+        def listen() -> None:
+            listener.bind(path)
+            listener.listen()
 
-            loop.call_later(1.0, listen)
-            await wait_until_listening(server("prog", bind=f"unix:{path}"))
-        pauses = [0.01 * 1.5**number for number in range(8)]
-        assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
-
-    _run_virtually(scenario())
+        loop.call_later(1.0, listen)
+        await wait_until_listening(server("prog", bind=f"unix:{path}"))
+    pauses = [0.01 * 1.5**number for number in range(8)]
+    assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
 
 
-def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
-    async def scenario() -> None:
-        found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
-        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(3))
-        with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
-            await wait_until_ready(found, [])
-        assert asyncio.get_running_loop().time() == 5
-
-    _run_virtually(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
+    found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
+    asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(3))
+    with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
+        await wait_until_ready(found, [])
+    assert asyncio.get_running_loop().time() == 5
 
 
-def test_program_is_reached_through_its_listener_or_at_its_address(short_path: Path) -> None:
-    async def scenario() -> None:
-        path = str(short_path / "program.sock")
-        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
-            unix.bind(path)
-            unix.listen()
-            port = tcp.getsockname()[1]
-            for listener, config, target in (
-                (tcp, server("x", bind=f"127.0.0.1:{port}"), None),
-                (unix, server("x", bind=f"unix:{path}"), None),
-                (tcp, server("x"), tcp),
-            ):
-                probe = await connect(config, target)
-                with probe:
-                    accepted, address = listener.accept()
-                    accepted.close()
-                    if listener is tcp:
-                        assert probe.getsockname() == address
-            for listeners in ([], [tcp]):
-                program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
-                with await connect_for_probe(program, "http", False, listeners), tcp.accept()[0]:
-                    pass
-            tcp.close()
-            with pytest.raises(ConnectionRefusedError):
-                await connect(server("x", bind=f"127.0.0.1:{port}"), None)
-
-    with no_descriptor_left():
-        asyncio.run(scenario())
+async def test_program_is_reached_through_its_listener_or_at_its_address(
+    short_path: Path, descriptors_closed: None
+) -> None:
+    path = str(short_path / "program.sock")
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(path)
+        unix.listen()
+        port = tcp.getsockname()[1]
+        for listener, config, target in (
+            (tcp, server("x", bind=f"127.0.0.1:{port}"), None),
+            (unix, server("x", bind=f"unix:{path}"), None),
+            (tcp, server("x"), tcp),
+        ):
+            probe = await connect(config, target)
+            with probe:
+                accepted, address = listener.accept()
+                accepted.close()
+                if listener is tcp:
+                    assert probe.getsockname() == address
+        for listeners in ([], [tcp]):
+            program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
+            with await connect_for_probe(program, "http", False, listeners), tcp.accept()[0]:
+                pass
+        tcp.close()
+        with pytest.raises(ConnectionRefusedError):
+            await connect(server("x", bind=f"127.0.0.1:{port}"), None)

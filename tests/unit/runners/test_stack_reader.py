@@ -189,21 +189,18 @@ def _assert_hangs_in(function: str, found: WorkerStacks) -> None:
     assert "hunter2" not in str(found)
 
 
-def test_worker_goes_on_and_is_asked_again_unless_it_is_stopped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(tmp_path, "sleep") as (worker, reader):
-            one, two = await asyncio.gather(*(reader.stacks(worker.placement.id, SECONDS) for _ in range(2)))
-            assert one is two, "requests at the same time share an answer"
-            again = await reader.stacks(worker.placement.id, SECONDS)
-            assert again is not one
-            _assert_hangs_in("sleep", again)
-            _stop(worker.process.pid)
-            found = await reader.stacks(worker.placement.id, SECONDS)
-            assert "is stopped" in found.problem
-            assert found.source == ""
-            assert [each.state for each in found.kernel] == ["T"]
-
-    asyncio.run(scenario())
+async def test_worker_goes_on_and_is_asked_again_unless_it_is_stopped(tmp_path: Path) -> None:
+    async with running(tmp_path, "sleep") as (worker, reader):
+        one, two = await asyncio.gather(*(reader.stacks(worker.placement.id, SECONDS) for _ in range(2)))
+        assert one is two, "requests at the same time share an answer"
+        again = await reader.stacks(worker.placement.id, SECONDS)
+        assert again is not one
+        _assert_hangs_in("sleep", again)
+        _stop(worker.process.pid)
+        found = await reader.stacks(worker.placement.id, SECONDS)
+        assert "is stopped" in found.problem
+        assert found.source == ""
+        assert [each.state for each in found.kernel] == ["T"]
 
 
 def _stop(pid: int) -> None:
@@ -260,13 +257,10 @@ def test_process_without_the_handlers_is_not_killed() -> None:
         tally.close()
 
 
-def test_worker_that_has_exited_has_no_stacks() -> None:
-    async def scenario() -> None:
-        reader = StackReader(cast(Children, None), {})
-        found = await reader.stacks("web.1.0", SECONDS)
-        assert (found.problem, found.name, found.worker) == ("it has exited", "web", "web.1.0")
-
-    asyncio.run(scenario())
+async def test_worker_that_has_exited_has_no_stacks() -> None:
+    reader = StackReader(cast(Children, None), {})
+    found = await reader.stacks("web.1.0", SECONDS)
+    assert (found.problem, found.name, found.worker) == ("it has exited", "web", "web.1.0")
 
 
 def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_has_set_its_own() -> None:

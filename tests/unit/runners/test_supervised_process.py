@@ -6,13 +6,13 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Coroutine
-from typing import Any
+
+import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.process_link import PING
 from poolctl.runners.supervised_process import SupervisedProcess
-from tests.descriptors import no_descriptor_left
+from tests import descriptors
 
 
 class Supervised(SupervisedProcess):
@@ -63,53 +63,42 @@ async def message(sock: socket.socket) -> tuple[wire.Message, list[int]] | None:
                 return None
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    with no_descriptor_left():
-        asyncio.run(work)
+pytestmark = pytest.mark.loop(run=descriptors.run)
 
 
-def test_orders_are_performed_in_order_and_confirmed_until_the_process_is_ended() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        wire.send(stage.supervisor, PING)
-        assert await message(stage.supervisor) == ({"t": "pong"}, [])
-        wire.send(stage.supervisor, {"t": "first"}, [stage.supervisor.fileno()])
-        wire.send(stage.supervisor, {"t": "second"})
-        wire.send(stage.supervisor, {"t": "performed", "id": 7})
-        assert await message(stage.supervisor) == ({"t": "performed", "id": 7}, [])
-        assert stage.process.orders == [{"t": "first"}, {"t": "second"}]
-        assert not stage.running.done()
-        wire.send(stage.supervisor, {"t": "end"})
-        await asyncio.wait_for(stage.running, 30)
-        assert stage.process.events == ["finished"]
-        assert await message(stage.supervisor) is None
-        await stage.close()
-
-    run(scenario())
+async def test_orders_are_performed_in_order_and_confirmed_until_the_process_is_ended() -> None:
+    stage = Stage()
+    wire.send(stage.supervisor, PING)
+    assert await message(stage.supervisor) == ({"t": "pong"}, [])
+    wire.send(stage.supervisor, {"t": "first"}, [stage.supervisor.fileno()])
+    wire.send(stage.supervisor, {"t": "second"})
+    wire.send(stage.supervisor, {"t": "performed", "id": 7})
+    assert await message(stage.supervisor) == ({"t": "performed", "id": 7}, [])
+    assert stage.process.orders == [{"t": "first"}, {"t": "second"}]
+    assert not stage.running.done()
+    wire.send(stage.supervisor, {"t": "end"})
+    await asyncio.wait_for(stage.running, 30)
+    assert stage.process.events == ["finished"]
+    assert await message(stage.supervisor) is None
+    await stage.close()
 
 
-def test_sigterm_ends_the_process_and_sigint_does_not() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        wire.send(stage.supervisor, PING)
-        await message(stage.supervisor)
-        os.kill(os.getpid(), signal.SIGINT)
-        wire.send(stage.supervisor, PING)
-        assert await message(stage.supervisor) is not None
-        assert not stage.running.done()
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stage.running, 30)
-        await stage.close()
-
-    run(scenario())
+async def test_sigterm_ends_the_process_and_sigint_does_not() -> None:
+    stage = Stage()
+    wire.send(stage.supervisor, PING)
+    await message(stage.supervisor)
+    os.kill(os.getpid(), signal.SIGINT)
+    wire.send(stage.supervisor, PING)
+    assert await message(stage.supervisor) is not None
+    assert not stage.running.done()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(stage.running, 30)
+    await stage.close()
 
 
-def test_process_ends_with_keeper_and_supervisor() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        stage.supervisor.close()
-        await asyncio.wait_for(stage.running, 30)
-        assert stage.process.events == ["lost", "finished"]
-        await stage.close()
-
-    run(scenario())
+async def test_process_ends_with_keeper_and_supervisor() -> None:
+    stage = Stage()
+    stage.supervisor.close()
+    await asyncio.wait_for(stage.running, 30)
+    assert stage.process.events == ["lost", "finished"]
+    await stage.close()

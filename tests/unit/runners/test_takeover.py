@@ -20,7 +20,7 @@ from poolctl.runners.local.takeover import (
     WorkerAdoption,
     wait_briefly_for_reports,
 )
-from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
+from tests.unit.runners.real_runner import fetch, kept, placed, served
 from tests.virtual_loop import run_in_virtual_time
 
 
@@ -34,58 +34,55 @@ def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
 
 
 @pytest.mark.slow
-def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
-    tmp_path: Path,
+async def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
+    runner: ProcessRunner, tmp_path: Path
 ) -> None:
-    async def work(runner: ProcessRunner) -> None:
-        server = served(hooks={"before_start": ["sleep", "600"]})
-        gone, silent = served(name="gone"), served(name="silent")
-        placement = await placed(runner, server, 3, 1)
-        hook = await runner.begin_hook(server, "before_start")
-        other = await placed(runner, gone)
-        await runner.open(silent)
-        for worker in runner._workers.values():
-            if worker.control is not None:
-                worker.control.close()  # its messages are the successor's
-        logs = tmp_path / "logs"
-        logs.mkdir()
-        site = RunnerContext(
-            keeper=runner.keeper,
-            keeper_pid=runner.children.keeper_pid,
-            helpers=Helpers(runner.keeper, str(tmp_path)),
-            open_files=(1024, 4096),
-            directory=str(tmp_path),
-            logs_directory=str(logs),
-            environments={},
-        )
-        successor = LocalRunner(site)
-        try:
-            adopted = await successor.adopt_workers_and_end_others({"web": server, "silent": silent})
-            (found,) = adopted.workers
-            assert (found.placement.id, found.placement.pid) == ("web.3.1", placement.pid)
-            assert (found.placement.generation, found.placement.index) == (3, 1)
-            assert (found.server, found.leaving) == (server, False)
-            assert found.ready_at is not None
-            assert {name: (kind, each.pid) for name, (kind, each) in adopted.hooks.items()} == {
-                "web": ("before_start", hook.pid)
-            }
-            assert adopted.endpoints == {
-                server.key: (server.bind,), silent.key: (silent.bind,),
-            }  # fmt: skip
-            assert (await runner.wait_for_exit(other)).signal in (None, signal.SIGTERM)
-            assert not [name for name in await kept(runner) if "gone" in name and "output" not in name]
-            with pytest.raises(ConnectionRefusedError):
-                await fetch(gone)
-            await successor.wait_until_ready(found.placement)
-            assert await fetch(server, "/pid") == str(placement.pid)
-            (worker,) = [each for each in (await kept(runner)).items() if each[0] == "worker:web.3.1"]
-            assert worker[1]["ready_at"] == found.ready_at
-            pids = {each.pid for each in runner.zygotes.processes}
-            assert {each.pid for each in successor.zygotes.processes} == pids
-        finally:
-            await _leave(successor)
-
-    with_runner(work)
+    server = served(hooks={"before_start": ["sleep", "600"]})
+    gone, silent = served(name="gone"), served(name="silent")
+    placement = await placed(runner, server, 3, 1)
+    hook = await runner.begin_hook(server, "before_start")
+    other = await placed(runner, gone)
+    await runner.open(silent)
+    for worker in runner._workers.values():
+        if worker.control is not None:
+            worker.control.close()  # its messages are the successor's
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    site = RunnerContext(
+        keeper=runner.keeper,
+        keeper_pid=runner.children.keeper_pid,
+        helpers=Helpers(runner.keeper, str(tmp_path)),
+        open_files=(1024, 4096),
+        directory=str(tmp_path),
+        logs_directory=str(logs),
+        environments={},
+    )
+    successor = LocalRunner(site)
+    try:
+        adopted = await successor.adopt_workers_and_end_others({"web": server, "silent": silent})
+        (found,) = adopted.workers
+        assert (found.placement.id, found.placement.pid) == ("web.3.1", placement.pid)
+        assert (found.placement.generation, found.placement.index) == (3, 1)
+        assert (found.server, found.leaving) == (server, False)
+        assert found.ready_at is not None
+        assert {name: (kind, each.pid) for name, (kind, each) in adopted.hooks.items()} == {
+            "web": ("before_start", hook.pid)
+        }
+        assert adopted.endpoints == {
+            server.key: (server.bind,), silent.key: (silent.bind,),
+        }  # fmt: skip
+        assert (await runner.wait_for_exit(other)).signal in (None, signal.SIGTERM)
+        assert not [name for name in await kept(runner) if "gone" in name and "output" not in name]
+        with pytest.raises(ConnectionRefusedError):
+            await fetch(gone)
+        await successor.wait_until_ready(found.placement)
+        assert await fetch(server, "/pid") == str(placement.pid)
+        (worker,) = [each for each in (await kept(runner)).items() if each[0] == "worker:web.3.1"]
+        assert worker[1]["ready_at"] == found.ready_at
+        pids = {each.pid for each in runner.zygotes.processes}
+        assert {each.pid for each in successor.zygotes.processes} == pids
+    finally:
+        await _leave(successor)
 
 
 async def _leave(successor: LocalRunner) -> None:
@@ -99,26 +96,23 @@ async def _leave(successor: LocalRunner) -> None:
 
 
 @pytest.mark.slow
-def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None:
-    async def work(runner: ProcessRunner) -> None:
-        before = served()
-        after = served(tags=["new"])
-        await placed(runner, before)
-        found: list[LocalWorker] = []
-        adoption = WorkerAdoption(runner.keeper, runner.children, runner, {"web": after}, {})
-        reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
-        adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
-        (worker,) = found
-        assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
-        assert adoption.workers == found
-        _, owners = runner.keeper.entries["worker:web.1.0"]  # for the keeper's successor
-        assert owners[-1] is worker.tally
-        assert worker.control is not None
-        worker.control.close()
-        assert worker.tally is not None
-        worker.tally.close()
-
-    with_runner(work)
+async def test_worker_whose_server_was_changed_is_adopted_at_its_own_address(runner: ProcessRunner) -> None:
+    before = served()
+    after = served(tags=["new"])
+    await placed(runner, before)
+    found: list[LocalWorker] = []
+    adoption = WorkerAdoption(runner.keeper, runner.children, runner, {"web": after}, {})
+    reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
+    adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
+    (worker,) = found
+    assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
+    assert adoption.workers == found
+    _, owners = runner.keeper.entries["worker:web.1.0"]  # for the keeper's successor
+    assert owners[-1] is worker.tally
+    assert worker.control is not None
+    worker.control.close()
+    assert worker.tally is not None
+    worker.tally.close()
 
 
 class Reporting:
@@ -132,25 +126,23 @@ class Reporting:
         self.reported: asyncio.Future[None] = loop.create_future()
 
 
-def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_at_all() -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        exited, ready, first, second = (
-            Reporting(),
-            Reporting(control=False),
-            Reporting(),
-            Reporting(control=False),
-        )
-        exited.exited.set_result(None)
-        ready.answered.set_result(None)
-        await wait_briefly_for_reports([])
-        await wait_briefly_for_reports(cast(Any, [exited, ready]))
-        assert loop.time() == 0
-        loop.call_later(0.05, first.reported.set_result, None)
-        loop.call_later(0.1, second.answered.set_result, None)
-        await wait_briefly_for_reports(cast(Any, [exited, ready, first, second]))
-        assert loop.time() == pytest.approx(0.1)
-        await wait_briefly_for_reports(cast(Any, [Reporting(), first]))
-        assert loop.time() == pytest.approx(0.3)
-
-    run_in_virtual_time(scenario())
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_at_all() -> None:
+    loop = asyncio.get_running_loop()
+    exited, ready, first, second = (
+        Reporting(),
+        Reporting(control=False),
+        Reporting(),
+        Reporting(control=False),
+    )
+    exited.exited.set_result(None)
+    ready.answered.set_result(None)
+    await wait_briefly_for_reports([])
+    await wait_briefly_for_reports(cast(Any, [exited, ready]))
+    assert loop.time() == 0
+    loop.call_later(0.05, first.reported.set_result, None)
+    loop.call_later(0.1, second.answered.set_result, None)
+    await wait_briefly_for_reports(cast(Any, [exited, ready, first, second]))
+    assert loop.time() == pytest.approx(0.1)
+    await wait_briefly_for_reports(cast(Any, [Reporting(), first]))
+    assert loop.time() == pytest.approx(0.3)

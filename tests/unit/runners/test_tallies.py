@@ -22,7 +22,7 @@ from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from tests.descriptors import no_descriptor_left
 from tests.examples import examples
-from tests.unit.runners.test_local_worker import Controlled, control
+from tests.unit.runners.test_local_worker import control
 
 PLACEMENT = Placement.of("web", 1, 0, where="pid 7", pid=7)
 
@@ -162,8 +162,9 @@ def test_sum_of_any_number_of_pages_fits_too() -> None:
     assert total[tally.STARTED] == tally.MAX
 
 
-def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
-    async def scenario(it: Controlled) -> None:
+@pytest.mark.usefixtures("virtual_time", "descriptors_closed")
+async def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
+    async with control() as it:
         found = it.worker
         beats = WorkerHeartbeats({found.placement.id: found})
         assert not beats.request_beat(found.placement, 5)
@@ -185,8 +186,6 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         found.tally.close()
         found.tally.close()
         assert found.tally.fileno() == -1
-
-    control(scenario)
 
 
 class SentToKeeper:

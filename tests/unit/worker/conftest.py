@@ -6,7 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving import Pair
+from tests.serving import ENGINES, TWO_ENGINES, Engine, Pair
+
+
+@pytest.fixture(params=TWO_ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each loop and each parser; the test runs on this loop."""
+    chosen: Engine = request.param
+    return chosen
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def any_engine(request: pytest.FixtureRequest) -> Engine:
+    """Each loop with each parser; the test runs on this loop."""
+    chosen: Engine = request.param
+    return chosen
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from time import monotonic
 from types import SimpleNamespace
@@ -31,9 +32,6 @@ from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.load.frames import new_key
 from tests.serving import (
-    ENGINES,
-    FAST,
-    PLAIN,
     Client,
     Engine,
     Pair,
@@ -43,17 +41,10 @@ from tests.serving import (
     served,
     until,
 )
-from tests.virtual_loop import run_in_virtual_time
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
 )  # fmt: skip
-
-
-@pytest.fixture(params=[PLAIN, FAST], ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
 
 
 @pytest.fixture
@@ -92,273 +83,230 @@ def counts(made: list[Served]) -> list[int]:
     return sorted(each.server.server_state.open_connections for each in made)
 
 
-def test_new_connections_to_one_worker_are_shared_by_all(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 4) as made:
-            clients = [await Client.connect(made[0].port) for _ in range(16)]
-            await until(lambda: sum(counts(made)) == 16)
-            await until(lambda: counts(made)[0] > 0 and counts(made)[-1] <= 6)
-            for each in clients:
-                assert (await each.get())[0] == 200
-
-    engine.run(scenario())
+async def test_new_connections_to_one_worker_are_shared_by_all(engine: Engine, pair: Pair) -> None:
+    async with workers(engine, pair, 4) as made:
+        clients = [await Client.connect(made[0].port) for _ in range(16)]
+        await until(lambda: sum(counts(made)) == 16)
+        await until(lambda: counts(made)[0] > 0 and counts(made)[-1] <= 6)
+        for each in clients:
+            assert (await each.get())[0] == 200
 
 
-def test_websockets_are_shared_before_their_handshake(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 4) as made:
-            clients = [await Client.connect(made[0].port) for _ in range(16)]
-            for each in clients:
-                await each.send("/", *UPGRADE)
-                assert (await each.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            assert sum(counts(made)) == 16
-            assert counts(made)[0] > 0
-            assert counts(made)[-1] <= 8
-            for each in clients:
-                each.close()
-            await until(lambda: not any(counts(made)))
-
-    engine.run(scenario())
+async def test_websockets_are_shared_before_their_handshake(engine: Engine, pair: Pair) -> None:
+    async with workers(engine, pair, 4) as made:
+        clients = [await Client.connect(made[0].port) for _ in range(16)]
+        for each in clients:
+            await each.send("/", *UPGRADE)
+            assert (await each.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert sum(counts(made)) == 16
+        assert counts(made)[0] > 0
+        assert counts(made)[-1] <= 8
+        for each in clients:
+            each.close()
+        await until(lambda: not any(counts(made)))
 
 
-@pytest.mark.parametrize("shared", ENGINES, ids="-".join)
-def test_websockets_among_short_connections_are_shared_with_all_that_they_have_said(
-    shared: Engine, pair: Pair
+async def test_websockets_among_short_connections_are_shared_with_all_that_they_have_said(
+    any_engine: Engine, pair: Pair
 ) -> None:
-    async def scenario() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            page: dict[Seat, int | None] = {}
-            made = []
-            for _ in range(4):
-                options = {"adoption": pair.worker(), "tally": blank_page()}
-                made.append(await stack.enter_async_context(served(shared, **options)))
-                join(made[-1].server, pair, page)
-            balancer: Any = made[0].server.server_state.balancer
-            clients = []
-            for number in range(16):
-                balancer._short_lived = True
-                clients.append(await Client.connect(made[0].port))
-                assert (await clients[-1].get())[0] == 200
-                await clients[-1].send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
-                assert (await clients[-1].reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-            websockets = [[each for each in one.app.scopes if each["type"] == "websocket"] for one in made]
-            assert sorted(map(len, websockets))[0] >= 2
-            assert sorted(map(len, websockets))[-1] <= 6
-            found = [
-                (each["path"], each["query_string"], dict(each["headers"])[b"x-number"])
-                for one in websockets
-                for each in one
-            ]
-            assert sorted(found) == sorted((f"/{n}", b"a=b", b"%d" % n) for n in range(16))
-            for each in clients:
-                each.close()
-            await until(lambda: not any(counts(made)))
-
-    shared.run(scenario())
+    async with contextlib.AsyncExitStack() as stack:
+        page: dict[Seat, int | None] = {}
+        made = []
+        for _ in range(4):
+            options = {"adoption": pair.worker(), "tally": blank_page()}
+            made.append(await stack.enter_async_context(served(any_engine, **options)))
+            join(made[-1].server, pair, page)
+        balancer: Any = made[0].server.server_state.balancer
+        clients = []
+        for number in range(16):
+            balancer._short_lived = True
+            clients.append(await Client.connect(made[0].port))
+            assert (await clients[-1].get())[0] == 200
+            await clients[-1].send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
+            assert (await clients[-1].reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        websockets = [[each for each in one.app.scopes if each["type"] == "websocket"] for one in made]
+        assert sorted(map(len, websockets))[0] >= 2
+        assert sorted(map(len, websockets))[-1] <= 6
+        found = [
+            (each["path"], each["query_string"], dict(each["headers"])[b"x-number"])
+            for one in websockets
+            for each in one
+        ]
+        assert sorted(found) == sorted((f"/{n}", b"a=b", b"%d" % n) for n in range(16))
+        for each in clients:
+            each.close()
+        await until(lambda: not any(counts(made)))
 
 
-def test_worker_with_more_websockets_hands_over_tls_connections_even_if_they_are_short(
+async def test_worker_with_more_websockets_hands_over_tls_connections_even_if_they_are_short(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 2, secure=secure) as made:
-            state: Any = made[0].server.server_state
-            state.tally = blank_page()
-            for websockets, staying in ((1, 2), (2, 0)):
-                state.tally[OPEN_WEBSOCKETS] = websockets
-                before = len(made[0].app.scopes)
-                for _ in range(2):
-                    state.balancer._short_lived = True
-                    client = await Client.connect(made[0].port, trusting())
-                    assert (await client.get())[0] == 200
-                assert len(made[0].app.scopes) - before == staying
-
-    engine.run(scenario())
+    async with workers(engine, pair, 2, secure=secure) as made:
+        state: Any = made[0].server.server_state
+        state.tally = blank_page()
+        for websockets, staying in ((1, 2), (2, 0)):
+            state.tally[OPEN_WEBSOCKETS] = websockets
+            before = len(made[0].app.scopes)
+            for _ in range(2):
+                state.balancer._short_lived = True
+                client = await Client.connect(made[0].port, trusting())
+                assert (await client.get())[0] == 200
+            assert len(made[0].app.scopes) - before == staying
 
 
-def test_kept_connections_move_to_a_worker_that_came_later(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        page: dict[Seat, int | None] = {}
-        async with served(engine, adoption=pair.worker()) as first:
-            clients = [await Client.connect(first.port) for _ in range(6)]
-            for each in clients:
-                assert (await each.get())[0] == 200
-            join(first.server, pair, page)
-            async with served(engine, adoption=pair.worker()) as second:
-                join(second.server, pair, page)
-                first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
-                await until(lambda: counts([first, second]) == [3, 3])
-                for each in clients:
-                    assert (await each.get())[0] == 200
-
-    engine.run(scenario())
-
-
-def test_connection_in_the_middle_of_a_request_does_not_move(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        page: dict[Seat, int | None] = {}
-        async with served(engine, adoption=pair.worker()) as first:
-            clients = [await Client.connect(first.port) for _ in range(3)]
-            for each in clients:
-                await each.send("/slow")
-            await until(lambda: len(first.app.scopes) == 3)
-            join(first.server, pair, page)
-            page[Seat(page)] = 0
-            balancer: Any = first.server.server_state.balancer
-            balancer.schedule_check()
-            await until(lambda: balancer._timer is None)
-            assert len(first.server.server_state.connections) == 3
-            first.app.release.set()
-            for each in clients:
-                assert (await each.answer())[0] == 200
-
-    engine.run(scenario())
-
-
-def test_short_connections_are_not_handed_over(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        async with served(engine, adoption=pair.worker()) as (server, app, port, _running):
-            page: dict[Seat, int | None] = {}
-            join(server, pair, page)
-            client = await Client.connect(port)
-            assert (await client.get())[0] == 200
-            client.close()
-            balancer: Any = server.server_state.balancer
-            await asyncio.wait_for(until(lambda: balancer._timer is None), 100 * MOMENT_SECONDS)
-            page[Seat(page)] = 0  # a worker that takes nothing
-            clients = [await Client.connect(port) for _ in range(4)]
-            await until(lambda: len(server.server_state.connections) == 4)
-            for each in clients:
-                assert (await each.get())[0] == 200
-            assert len(app.scopes) == 5
-
-    engine.run(scenario())
-
-
-def test_worker_that_has_more_takes_what_no_other_one_does(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        async with served(engine, adoption=pair.worker()) as (server, _, port, _running):
-            page: dict[Seat, int | None] = {}
-            join(server, pair, page)
-            page[Seat(page)] = 0  # its process is stopped
-            clients = [await Client.connect(port) for _ in range(4)]
-            for each in clients:
-                assert (await each.get())[0] == 200
-
-    engine.run(scenario())
-
-
-def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 2) as (first, second):
-            second.server.set_in_rotation_or_drain(False)
-            clients = [await Client.connect(first.port) for _ in range(4)]
-            for each in clients:
-                assert (await each.get())[0] == 200
-            assert len(first.server.server_state.connections) == 4
-            second.server.set_in_rotation_or_drain(True)
+async def test_kept_connections_move_to_a_worker_that_came_later(engine: Engine, pair: Pair) -> None:
+    page: dict[Seat, int | None] = {}
+    async with served(engine, adoption=pair.worker()) as first:
+        clients = [await Client.connect(first.port) for _ in range(6)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+        join(first.server, pair, page)
+        async with served(engine, adoption=pair.worker()) as second:
+            join(second.server, pair, page)
             first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
-            await until(lambda: counts([first, second]) == [2, 2])
+            await until(lambda: counts([first, second]) == [3, 3])
+            for each in clients:
+                assert (await each.get())[0] == 200
 
-    engine.run(scenario())
+
+async def test_connection_in_the_middle_of_a_request_does_not_move(engine: Engine, pair: Pair) -> None:
+    page: dict[Seat, int | None] = {}
+    async with served(engine, adoption=pair.worker()) as first:
+        clients = [await Client.connect(first.port) for _ in range(3)]
+        for each in clients:
+            await each.send("/slow")
+        await until(lambda: len(first.app.scopes) == 3)
+        join(first.server, pair, page)
+        page[Seat(page)] = 0
+        balancer: Any = first.server.server_state.balancer
+        balancer.schedule_check()
+        await until(lambda: balancer._timer is None)
+        assert len(first.server.server_state.connections) == 3
+        first.app.release.set()
+        for each in clients:
+            assert (await each.answer())[0] == 200
 
 
-def test_tls_connections_are_shared_before_their_handshake(
+async def test_short_connections_are_not_handed_over(engine: Engine, pair: Pair) -> None:
+    async with served(engine, adoption=pair.worker()) as (server, app, port, _running):
+        page: dict[Seat, int | None] = {}
+        join(server, pair, page)
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        client.close()
+        balancer: Any = server.server_state.balancer
+        await asyncio.wait_for(until(lambda: balancer._timer is None), 100 * MOMENT_SECONDS)
+        page[Seat(page)] = 0  # a worker that takes nothing
+        clients = [await Client.connect(port) for _ in range(4)]
+        await until(lambda: len(server.server_state.connections) == 4)
+        for each in clients:
+            assert (await each.get())[0] == 200
+        assert len(app.scopes) == 5
+
+
+async def test_worker_that_has_more_takes_what_no_other_one_does(engine: Engine, pair: Pair) -> None:
+    async with served(engine, adoption=pair.worker()) as (server, _, port, _running):
+        page: dict[Seat, int | None] = {}
+        join(server, pair, page)
+        page[Seat(page)] = 0  # its process is stopped
+        clients = [await Client.connect(port) for _ in range(4)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+
+
+async def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) -> None:
+    async with workers(engine, pair, 2) as (first, second):
+        second.server.set_in_rotation_or_drain(False)
+        clients = [await Client.connect(first.port) for _ in range(4)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+        assert len(first.server.server_state.connections) == 4
+        second.server.set_in_rotation_or_drain(True)
+        first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
+        await until(lambda: counts([first, second]) == [2, 2])
+
+
+async def test_tls_connections_are_shared_before_their_handshake(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 4, secure=secure) as made:
-            clients = [await Client.connect(made[0].port, trusting()) for _ in range(16)]
-            for each in clients:
-                assert (await each.get())[0] == 200
-            shared = counts(made)
-            assert sum(shared) == 16
-            assert shared[0] >= 2
-            assert shared[-1] <= 6
-            await until(lambda: not any(each.server.server_state.balancer._timer for each in made))  # type: ignore[union-attr]
-            assert counts(made) == shared  # what is encrypted does not move
-            for each in clients:
-                assert (await each.get())[0] == 200
-
-    engine.run(scenario())
+    async with workers(engine, pair, 4, secure=secure) as made:
+        clients = [await Client.connect(made[0].port, trusting()) for _ in range(16)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+        shared = counts(made)
+        assert sum(shared) == 16
+        assert shared[0] >= 2
+        assert shared[-1] <= 6
+        await until(lambda: not any(each.server.server_state.balancer._timer for each in made))  # type: ignore[union-attr]
+        assert counts(made) == shared  # what is encrypted does not move
+        for each in clients:
+            assert (await each.get())[0] == 200
 
 
 @pytest.mark.slow
-def test_handshakes_that_never_complete_are_shared_and_end_in_time(
+async def test_handshakes_that_never_complete_are_shared_and_end_in_time(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 4, secure=secure, head_seconds=3.0) as made:
-            began = monotonic()
-            silent = [await Client.connect(made[0].port) for _ in range(16)]
-            await until(lambda: sum(counts(made)) == 16)
-            assert counts(made)[0] >= 2
-            assert counts(made)[-1] <= 6
-            client = await Client.connect(made[0].port, trusting())
-            assert (await client.get())[0] == 200
-            assert await asyncio.gather(*(each.at_end() for each in silent)) == [True] * 16
-            assert monotonic() - began < 30
-            await until(lambda: counts(made) == [0, 0, 0, 1])
-
-    engine.run(scenario())
+    async with workers(engine, pair, 4, secure=secure, head_seconds=3.0) as made:
+        began = monotonic()
+        silent = [await Client.connect(made[0].port) for _ in range(16)]
+        await until(lambda: sum(counts(made)) == 16)
+        assert counts(made)[0] >= 2
+        assert counts(made)[-1] <= 6
+        client = await Client.connect(made[0].port, trusting())
+        assert (await client.get())[0] == 200
+        assert await asyncio.gather(*(each.at_end() for each in silent)) == [True] * 16
+        assert monotonic() - began < 30
+        await until(lambda: counts(made) == [0, 0, 0, 1])
 
 
 @pytest.mark.slow
-def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
+async def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=3.0) as giving:
-            page: dict[Seat, int | None] = {}
-            join(giving.server, pair, page)
-            page[Seat(page)] = 0
-            giving.server.acceptor._stop_taking_handovers()
-            giving.server.server_state.balancer.publish_accepting(True)  # type: ignore[union-attr]
-            silent = [await Client.connect(giving.port) for _ in range(2)]
-            accepted = monotonic()
-            await until(lambda: counts([giving]) == [1])
-            await asyncio.sleep(0.1)  # it waits in the pair
-            async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=600.0) as taking:
-                await until(lambda: counts([taking]) == [1])
-                await asyncio.gather(*(each.at_end() for each in silent))
-                assert monotonic() - accepted < 30
-
-    engine.run(scenario())
+    async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=3.0) as giving:
+        page: dict[Seat, int | None] = {}
+        join(giving.server, pair, page)
+        page[Seat(page)] = 0
+        giving.server.acceptor._stop_taking_handovers()
+        giving.server.server_state.balancer.publish_accepting(True)  # type: ignore[union-attr]
+        silent = [await Client.connect(giving.port) for _ in range(2)]
+        accepted = monotonic()
+        await until(lambda: counts([giving]) == [1])
+        await asyncio.sleep(0.1)  # it waits in the pair
+        async with served(engine, adoption=pair.worker(), secure=secure, head_seconds=600.0) as taking:
+            await until(lambda: counts([taking]) == [1])
+            await asyncio.gather(*(each.at_end() for each in silent))
+            assert monotonic() - accepted < 30
 
 
-def test_worker_takes_tls_connections_that_no_other_one_takes(
+async def test_worker_takes_tls_connections_that_no_other_one_takes(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with served(engine, adoption=pair.worker(), secure=secure) as (server, _, port, _running):
-            page: dict[Seat, int | None] = {}
-            join(server, pair, page)
-            page[Seat(page)] = 0  # its process is stopped, and its count out of date
-            clients = [await Client.connect(port, trusting()) for _ in range(4)]
-            for each in clients:
-                assert (await each.get())[0] == 200
-            assert counts([Served(server, None, port, _running)]) == [4]
-
-    engine.run(scenario())
+    async with served(engine, adoption=pair.worker(), secure=secure) as (server, _, port, _running):
+        page: dict[Seat, int | None] = {}
+        join(server, pair, page)
+        page[Seat(page)] = 0  # its process is stopped, and its count out of date
+        clients = [await Client.connect(port, trusting()) for _ in range(4)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+        assert counts([Served(server, None, port, _running)]) == [4]
 
 
-def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
+async def test_drain_finishes_handshakes_and_leaves_what_was_given_to_others(
     engine: Engine, pair: Pair, secure: ssl.SSLContext
 ) -> None:
-    async def scenario() -> None:
-        async with workers(engine, pair, 3, secure=secure) as made:
-            first, *others = made
-            clients = [await Client.connect(first.port) for _ in range(6)]
-            await until(lambda: sum(counts(made)) == 6)
-            first.server.drain()
-            await until(lambda: first.server.should_exit)
-            for each in clients:
-                await each.writer.start_tls(trusting(), server_hostname="localhost")
-                assert (await each.get())[0] == 200
-            await asyncio.wait_for(first.running, 15)
-            assert counts(others)[0] > 0
-
-    engine.run(scenario())
+    async with workers(engine, pair, 3, secure=secure) as made:
+        first, *others = made
+        clients = [await Client.connect(first.port) for _ in range(6)]
+        await until(lambda: sum(counts(made)) == 6)
+        first.server.drain()
+        await until(lambda: first.server.should_exit)
+        for each in clients:
+            await each.writer.start_tls(trusting(), server_hostname="localhost")
+            assert (await each.get())[0] == 200
+        await asyncio.wait_for(first.running, 15)
+        assert counts(others)[0] > 0
 
 
 class Worker:
@@ -528,19 +476,22 @@ class One:
         return sum(each.moved for each in self.state.connections)
 
 
-def decide(scenario: Callable[[One], Coroutine[Any, Any, None]], **options: Any) -> None:
-    async def watched() -> None:
-        one = One(**options)
-        try:
-            await scenario(one)
-        finally:
-            one.balancer.close()
-        assert one.others.closed
-        count = len(one.others.published)
-        await asyncio.sleep(10)
-        assert len(one.others.published) == count
+@contextlib.asynccontextmanager
+async def deciding(*, kept: bool = True) -> AsyncIterator[One]:
+    one = One(kept=kept)
+    try:
+        yield one
+    finally:
+        one.balancer.close()
+    assert one.others.closed
+    count = len(one.others.published)
+    await asyncio.sleep(10)
+    assert len(one.others.published) == count
 
-    run_in_virtual_time(watched())
+
+@pytest.fixture
+def one(virtual_time: None) -> AbstractAsyncContextManager[One]:
+    return deciding()
 
 
 @pytest.mark.parametrize(
@@ -554,39 +505,35 @@ def decide(scenario: Callable[[One], Coroutine[Any, Any, None]], **options: Any)
         (5, [], False),
     ],
 )
-def test_connection_beyond_the_fair_share_is_handed_over(mine: int, others: list[int], moves: bool) -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections = others
-        one.state.open_connections = mine
-        connection = Movable()
-        assert one.balancer.hand_over_if_too_many(connection) is moves
-        assert (connection.moved, one.others.announced) == (moves, moves)
-        one.state.open_connections = mine + 1  # a new connection is counted when it arrives
-        if not moves:
-            one.balancer.balance_new_connection(connection, unread=True)
-            assert connection.moved == 0
-        else:
-            one.balancer.balance_new_connection(connection, unread=False)
-            one.balancer.publish_accepting(False)
-            assert not one.balancer.hand_over_if_too_many(connection)
-            assert connection.moved == 1
+async def test_connection_beyond_the_fair_share_is_handed_over(
+    one: One, mine: int, others: list[int], moves: bool
+) -> None:
+    one.others.connections = others
+    one.state.open_connections = mine
+    connection = Movable()
+    assert one.balancer.hand_over_if_too_many(connection) is moves
+    assert (connection.moved, one.others.announced) == (moves, moves)
+    one.state.open_connections = mine + 1  # a new connection is counted when it arrives
+    if not moves:
+        one.balancer.balance_new_connection(connection, unread=True)
+        assert connection.moved == 0
+    else:
+        one.balancer.balance_new_connection(connection, unread=False)
+        one.balancer.publish_accepting(False)
+        assert not one.balancer.hand_over_if_too_many(connection)
+        assert connection.moved == 1
 
-    decide(scenario)
 
-
-def test_worker_that_has_not_begun_to_accept_hands_over_nothing() -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections = [0]
-        one.has(5)
-        new = ConnectionBalancer(one.state, cast(Any, None), cast(Any, one.others), kept=True)
-        connection = Movable()
-        assert not new.hand_over_if_too_many(connection)
-        new.balance_new_connection(connection, unread=True)
-        await asyncio.sleep(1)
-        assert (connection.moved, one.moved) == (0, 0)
-        new.close()
-
-    decide(scenario)
+async def test_worker_that_has_not_begun_to_accept_hands_over_nothing(one: One) -> None:
+    one.others.connections = [0]
+    one.has(5)
+    new = ConnectionBalancer(one.state, cast(Any, None), cast(Any, one.others), kept=True)
+    connection = Movable()
+    assert not new.hand_over_if_too_many(connection)
+    new.balance_new_connection(connection, unread=True)
+    await asyncio.sleep(1)
+    assert (connection.moved, one.moved) == (0, 0)
+    new.close()
 
 
 @pytest.mark.slow
@@ -602,47 +549,40 @@ def test_slot_is_not_accepting_at_first_and_its_descriptor_is_closed() -> None:
         del counts
 
 
-def test_worker_that_is_alone_hands_over_nothing() -> None:
-    async def scenario(one: One) -> None:
-        one.others.alone = True
-        one.others.connections = one.others.websockets = [0]
-        one.has(5)
-        one.state.open_websockets = 5
-        connection = Movable()
-        one.balancer.balance_new_connection(connection, unread=True)
-        one.balancer.schedule_check()
-        assert not one.balancer.hand_over_if_too_many(connection)
-        assert not one.balancer.maybe_transfer(connection)
-        await asyncio.sleep(1)
-        assert (connection.moved, one.moved) == (0, 0)
-
-    decide(scenario)
+async def test_worker_that_is_alone_hands_over_nothing(one: One) -> None:
+    one.others.alone = True
+    one.others.connections = one.others.websockets = [0]
+    one.has(5)
+    one.state.open_websockets = 5
+    connection = Movable()
+    one.balancer.balance_new_connection(connection, unread=True)
+    one.balancer.schedule_check()
+    assert not one.balancer.hand_over_if_too_many(connection)
+    assert not one.balancer.maybe_transfer(connection)
+    await asyncio.sleep(1)
+    assert (connection.moved, one.moved) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("mine", "others", "moves"), [(1, [1, 1], False), (2, [1, 1], True), (0, [0], False), (3, [], False)]
 )
-def test_websocket_beyond_the_fair_share_is_handed_over(mine: int, others: list[int], moves: bool) -> None:
-    async def scenario(one: One) -> None:
-        one.others.websockets, one.others.connections = others, [50] * len(others)
-        one.state.open_websockets = mine
-        assert one.balancer.maybe_transfer(Movable()) is moves
-
-    decide(scenario)
+async def test_websocket_beyond_the_fair_share_is_handed_over(
+    one: One, mine: int, others: list[int], moves: bool
+) -> None:
+    one.others.websockets, one.others.connections = others, [50] * len(others)
+    one.state.open_websockets = mine
+    assert one.balancer.maybe_transfer(Movable()) is moves
 
 
 @pytest.mark.parametrize(
     ("mine", "least", "moves"), [(3, 2, False), (4, 2, True), (12, 10, False), (12, 9, True), (11, 9, True)]
 )
-def test_worker_with_clearly_more_websockets_hands_over_any_connection(
-    mine: int, least: int, moves: bool
+async def test_worker_with_clearly_more_websockets_hands_over_any_connection(
+    one: One, mine: int, least: int, moves: bool
 ) -> None:
-    async def scenario(one: One) -> None:
-        one.others.websockets, one.others.connections = [30, least], [99, 99]
-        one.state.open_websockets = one.state.open_connections = mine
-        assert one.balancer.hand_over_if_too_many(Movable()) is moves
-
-    decide(scenario)
+    one.others.websockets, one.others.connections = [30, least], [99, 99]
+    one.state.open_websockets = one.state.open_connections = mine
+    assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
 
 @pytest.mark.parametrize(
@@ -658,80 +598,71 @@ def test_worker_with_clearly_more_websockets_hands_over_any_connection(
         (0, 0, 2, 0, 0.001),
     ],
 )
-def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announced(
-    mine: int, accepted: int, websockets: int, pauses: int, seconds: float
+async def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announced(
+    one: One, mine: int, accepted: int, websockets: int, pauses: int, seconds: float
 ) -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections, one.others.websockets = [3, 7], [1, 7]
-        one.state.open_connections, one.state.open_websockets = mine, websockets
-        assert one.balancer.pause_seconds(accepted, pauses) == 0.0
-        one.others.handover_announced = True
-        assert one.balancer.pause_seconds(accepted, pauses) == seconds
-        one.others.connections = []
-        assert one.balancer.pause_seconds(accepted, pauses) == 0.0
-
-    decide(scenario)
+    one.others.connections, one.others.websockets = [3, 7], [1, 7]
+    one.state.open_connections, one.state.open_websockets = mine, websockets
+    assert one.balancer.pause_seconds(accepted, pauses) == 0.0
+    one.others.handover_announced = True
+    assert one.balancer.pause_seconds(accepted, pauses) == seconds
+    one.others.connections = []
+    assert one.balancer.pause_seconds(accepted, pauses) == 0.0
 
 
-def test_worker_whose_offers_nobody_takes_makes_none_for_a_second() -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections, one.others.websockets, one.others.handover_announced = [0], [0], True
-        one.has(5)
-        one.balancer.pause_seconds(0, 10)
-        one.state.open_websockets = 5
-        assert not one.balancer.hand_over_if_too_many(Movable())
-        assert not one.balancer.maybe_transfer(Movable())
-        one.balancer.schedule_check()
-        await asyncio.sleep(1.0)
-        assert one.moved == 0
-        await asyncio.sleep(0.11)
-        assert one.moved > 0
-        assert one.balancer.hand_over_if_too_many(Movable())
-
-    decide(scenario)
+async def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(one: One) -> None:
+    one.others.connections, one.others.websockets, one.others.handover_announced = [0], [0], True
+    one.has(5)
+    one.balancer.pause_seconds(0, 10)
+    one.state.open_websockets = 5
+    assert not one.balancer.hand_over_if_too_many(Movable())
+    assert not one.balancer.maybe_transfer(Movable())
+    one.balancer.schedule_check()
+    await asyncio.sleep(1.0)
+    assert one.moved == 0
+    await asyncio.sleep(0.11)
+    assert one.moved > 0
+    assert one.balancer.hand_over_if_too_many(Movable())
 
 
-def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old() -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections = [0]
-        one.state.open_connections = 1
-        assert not one.balancer.hand_over_if_too_many(Movable(stays=True))
-        assert one.balancer.hand_over_if_too_many(Movable())
-        assert not one.balancer.hand_over_if_too_many(Movable()), "the other one is about to have as many"
-        one.balancer.note_taken()  # its own
-        one.balancer.note_taken()
-        assert one.balancer.hand_over_if_too_many(Movable())
-        await asyncio.sleep(0.02)
-        assert not one.balancer.hand_over_if_too_many(Movable())
-        await asyncio.sleep(0.001)
-        assert one.balancer.hand_over_if_too_many(Movable())
-        one.others.connections = [1]  # the other one has counted it
-        one.state.open_connections = 2
-        assert one.balancer.hand_over_if_too_many(Movable())
-
-    decide(scenario)
+async def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(one: One) -> None:
+    one.others.connections = [0]
+    one.state.open_connections = 1
+    assert not one.balancer.hand_over_if_too_many(Movable(stays=True))
+    assert one.balancer.hand_over_if_too_many(Movable())
+    assert not one.balancer.hand_over_if_too_many(Movable()), "the other one is about to have as many"
+    one.balancer.note_taken()  # its own
+    one.balancer.note_taken()
+    assert one.balancer.hand_over_if_too_many(Movable())
+    await asyncio.sleep(0.02)
+    assert not one.balancer.hand_over_if_too_many(Movable())
+    await asyncio.sleep(0.001)
+    assert one.balancer.hand_over_if_too_many(Movable())
+    one.others.connections = [1]  # the other one has counted it
+    one.state.open_connections = 2
+    assert one.balancer.hand_over_if_too_many(Movable())
 
 
 @pytest.mark.parametrize(("closed", "moves"), [(0, True), (1, True), (2, False), (3, False), (4, False)])
-def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(closed: int, moves: bool) -> None:
-    async def scenario(one: One) -> None:
-        one.others.connections = [9]
-        made = [Movable() for _ in range(4)]
-        for each in made:
-            one.balancer.balance_new_connection(each, unread=True)
-        for number, each in enumerate(made[:closed]):
-            each.transport = None if number % 2 else SimpleNamespace(is_closing=lambda: True)
-        await asyncio.sleep(MOMENT_SECONDS + 0.01)
-        one.others.connections = [0]
-        one.state.open_connections = 5
-        assert one.balancer.hand_over_if_too_many(Movable()) is moves
-
-    decide(scenario)
+async def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
+    one: One, closed: int, moves: bool
+) -> None:
+    one.others.connections = [9]
+    made = [Movable() for _ in range(4)]
+    for each in made:
+        one.balancer.balance_new_connection(each, unread=True)
+    for number, each in enumerate(made[:closed]):
+        each.transport = None if number % 2 else SimpleNamespace(is_closing=lambda: True)
+    await asyncio.sleep(MOMENT_SECONDS + 0.01)
+    one.others.connections = [0]
+    one.state.open_connections = 5
+    assert one.balancer.hand_over_if_too_many(Movable()) is moves
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer(kept: bool) -> None:
-    async def scenario(one: One) -> None:
+@pytest.mark.usefixtures("virtual_time")
+async def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer(kept: bool) -> None:
+    async with deciding(kept=kept) as one:
         one.others.connections = [8, 9, 10]
         one.has(10)
         staying = next(iter(one.state.connections))
@@ -745,17 +676,12 @@ def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer
         await asyncio.sleep(1)
         assert one.moved == kept
 
-    decide(scenario, kept=kept)
 
-
-def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation() -> None:
-    async def scenario(one: One) -> None:
-        one.state.open_connections, one.state.open_websockets = 3, 2
-        one.balancer.publish()
-        one.state.draining = True
-        one.balancer.publish()
-        one.state.draining = False
-        one.balancer.publish_accepting(False)
-        assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]
-
-    decide(scenario)
+async def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(one: One) -> None:
+    one.state.open_connections, one.state.open_websockets = 3, 2
+    one.balancer.publish()
+    one.state.draining = True
+    one.balancer.publish()
+    one.state.draining = False
+    one.balancer.publish_accepting(False)
+    assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]

@@ -35,7 +35,6 @@ from tests.certificates import certificate
 from tests.descriptors import open_descriptors
 from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
 from tests.serving import (
-    ENGINES,
     FAST,
     App,
     Client,
@@ -66,112 +65,90 @@ class Uncancellable(App):
         await answer(send, "late")
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
+async def test_server_is_ready_when_its_startup_is_complete_and_it_accepts(any_engine: Engine) -> None:
+    async with served(any_engine) as (_, app, port, _running):
+        assert app.events == ["lifespan.startup.complete"]
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        client.close()
 
 
-def test_server_is_ready_when_its_startup_is_complete_and_it_accepts(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (_, app, port, _running):
-            assert app.events == ["lifespan.startup.complete"]
-            client = await Client.connect(port)
+async def test_server_is_not_ready_before_its_startup_is_complete(any_engine: Engine) -> None:
+    complete = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await complete.wait()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    ready: list[bool] = []
+    server = PoolServer(
+        uvicorn.Config(app, loop=any_engine.loop, http=any_engine.http, log_config=None), **SECONDS
+    )
+    with listener() as sock:
+        running = asyncio.ensure_future(server.run([sock], lambda: ready.append(True)))
+        await turns(20)
+        assert not ready
+        complete.set()
+        await until(lambda: ready)
+        server.stop()
+        await running
+
+
+async def test_stop_completes_the_request_in_progress(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await app.under_way.wait()
+        server.stop()
+        server.stop()
+        await turns(10)
+        assert not running.done()
+        app.release.set()
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"], body) == (200, "close", b"ok")
+        assert await client.at_end()
+        await running
+        assert app.events == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_stop_closes_idle_connections_at_once(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.get()
+        server.stop()
+        assert await client.at_end()
+        await running
+
+
+async def test_requests_that_do_not_end_within_the_stop_are_cancelled(any_engine: Engine) -> None:
+    async with served(any_engine, stop_seconds=0.1) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await app.under_way.wait()
+        server.stop()
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"], body) == (503, "close", b"Service Unavailable")
+        assert await client.at_end()
+        await running
+        assert app.events == ["lifespan.startup.complete", "cancelled", "lifespan.shutdown.complete"]
+
+
+async def test_request_above_the_concurrency_gets_503_and_idle_connections_do_not_count(
+    any_engine: Engine,
+) -> None:
+    async with served(any_engine, config={"limit_concurrency": 1}) as (_server, app, port, _running):
+        busy, idle, third = [await Client.connect(port) for _ in range(3)]
+        for client in (idle, third):
             assert (await client.get())[0] == 200
-            client.close()
-
-    engine.run(scenario())
-
-
-def test_server_is_not_ready_before_its_startup_is_complete(engine: Engine) -> None:
-    async def scenario() -> None:
-        complete = asyncio.Event()
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await receive()
-            await complete.wait()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-
-        ready: list[bool] = []
-        server = PoolServer(
-            uvicorn.Config(app, loop=engine.loop, http=engine.http, log_config=None), **SECONDS
-        )
-        with listener() as sock:
-            running = asyncio.ensure_future(server.run([sock], lambda: ready.append(True)))
-            await turns(20)
-            assert not ready
-            complete.set()
-            await until(lambda: ready)
-            server.stop()
-            await running
-
-    engine.run(scenario())
-
-
-def test_stop_completes_the_request_in_progress(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await app.under_way.wait()
-            server.stop()
-            server.stop()
-            await turns(10)
-            assert not running.done()
-            app.release.set()
-            status, headers, body = await client.answer()
-            assert (status, headers["connection"], body) == (200, "close", b"ok")
-            assert await client.at_end()
-            await running
-            assert app.events == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-
-    engine.run(scenario())
-
-
-def test_stop_closes_idle_connections_at_once(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.get()
-            server.stop()
-            assert await client.at_end()
-            await running
-
-    engine.run(scenario())
-
-
-def test_requests_that_do_not_end_within_the_stop_are_cancelled(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, stop_seconds=0.1) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await app.under_way.wait()
-            server.stop()
-            status, headers, body = await client.answer()
-            assert (status, headers["connection"], body) == (503, "close", b"Service Unavailable")
-            assert await client.at_end()
-            await running
-            assert app.events == ["lifespan.startup.complete", "cancelled", "lifespan.shutdown.complete"]
-
-    engine.run(scenario())
-
-
-def test_request_above_the_concurrency_gets_503_and_idle_connections_do_not_count(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, config={"limit_concurrency": 1}) as (_server, app, port, _running):
-            busy, idle, third = [await Client.connect(port) for _ in range(3)]
-            for client in (idle, third):
-                assert (await client.get())[0] == 200
-            await busy.send("/slow")
-            await app.under_way.wait()
-            assert (await idle.get())[0] == 503
-            app.release.set()
-            assert (await busy.answer())[0] == 200
-            assert (await third.get())[0] == 200
-
-    engine.run(scenario())
+        await busy.send("/slow")
+        await app.under_way.wait()
+        assert (await idle.get())[0] == 503
+        app.release.set()
+        assert (await busy.answer())[0] == 200
+        assert (await third.get())[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -182,164 +159,138 @@ def test_request_above_the_concurrency_gets_503_and_idle_connections_do_not_coun
         ("127.0.0.1", ["x-forwarded-for: 9.9.9.9"], None),
     ],
 )
-def test_proxy_on_a_unix_socket_is_believed_if_it_is_trusted(
+@pytest.mark.loop(run=FAST.run)
+async def test_proxy_on_a_unix_socket_is_believed_if_it_is_trusted(
     trusted: str, headers: list[str], client: Any, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        path, config = str(tmp_path / "s"), {"proxy_headers": True, "forwarded_allow_ips": [trusted]}
-        routes = RouteContexts("web")
-        async with served(FAST, config=config, listening=path, routes=routes) as (
-            _server,
-            app,
-            _port,
-            _running,
-        ):
-            await Client(*await asyncio.open_unix_connection(path)).get("/", *headers)
-            (scope,) = app.scopes
-            assert (scope["client"], scope["scheme"]) == (client, "https" if trusted == "unix" else "http")
-
-    FAST.run(scenario())
+    path, config = str(tmp_path / "s"), {"proxy_headers": True, "forwarded_allow_ips": [trusted]}
+    routes = RouteContexts("web")
+    async with served(FAST, config=config, listening=path, routes=routes) as (
+        _server,
+        app,
+        _port,
+        _running,
+    ):
+        await Client(*await asyncio.open_unix_connection(path)).get("/", *headers)
+        (scope,) = app.scopes
+        assert (scope["client"], scope["scheme"]) == (client, "https" if trusted == "unix" else "http")
 
 
-def test_client_of_a_port_without_an_address_is_not_one_of_a_unix_socket() -> None:
+@pytest.mark.loop(run=FAST.run)
+async def test_client_of_a_port_without_an_address_is_not_one_of_a_unix_socket() -> None:
     async def discard(message: Any = None) -> None:
         pass
 
-    async def scenario() -> None:
-        config = {"proxy_headers": True, "forwarded_allow_ips": ["unix"]}
-        async with served(FAST, config=config) as (server, app, port, _running):
-            await (await Client.connect(port)).get("/", "x-forwarded-proto: https")
-            # As of a client that has left before its connection was accepted.
-            await server.config.loaded_app({**app.scopes[0], "client": None}, discard, discard)
-            assert [each["scheme"] for each in app.scopes] == ["http", "http"]
-
-    FAST.run(scenario())
+    config = {"proxy_headers": True, "forwarded_allow_ips": ["unix"]}
+    async with served(FAST, config=config) as (server, app, port, _running):
+        await (await Client.connect(port)).get("/", "x-forwarded-proto: https")
+        # As of a client that has left before its connection was accepted.
+        await server.config.loaded_app({**app.scopes[0], "client": None}, discard, discard)
+        assert [each["scheme"] for each in app.scopes] == ["http", "http"]
 
 
-def test_request_in_a_thread_does_not_delay_its_503(engine: Engine) -> None:
-    async def scenario() -> None:
-        app = Uncancellable()
-        async with served(engine, app, stop_seconds=0.1) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.send("/")
-            await app.under_way.wait()
-            server.stop()
-            assert (await client.answer())[0] == 503
-            assert await client.at_end()
-            app.release.set()
-            await running
-
-    engine.run(scenario())
-
-
-def test_application_that_is_cancelled_may_respond_itself(engine: Engine) -> None:
-    async def scenario() -> None:
-        app = Uncancellable()
+async def test_request_in_a_thread_does_not_delay_its_503(any_engine: Engine) -> None:
+    app = Uncancellable()
+    async with served(any_engine, app, stop_seconds=0.1) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.send("/")
+        await app.under_way.wait()
+        server.stop()
+        assert (await client.answer())[0] == 503
+        assert await client.at_end()
         app.release.set()
-        async with served(engine, app, stop_seconds=0.1) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.send("/")
-            await app.under_way.wait()
-            server.stop()
-            assert (await client.answer())[0] == 200
-            await running
+        await running
 
-    engine.run(scenario())
+
+async def test_application_that_is_cancelled_may_respond_itself(any_engine: Engine) -> None:
+    app = Uncancellable()
+    app.release.set()
+    async with served(any_engine, app, stop_seconds=0.1) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.send("/")
+        await app.under_way.wait()
+        server.stop()
+        assert (await client.answer())[0] == 200
+        await running
 
 
 @pytest.mark.parametrize("implementation", ["websockets-sansio", "wsproto"])
-def test_websocket_handshake_that_a_stop_interrupts_gets_503(engine: Engine, implementation: str) -> None:
-    async def scenario() -> None:
-        app = Uncancellable()
-        app.release.set()
-        async with served(engine, app, config={"ws": implementation}) as (server, _, port, running):
-            client = await Client.connect(port)
-            key = "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=="
-            await client.send(
-                "/", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", key
-            )
-            await app.under_way.wait()
-            server.stop()
-            status, headers, _ = await client.answer()
-            assert (status, headers["connection"]) == (503, "close")
-            assert await client.at_end()
-            running.cancel()
-
-    engine.run(scenario())
+async def test_websocket_handshake_that_a_stop_interrupts_gets_503(
+    any_engine: Engine, implementation: str
+) -> None:
+    app = Uncancellable()
+    app.release.set()
+    async with served(any_engine, app, config={"ws": implementation}) as (server, _, port, running):
+        client = await Client.connect(port)
+        key = "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA=="
+        await client.send("/", "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", key)
+        await app.under_way.wait()
+        server.stop()
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (503, "close")
+        assert await client.at_end()
+        running.cancel()
 
 
-def test_silent_connection_does_not_delay_a_stop(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, _, port, running):
-            silent = await Client.connect(port)
-            talking = await Client.connect(port)
-            await talking.get()
-            server.stop()
-            await asyncio.wait_for(running, 10)
-            silent.close()
-            talking.close()
-
-    engine.run(scenario())
+async def test_silent_connection_does_not_delay_a_stop(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        silent = await Client.connect(port)
+        talking = await Client.connect(port)
+        await talking.get()
+        server.stop()
+        await asyncio.wait_for(running, 10)
+        silent.close()
+        talking.close()
 
 
-def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_server(engine: Engine) -> None:
-    async def scenario() -> None:
-        with listener() as sock:
-            port = sock.getsockname()[1]
-            config = {"loop": engine.loop, "http": engine.http, "log_config": None}
-            for _ in range(10):
-                app = App()
-                server = PoolServer(uvicorn.Config(app, **config), **SECONDS)  # type: ignore[arg-type]
-                clients = [await Client.connect(port) for _ in range(5)]
-                for client in clients:
-                    await client.send("/", "connection: close")
-                await server.run([sock], server.stop)
-                successor = PoolServer(uvicorn.Config(App(), **config), **SECONDS)  # type: ignore[arg-type]
-                running = asyncio.ensure_future(successor.run([sock], lambda: None))
-                for client in clients:
-                    # Some were answered by the first, the others by its successor: none was lost.
-                    assert (await client.answer())[0] == 200
-                successor.stop()
-                await running
-
-    engine.run(scenario())
-
-
-def test_listener_stays_open_after_the_server_has_ended(engine: Engine) -> None:
-    async def scenario() -> None:
-        server = PoolServer(
-            uvicorn.Config(App(), loop=engine.loop, http=engine.http, log_config=None), **SECONDS
-        )
-        with listener() as sock:
+async def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_server(
+    any_engine: Engine,
+) -> None:
+    with listener() as sock:
+        port = sock.getsockname()[1]
+        config = {"loop": any_engine.loop, "http": any_engine.http, "log_config": None}
+        for _ in range(10):
+            app = App()
+            server = PoolServer(uvicorn.Config(app, **config), **SECONDS)  # type: ignore[arg-type]
+            clients = [await Client.connect(port) for _ in range(5)]
+            for client in clients:
+                await client.send("/", "connection: close")
             await server.run([sock], server.stop)
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-
-    engine.run(scenario())
-
-
-def test_accepted_connections_do_not_wait_for_acknowledgements(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, _, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            (connection,) = server.server_state.connections
-            sock = connection.transport.get_extra_info("socket")
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-            client.close()
-
-    engine.run(scenario())
-
-
-def test_max_requests_lets_a_worker_drain(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, config={"limit_max_requests": 3}) as (_, _app, port, running):
-            client = await Client.connect(port)
-            connections = [(await client.get())[1].get("connection") for _ in range(3)]
-            assert connections[:2] == [None, None]
-            client.close()
+            successor = PoolServer(uvicorn.Config(App(), **config), **SECONDS)  # type: ignore[arg-type]
+            running = asyncio.ensure_future(successor.run([sock], lambda: None))
+            for client in clients:
+                # Some were answered by the first, the others by its successor: none was lost.
+                assert (await client.answer())[0] == 200
+            successor.stop()
             await running
 
-    engine.run(scenario())
+
+async def test_listener_stays_open_after_the_server_has_ended(any_engine: Engine) -> None:
+    server = PoolServer(
+        uvicorn.Config(App(), loop=any_engine.loop, http=any_engine.http, log_config=None), **SECONDS
+    )
+    with listener() as sock:
+        await server.run([sock], server.stop)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
+async def test_accepted_connections_do_not_wait_for_acknowledgements(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        (connection,) = server.server_state.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        client.close()
+
+
+async def test_max_requests_lets_a_worker_drain(any_engine: Engine) -> None:
+    async with served(any_engine, config={"limit_max_requests": 3}) as (_, _app, port, running):
+        client = await Client.connect(port)
+        connections = [(await client.get())[1].get("connection") for _ in range(3)]
+        assert connections[:2] == [None, None]
+        client.close()
+        await running
 
 
 def test_workers_reach_their_maximum_of_requests_at_different_times() -> None:
@@ -353,188 +304,147 @@ def test_workers_reach_their_maximum_of_requests_at_different_times() -> None:
     assert all(limit is not None and 1000 <= limit <= 1100 for limit in limits)
 
 
-def test_date_header_is_the_current_time(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            before = int(time.time())
-            _, headers, _ = await client.get()
-            date = parsedate_to_datetime(headers["date"]).timestamp()
-            assert before <= date <= time.time()
-            assert headers["server"] == "uvicorn"
-            client.close()
-
-    engine.run(scenario())
+async def test_date_header_is_the_current_time(any_engine: Engine) -> None:
+    async with served(any_engine) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        before = int(time.time())
+        _, headers, _ = await client.get()
+        date = parsedate_to_datetime(headers["date"]).timestamp()
+        assert before <= date <= time.time()
+        assert headers["server"] == "uvicorn"
+        client.close()
 
 
-def test_headers_can_be_left_out(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, config={"date_header": False, "server_header": False}) as served_:
-            client = await Client.connect(served_.port)
-            _, headers, _ = await client.get()
-            assert headers.keys() == {"content-length"}
-            client.close()
-
-    engine.run(scenario())
+async def test_headers_can_be_left_out(any_engine: Engine) -> None:
+    async with served(any_engine, config={"date_header": False, "server_header": False}) as served_:
+        client = await Client.connect(served_.port)
+        _, headers, _ = await client.get()
+        assert headers.keys() == {"content-length"}
+        client.close()
 
 
-def test_state_reaches_the_application(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, state={"database": "here"}) as (_, app, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            assert app.scopes[0]["state"] == {"database": "here"}
-            client.close()
-
-    engine.run(scenario())
+async def test_state_reaches_the_application(any_engine: Engine) -> None:
+    async with served(any_engine, state={"database": "here"}) as (_, app, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        assert app.scopes[0]["state"] == {"database": "here"}
+        client.close()
 
 
-def test_failed_startup_raises_with_uvicorns_exit_status(engine: Engine) -> None:
+async def test_failed_startup_raises_with_uvicorns_exit_status(any_engine: Engine) -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
 
-    async def scenario() -> None:
-        with pytest.raises(StartupFailed) as caught:
-            async with served(engine, refuse):
-                pass
-        assert caught.value.status == 3
-
-    engine.run(scenario())
+    with pytest.raises(StartupFailed) as caught:
+        async with served(any_engine, refuse):
+            pass
+    assert caught.value.status == 3
 
 
-def test_application_that_raises_at_startup_does_not_start_if_it_has_a_lifespan(
-    engine: Engine,
+async def test_application_that_raises_at_startup_does_not_start_if_it_has_a_lifespan(
+    any_engine: Engine,
 ) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("no database")
 
-    async def scenario() -> None:
-        with pytest.raises(StartupFailed):
-            async with served(engine, broken, config={"lifespan": "on"}):
-                pass
-
-    engine.run(scenario())
+    with pytest.raises(StartupFailed):
+        async with served(any_engine, broken, config={"lifespan": "on"}):
+            pass
 
 
-def test_end_of_a_request_wakes_no_task_of_the_server(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, _, port, _running):
-            changed = server.server_state.changed
-            client = await Client.connect(port)
-            for _ in range(2):
-                assert (await client.get())[0] == 200
-                await turns()
-                assert changed.is_set()  # a task that is woken by it clears it
-            client.close()
-
-    engine.run(scenario())
-
-
-def test_scope_has_the_addresses_of_client_and_server(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (_, app, port, _running):
-            client = await Client.connect(port)
+async def test_end_of_a_request_wakes_no_task_of_the_server(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, _running):
+        changed = server.server_state.changed
+        client = await Client.connect(port)
+        for _ in range(2):
             assert (await client.get())[0] == 200
-            assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
-            assert app.scopes[0]["server"] == ("127.0.0.1", port)
-            client.close()
-
-    engine.run(scenario())
+            await turns()
+            assert changed.is_set()  # a task that is woken by it clears it
+        client.close()
 
 
-def test_idle_worker_never_wakes_up() -> None:
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with served(Engine("asyncio", "h11")) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            turns = 0
-            selector = loop._selector  # type: ignore[attr-defined]
-            select = selector.select
-
-            def counted(timeout: float | None = None) -> Any:
-                nonlocal turns
-                turns += 1
-                return select(timeout)
-
-            selector.select = counted
-            await asyncio.sleep(0.5)
-            del selector.select
-            # One to go to sleep, one for our own timer. uvicorn's tick would be five more.
-            assert turns <= 3
-            client.close()
-
-    Engine("asyncio", "h11").run(scenario())
+async def test_scope_has_the_addresses_of_client_and_server(any_engine: Engine) -> None:
+    async with served(any_engine) as (_, app, port, _running):
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
+        assert app.scopes[0]["server"] == ("127.0.0.1", port)
+        client.close()
 
 
-def test_server_with_routes_answers(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, routes=RouteContexts("one")) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            assert (await client.get())[0] == 200
-            client.close()
+@pytest.mark.loop(run=Engine("asyncio", "h11").run)
+async def test_idle_worker_never_wakes_up() -> None:
+    loop = asyncio.get_running_loop()
+    async with served(Engine("asyncio", "h11")) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        turns = 0
+        selector = loop._selector  # type: ignore[attr-defined]
+        select = selector.select
 
-    engine.run(scenario())
+        def counted(timeout: float | None = None) -> Any:
+            nonlocal turns
+            turns += 1
+            return select(timeout)
 
-
-@pytest.fixture(params=ENGINES, ids="-".join)
-def each_engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
-
-
-def test_drain_keeps_an_idle_connection_whose_next_response_says_close(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, _, port, running):
-            client = await Client.connect(port)
-            assert "connection" not in (await client.get())[1]
-            left: list[bool] = []
-            server.on_left = lambda: left.append(True)
-            server.drain()
-            assert await client.stays_open(0.1)
-            assert left == [True]
-            status, headers, _ = await client.get()
-            assert (status, headers["connection"]) == (200, "close")
-            assert await client.at_end()
-            await running
-
-    each_engine.run(scenario())
+        selector.select = counted
+        await asyncio.sleep(0.5)
+        del selector.select
+        # One to go to sleep, one for our own timer. uvicorn's tick would be five more.
+        assert turns <= 3
+        client.close()
 
 
-def test_drain_closes_an_idle_or_silent_connection_after_a_quiet_period(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, _, port, running):
-            idle, silent = await Client.connect(port), await Client.connect(port)
-            await idle.get()
-            await until(lambda: len(server.server_state.connections) == 2)
-            server.drain()
-            assert await idle.stays_open(0.1)
-            assert await idle.at_end()
-            assert await silent.at_end()
-            await running
-
-    each_engine.run(scenario())
+async def test_server_with_routes_answers(any_engine: Engine) -> None:
+    async with served(any_engine, routes=RouteContexts("one")) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        client.close()
 
 
-def test_response_in_progress_at_a_drain_is_the_last_one(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await app.under_way.wait()
-            server.drain()
-            await leaving(server)
-            app.release.set()
-            status, headers, body = await client.answer()
-            assert (status, headers["connection"], body) == (200, "close", b"ok")
-            assert await client.at_end()
-            await running
-
-    each_engine.run(scenario())
+async def test_drain_keeps_an_idle_connection_whose_next_response_says_close(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        client = await Client.connect(port)
+        assert "connection" not in (await client.get())[1]
+        left: list[bool] = []
+        server.on_left = lambda: left.append(True)
+        server.drain()
+        assert await client.stays_open(0.1)
+        assert left == [True]
+        status, headers, _ = await client.get()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await client.at_end()
+        await running
 
 
-def test_response_begun_before_a_drain_leaves_time_for_one_more_request(each_engine: Engine) -> None:
+async def test_drain_closes_an_idle_or_silent_connection_after_a_quiet_period(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        idle, silent = await Client.connect(port), await Client.connect(port)
+        await idle.get()
+        await until(lambda: len(server.server_state.connections) == 2)
+        server.drain()
+        assert await idle.stays_open(0.1)
+        assert await idle.at_end()
+        assert await silent.at_end()
+        await running
+
+
+async def test_response_in_progress_at_a_drain_is_the_last_one(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await app.under_way.wait()
+        server.drain()
+        await leaving(server)
+        app.release.set()
+        status, headers, body = await client.answer()
+        assert (status, headers["connection"], body) == (200, "close", b"ok")
+        assert await client.at_end()
+        await running
+
+
+async def test_response_begun_before_a_drain_leaves_time_for_one_more_request(any_engine: Engine) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
@@ -547,80 +457,65 @@ def test_response_begun_before_a_drain_leaves_time_for_one_more_request(each_eng
         await release.wait()
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async def scenario() -> None:
-        async with served(each_engine, slow) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.send("/")
-            await begun.wait()
-            server.drain()
-            await leaving(server)
-            release.set()
-            assert "connection" not in (await client.answer())[1]
-            assert await client.stays_open(0.05)
-            assert (await client.get())[1]["connection"] == "close"
-            await asyncio.wait_for(running, 10)
-
-    each_engine.run(scenario())
+    async with served(any_engine, slow) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.send("/")
+        await begun.wait()
+        server.drain()
+        await leaving(server)
+        release.set()
+        assert "connection" not in (await client.answer())[1]
+        assert await client.stays_open(0.05)
+        assert (await client.get())[1]["connection"] == "close"
+        await asyncio.wait_for(running, 10)
 
 
-def test_stop_after_a_drain_leaves_requests_in_progress_their_time(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine, drain_seconds=0.05, stop_seconds=5.0) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await app.under_way.wait()
-            server.drain()
-            await asyncio.sleep(0.15)
-            server.stop()
-            await turns()
-            app.release.set()
-            assert (await client.answer())[0] == 200
-            await asyncio.wait_for(running, 10)
-            assert "cancelled" not in app.events
-
-    each_engine.run(scenario())
+async def test_stop_after_a_drain_leaves_requests_in_progress_their_time(any_engine: Engine) -> None:
+    async with served(any_engine, drain_seconds=0.05, stop_seconds=5.0) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await app.under_way.wait()
+        server.drain()
+        await asyncio.sleep(0.15)
+        server.stop()
+        await turns()
+        app.release.set()
+        assert (await client.answer())[0] == 200
+        await asyncio.wait_for(running, 10)
+        assert "cancelled" not in app.events
 
 
-def test_drain_answers_the_first_request_of_a_new_connection(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, _, port, running):
-            client = await Client.connect(port)
-            await until(lambda: server.server_state.connections)
-            server.drain()
-            await leaving(server)
-            status, headers, _ = await client.get()
-            assert (status, headers["connection"]) == (200, "close")
-            await running
-
-    each_engine.run(scenario())
+async def test_drain_answers_the_first_request_of_a_new_connection(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        client = await Client.connect(port)
+        await until(lambda: server.server_state.connections)
+        server.drain()
+        await leaving(server)
+        status, headers, _ = await client.get()
+        assert (status, headers["connection"]) == (200, "close")
+        await running
 
 
-def test_drain_ends_at_its_timeout(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine, drain_seconds=0.1, stop_seconds=0.1) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await app.under_way.wait()
-            server.drain()
-            await asyncio.wait_for(running, 10)
-            assert "cancelled" in app.events
-
-    each_engine.run(scenario())
+async def test_drain_ends_at_its_timeout(any_engine: Engine) -> None:
+    async with served(any_engine, drain_seconds=0.1, stop_seconds=0.1) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await app.under_way.wait()
+        server.drain()
+        await asyncio.wait_for(running, 10)
+        assert "cancelled" in app.events
 
 
-def test_stop_ends_a_drain_early(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(each_engine) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.get()
-            server.drain()
-            await leaving(server)
-            assert not running.done()
-            server.stop()
-            await asyncio.wait_for(running, 10)
-            assert await client.at_end()
-
-    each_engine.run(scenario())
+async def test_stop_ends_a_drain_early(any_engine: Engine) -> None:
+    async with served(any_engine) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.get()
+        server.drain()
+        await leaving(server)
+        assert not running.done()
+        server.stop()
+        await asyncio.wait_for(running, 10)
+        assert await client.at_end()
 
 
 WEBSOCKETS = ["websockets-sansio", "wsproto", "websockets"]
@@ -639,41 +534,39 @@ def websocket(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_websocket_is_closed_with_1012_after_a_drain(each_engine: Engine, websocket: dict[str, str]) -> None:
-    async def scenario() -> None:
-        async with served(each_engine, config=websocket, drain_seconds=0.2) as (server, app, port, running):
-            async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
-                await app.under_way.wait()
-                began = asyncio.get_running_loop().time()
-                server.drain()
-                await client.wait_closed()
-                assert client.close_code == 1012
-                assert asyncio.get_running_loop().time() - began >= 0.15
-            await running
-
-    each_engine.run(scenario())
+async def test_websocket_is_closed_with_1012_after_a_drain(
+    any_engine: Engine, websocket: dict[str, str]
+) -> None:
+    async with served(any_engine, config=websocket, drain_seconds=0.2) as (server, app, port, running):
+        async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
+            await app.under_way.wait()
+            began = asyncio.get_running_loop().time()
+            server.drain()
+            await client.wait_closed()
+            assert client.close_code == 1012
+            assert asyncio.get_running_loop().time() - began >= 0.15
+        await running
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_websocket_closes_when_its_client_has_replied(each_engine: Engine, websocket: dict[str, str]) -> None:
-    async def scenario() -> None:
-        async with served(each_engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
-            client = await Client.connect(port)
-            await client.send("/", *upgrade(new_key()))
-            await client.reader.readuntil(b"\r\n\r\n")
-            server.drain()
-            assert await client.reader.readexactly(4) == b"\x88\x02" + (1012).to_bytes(2, "big")
-            assert await client.stays_open(0.1)
-            for _ in range(50):
-                client.writer.write(frame(PING, b"x"))
-                client.writer.write(frame(TEXT, b"x" * 100))
-            client.writer.write(frame(CLOSE, (1012).to_bytes(2, "big")))
-            await client.reader.read()  # pongs, perhaps, and then the end
-            client.close()
-            await asyncio.wait_for(running, 10)
-            assert app.events[1] == "disconnect 1012"
-
-    each_engine.run(scenario())
+async def test_websocket_closes_when_its_client_has_replied(
+    any_engine: Engine, websocket: dict[str, str]
+) -> None:
+    async with served(any_engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/", *upgrade(new_key()))
+        await client.reader.readuntil(b"\r\n\r\n")
+        server.drain()
+        assert await client.reader.readexactly(4) == b"\x88\x02" + (1012).to_bytes(2, "big")
+        assert await client.stays_open(0.1)
+        for _ in range(50):
+            client.writer.write(frame(PING, b"x"))
+            client.writer.write(frame(TEXT, b"x" * 100))
+        client.writer.write(frame(CLOSE, (1012).to_bytes(2, "big")))
+        await client.reader.read()  # pongs, perhaps, and then the end
+        client.close()
+        await asyncio.wait_for(running, 10)
+        assert app.events[1] == "disconnect 1012"
 
 
 def upgrade(key: bytes) -> list[str]:
@@ -698,58 +591,50 @@ async def ticking(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
-def test_drain_ends_event_streams_between_events_and_no_other_streams(
-    each_engine: Engine, accept: str
+async def test_drain_ends_event_streams_between_events_and_no_other_streams(
+    any_engine: Engine, accept: str
 ) -> None:
     over = asyncio.Event()
 
-    async def scenario() -> None:
-        options = {"drain_seconds": 0.1, "stop_seconds": 0.1, "state": {"over": over}}
-        async with served(each_engine, ticking, **options) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.send("/", f"accept: {accept}")
-            await client.reader.readuntil(b"tick\n\n")
-            server.drain()
-            rest = await client.reader.read()
-            assert rest.endswith(b"0\r\n\r\n") == (accept == "text/event-stream")
-            assert over.is_set() == (accept == "text/event-stream")
-            await asyncio.wait_for(running, 10)
-
-    each_engine.run(scenario())
+    options = {"drain_seconds": 0.1, "stop_seconds": 0.1, "state": {"over": over}}
+    async with served(any_engine, ticking, **options) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.send("/", f"accept: {accept}")
+        await client.reader.readuntil(b"tick\n\n")
+        server.drain()
+        rest = await client.reader.read()
+        assert rest.endswith(b"0\r\n\r\n") == (accept == "text/event-stream")
+        assert over.is_set() == (accept == "text/event-stream")
+        await asyncio.wait_for(running, 10)
 
 
-def test_stop_during_a_drain_ends_event_streams_between_events(each_engine: Engine) -> None:
-    async def scenario() -> None:
-        options = {"drain_seconds": 10.0, "stop_seconds": 10.0, "state": {"over": asyncio.Event()}}
-        async with served(each_engine, ticking, **options) as (server, _, port, running):
-            client = await Client.connect(port)
-            await client.send("/", "accept: text/event-stream")
-            await client.reader.readuntil(b"tick\n\n\r\n")
-            server.drain()
-            assert await client.stays_open(0.05)
-            server.stop()
-            rest = await asyncio.wait_for(client.reader.read(), 10)
-            assert rest.endswith(b"0\r\n\r\n")
-            await asyncio.wait_for(running, 10)
-
-    each_engine.run(scenario())
+async def test_stop_during_a_drain_ends_event_streams_between_events(any_engine: Engine) -> None:
+    options = {"drain_seconds": 10.0, "stop_seconds": 10.0, "state": {"over": asyncio.Event()}}
+    async with served(any_engine, ticking, **options) as (server, _, port, running):
+        client = await Client.connect(port)
+        await client.send("/", "accept: text/event-stream")
+        await client.reader.readuntil(b"tick\n\n\r\n")
+        server.drain()
+        assert await client.stays_open(0.05)
+        server.stop()
+        rest = await asyncio.wait_for(client.reader.read(), 10)
+        assert rest.endswith(b"0\r\n\r\n")
+        await asyncio.wait_for(running, 10)
 
 
-def test_keep_alive_timeout_spares_a_connection_with_an_unread_request() -> None:
+@pytest.mark.loop(run=Engine("asyncio", "h11").run)
+async def test_keep_alive_timeout_spares_a_connection_with_an_unread_request() -> None:
     # Whether the loop has read it or not: a byte that has arrived is a request that has begun.
-    async def scenario() -> None:
-        async with served(Engine("asyncio", "h11")) as (server, _, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            (lingering,) = server.server_state.connections
-            lingering.transport.pause_reading()
-            await client.send("/")
-            await turns()
-            lingering.timeout_keep_alive_handler()
-            lingering.transport.resume_reading()
-            assert (await client.answer())[0] == 200
-
-    Engine("asyncio", "h11").run(scenario())
+    async with served(Engine("asyncio", "h11")) as (server, _, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        (lingering,) = server.server_state.connections
+        lingering.transport.pause_reading()
+        await client.send("/")
+        await turns()
+        lingering.timeout_keep_alive_handler()
+        lingering.transport.resume_reading()
+        assert (await client.answer())[0] == 200
 
 
 @pytest.fixture
@@ -774,118 +659,100 @@ async def answers(served_: Served, seconds: float = 0.15) -> bool:
     return bool(done)
 
 
-def test_probe_is_answered_like_a_request_and_not_counted(
-    engine: Engine, ends: tuple[socket.socket, socket.socket]
+async def test_probe_is_answered_like_a_request_and_not_counted(
+    any_engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
-    async def scenario() -> None:
-        config = {"limit_max_requests": 2, "timeout_keep_alive": 0}
-        async with served(engine, config=config) as (server, app, port, running):
-            told: list[bool] = []
-            idleness = IdleTimer(server.server_state, 0.1, told.append)
-            server.answer_probe({"kind": "http"}, ends[1])
-            client = await asking(ends[0])
-            for _ in range(5):
-                status, headers, _ = await client.get()
-                assert (status, headers["server"]) == (200, "uvicorn")
-            assert app.scopes[-1]["server"] == ("127.0.0.1", port)
-            assert app.scopes[-1]["client"] == ("127.0.0.1", 0)
-            assert app.scopes[-1]["scheme"] == "http"
-            assert server.server_state.total_requests == 0
-            while not told:
-                await client.get()
-                await asyncio.sleep(0)
-            assert told == [True]
-            assert not running.done()
-            idleness.stop()
-            server.drain()
-            assert await client.at_end()
-            await running
-
-    engine.run(scenario())
+    config = {"limit_max_requests": 2, "timeout_keep_alive": 0}
+    async with served(any_engine, config=config) as (server, app, port, running):
+        told: list[bool] = []
+        idleness = IdleTimer(server.server_state, 0.1, told.append)
+        server.answer_probe({"kind": "http"}, ends[1])
+        client = await asking(ends[0])
+        for _ in range(5):
+            status, headers, _ = await client.get()
+            assert (status, headers["server"]) == (200, "uvicorn")
+        assert app.scopes[-1]["server"] == ("127.0.0.1", port)
+        assert app.scopes[-1]["client"] == ("127.0.0.1", 0)
+        assert app.scopes[-1]["scheme"] == "http"
+        assert server.server_state.total_requests == 0
+        while not told:
+            await client.get()
+            await asyncio.sleep(0)
+        assert told == [True]
+        assert not running.done()
+        idleness.stop()
+        server.drain()
+        assert await client.at_end()
+        await running
 
 
-def test_probe_of_a_tls_server_may_use_tls_or_not(engine: Engine, tmp_path: Path) -> None:
+async def test_probe_of_a_tls_server_may_use_tls_or_not(any_engine: Engine, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
 
-    async def scenario() -> None:
-        async with served(engine, secure=context) as (server, app, _port, _running):
-            for plain in (False, True):
-                ours, theirs = socket.socketpair()
-                server.answer_probe({"kind": "http", "plain": plain}, theirs)
-                client = await asking(ours, None if plain else trusting)
-                assert (await client.get())[0] == 200
-                assert app.scopes[-1]["scheme"] == "https"
-                client.close()
-
-    engine.run(scenario())
+    async with served(any_engine, secure=context) as (server, app, _port, _running):
+        for plain in (False, True):
+            ours, theirs = socket.socketpair()
+            server.answer_probe({"kind": "http", "plain": plain}, theirs)
+            client = await asking(ours, None if plain else trusting)
+            assert (await client.get())[0] == 200
+            assert app.scopes[-1]["scheme"] == "https"
+            client.close()
 
 
-def test_echo_is_answered_while_the_loop_runs(
-    engine: Engine, ends: tuple[socket.socket, socket.socket]
+async def test_echo_is_answered_while_the_loop_runs(
+    any_engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
-    async def scenario() -> None:
-        async with served(engine) as (server, app, _port, _running):
-            server.answer_probe({"kind": "echo"}, ends[1])
-            client = await asking(ends[0])
-            client.writer.write(b"?")
-            assert await client.reader.readexactly(1) == b"?"
-            assert app.scopes == []
-
-    engine.run(scenario())
+    async with served(any_engine) as (server, app, _port, _running):
+        server.answer_probe({"kind": "echo"}, ends[1])
+        client = await asking(ends[0])
+        client.writer.write(b"?")
+        assert await client.reader.readexactly(1) == b"?"
+        assert app.scopes == []
 
 
-def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
-    engine: Engine, ends: tuple[socket.socket, socket.socket]
+async def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
+    any_engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
-    async def scenario() -> None:
-        async with served(engine, resting=True) as it:
-            it.server.answer_probe({"kind": "http"}, ends[1])
-            assert (await (await asking(ends[0])).get())[0] == 200
-            waiting = await Client.connect(it.port)
-            await waiting.send()
-            assert not await answers(it)
-            it.server.accept_or_drain(True)
-            assert (await waiting.answer())[0] == 200
-            it.server.accept_or_drain(False)
-            it.server.accept_or_drain(True)
-            assert await answers(it, 10)
-
-    engine.run(scenario())
+    async with served(any_engine, resting=True) as it:
+        it.server.answer_probe({"kind": "http"}, ends[1])
+        assert (await (await asking(ends[0])).get())[0] == 200
+        waiting = await Client.connect(it.port)
+        await waiting.send()
+        assert not await answers(it)
+        it.server.accept_or_drain(True)
+        assert (await waiting.answer())[0] == 200
+        it.server.accept_or_drain(False)
+        it.server.accept_or_drain(True)
+        assert await answers(it, 10)
 
 
-def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine) as it:
-            client = await Client.connect(it.port)
-            await client.get()
-            it.server.accept_or_drain(False)
-            assert (await client.get())[1]["connection"] == "close"
-            while it.server.acceptor._tasks:  # what connects meanwhile is still answered
-                await asyncio.sleep(0)
-            assert not await answers(it)
-            it.server.set_in_rotation_or_drain(False)
-            it.server.accept_or_drain(True)
-            other = await Client.connect(it.port)
-            assert (await other.get())[1]["connection"] == "close"  # out of rotation all the same
-            it.server.set_in_rotation_or_drain(True)
-            assert "connection" not in (await (await Client.connect(it.port)).get())[1]
-
-    engine.run(scenario())
+async def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(any_engine: Engine) -> None:
+    async with served(any_engine) as it:
+        client = await Client.connect(it.port)
+        await client.get()
+        it.server.accept_or_drain(False)
+        assert (await client.get())[1]["connection"] == "close"
+        while it.server.acceptor._tasks:  # what connects meanwhile is still answered
+            await asyncio.sleep(0)
+        assert not await answers(it)
+        it.server.set_in_rotation_or_drain(False)
+        it.server.accept_or_drain(True)
+        other = await Client.connect(it.port)
+        assert (await other.get())[1]["connection"] == "close"  # out of rotation all the same
+        it.server.set_in_rotation_or_drain(True)
+        assert "connection" not in (await (await Client.connect(it.port)).get())[1]
 
 
-def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, resting=True) as (server, _app, _port, running):
-            server.accept_or_drain(True)
-            server.stop()
-            await asyncio.wait_for(running, 15)
-            assert server.servers == [] or not any(each.is_serving() for each in server.servers)
-
-    engine.run(scenario())
+async def test_worker_that_is_stopped_while_out_of_rotation_ends(any_engine: Engine) -> None:
+    async with served(any_engine, resting=True) as (server, _app, _port, running):
+        server.accept_or_drain(True)
+        server.stop()
+        await asyncio.wait_for(running, 15)
+        assert server.servers == [] or not any(each.is_serving() for each in server.servers)
 
 
 # Classes, certificates and pages with which a server begins.
@@ -945,11 +812,11 @@ def test_server_without_tls_has_no_context() -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pair, early: bool) -> None:
+def test_page_of_counts_is_used_until_the_server_leaves(any_engine: Engine, pair: Pair, early: bool) -> None:
     adoption = pair.worker()
 
     async def scenario() -> None:
-        made = uvicorn.Config(App(), http=engine.http, loop=engine.loop, log_config=None)  # type: ignore[arg-type]
+        made = uvicorn.Config(App(), http=any_engine.http, loop=any_engine.loop, log_config=None)  # type: ignore[arg-type]
         server = PoolServer(made, adoption=adoption, **SECONDS)
         pages = [create_peer_counts_page() for _ in range(3)]
         if early:
@@ -977,21 +844,18 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
         return [file for file in open_descriptors().values() if "memfd" in file]
 
     before = pages_in_memory()
-    engine.run(scenario())
+    any_engine.run(scenario())
     assert pages_in_memory() == before
 
 
 @pytest.mark.parametrize("adopts", [True, False])
-def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: bool) -> None:
-    async def scenario() -> None:
-        async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
-            page = os.open(os.devnull, os.O_RDONLY) if adopts else create_peer_counts_page()
-            server.balance_by_counts_page(page)
-            assert server.server_state.balancer is None
-            with pytest.raises(OSError, match="Bad file descriptor"):
-                os.fstat(page)
-
-    engine.run(scenario())
+async def test_page_that_cannot_be_used_is_closed(any_engine: Engine, pair: Pair, adopts: bool) -> None:
+    async with served(any_engine, adoption=pair.worker() if adopts else None) as (server, *_):
+        page = os.open(os.devnull, os.O_RDONLY) if adopts else create_peer_counts_page()
+        server.balance_by_counts_page(page)
+        assert server.server_state.balancer is None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(page)
 
 
 class Aborted:

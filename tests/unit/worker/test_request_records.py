@@ -25,7 +25,7 @@ from poolctl.worker.serving.request_records import (
     inner_app,
 )
 from tests.asgi_apps import lifespan
-from tests.serving import ENGINES, PLAIN, App, Client, Engine, blank_page, served, until
+from tests.serving import App, Client, Engine, blank_page, served, until
 
 
 @pytest.fixture
@@ -57,40 +57,34 @@ async def scripted(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def test_responses_are_counted_by_status_and_by_latency(any_engine: Engine, page: memoryview) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            for path in ("/200", "/201", "/302", "/404", "/404", "/503"):
-                assert (await client.get(path))[0] == int(path[1:])
-            await until(lambda: tally.responses(page.tolist()) == 6)
-            assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 2, 1, 2, 1]
-            assert page[tally.STARTED] == 6
-            assert 0 < page[tally.LATENCY_NS] < 60_000_000_000
-            assert in_flight(page) == 0
-            client.close()
-
-    any_engine.run(scenario())
+async def test_responses_are_counted_by_status_and_by_latency(any_engine: Engine, page: memoryview) -> None:
+    async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        for path in ("/200", "/201", "/302", "/404", "/404", "/503"):
+            assert (await client.get(path))[0] == int(path[1:])
+        await until(lambda: tally.responses(page.tolist()) == 6)
+        assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 2, 1, 2, 1]
+        assert page[tally.STARTED] == 6
+        assert 0 < page[tally.LATENCY_NS] < 60_000_000_000
+        assert in_flight(page) == 0
+        client.close()
 
 
-def test_request_is_in_flight_until_its_response_is_complete_and_then_counted_by_its_latency(
+async def test_request_is_in_flight_until_its_response_is_complete_and_then_counted_by_its_latency(
     any_engine: Engine, page: memoryview
 ) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, tally=page) as (_, app, port, _running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await until(lambda: in_flight(page) == 1)
-            await asyncio.sleep(0.02)
-            app.release.set()
-            await client.answer()
-            await until(lambda: in_flight(page) == 0)
-            (bucket,) = [at for at, count in enumerate(page[tally.BUCKETS : tally.COUNTED]) if count]
-            bounds = [0, *tally.BOUNDS_NS, inf]
-            assert max(20_000_000, bounds[bucket]) < page[tally.LATENCY_NS] <= bounds[bucket + 1]
-            client.close()
-
-    any_engine.run(scenario())
+    async with served(any_engine, tally=page) as (_, app, port, _running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await until(lambda: in_flight(page) == 1)
+        await asyncio.sleep(0.02)
+        app.release.set()
+        await client.answer()
+        await until(lambda: in_flight(page) == 0)
+        (bucket,) = [at for at, count in enumerate(page[tally.BUCKETS : tally.COUNTED]) if count]
+        bounds = [0, *tally.BOUNDS_NS, inf]
+        assert max(20_000_000, bounds[bucket]) < page[tally.LATENCY_NS] <= bounds[bucket + 1]
+        client.close()
 
 
 @pytest.mark.parametrize(
@@ -127,108 +121,86 @@ def test_access_log_leaves_the_lifespan_to_the_application() -> None:
     assert scope == {"type": "lifespan"}
 
 
-def test_requests_that_were_sent_ahead_are_counted_one_by_one(any_engine: Engine, page: memoryview) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, tally=page) as (_, app, port, _running):
-            client = await Client.connect(port)
-            for path in ("/slow", "/", "/"):
-                await client.send(path)
+async def test_requests_that_were_sent_ahead_are_counted_one_by_one(
+    any_engine: Engine, page: memoryview
+) -> None:
+    async with served(any_engine, tally=page) as (_, app, port, _running):
+        client = await Client.connect(port)
+        for path in ("/slow", "/", "/"):
+            await client.send(path)
+        await app.under_way.wait()
+        app.release.set()
+        for _ in range(3):
+            assert (await client.answer())[0] == 200
+        await until(lambda: (page[tally.STARTED], tally.responses(page.tolist())) == (3, 3))
+        assert in_flight(page) == 0
+        client.close()
+
+
+async def test_client_that_goes_away_is_distinguished_from_an_application_that_fails(
+    any_engine: Engine, page: memoryview
+) -> None:
+    async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+        leaving = await Client.connect(port)
+        await leaving.send("/waits")
+        await until(lambda: in_flight(page) == 1)
+        leaving.close()
+        await until(lambda: page[tally.DISCONNECTED] == 1)
+        broken = await Client.connect(port)
+        await broken.send("/breaks")
+        await until(lambda: page[tally.BROKEN] == 1)
+        assert (page[tally.DISCONNECTED], in_flight(page)) == (1, 0)
+        failing = await Client.connect(port)
+        await failing.send("/fails")
+        assert (await failing.answer())[0] == 500
+        await until(lambda: page[tally.STATUS + 5] == 1)
+        assert page[tally.BROKEN] == 1
+        assert in_flight(page) == 0
+
+
+async def test_invalid_request_is_counted_as_such(any_engine: Engine, page: memoryview) -> None:
+    async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        client.writer.write(b"this is no HTTP\r\n\r\n")
+        assert (await client.answer())[0] == 400
+        assert (page[tally.MALFORMED], page[tally.STARTED], in_flight(page)) == (1, 0, 0)
+        assert page[tally.STATUS + 4] == 1
+        assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 0, 0, 1, 0]
+
+
+async def test_status_that_does_not_exist_is_not_counted(any_engine: Engine, page: memoryview) -> None:
+    async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        await client.send("/700")
+        assert await client.at_end()
+        await until(lambda: page[tally.BROKEN] == 1)
+        assert sum(page[tally.STATUS : tally.COUNTED]) == 0
+
+
+async def test_connections_and_websockets_are_counted_while_they_are_open(
+    any_engine: Engine, page: memoryview
+) -> None:
+    async with served(any_engine, tally=page) as (_, app, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        async with connect(f"ws://127.0.0.1:{port}/") as _socket:
             await app.under_way.wait()
-            app.release.set()
-            for _ in range(3):
-                assert (await client.answer())[0] == 200
-            await until(lambda: (page[tally.STARTED], tally.responses(page.tolist())) == (3, 3))
+            assert (page[tally.CONNECTIONS], page[tally.OPEN_CONNECTIONS]) == (2, 2)
+            assert (page[tally.WEBSOCKETS], page[tally.OPEN_WEBSOCKETS]) == (1, 1)
             assert in_flight(page) == 0
-            client.close()
-
-    any_engine.run(scenario())
-
-
-def test_client_that_goes_away_is_distinguished_from_an_application_that_fails(
-    any_engine: Engine, page: memoryview
-) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
-            leaving = await Client.connect(port)
-            await leaving.send("/waits")
-            await until(lambda: in_flight(page) == 1)
-            leaving.close()
-            await until(lambda: page[tally.DISCONNECTED] == 1)
-            broken = await Client.connect(port)
-            await broken.send("/breaks")
-            await until(lambda: page[tally.BROKEN] == 1)
-            assert (page[tally.DISCONNECTED], in_flight(page)) == (1, 0)
-            failing = await Client.connect(port)
-            await failing.send("/fails")
-            assert (await failing.answer())[0] == 500
-            await until(lambda: page[tally.STATUS + 5] == 1)
-            assert page[tally.BROKEN] == 1
-            assert in_flight(page) == 0
-
-    any_engine.run(scenario())
+        client.close()
+        await until(lambda: page[tally.OPEN_CONNECTIONS] == 0)
+        assert page[tally.OPEN_WEBSOCKETS] == 0
 
 
-def test_invalid_request_is_counted_as_such(any_engine: Engine, page: memoryview) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            client.writer.write(b"this is no HTTP\r\n\r\n")
-            assert (await client.answer())[0] == 400
-            assert (page[tally.MALFORMED], page[tally.STARTED], in_flight(page)) == (1, 0, 0)
-            assert page[tally.STATUS + 4] == 1
-            assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 0, 0, 1, 0]
-
-    any_engine.run(scenario())
-
-
-def test_status_that_does_not_exist_is_not_counted(any_engine: Engine, page: memoryview) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, scripted, tally=page) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            await client.send("/700")
-            assert await client.at_end()
-            await until(lambda: page[tally.BROKEN] == 1)
-            assert sum(page[tally.STATUS : tally.COUNTED]) == 0
-
-    any_engine.run(scenario())
-
-
-def test_connections_and_websockets_are_counted_while_they_are_open(
-    any_engine: Engine, page: memoryview
-) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, tally=page) as (_, app, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            async with connect(f"ws://127.0.0.1:{port}/") as _socket:
-                await app.under_way.wait()
-                assert (page[tally.CONNECTIONS], page[tally.OPEN_CONNECTIONS]) == (2, 2)
-                assert (page[tally.WEBSOCKETS], page[tally.OPEN_WEBSOCKETS]) == (1, 1)
-                assert in_flight(page) == 0
-            client.close()
-            await until(lambda: page[tally.OPEN_CONNECTIONS] == 0)
-            assert page[tally.OPEN_WEBSOCKETS] == 0
-
-    any_engine.run(scenario())
-
-
-def test_server_without_a_page_counts_nothing_and_serves(any_engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, scripted) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            assert (await client.get("/404"))[0] == 404
-            client.close()
-
-    any_engine.run(scenario())
+async def test_server_without_a_page_counts_nothing_and_serves(any_engine: Engine) -> None:
+    async with served(any_engine, scripted) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        assert (await client.get("/404"))[0] == 404
+        client.close()
 
 
 MADE = re.compile(r"[0-9a-f]{32}")
-
-
-@pytest.fixture(params=[PLAIN, Engine("asyncio", "httptools")], ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
 
 
 class Told:
@@ -270,81 +242,72 @@ def lines(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     return read
 
 
-def test_request_id_is_taken_or_made_and_found_by_application_and_client(
+async def test_request_id_is_taken_or_made_and_found_by_application_and_client(
     engine: Engine, lines: Callable[[], list[str]]
 ) -> None:
-    async def scenario() -> None:
-        app = Told()
-        inner = AccessLogMiddleware(app, log="text", answer=True)
-        async with served(engine, inner, **quiet()) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            status, headers, _ = await client.get("/a?b=c", "X-Request-ID: theirs-1")
-            assert (status, headers["x-request-id"]) == (202, "theirs-1")
-            assert app.found[-1] == ("theirs-1", [b"theirs-1"])
-            for bad in (
-                "X-Request-ID: with space",
-                "X-Request-ID: " + "a" * 129,
-                'X-Request-ID: a"b',
-                "Other: 1",
-            ):
-                _, headers, _ = await client.get("/", bad)
-                made = headers["x-request-id"]
-                assert MADE.fullmatch(made)
-                assert app.found[-1] == (made, [made.encode()])
-            assert re.fullmatch(
-                r'INFO:     127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1',
-                lines()[0],
-            )
-            assert len(lines()) == 5
-            client.close()
-
-    engine.run(scenario())
+    app = Told()
+    inner = AccessLogMiddleware(app, log="text", answer=True)
+    async with served(engine, inner, **quiet()) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        status, headers, _ = await client.get("/a?b=c", "X-Request-ID: theirs-1")
+        assert (status, headers["x-request-id"]) == (202, "theirs-1")
+        assert app.found[-1] == ("theirs-1", [b"theirs-1"])
+        for bad in (
+            "X-Request-ID: with space",
+            "X-Request-ID: " + "a" * 129,
+            'X-Request-ID: a"b',
+            "Other: 1",
+        ):
+            _, headers, _ = await client.get("/", bad)
+            made = headers["x-request-id"]
+            assert MADE.fullmatch(made)
+            assert app.found[-1] == (made, [made.encode()])
+        assert re.fullmatch(
+            r'INFO:     127\.0\.0\.1:\d+ - "GET /a\?b=c HTTP/1\.1" 202 Accepted \d+\.\d+ms theirs-1',
+            lines()[0],
+        )
+        assert len(lines()) == 5
+        client.close()
 
 
-def test_line_gives_the_status_even_of_a_request_without_a_response(
+async def test_line_gives_the_status_even_of_a_request_without_a_response(
     engine: Engine, lines: Callable[[], list[str]]
 ) -> None:
-    async def scenario() -> None:
-        begun, inner = time.monotonic(), AccessLogMiddleware(Told(), log="json")
-        async with served(engine, inner, **quiet()) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            status, headers, _ = await client.get("/fails")
-            assert (status, headers.get("x-request-id")) == (500, None)
-            leaving = await Client.connect(port)
-            await leaving.send("/waits")
-            leaving.close()
-            await until(lambda: len(lines()) >= 2)
-            async with connect(f"ws://127.0.0.1:{port}/ws"):
-                pass
-            await until(lambda: len(lines()) >= 3)
-            found = [json.loads(line) for line in lines()]
-            assert [(each["method"], each["target"], each["status"]) for each in found] == [
-                ("GET", "/fails", 500), ("GET", "/waits", 499), ("WebSocket", "/ws", 101),
-            ]  # fmt: skip
-            assert found[0]["level"] == "INFO"
-            assert MADE.fullmatch(found[0]["request_id"])
-            for each in found:
-                assert 0 <= each["duration_seconds"] <= time.monotonic() - begun + 0.001
-            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["time"])
-
-    engine.run(scenario())
+    begun, inner = time.monotonic(), AccessLogMiddleware(Told(), log="json")
+    async with served(engine, inner, **quiet()) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        status, headers, _ = await client.get("/fails")
+        assert (status, headers.get("x-request-id")) == (500, None)
+        leaving = await Client.connect(port)
+        await leaving.send("/waits")
+        leaving.close()
+        await until(lambda: len(lines()) >= 2)
+        async with connect(f"ws://127.0.0.1:{port}/ws"):
+            pass
+        await until(lambda: len(lines()) >= 3)
+        found = [json.loads(line) for line in lines()]
+        assert [(each["method"], each["target"], each["status"]) for each in found] == [
+            ("GET", "/fails", 500), ("GET", "/waits", 499), ("WebSocket", "/ws", 101),
+        ]  # fmt: skip
+        assert found[0]["level"] == "INFO"
+        assert MADE.fullmatch(found[0]["request_id"])
+        for each in found:
+            assert 0 <= each["duration_seconds"] <= time.monotonic() - begun + 0.001
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found[0]["time"])
 
 
-def test_line_of_a_request_that_a_stop_cuts_off_has_503(
+async def test_line_of_a_request_that_a_stop_cuts_off_has_503(
     engine: Engine, lines: Callable[[], list[str]]
 ) -> None:
-    async def scenario() -> None:
-        inner = AccessLogMiddleware(App(), log="json")
-        async with served(engine, inner, **quiet(), stop_seconds=0.1) as (server, _app, port, running):
-            client = await Client.connect(port)
-            await client.send("/slow")
-            await inner.inner.under_way.wait()
-            server.stop()
-            assert (await client.answer())[0] == 503
-            await running
-            assert [json.loads(line)["status"] for line in lines()] == [503]
-
-    engine.run(scenario())
+    inner = AccessLogMiddleware(App(), log="json")
+    async with served(engine, inner, **quiet(), stop_seconds=0.1) as (server, _app, port, running):
+        client = await Client.connect(port)
+        await client.send("/slow")
+        await inner.inner.under_way.wait()
+        server.stop()
+        assert (await client.answer())[0] == 503
+        await running
+        assert [json.loads(line)["status"] for line in lines()] == [503]
 
 
 def test_app_without_an_access_log_is_not_wrapped() -> None:
@@ -364,11 +327,6 @@ SCOPE = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
-def any_engine(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 async def failing(scope: Any, receive: Any, send: Any) -> None:
     """Answers `/404` with that status; fails at `/fails` before the answer."""
     if scope["type"] == "lifespan":
@@ -386,19 +344,16 @@ def quiet() -> dict[str, Any]:
     return {"tally": blank_page(), "config": {"access_log": False}}
 
 
-def test_failed_requests_have_a_line_and_others_have_none(
+async def test_failed_requests_have_a_line_and_others_have_none(
     any_engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
-            client = await Client.connect(port)
-            for path in ("/200", "/404", "/503?why=1", "/499", "/599"):
-                assert (await client.get(path))[0] == int(path[1:4])
-            assert (await client.get("/fails"))[0] == 500
-            client.close()
-
     begun = time.monotonic()
-    any_engine.run(scenario())
+    async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
+        client = await Client.connect(port)
+        for path in ("/200", "/404", "/503?why=1", "/499", "/599"):
+            assert (await client.get(path))[0] == int(path[1:4])
+        assert (await client.get("/fails"))[0] == 500
+        client.close()
     most_ms = (time.monotonic() - begun) * 1000 + 1
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 3, lines
@@ -414,31 +369,27 @@ def test_failed_requests_have_a_line_and_others_have_none(
         assert float(matched[1]) <= most_ms
 
 
-def test_failed_requests_that_were_sent_at_once_have_a_line_each(
+async def test_failed_requests_that_were_sent_at_once_have_a_line_each(
     any_engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
-            client = await Client.connect(port)
-            for path in ("/501", "/200", "/502"):
-                client.writer.write(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
-            assert [(await client.answer())[0] for _ in range(3)] == [501, 200, 502]
-            client.close()
-
-    any_engine.run(scenario())
+    async with served(any_engine, failing, **quiet(), failed="text") as (_, _app, port, _run):
+        client = await Client.connect(port)
+        for path in ("/501", "/200", "/502"):
+            client.writer.write(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+        assert [(await client.answer())[0] for _ in range(3)] == [501, 200, 502]
+        client.close()
     first, second = capfd.readouterr().out.splitlines()
     assert "GET /501 HTTP/1.1" in first
     assert "GET /502 HTTP/1.1" in second
 
 
-def test_without_a_form_no_request_has_a_line(any_engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
-    async def scenario() -> None:
-        async with served(any_engine, failing, **quiet()) as (_, _app, port, _run):
-            client = await Client.connect(port)
-            assert (await client.get("/503"))[0] == 503
-            client.close()
-
-    any_engine.run(scenario())
+async def test_without_a_form_no_request_has_a_line(
+    any_engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with served(any_engine, failing, **quiet()) as (_, _app, port, _run):
+        client = await Client.connect(port)
+        assert (await client.get("/503"))[0] == 503
+        client.close()
     assert capfd.readouterr().out == ""
 
 

@@ -24,19 +24,13 @@ from poolctl.gateway.routes import (
 )
 from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value
 from poolctl.worker.serving.route_context import RouteContexts
-from tests.serving import ENGINES, PLAIN, Client, Engine, Pair, listener, served
+from tests.serving import PLAIN, Client, Engine, Pair, listener, served
 
 KEY = "0123456789abcdef"
 ROUTE = Route(alias="users über", host="users.test", path="/v1", to=(Target(server="one"),))
 OTHER = Route(alias="other", to=(Target(server="one"),))
 GOOD = f"{CONTEXT_FIELD}: {context_value('one', KEY, ROUTE.alias)}"
 FORGED = f"{CONTEXT_FIELD}: {context_value('one', 'guessed', ROUTE.alias)}"
-
-
-@pytest.fixture(params=ENGINES, ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
 
 
 @pytest.fixture
@@ -86,12 +80,12 @@ LINES = {
 
 
 @pytest.mark.parametrize("case", list(LINES))
-def test_application_sees_the_route_that_the_gateway_names_and_never_the_header(
-    engine: Engine, case: str
+async def test_application_sees_the_route_that_the_gateway_names_and_never_the_header(
+    any_engine: Engine, case: str
 ) -> None:
     lines, known = LINES[case]
     with listener() as own:
-        scope = engine.run(scope_of_request(engine, contexts(own), *lines))
+        scope = await scope_of_request(any_engine, contexts(own), *lines)
         url = f"http://127.0.0.1:{own.getsockname()[1]}"
     assert [name for name, _ in scope["headers"]] == [b"host"]
     assert try_get_route(scope) == (ROUTE if known else None)
@@ -100,20 +94,18 @@ def test_application_sees_the_route_that_the_gateway_names_and_never_the_header(
     assert [each.alias for each in registry_of(scope).http] == (["users über", "other"] if known else [])
 
 
-def test_worker_without_a_key_believes_no_request(engine: Engine) -> None:
+async def test_worker_without_a_key_believes_no_request(any_engine: Engine) -> None:
     line = f"{CONTEXT_FIELD}: {context_value('one', '', ROUTE.alias)}"
-    scope = engine.run(
-        scope_of_request(
-            engine, contexts(key=""), line, "x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"
-        )
+    scope = await scope_of_request(
+        any_engine, contexts(key=""), line, "x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"
     )
     assert try_get_route(scope) is None
     assert (scope["scheme"], scope["client"][0]) == ("http", "127.0.0.1")
     assert CONTEXT_FIELD.encode() not in dict(scope["headers"])
 
 
-def test_requests_of_two_clients_on_one_connection_and_one_that_is_not_the_gateways_are_told_apart(
-    engine: Engine,
+async def test_requests_of_two_clients_on_one_connection_and_one_that_is_not_the_gateways_are_told_apart(
+    any_engine: Engine,
 ) -> None:
     requests = [
         [GOOD, "x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"],
@@ -121,14 +113,11 @@ def test_requests_of_two_clients_on_one_connection_and_one_that_is_not_the_gatew
         ["x-forwarded-for: 192.0.2.9", "x-forwarded-proto: https"],
     ]
 
-    async def scopes() -> list[Any]:
-        async with served(engine, routes=contexts(), config={"proxy_headers": False}) as it:
-            client = await Client.connect(it.port)
-            for lines in requests:
-                assert (await client.get("/items", *lines))[0] == 200
-            return list(it.app.scopes)
-
-    seen = [(each["client"][0], each["scheme"], try_get_route(each)) for each in engine.run(scopes())]
+    async with served(any_engine, routes=contexts(), config={"proxy_headers": False}) as it:
+        client = await Client.connect(it.port)
+        for lines in requests:
+            assert (await client.get("/items", *lines))[0] == 200
+        seen = [(each["client"][0], each["scheme"], try_get_route(each)) for each in it.app.scopes]
     assert seen == [("192.0.2.7", "https", ROUTE), ("192.0.2.8", "http", ROUTE), ("127.0.0.1", "http", None)]
 
 
@@ -208,7 +197,7 @@ def test_path_begins_with_the_prefix_that_the_gateway_has_removed_unless_the_ser
     assert (scope["root_path"], scope["path"], scope["raw_path"]) == (root, path, raw)
 
 
-def test_websocket_has_route_client_and_prefix_and_not_the_header(engine: Engine) -> None:
+async def test_websocket_has_route_client_and_prefix_and_not_the_header(any_engine: Engine) -> None:
     name, _, value = GOOD.partition(": ")
     headers = {
         name: value,
@@ -217,41 +206,37 @@ def test_websocket_has_route_client_and_prefix_and_not_the_header(engine: Engine
         "X-Forwarded-Prefix": "/api",
     }
 
-    async def scenario() -> None:
-        async with (
-            served(engine, routes=contexts()) as it,
-            connect(f"ws://127.0.0.1:{it.port}/v1", additional_headers=headers),
-        ):
-            await it.app.under_way.wait()
-        (scope,) = it.app.scopes
-        assert try_get_route(scope) == ROUTE
-        assert (scope["scheme"], scope["client"]) == ("wss", ("192.0.2.7", 0))
-        assert (scope["root_path"], scope["path"]) == ("/api", "/api/v1")
-        assert CONTEXT_FIELD.encode() not in dict(scope["headers"])
-
-    engine.run(scenario())
+    async with (
+        served(any_engine, routes=contexts()) as it,
+        connect(f"ws://127.0.0.1:{it.port}/v1", additional_headers=headers),
+    ):
+        await it.app.under_way.wait()
+    (scope,) = it.app.scopes
+    assert try_get_route(scope) == ROUTE
+    assert (scope["scheme"], scope["client"]) == ("wss", ("192.0.2.7", 0))
+    assert (scope["root_path"], scope["path"]) == ("/api", "/api/v1")
+    assert CONTEXT_FIELD.encode() not in dict(scope["headers"])
 
 
-def test_context_is_made_once_for_each_table_and_the_last_one_ends_with_the_gateway(engine: Engine) -> None:
-    async def scenario() -> None:
-        known = contexts()
-        async with served(engine, routes=known) as it:
-            client = await Client.connect(it.port)
-            for routes in ((ROUTE,), (ROUTE, OTHER)):
-                replace(known, *routes)
-                for _ in range(2):
-                    await client.get("/", GOOD)
-            first, again, second, _ = it.app.scopes
-            assert first["extensions"]["poolctl.route"] is again["extensions"]["poolctl.route"]
-            # Each reads the newest.
-            assert [len(try_get_table(scope) or ()) for scope in (first, second)] == [2, 2]
-            known.replace_routes([])
-            await client.get("/", GOOD)
-            assert try_get_route(it.app.scopes[-1]) is None
-            assert try_get_table(first) is None
-            assert len(registry_of(first).http) == 0
-
-    engine.run(scenario())
+async def test_context_is_made_once_for_each_table_and_the_last_one_ends_with_the_gateway(
+    any_engine: Engine,
+) -> None:
+    known = contexts()
+    async with served(any_engine, routes=known) as it:
+        client = await Client.connect(it.port)
+        for routes in ((ROUTE,), (ROUTE, OTHER)):
+            replace(known, *routes)
+            for _ in range(2):
+                await client.get("/", GOOD)
+        first, again, second, _ = it.app.scopes
+        assert first["extensions"]["poolctl.route"] is again["extensions"]["poolctl.route"]
+        # Each reads the newest.
+        assert [len(try_get_table(scope) or ()) for scope in (first, second)] == [2, 2]
+        known.replace_routes([])
+        await client.get("/", GOOD)
+        assert try_get_route(it.app.scopes[-1]) is None
+        assert try_get_table(first) is None
+        assert len(registry_of(first).http) == 0
 
 
 def test_descriptor_that_is_no_table_is_refused_and_the_present_table_stays() -> None:
@@ -282,29 +267,26 @@ def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Pat
 SHORT = {"timeout_keep_alive": 0}
 
 
-def test_idle_connection_of_the_gateway_stays_open_and_that_of_a_client_is_closed(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with served(engine, routes=contexts(), config=SHORT) as it:
-            gateway, client = await Client.connect(it.port), await Client.connect(it.port)
-            assert (await gateway.get("/", GOOD))[0] == 200
-            assert (await client.get("/", FORGED))[0] == 200
-            assert await client.at_end()
-            assert (await gateway.get("/", GOOD))[0] == 200
-            it.server.stop()
-            assert await gateway.at_end()
+async def test_idle_connection_of_the_gateway_stays_open_and_that_of_a_client_is_closed(
+    any_engine: Engine,
+) -> None:
+    async with served(any_engine, routes=contexts(), config=SHORT) as it:
+        gateway, client = await Client.connect(it.port), await Client.connect(it.port)
+        assert (await gateway.get("/", GOOD))[0] == 200
+        assert (await client.get("/", FORGED))[0] == 200
+        assert await client.at_end()
+        assert (await gateway.get("/", GOOD))[0] == 200
+        it.server.stop()
+        assert await gateway.at_end()
 
-    engine.run(scenario())
 
-
-def test_idle_connection_of_the_gateway_closes_with_a_drain_that_cannot_hand_it_over() -> None:
-    async def scenario() -> None:
-        async with served(PLAIN, routes=contexts()) as it:
-            gateway = await Client.connect(it.port)
-            assert (await gateway.get("/", GOOD))[0] == 200
-            it.server.drain()
-            assert await gateway.at_end()
-
-    PLAIN.run(scenario())
+@pytest.mark.loop(run=PLAIN.run)
+async def test_idle_connection_of_the_gateway_closes_with_a_drain_that_cannot_hand_it_over() -> None:
+    async with served(PLAIN, routes=contexts()) as it:
+        gateway = await Client.connect(it.port)
+        assert (await gateway.get("/", GOOD))[0] == 200
+        it.server.drain()
+        assert await gateway.at_end()
 
 
 @pytest.mark.parametrize("resting", [False, True], ids=["drained", "drained while resting"])

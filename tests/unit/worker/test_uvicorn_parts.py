@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import os
@@ -36,7 +35,7 @@ from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.uvicorn_parts import Receive, RequiredProtocolMembers, Scope, Send, ssl_context
 from tests.asgi_apps import saying
 from tests.certificates import certificate
-from tests.serving import ENGINES, FAST, PLAIN, App, Client, Engine, Pair, blank_page, served, turns, until
+from tests.serving import PLAIN, App, Client, Engine, Pair, blank_page, served, turns, until
 
 PACKAGE = Path(poolctl.__file__).parent
 SERVING = PACKAGE / "worker" / "serving"
@@ -101,20 +100,18 @@ def test_module_has_the_application_that_answers_above_the_limit(implementation:
     assert callable(getattr(module, parts.BUSY_APP))
 
 
-def test_configuration_server_and_state_have_every_part() -> None:
-    async def scenario() -> None:
-        async with served(Engine("asyncio", "h11")) as (server, _, port, running):
-            assert [each for each in CONFIG if not hasattr(server.config, each)] == []
-            assert [each for each in SERVER if not hasattr(server, each)] == []
-            assert [each for each in STARTED_SERVER if not hasattr(server, each)] == []
-            assert [each for each in LIFESPAN if not hasattr(server.lifespan, each)] == []
-            assert [each for each in STATE if not hasattr(uvicorn.server.ServerState(), each)] == []
-            client = await Client.connect(port)
-            assert (await client.get())[0] == 200
-            server.stop()
-            await asyncio.wait_for(running, 15)
-
-    Engine("asyncio", "h11").run(scenario())
+@pytest.mark.loop(run=Engine("asyncio", "h11").run)
+async def test_configuration_server_and_state_have_every_part() -> None:
+    async with served(Engine("asyncio", "h11")) as (server, _, port, running):
+        assert [each for each in CONFIG if not hasattr(server.config, each)] == []
+        assert [each for each in SERVER if not hasattr(server, each)] == []
+        assert [each for each in STARTED_SERVER if not hasattr(server, each)] == []
+        assert [each for each in LIFESPAN if not hasattr(server.lifespan, each)] == []
+        assert [each for each in STATE if not hasattr(uvicorn.server.ServerState(), each)] == []
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        server.stop()
+        await asyncio.wait_for(running, 15)
 
 
 def test_modules_that_are_imported_before_the_first_fork_exist() -> None:
@@ -274,12 +271,6 @@ def test_context_knows_the_authorities_of_its_clients(tmp_path: Path) -> None:
 SETTINGS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": ""}
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
-
-
 def context(directory: Path, name: str) -> ssl.SSLContext:
     fds = [os.open(path, os.O_RDONLY) for path in certificate(directory, name)]
     try:
@@ -301,78 +292,68 @@ async def secure(port: int, directory: Path, name: str) -> Client:
     )
 
 
-def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
-    engine: Engine, tmp_path: Path
+async def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
+    any_engine: Engine, tmp_path: Path
 ) -> None:
     old, new = context(tmp_path, "old"), context(tmp_path, "new")
 
-    async def scenario() -> None:
-        async with served(engine, secure=old) as (server, _, port, _running):
-            before = await secure(port, tmp_path, "old")
-            assert (await before.get())[0] == 200
-            server.config.ssl = new
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await secure(port, tmp_path, "old")
-            after = await secure(port, tmp_path, "new")
-            assert (await after.get())[0] == 200
-            assert (await before.get())[0] == 200
-
-    engine.run(scenario())
+    async with served(any_engine, secure=old) as (server, _, port, _running):
+        before = await secure(port, tmp_path, "old")
+        assert (await before.get())[0] == 200
+        server.config.ssl = new
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await secure(port, tmp_path, "old")
+        after = await secure(port, tmp_path, "new")
+        assert (await after.get())[0] == 200
+        assert (await before.get())[0] == 200
 
 
-def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: Path) -> None:
+async def test_drain_waits_for_a_tls_handshake_in_progress(any_engine: Engine, tmp_path: Path) -> None:
     certified = context(tmp_path, "same")
 
-    async def scenario() -> None:
-        async with served(engine, secure=certified) as (server, _, port, running):
-            client = await Client.connect(port)
-            await until(lambda: server.server_state.expected)  # accepted, and nothing was said
-            server.drain()
-            await turns()
-            assert not running.done()
-            await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
-            assert (await client.get())[0] == 200
-            await asyncio.wait_for(running, 15)
-
-    engine.run(scenario())
+    async with served(any_engine, secure=certified) as (server, _, port, running):
+        client = await Client.connect(port)
+        await until(lambda: server.server_state.expected)  # accepted, and nothing was said
+        server.drain()
+        await turns()
+        assert not running.done()
+        await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
+        assert (await client.get())[0] == 200
+        await asyncio.wait_for(running, 15)
 
 
-def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, tmp_path: Path) -> None:
+async def test_no_connection_is_lost_while_the_certificate_is_renewed(
+    any_engine: Engine, tmp_path: Path
+) -> None:
     contexts = [context(tmp_path, "same"), context(tmp_path, "same")]
     trusted = ssl.create_default_context()
     trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
 
-    async def scenario() -> None:
-        async with served(engine, secure=contexts[0]) as (server, _, port, _running):
+    async with served(any_engine, secure=contexts[0]) as (server, _, port, _running):
 
-            async def ask() -> int:
-                client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusted))
-                return (await client.get("/", "connection: close"))[0]
+        async def ask() -> int:
+            client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusted))
+            return (await client.get("/", "connection: close"))[0]
 
-            asking = [asyncio.ensure_future(ask()) for _ in range(20)]
-            for turn in range(10):
-                server.config.ssl = contexts[turn % 2]
-                asking.append(asyncio.ensure_future(ask()))
-            assert set(await asyncio.gather(*asking)) == {200}
-
-    engine.run(scenario())
+        asking = [asyncio.ensure_future(ask()) for _ in range(20)]
+        for turn in range(10):
+            server.config.ssl = contexts[turn % 2]
+            asking.append(asyncio.ensure_future(ask()))
+        assert set(await asyncio.gather(*asking)) == {200}
 
 
-def test_connections_that_are_taken_use_the_new_certificate(engine: Engine, tmp_path: Path) -> None:
+async def test_connections_that_are_taken_use_the_new_certificate(
+    any_engine: Engine, pair: Pair, tmp_path: Path
+) -> None:
     old, new = context(tmp_path, "old"), context(tmp_path, "new")
-
-    async def scenario() -> None:
-        async with served(engine, secure=old, adoption=pair.worker()) as (server, _, _port, _running):
-            server.config.ssl = new
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                connecting = asyncio.ensure_future(secure(listener.getsockname()[1], tmp_path, "new"))
-                listener.setblocking(False)
-                sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                pair.hand_over(sock)
-                assert (await (await connecting).get())[0] == 200
-
-    with contextlib.closing(Pair()) as pair:
-        engine.run(scenario())
+    async with served(any_engine, secure=old, adoption=pair.worker()) as (server, _, _port, _running):
+        server.config.ssl = new
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            connecting = asyncio.ensure_future(secure(listener.getsockname()[1], tmp_path, "new"))
+            listener.setblocking(False)
+            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+            pair.hand_over(sock)
+            assert (await (await connecting).get())[0] == 200
 
 
 # A protocol class of uvicorn's that is not known closes its connections in a drain, and serves until then.
@@ -398,17 +379,13 @@ class Unheard(asyncio.Protocol):
         self.transport.close()
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
-    async def scenario() -> None:
-        async with served(Engine(loop, "h11"), config={"http": Unheard}) as (server, _, port, running):
-            client = await Client.connect(port)
-            assert (await client.get())[0] == 200
-            server.drain()
-            assert await client.at_end()
-            await asyncio.wait_for(running, 10)
-
-    Engine(loop, "h11").run(scenario())
+async def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(engine: Engine, capsys: Any) -> None:
+    async with served(engine, config={"http": Unheard}) as (server, _, port, running):
+        client = await Client.connect(port)
+        assert (await client.get())[0] == 200
+        server.drain()
+        assert await client.at_end()
+        await asyncio.wait_for(running, 10)
     assert "Unheard is not known to this version of poolctl" in capsys.readouterr().err
 
 
@@ -416,19 +393,17 @@ class Counted(H11Protocol):
     """A class that poolctl does not know, with the date and the number of responses as all of uvicorn's have them."""
 
 
-def test_unknown_protocol_class_has_the_current_date_and_is_replaced_after_its_requests() -> None:
-    async def scenario() -> None:
-        config = {"http": Counted, "limit_max_requests": 3}
-        async with served(PLAIN, config=config) as (server, _, port, running):
-            await until(lambda: server.server_state.default_headers)
-            client = await Client.connect(port)
-            for _ in range(3):
-                _, headers, _ = await client.get()
-                assert abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time()) < 5
-            assert await client.at_end()
-            await asyncio.wait_for(running, 10)
-
-    PLAIN.run(scenario())
+@pytest.mark.loop(run=PLAIN.run)
+async def test_unknown_protocol_class_has_the_current_date_and_is_replaced_after_its_requests() -> None:
+    config = {"http": Counted, "limit_max_requests": 3}
+    async with served(PLAIN, config=config) as (server, _, port, running):
+        await until(lambda: server.server_state.default_headers)
+        client = await Client.connect(port)
+        for _ in range(3):
+            _, headers, _ = await client.get()
+            assert abs(parsedate_to_datetime(headers["date"]).timestamp() - time.time()) < 5
+        assert await client.at_end()
+        await asyncio.wait_for(running, 10)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -453,17 +428,13 @@ def test_known_protocol_class_that_lacks_a_part_counts_as_unknown(monkeypatch: p
     assert connection_class(H11Protocol) is H11Protocol
 
 
-@pytest.mark.parametrize("engine", [Engine("uvloop", "h11"), FAST], ids="-".join)
-def test_connections_share_the_names_of_their_attributes(engine: Engine) -> None:
+async def test_connections_share_the_names_of_their_attributes(any_engine: Engine) -> None:
     # CPython has room for thirty (SHARED_KEYS_MAX_SIZE); with more each object has a table of its own.
-    async def scenario() -> None:
-        async with served(engine, tally=blank_page()) as (server, _, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            (connection,) = server.server_state.connections
-            assert len(vars(connection)) < 30
-
-    engine.run(scenario())
+    async with served(any_engine, tally=blank_page()) as (server, _, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        (connection,) = server.server_state.connections
+        assert len(vars(connection)) < 30
 
 
 # What applications log with uvicorn's logger appears as under uvicorn; what uvicorn says at INFO, poolctl says.
@@ -501,18 +472,15 @@ class Logging(App):
         await super().__call__(scope, receive, send)
 
 
-def test_log_has_what_the_application_logs_and_not_uvicorns_start_and_stop(lines: list[str]) -> None:
-    engine = Engine("asyncio", "httptools")
-
-    async def scenario() -> None:
-        async with served(engine, Logging()) as (_, _app, port, _running):
-            client = await Client.connect(port)
-            await client.get()
-            await client.get("/fails")
-            async with connect(f"ws://127.0.0.1:{port}/"):
-                pass
-
-    engine.run(scenario())
+async def test_log_has_what_the_application_logs_and_not_uvicorns_start_and_stop(
+    engine: Engine, lines: list[str]
+) -> None:
+    async with served(engine, Logging()) as (_, _app, port, _running):
+        client = await Client.connect(port)
+        await client.get()
+        await client.get("/fails")
+        async with connect(f"ws://127.0.0.1:{port}/"):
+            pass
     assert lines == [
         "INFO application: lifespan",
         "INFO application: http",

@@ -41,10 +41,9 @@ from poolctl.worker.worker_process import (
 from tests import serving
 from tests.certificates import certificate
 from tests.deadline import wait_until
-from tests.descriptors import no_descriptor_left
 from tests.http_get import get
 from tests.processes import is_alive
-from tests.serving import ENGINES, FAST, PLAIN, Client, Engine, Served, blank_page, served, turns, until
+from tests.serving import Client, Engine, Served, blank_page, served, turns, until
 
 SECONDS = 0.15
 
@@ -113,58 +112,46 @@ class Ordered:
         self.drains += 1
 
 
-def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_closed() -> None:
-    async def scenario() -> None:
-        ours, theirs = wire.pair()
-        read, write = os.pipe()
-        with ours:
-            wire.send(ours, {"order": "rest"}, [write])
-            ours.send(b"no message")
-            ours.send(BEAT)
-            wire.send(ours, {"order": "out"})
-            os.close(write)
-            worker = Ordered()
-            control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker))
-            control.start_reading_orders(None)
-            assert worker.orders == [{"order": "rest"}, {"order": "out"}]
-            assert os.read(read, 1) == b""
-            wire.send(ours, {"order": "in"})
-            await until(lambda: len(worker.orders) == 3)
-            control.ignore()
-            wire.send(ours, {"order": "drain"})
-            await turns()
-            assert len(worker.orders) == 3
-            control.close_in_child()
-            control.send_or_drop({"event": "lost"})
-        os.close(read)
-
-    with no_descriptor_left():
-        asyncio.run(scenario())
-
-
-def test_end_of_the_control_socket_drains_the_worker_once() -> None:
-    async def scenario() -> None:
-        ours, theirs = wire.pair()
+async def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_closed(
+    descriptors_closed: None,
+) -> None:
+    ours, theirs = wire.pair()
+    read, write = os.pipe()
+    with ours:
+        wire.send(ours, {"order": "rest"}, [write])
+        ours.send(b"no message")
+        ours.send(BEAT)
+        wire.send(ours, {"order": "out"})
+        os.close(write)
         worker = Ordered()
         control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker))
         control.start_reading_orders(None)
-        ours.close()
-        await until(lambda: worker.drains)
+        assert worker.orders == [{"order": "rest"}, {"order": "out"}]
+        assert os.read(read, 1) == b""
+        wire.send(ours, {"order": "in"})
+        await until(lambda: len(worker.orders) == 3)
+        control.ignore()
+        wire.send(ours, {"order": "drain"})
         await turns()
-        assert (worker.drains, worker.orders) == (1, [])
+        assert len(worker.orders) == 3
         control.close_in_child()
+        control.send_or_drop({"event": "lost"})
+    os.close(read)
 
-    with no_descriptor_left():
-        asyncio.run(scenario())
+
+async def test_end_of_the_control_socket_drains_the_worker_once(descriptors_closed: None) -> None:
+    ours, theirs = wire.pair()
+    worker = Ordered()
+    control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker))
+    control.start_reading_orders(None)
+    ours.close()
+    await until(lambda: worker.drains)
+    await turns()
+    assert (worker.drains, worker.orders) == (1, [])
+    control.close_in_child()
 
 
 # Idleness.
-
-
-@pytest.fixture(params=ENGINES, ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    chosen: Engine = request.param
-    return chosen
 
 
 class Told:
@@ -188,8 +175,8 @@ class Told:
 
 
 @asynccontextmanager
-async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
-    async with served(engine) as serving:
+async def watched(any_engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
+    async with served(any_engine) as serving:
         told = Told()
         idleness = IdleTimer(serving.server.server_state, SECONDS, told)
         try:
@@ -198,113 +185,93 @@ async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
             idleness.stop()
 
 
-def test_worker_without_traffic_reports_once_that_it_is_idle(engine: Engine) -> None:
-    async def scenario() -> None:
+async def test_worker_without_traffic_reports_once_that_it_is_idle(any_engine: Engine) -> None:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async with watched(any_engine) as (_, told):
+        assert await told.next() is True
+        assert loop.time() - begun >= SECONDS * 0.9
+        await asyncio.sleep(2 * SECONDS)
+        assert told.news == [True]
+
+
+async def test_connection_or_request_ends_idleness(any_engine: Engine) -> None:
+    async with watched(any_engine) as (serving, told):
+        assert await told.next() is True
+        client = await Client.connect(serving.port)
+        assert await told.next() is False
+        assert await told.next() is True  # open, and silent
+        await client.get()
+        assert await told.next() is False
+        assert await told.next() is True
+        assert told.news == [True, False] * 2 + [True]
+
+
+async def test_request_on_an_open_connection_ends_idleness_when_it_begins(engine: Engine) -> None:
+    async with watched(engine) as (serving, told):
+        client = await Client.connect(serving.port)
+        await client.get()
+        while await told.next() is not True:
+            continue
+        await client.send("/slow")
+        assert await told.next() is False
+        serving.app.release.set()
+        await client.answer()
+
+
+async def test_requests_put_it_off(any_engine: Engine) -> None:
+    async with watched(any_engine) as (serving, told):
+        client = await Client.connect(serving.port)
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        async with watched(engine) as (_, told):
-            assert await told.next() is True
-            assert loop.time() - begun >= SECONDS * 0.9
-            await asyncio.sleep(2 * SECONDS)
-            assert told.news == [True]
-
-    engine.run(scenario())
-
-
-def test_connection_or_request_ends_idleness(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(engine) as (serving, told):
-            assert await told.next() is True
-            client = await Client.connect(serving.port)
-            assert await told.next() is False
-            assert await told.next() is True  # open, and silent
+        times = [loop.time()]
+        while times[-1] < times[0] + 3 * SECONDS:
             await client.get()
-            assert await told.next() is False
-            assert await told.next() is True
-            assert told.news == [True, False] * 2 + [True]
-
-    engine.run(scenario())
-
-
-@pytest.mark.parametrize("each_parser", [PLAIN, FAST], ids="-".join)
-def test_request_on_an_open_connection_ends_idleness_when_it_begins(each_parser: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(each_parser) as (serving, told):
-            client = await Client.connect(serving.port)
-            await client.get()
-            while await told.next() is not True:
-                continue
-            await client.send("/slow")
-            assert await told.next() is False
-            serving.app.release.set()
-            await client.answer()
-
-    each_parser.run(scenario())
-
-
-def test_requests_put_it_off(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(engine) as (serving, told):
-            client = await Client.connect(serving.port)
-            loop = asyncio.get_running_loop()
-            times = [loop.time()]
-            while times[-1] < times[0] + 3 * SECONDS:
-                await client.get()
-                times.append(loop.time())
-                await asyncio.sleep(SECONDS / 5)
             times.append(loop.time())
-            longest = max(later - earlier for earlier, later in itertools.pairwise(times))
-            # On a machine that is busy otherwise a pause may be one indeed.
-            assert told.news == [] or longest >= SECONDS * 0.9
-            if told.news:
-                return
-            assert await told.next() is True
+            await asyncio.sleep(SECONDS / 5)
+        times.append(loop.time())
+        longest = max(later - earlier for earlier, later in itertools.pairwise(times))
+        # On a machine that is busy otherwise a pause may be one indeed.
+        assert told.news == [] or longest >= SECONDS * 0.9
+        if told.news:
+            return
+        assert await told.next() is True
 
-    engine.run(scenario())
+
+async def test_request_under_way_is_no_idleness_and_its_end_restarts_the_idle_time(
+    any_engine: Engine,
+) -> None:
+    async with watched(any_engine) as (serving, told):
+        client = await Client.connect(serving.port)
+        await client.send("/slow")
+        await serving.app.under_way.wait()
+        told.forget()
+        await asyncio.sleep(3 * SECONDS)
+        assert told.news == []
+        ended = asyncio.get_running_loop().time()
+        serving.app.release.set()
+        await client.answer()
+        assert await told.next() is True
+        assert asyncio.get_running_loop().time() - ended >= SECONDS * 0.9
 
 
-def test_request_under_way_is_no_idleness_and_its_end_restarts_the_idle_time(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(engine) as (serving, told):
-            client = await Client.connect(serving.port)
-            await client.send("/slow")
+async def test_worker_with_an_open_websocket_is_not_idle(any_engine: Engine) -> None:
+    async with watched(any_engine) as (serving, told):
+        async with connect(f"ws://127.0.0.1:{serving.port}/", proxy=None):
             await serving.app.under_way.wait()
             told.forget()
             await asyncio.sleep(3 * SECONDS)
             assert told.news == []
-            ended = asyncio.get_running_loop().time()
-            serving.app.release.set()
-            await client.answer()
-            assert await told.next() is True
-            assert asyncio.get_running_loop().time() - ended >= SECONDS * 0.9
-
-    engine.run(scenario())
+        assert await told.next() is True
 
 
-def test_worker_with_an_open_websocket_is_not_idle(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(engine) as (serving, told):
-            async with connect(f"ws://127.0.0.1:{serving.port}/", proxy=None):
-                await serving.app.under_way.wait()
-                told.forget()
-                await asyncio.sleep(3 * SECONDS)
-                assert told.news == []
-            assert await told.next() is True
-
-    engine.run(scenario())
-
-
-def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
-    async def scenario() -> None:
-        async with watched(engine) as (serving, _):
-            told = Told()
-            idleness = IdleTimer(serving.server.server_state, SECONDS, told)
-            idleness.stop()
-            await Client.connect(serving.port)
-            await asyncio.sleep(2 * SECONDS)
-            assert told.news == []
-
-    engine.run(scenario())
+async def test_idleness_reports_nothing_once_it_has_ended(any_engine: Engine) -> None:
+    async with watched(any_engine) as (serving, _):
+        told = Told()
+        idleness = IdleTimer(serving.server.server_state, SECONDS, told)
+        idleness.stop()
+        await Client.connect(serving.port)
+        await asyncio.sleep(2 * SECONDS)
+        assert told.news == []
 
 
 # A worker as a process.

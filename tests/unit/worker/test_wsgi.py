@@ -18,7 +18,7 @@ import uvicorn.middleware.wsgi
 
 from poolctl.worker.serving.uvicorn_parts import settings_for
 from poolctl.worker.serving.wsgi import RequestThreads, WsgiApp
-from tests.serving import FAST, PLAIN, Client, Engine, Served, served, turns, until
+from tests.serving import FAST, Client, Engine, Served, served, turns, until
 from tests.threads import no_more_threads
 
 Environ = dict[str, Any]
@@ -90,7 +90,6 @@ class Seen:
         return [b"seen"]
 
 
-@pytest.mark.parametrize("engine", [PLAIN, FAST])
 def test_application_that_checks_its_server_is_content(engine: Engine) -> None:
     seen = Seen()
 
@@ -235,7 +234,6 @@ def test_application_that_fails_before_its_body_is_answered_with_500(app: Any) -
     assert [each[0] for each in responses(app, ["GET /"])] == ["500"]
 
 
-@pytest.mark.parametrize("engine", [PLAIN, FAST])
 def test_responses_without_a_body_have_none_and_are_no_error(
     engine: Engine, logged: list[logging.LogRecord]
 ) -> None:
@@ -263,7 +261,6 @@ def failing_at_its_end() -> Iterator[bytes]:
     raise RuntimeError("on purpose")
 
 
-@pytest.mark.parametrize("engine", [PLAIN, FAST])
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
@@ -273,27 +270,24 @@ def failing_at_its_end() -> Iterator[bytes]:
     ],
     ids=["generator", "close", "close, in chunks"],
 )
-def test_error_behind_a_whole_body_does_not_close_the_connection(
+async def test_error_behind_a_whole_body_does_not_close_the_connection(
     engine: Engine, body: Callable[[], Any], fields: list[tuple[str, str]], logged: list[logging.LogRecord]
 ) -> None:
     def app(environ: Environ, start_response: Any) -> Any:
         start_response("200 OK", TEXT + fields)
         return body()
 
-    async def ask() -> None:
-        async with serving(app, engine=engine) as server:
-            client = await Client.connect(server.port)
-            for _ in range(3):
-                await client.send()
-                head = await client.reader.readuntil(b"\r\n\r\n")
-                assert b"200 OK" in head
-                assert b"close" not in head.lower()
-                assert await client.reader.readexactly(5 if fields else 15) == (
-                    b"hello" if fields else b"5\r\nhello\r\n0\r\n\r\n"
-                )
-            await until(lambda: len(logged) == 3)
-
-    engine.run(ask())
+    async with serving(app, engine=engine) as server:
+        client = await Client.connect(server.port)
+        for _ in range(3):
+            await client.send()
+            head = await client.reader.readuntil(b"\r\n\r\n")
+            assert b"200 OK" in head
+            assert b"close" not in head.lower()
+            assert await client.reader.readexactly(5 if fields else 15) == (
+                b"hello" if fields else b"5\r\nhello\r\n0\r\n\r\n"
+            )
+        await until(lambda: len(logged) == 3)
 
 
 def test_what_was_written_comes_before_what_is_returned() -> None:
@@ -350,7 +344,8 @@ async def connection(server: Served, request: bytes) -> AsyncIterator[asyncio.St
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def test_endless_response_ends_when_its_client_leaves() -> None:
+@pytest.mark.loop(run=FAST.run)
+async def test_endless_response_ends_when_its_client_leaves() -> None:
     closed = threading.Event()
 
     def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
@@ -361,18 +356,16 @@ def test_endless_response_ends_when_its_client_leaves() -> None:
         finally:
             closed.set()
 
-    async def leave() -> None:
-        async with serving(app, threads=1) as server:
-            for _ in range(2):
-                closed.clear()
-                async with connection(server, GET) as reader:
-                    await reader.readuntil(b"tick")
-                await until(closed.is_set)
-
-    FAST.run(leave())
+    async with serving(app, threads=1) as server:
+        for _ in range(2):
+            closed.clear()
+            async with connection(server, GET) as reader:
+                await reader.readuntil(b"tick")
+            await until(closed.is_set)
 
 
-def test_request_whose_client_left_while_it_waited_for_a_thread_is_not_made() -> None:
+@pytest.mark.loop(run=FAST.run)
+async def test_request_whose_client_left_while_it_waited_for_a_thread_is_not_made() -> None:
     entered, go, paths = threading.Event(), threading.Event(), []
 
     def app(environ: Environ, start_response: Any) -> list[bytes]:
@@ -382,23 +375,21 @@ def test_request_whose_client_left_while_it_waited_for_a_thread_is_not_made() ->
         start_response("200 OK", [*TEXT, ("Content-Length", "0")])
         return []
 
-    async def leave() -> None:
-        async with serving(app, threads=1) as server:
-            async with connection(server, GET) as first:
-                await until(entered.is_set)
-                async with connection(server, GET.replace(b"/ ", b"/waiting ")):
-                    await until(lambda: len(server.server.server_state.tasks) == 2)
-                await until(lambda: len(server.server.server_state.connections) == 1)
-                await turns()
-                go.set()
-                await first.readuntil(b"\r\n\r\n")
-            await until(lambda: not server.server.server_state.tasks)
-
-    FAST.run(leave())
+    async with serving(app, threads=1) as server:
+        async with connection(server, GET) as first:
+            await until(entered.is_set)
+            async with connection(server, GET.replace(b"/ ", b"/waiting ")):
+                await until(lambda: len(server.server.server_state.tasks) == 2)
+            await until(lambda: len(server.server.server_state.connections) == 1)
+            await turns()
+            go.set()
+            await first.readuntil(b"\r\n\r\n")
+        await until(lambda: not server.server.server_state.tasks)
     assert paths == ["/"]
 
 
-def test_upload_that_breaks_off_is_an_error_in_the_application(middleware: str) -> None:
+@pytest.mark.loop(run=FAST.run)
+async def test_upload_that_breaks_off_is_an_error_in_the_application(middleware: str) -> None:
     found: list[BaseException | bytes] = []
 
     def app(environ: Environ, start_response: Any) -> list[bytes]:
@@ -409,15 +400,12 @@ def test_upload_that_breaks_off_is_an_error_in_the_application(middleware: str) 
         start_response("200 OK", TEXT)
         return []
 
-    async def leave() -> None:
-        async with serving(app) as server:
-            head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-            async with connection(server, head + b"4\r\nhalf\r\n"):
-                await until(lambda: server.server.server_state.tasks)
-                await turns()
-            await until(lambda: not server.server.server_state.tasks)
-
-    FAST.run(leave())
+    async with serving(app) as server:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        async with connection(server, head + b"4\r\nhalf\r\n"):
+            await until(lambda: server.server.server_state.tasks)
+            await turns()
+        await until(lambda: not server.server.server_state.tasks)
     if middleware == "a2wsgi":
         assert [type(each) for each in found] == [ConnectionResetError]
     else:
@@ -489,7 +477,8 @@ def test_drain_waits_for_the_request_and_a_stop_cuts_it_with_503() -> None:
     assert FAST.run(cut()).startswith(b"HTTP/1.1 503")
 
 
-def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing() -> None:
+@pytest.mark.loop(run=FAST.run)
+async def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing() -> None:
     began, ended = threading.Event(), threading.Event()
 
     def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
@@ -501,17 +490,14 @@ def test_cancelled_request_lets_its_thread_go_although_its_client_reads_nothing(
         finally:
             ended.set()
 
-    async def stop() -> None:
-        async with serving(app, stop_seconds=0.01) as server:
-            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
-                client.sendall(GET)
-                await until(began.is_set)
-                await turns()
-                server.server.stop()
-                await server.running
-            await until(ended.is_set)
-
-    FAST.run(stop())
+    async with serving(app, stop_seconds=0.01) as server:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+            client.sendall(GET)
+            await until(began.is_set)
+            await turns()
+            server.server.stop()
+            await server.running
+        await until(ended.is_set)
 
 
 def test_threads_end_with_their_executor() -> None:
