@@ -1,8 +1,9 @@
-"""Tests that are coroutine functions: each runs on an event loop of its own, whose unseen exceptions fail it."""
+"""Tests that are coroutine functions, each on an event loop of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Coroutine
 from typing import Any
@@ -12,15 +13,31 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine function."""
+    """Run a test that is a coroutine function with `run`, or with the function of its mark `loop`.
+
+    Fixtures that are asynchronous context managers are entered on its loop; the test gets what they yield.
+    """
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+
+    async def call() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            arguments = {}
+            for name in inspect.signature(pyfuncitem.obj).parameters:
+                value = pyfuncitem.funcargs[name]
+                if isinstance(value, contextlib.AbstractAsyncContextManager):
+                    value = await stack.enter_async_context(value)
+                arguments[name] = value
+            await pyfuncitem.obj(**arguments)
+
+    mark = pyfuncitem.get_closest_marker("loop")
+    (mark.kwargs["run"] if mark else run)(call())
     return True
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run this on a loop of its own, whose unseen exceptions are a failure."""
+
     async def watched() -> None:
         unseen: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))

@@ -402,6 +402,7 @@ class Link:
         for future in self._pending_calls.values():
             if not future.done():
                 future.set_exception(type(reason)(*reason.args))
+                future.exception()  # the caller may have been cancelled, and asyncio would log it as never retrieved
         # Breaks a reference cycle with the owner, so that both are freed without the garbage collector.
         receiver, self._receiver = self._receiver, LinkHandler()
         receiver.on_link_lost()
