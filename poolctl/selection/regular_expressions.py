@@ -1,7 +1,7 @@
 """Regular expressions that users write, matched within a limit of time; the place and the fix of an invalid one.
 
 The syntax is that of `re`. They are matched by the library `regex`, which ends a match after a given time, and lets
-other threads run meanwhile.
+other threads run meanwhile; beyond ASCII its `\\w`, `\\s` and `\\b` differ a little from those of `re`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
-    from typing import ParamSpec, TypeVar
+    from typing import Any, ParamSpec, TypeVar
 
     P = ParamSpec("P")
     T = TypeVar("T")
@@ -33,6 +33,11 @@ _ELSEWHERE = {
     r"\Q": r"Python has no \Q…\E: write a backslash before each special character",
     "?<": "in Python a named group is (?P<name>…)",
 }
+# `regex` copies a repeated item once for each required repetition, and multiplies the copies of nested repeats.
+# a{1000000} would take 273 MB, with the interpreter's lock held.
+_MAX_ITEMS = 20_000
+# A brace that is no repetition, for which `regex` would read `a{e}` as a fuzzy match.
+_LITERAL_BRACE = r"(\\N\{[^}]*\}|\\.)|\{(?!\d+(?:,\d*)?\}|,\d+\})"
 
 
 # CPU time, so that load on the machine does not count; a usual expression takes microseconds.
@@ -67,12 +72,18 @@ class Expression:
     """A compiled expression. The constructor raises BadExpression."""
 
     def __init__(self, expression: str) -> None:
+        import re
+
         import regex
 
+        check(expression)
+        escaped = re.sub(_LITERAL_BRACE, lambda match: match[1] or r"\{", expression, flags=re.DOTALL)
         try:
-            self._pattern = regex.compile(_translated(expression), cache_pattern=False)
+            self._pattern = regex.compile(escaped, regex.VERSION0, cache_pattern=False)
         except RecursionError:
             raise _too_complicated(expression) from None
+        except regex.error as error:
+            raise BadExpression(expression, str(error)) from None
 
     def is_found(self, text: str, seconds: float = LIMIT_SECONDS) -> bool:
         """Whether the text contains a match. Raises SlowExpression after this CPU time of the thread."""
@@ -94,7 +105,40 @@ class Expression:
 
 def check(expression: str) -> None:
     """Raise BadExpression if the expression is invalid."""
-    _translated(expression)
+    import re
+    import warnings
+    from re import _parser  # type: ignore[attr-defined]
+
+    for name in re.finditer(r"(?<!\\)\[:(\^?)(\w+):\]", expression):
+        fix = ""
+        if name[2] in _CLASSES:
+            fix = f"in Python [[{name[0][1:-1]}]] is [{name[1]}{_CLASSES[name[2]]}]"
+        if fix or expression[: name.start()].endswith("["):
+            raise BadExpression(expression, f"{name[0]} is not known", name.start(), fix)
+    try:
+        with warnings.catch_warnings():
+            # `[[` and `--` in a set may mean something else in a later Python; here they are characters.
+            warnings.simplefilter("ignore", FutureWarning)
+            if len(expression) > _MAX_ITEMS or _count_items(_parser.parse(expression), 1) > _MAX_ITEMS:
+                raise OverflowError
+    except re.error as error:
+        at = error.pos or 0
+        fix = _ELSEWHERE.get(expression[at : at + 2], "")
+        raise BadExpression(expression, error.msg, at, fix) from None
+    except (RecursionError, OverflowError, ValueError):  # a count of more than 4,300 digits is a ValueError
+        raise _too_complicated(expression) from None
+
+
+def _count_items(parsed: Any, copies: int) -> int:
+    """The number of items in the result of Python's parser, with the copies of those that have to repeat."""
+    total = 0
+    for item in () if isinstance(parsed, (int, str)) or parsed is None else parsed:
+        if isinstance(item, tuple) and len(item) == 2 and str(item[0]).endswith("_REPEAT"):
+            least, _, repeated = item[1]
+            total += _count_items(repeated, copies * (least + 1))
+        else:
+            total += copies + _count_items(item, copies)
+    return total
 
 
 def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozenset[str]:
@@ -123,30 +167,6 @@ async def run_in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
             return await asyncio.to_thread(call, *args, **kwargs)
 
     return await asyncio.shield(asyncio.ensure_future(run()))
-
-
-def _translated(expression: str) -> str:
-    """The valid expression in the syntax of `regex`. Raises BadExpression."""
-    import re
-    import warnings
-
-    from ._regex_syntax import translated
-
-    for name in re.finditer(r"(?<!\\)\[:(\^?)(\w+):\]", expression):
-        if name[2] in _CLASSES:
-            fix = f"in Python [[{name[0][1:-1]}]] is [{name[1]}{_CLASSES[name[2]]}]"
-            raise BadExpression(expression, f"{name[0]} is not known", name.start(), fix)
-    try:
-        with warnings.catch_warnings():
-            # `[[` and `--` in a set may mean something else in a later Python; here they are characters.
-            warnings.simplefilter("ignore", FutureWarning)
-            return translated(expression)
-    except re.error as error:
-        at = error.pos or 0
-        fix = _ELSEWHERE.get(expression[at : at + 2], "")
-        raise BadExpression(expression, error.msg, at, fix) from None
-    except (RecursionError, OverflowError, ValueError):  # a count of more than 4,300 digits is a ValueError
-        raise _too_complicated(expression) from None
 
 
 def _too_complicated(expression: str) -> BadExpression:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import warnings
 
 import pytest
 
@@ -30,6 +33,7 @@ from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
     [
         ("a(", "missing ), unterminated subpattern at position 1", "a(\n ^", ""),
         ("*", "nothing to repeat at position 0", "*\n^", ""),
+        ("[[:foo:]]", "[:foo:] is not known at position 1", "[[:foo:]]\n ^", ""),
         ("a(\n", "missing ), unterminated subpattern at position 1", "", ""),
         ("[[:alpha:]]", "[:alpha:] is not known at position 1", "[[:alpha:]]\n ^\n{}",
          "in Python [[:alpha:]] is [A-Za-z]"),
@@ -63,6 +67,66 @@ def test_expression_that_is_too_deep_is_shown_by_its_beginning() -> None:
 def test_brackets_that_are_no_posix_class_are_valid_and_give_no_warning(expression: str, text: str) -> None:
     check(expression)
     assert Expression(expression).is_found(text)
+
+
+TEXTS = (
+    "", "a", "b", "ab", "aab", "AB", "abcd", "a{e}", "a{", "a{}", "{1}", "a{1,2", "a{1,2,3}", "\n", "a\n", "\n\n",
+    "x\ny", "a b", "a 2", "aa2", "a2", "1", "\\", "_", "-", "[", "]", ":", "[:", "x:]", "a|b", "&", "--", "~",
+    "\0", "\x01", "@", "é", "e\u0301", "\u0301", "²", "½", "ſ", "s", "\u212a", "k", "İ", "ß", "ss", "SS", "ﬁ", "fi",
+    "ẞ", "\x1c", "\x85", "\u200d", "\u2028", "\ud800", "😀", "Σ", "ς", "σ", "unix:/run/web.sock", "web-1",
+    "http://127.0.0.1:8080",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        # Fuzzy matches of `regex`, and other braces.
+        "a{e}", "a{e<=1}", "(?:ab){i}", "a{1i<2}", "a{e:[a-z]}", "a{", "a{}", "a{1,2", "a{1,2,3}", "a{,2}b", "a{0}b",
+        # Sets.
+        "[[:]", "[[a]", "[a||b]", "[a&&b]", "[+--b]", "[a~~b]", "[]a]", "[^]a]", "[^^]", "[!--]",
+        "[a-c-e]", r"[a\-c]", r"[\100]", r"[\b]", r"[\]\\]", "[😀-😂]",
+        "[^\ud800]",
+        # Classes and places.
+        r"\d", r"\D", "(?a)\\w", r"(?a)\W\b", r"(?a)a(?u:\w)", "^b", "(?m)^y", "a$", r"a\Z", r"\Aa", r"\N{DIGIT ONE}",
+        r"\x41|\u00e9|\U0001f600|\0|\01|\100|\a\f\v",
+        # Upper and lower case.
+        "(?i)é", "(?i)ß", "(?i)ss", "(?i)ﬁ", "(?i)fi", "(?i)[k-l]", "(?i)[^k]", "(?i)Σ", "(?i:a)B", "(?i)(?-i:a)B",
+        r"(?i)(s)\1",
+        # Verbose, groups, and repetitions.
+        "(?x)a b #c", "(?x)a {2}", "(?x)a{ 2}", "(?x)[a b]", r"(?x)a\ b", "(?x:a b) b", "(?s).", "(?s:.)b", "(?#x)a",
+        "(?P<é>a)(?P=é)b", r"(a)?(?(1)b|c)", "(?>a+)b", "a++b", "a*+a", "a{1,2}+b", "a??b", "(?:a|ab)(?:c|bcd)(d*)",
+        "(|a)", "(?<=a)b", "(?<!a)b", "(?=ab)a", "(?!a)", "(?!)", "(a*)*", r"(a)(b)?\1", "",
+    ],
+)  # fmt: skip
+def test_expression_finds_what_re_finds(expression: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        expected = [bool(re.search(expression, text)) for text in TEXTS]
+    assert [Expression(expression).is_found(text) for text in TEXTS] == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a{1000000}", "(?:(?:a{1000}){1000}){1000}", "(" * 30 + "a" + ")+" * 30, "(?:[abc]{99}){99,}", "a" * 1_000_000,
+        "(" * 4_000 + ")" * 4_000, "a{" + "1" * 5_000 + "}", "(?=a" * 300 + ")" * 300,
+    ],
+    ids=lambda expression: expression[:20],
+)  # fmt: skip
+def test_expression_that_would_need_much_memory_is_refused(expression: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadExpression, match="too complicated"):
+            Expression(expression)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_repetitions_that_are_not_required_need_no_memory() -> None:
+    assert Expression("(?:(?:a{0,65535}){0,65535}){0,65535}b").is_found("aab")
+    assert Expression("[0-9a-f]{64}").is_found("0" * 64)
 
 
 def test_plain_expression_has_no_special_characters() -> None:
