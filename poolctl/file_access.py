@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import stat
-import struct
 
 from poolctl.platform import group_name, user_name
 
@@ -22,14 +21,8 @@ Obstacle = tuple[str, str]
 _NOT_THERE, _INSTALL = "is not there", "install it, or write its full path"
 _FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
 _MAX_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
-_HEAD_BYTES = 4096
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # These interpreters ignore a carriage return after their options.
 _OPTIONS_WITH_CARRIAGE_RETURN = ("perl", "ruby")
-# ELF: e_machine (System V ABI), and the type of the program header that names the dynamic loader.
-_MACHINES = {3: "i386", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-_ALSO_RUN = {62: 3, 183: 40}
-_PT_INTERP = 3
 
 
 def why_unreadable(path: str) -> Obstacle:
@@ -55,10 +48,12 @@ def why_execution_failed(program: str, search_path: str, error: OSError) -> str:
     # Not found by a relative path, or below a directory that may not be entered.
     is_elsewhere = "/" in program and (program[0] != "/" or error.errno == errno.EACCES)
     obstacle = why_not_executable(program, search_path, here) if file or is_elsewhere else None
+    machine = os.uname().machine
     if file and obstacle is None and error.errno == errno.ENOEXEC:
-        machine, foreign = os.uname().machine, _foreign_machine(_head(file))
-        what = f"for {foreign}" if foreign else "not for this system"
-        obstacle = f"is {what}, and this machine is {machine}", f"install the program for {machine}"
+        obstacle = f"is not for this machine, which is {machine}", f"install the program for {machine}"
+    elif file and obstacle is None and error.errno == errno.ENOENT:
+        fix = "install that (ldd names it), or a build of the program for this system"
+        obstacle = "needs a dynamic loader that is not there", fix
     return f"it {obstacle[0]}; {obstacle[1]}" if obstacle else error.strerror or str(error)
 
 
@@ -117,15 +112,6 @@ def _file_obstacle(path: str, search_path: str, cwd: str, scripts_left: int) -> 
     head = _head(path) if stat.S_ISREG(status.st_mode) else b""
     if head.startswith(b"#!"):
         return _script_obstacle(path, head, search_path, cwd, scripts_left)
-    if head.startswith(b"\x7fELF"):
-        loader = "" if _foreign_machine(head) else _loader(head)
-        if loader and not os.path.exists(loader):
-            fix = "install that, or a build of the program for this system"
-            return f"is a program that needs the loader {loader}, which is not there", fix
-        return None
-    if head.startswith(_BYTE_ORDER_MARK + b"#!"):
-        fix = rf"sed -i '1s/^\xef\xbb\xbf//' {shlex.quote(path)}"
-        return "has a byte order mark before its #!", fix
     if head and b"\0" not in head:
         words = json.dumps(["sh", path], ensure_ascii=False)
         fix = f"begin it with a line such as #!/bin/sh, or write the interpreter: {words}"
@@ -136,7 +122,7 @@ def _file_obstacle(path: str, search_path: str, cwd: str, scripts_left: int) -> 
 def _script_obstacle(
     path: str, head: bytes, search_path: str, cwd: str, scripts_left: int
 ) -> Obstacle | None:
-    line = head[2:_FIRST_LINE_BYTES].split(b"\n")[0].strip(b" \t")
+    line = head[2:].split(b"\n")[0].strip(b" \t")
     interpreter, _, argument = os.fsdecode(line).replace("\t", " ").partition(" ")
     argument = argument.strip()
     name = os.path.basename(interpreter)
@@ -165,14 +151,9 @@ def _script_obstacle(
 
 
 def _program_of_env(argument: str) -> str:
-    """The program that `#!/usr/bin/env ARGUMENT` runs; "" if the argument says more than variables and words."""
-    try:
-        words = shlex.split(argument.removeprefix("-S")) if argument.startswith("-S") else argument.split()
-    except ValueError:
-        return ""
-    first = next((word for word in words if "=" not in word), "")
-    looks_elsewhere = any(word.startswith("PATH=") for word in words)
-    return "" if looks_elsewhere or first.startswith("-") else first
+    """The program that `#!/usr/bin/env ARGUMENT` runs; "" if the argument has options or variables."""
+    word = argument.removeprefix("-S").strip().partition(" ")[0]
+    return "" if word.startswith("-") or not word.isprintable() or set(word) & set("='\"") else word
 
 
 def _head(path: str) -> bytes:
@@ -183,47 +164,11 @@ def _head(path: str) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(descriptor, _HEAD_BYTES)
+        return os.read(descriptor, _FIRST_LINE_BYTES)
     except OSError:
         return b""
     finally:
         os.close(descriptor)
-
-
-def _elf(head: bytes) -> tuple[str, bool]:
-    """The struct format of the byte order, and whether this is the format of 64 bits."""
-    return ">" if head[5:6] == b"\2" else "<", head[4:5] == b"\2"
-
-
-def _machine(head: bytes) -> int:
-    return int(struct.unpack_from(f"{_elf(head)[0]}H", head, 18)[0]) if len(head) >= 20 else 0
-
-
-def _foreign_machine(head: bytes) -> str:
-    """The machine that an ELF program is for, if this one does not run its programs; else ""."""
-    if not head.startswith(b"\x7fELF"):
-        return ""
-    number, native = _machine(head), _machine(_head("/proc/self/exe"))
-    if number in (native, _ALSO_RUN.get(native)):
-        return ""
-    return _MACHINES.get(number, f"another machine ({number})")
-
-
-def _loader(head: bytes) -> str:
-    """The path of the dynamic loader that an ELF program names; "" if it names none."""
-    order, is_64 = _elf(head)
-    entry = f"{order}IIQQQQ" if is_64 else f"{order}IIIII"
-    try:
-        (start,) = struct.unpack_from(f"{order}{'Q' if is_64 else 'I'}", head, 32 if is_64 else 28)
-        size, count = struct.unpack_from(f"{order}HH", head, 54 if is_64 else 42)
-        for index in range(count):
-            fields = struct.unpack_from(entry, head, start + index * size)
-            if fields[0] == _PT_INTERP:
-                offset, length = (fields[2], fields[5]) if is_64 else (fields[1], fields[4])
-                return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
-    except struct.error:
-        pass  # a file that is damaged, or longer than the part that was read
-    return ""
 
 
 def _closed_directory(path: str) -> Obstacle | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -45,7 +44,7 @@ def paste(command: str) -> None:
         ("#!/no/such/python\n", "is a script for /no/such/python, which is not there"),
         ("#! /no/such/python -u\n", "is a script for /no/such/python, which is not there"),
         ("#!/usr/bin/env no-such-python\n", "is a script for no-such-python, which is not there"),
-        ("#!/usr/bin/env -S A=b no-such-python -u\n", "is a script for no-such-python, which is not there"),
+        ("#!/usr/bin/env -S no-such-python -u\n", "is a script for no-such-python, which is not there"),
         ("#!\n", "is a script for an interpreter, which is not named"),
     ],
 )
@@ -96,14 +95,6 @@ def test_several_words_for_env_are_split_by_an_option(tmp_path: Path) -> None:
     assert run(program(path, f"{line}\necho done\n")).stdout == b"done\n"
 
 
-def test_byte_order_mark_is_removed(tmp_path: Path) -> None:
-    path = program(tmp_path / "job", "\ufeff#!/bin/sh\necho done\n")
-    reason, fix = why(path)
-    assert reason == "has a byte order mark before its #!"
-    paste(fix)
-    assert run(path).stdout == b"done\n"
-
-
 def test_script_without_its_first_line_gets_one(tmp_path: Path) -> None:
     path = program(tmp_path / "job", "echo done\n")
     reason, fix = why(path)
@@ -145,43 +136,24 @@ def test_name_stands_for_the_first_file_of_the_path_that_can_run(tmp_path: Path)
     )  # fmt: skip
 
 
-def elf(machine: int, loader: bytes) -> bytes:
-    """The head of a program of 64 bits, little-endian, with one program header: PT_INTERP."""
-    identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    return identity + header + struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, len(loader), len(loader), 1) + loader
-
-
-def test_missing_loader_is_named(tmp_path: Path) -> None:
-    own = int.from_bytes(Path(sys.executable).read_bytes()[18:20], sys.byteorder)
-    path = program(tmp_path / "tool", elf(own, b"/no/such/ld-musl.so.1\0"))
-    assert why(path)[0] == "is a program that needs the loader /no/such/ld-musl.so.1, which is not there"
-    with pytest.raises(FileNotFoundError):
-        run(path)
-    assert why(Path(sys.executable)) == ("", "")
-    assert why(program(tmp_path / "short", elf(own, b"")[:70])) == ("", "")
-
-
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("number", "what"),
     [
-        (elf(22, b"/lib/ld64.so.1\0"), "it is for s390x, and this machine is"),
-        (elf(9999, b""), "it is for another machine (9999), and"),
-        (b"MZ\0\0", "it is not for this system, and this machine is"),
+        (errno.ENOEXEC, "it is not for this machine, which is "),
+        (errno.ENOENT, "it needs a dynamic loader that is not there; install that (ldd names it)"),
     ],
 )
-def test_program_of_another_machine_is_named_when_the_kernel_has_refused_it(
-    tmp_path: Path, content: bytes, what: str
+def test_program_that_the_kernel_has_refused_is_for_another_system(
+    tmp_path: Path, number: int, what: str
 ) -> None:
     # Before that nobody knows: the kernel may have an emulator for it (binfmt_misc).
-    path = program(tmp_path / "tool", content)
+    path = program(tmp_path / "tool", b"\x7fELF\0")
     assert why(path) == ("", "")
-    refused = OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
-    assert why_execution_failed(str(path), "", refused).startswith(what)
+    assert why_execution_failed(str(path), "", OSError(number, os.strerror(number))).startswith(what)
 
 
 def test_env_with_options_and_a_path_of_its_own_is_left_alone(tmp_path: Path) -> None:
-    for argument in ("-S PATH=/no/such no-such-python", "-S -i no-such-python", "-S 'no-such", "-i"):
+    for argument in ("-S A=b no-such-python", "-S -i no-such-python", "-S 'no-such", "-i"):
         assert why(program(tmp_path / "job", f"#!/usr/bin/env {argument}\n")) == ("", "")
 
 
