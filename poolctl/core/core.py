@@ -21,7 +21,6 @@ from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
 from .server_entry import Entry, RunningHook, StartAfterStop, Worker
 from .servers import ServerRegistry
-from .stack_recorder import StackRecorder
 from .workqueue import Recorder, Workqueue
 
 
@@ -49,12 +48,11 @@ class Core:
         self.servers = ServerRegistry(servers, self._addresses)
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
-        self.stacks = StackRecorder(runner, recorder)
         self.observers: set[Callable[[Entry], None]] = {self.health.update_probes_and_health}
         self.calm = calm
         self._trace = trace
         self._executor = Executor(
-            runner, clock, self._queue, self._addresses, self.servers, self.health, self.stacks, recorder
+            runner, clock, self._queue, self._addresses, self.servers, self.health, recorder
         )
         self._windows = SleepWindowScheduler(clock, self._queue)
         self._runs = ScheduledRuns(clock, self._queue, self.servers, recorder, calm=calm)

@@ -9,17 +9,21 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from poolctl.config import ServerConfig, masked_text
 from poolctl.errors import PoolError, PoolStartError, ServerError
+from poolctl.json_form import Table, to_json
 from poolctl.logs.line_filter import without_control
 from poolctl.runners.runner_protocol import Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from . import decide
-from .server_entry import Entry
+from .server_entry import Entry, Worker
 from .workqueue import Recorder
+
+if TYPE_CHECKING:
+    from poolctl.runners.stack_report import WorkerStacks
 
 T = TypeVar("T")
 
@@ -68,6 +72,11 @@ _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
 _MIN_PORT = 60  # numbers below 60 may belong to a time of day
 # Maximum time that commands and failure reports wait for the output of a server.
 LOGS_SECONDS = 5.0
+# The end of a worker is delayed at most this long for its stacks; an answer takes a few milliseconds.
+_STACKS_SECONDS = 1.0
+_ANSWER_SHARE = 0.9  # the runner's share of that time
+# These limits keep an event, and the state given to a successor, below about 50 KB.
+_MAX_STACKS, _MAX_FRAMES = 20, 20
 
 
 def note_failure(entry: Entry, failure: ServerError) -> None:
@@ -257,6 +266,47 @@ def explanatory_lines(lines: Iterable[str]) -> list[str]:
                 explanations += [place, text] if place else [text]
                 place = ""
     return [line for line in explanations if not re.match(_NODE_LINE, line)] if is_node else explanations
+
+
+async def record_stacks(runner: Runner, entry: Entry, worker: Worker) -> WorkerStacks | None:
+    """The worker's stacks, or None if they are unknown. Takes at most a second, and never raises."""
+    if worker.placement is None:
+        return None
+    try:
+        async with asyncio.timeout(_STACKS_SECONDS):
+            stacks = await runner.stacks(worker.placement.id, _STACKS_SECONDS * _ANSWER_SHARE)
+    except TimeoutError:
+        return None
+    except Exception:
+        logger.exception("the stacks of worker %s cannot be taken", worker.id)
+        return None
+    if stacks is not None:
+        entry.observed.stacks = stacks = stacks.shortened(_MAX_STACKS, _MAX_FRAMES)
+    return stacks
+
+
+async def describe_hang(
+    runner: Runner, recorder: Recorder, entry: Entry, worker: Worker, message: str
+) -> str:
+    """Record the stacks of a worker not ready in time; returns `message`, and the place where it hangs if known."""
+    stacks = await record_stacks(runner, entry, worker)
+    if stacks is None:
+        return message
+    if stacks.place:
+        message += f", in {stacks.place}"
+    process: Table = {} if stacks.pid is None else {"pid": stacks.pid}
+    recorder.record(
+        "lifecycle",
+        "start timed out",
+        server=entry.name,
+        bind=entry.config.key,
+        message=f"worker {worker.id} {message}",
+        worker=worker.id,
+        **process,
+        severity="info",
+        stacks=[to_json(stacks)],
+    )
+    return message
 
 
 def explain_blocker(blocker: Entry) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from .exits import ExitHandler, has_older_worker
 from .explain import (
     LAST_LINES,
     cause_of,
+    describe_hang,
     explain_last_lines,
     explanatory_lines,
     failure_of,
@@ -39,7 +40,6 @@ from .health_checks import HealthChecks
 from .hooks import HookRunner
 from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry, RunningHook, Worker
 from .servers import ServerRegistry
-from .stack_recorder import StackRecorder
 from .workqueue import Recorder, Workqueue, caused_by
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -71,7 +71,6 @@ class Executor:
         addresses: AddressRegistry,
         servers: ServerRegistry,
         health: HealthChecks,
-        stacks: StackRecorder,
         recorder: Recorder,
     ) -> None:
         self._runner = runner
@@ -79,7 +78,6 @@ class Executor:
         self._queue = queue
         self._addresses = addresses
         self._health = health
-        self._stacks = stacks
         self._recorder = recorder
         self.hooks = HookRunner(runner, clock, queue, recorder)
         self.exits = ExitHandler(
@@ -468,7 +466,7 @@ class Executor:
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
-                message = await self._stacks.describe_hang(entry, worker, message)
+                message = await describe_hang(self._runner, self._recorder, entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
                 if silence and config.ready_line:
                     hint += (

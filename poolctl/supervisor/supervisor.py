@@ -30,6 +30,7 @@ from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import DecisionLogger, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.workqueue import caused_by
+from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.feature import features
@@ -40,7 +41,14 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import damaged_files, load_or_create_secret, release_freed_memory, replace_file
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.left_overs import ProcessNotes
+from poolctl.runners.left_overs import (
+    LeftOver,
+    ProcessNote,
+    ProcessNotes,
+    end_left_overs,
+    left_over_text,
+    living,
+)
 from poolctl.runners.listener_opener import ManagerStore, Opener
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner
@@ -62,7 +70,6 @@ from .observers.pool_metrics import HealthReporter, PoolMetrics, metrics_address
 from .statistics import Statistics, Totals
 from .systemd import SystemdNotifier, link_to_run
 from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_over_to_new_keeper
-from .takeover.killed_pool import KilledPool
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
@@ -933,3 +940,65 @@ class RuntimeFiles:
 
     def _link(self) -> str:
         return os.path.join(os.path.dirname(self._directory), f"@{self._name}")
+
+
+class KilledPool:
+    """The processes `left` by a killed pool, and messages about them for the client that starts the pool."""
+
+    def __init__(self, events: EventBus) -> None:
+        self.left: Sequence[ProcessNote] = ()
+        self._notices: list[str] = []
+        self._events = events
+        self._ending: asyncio.Task[None] | None = None
+
+    async def end(self, notes: Sequence[ProcessNote], own_pids: Collection[int | None]) -> None:
+        """End these processes, except processes with `own_pids`; return once all have stopped listening.
+
+        Workers that finish their requests, and HAProxy, may end later.
+        """
+        foreign = [note for note in notes if note.pid not in own_pids]
+        self.left = await in_daemon_thread(lambda: living(foreign)) if foreign else ()
+        if self.left:
+            released = asyncio.Event()
+            self._ending = asyncio.ensure_future(self._end(self.left, released))
+            await released.wait()
+
+    async def _end(self, left: Sequence[ProcessNote], released: asyncio.Event) -> None:
+        loop, reported = asyncio.get_running_loop(), list[str]()
+
+        def begin_new_pool() -> None:
+            self._report(reported)
+            released.set()
+
+        def on_released(sessions: Sequence[LeftOver]) -> None:
+            reported.extend(_messages(sessions))
+            loop.call_soon_threadsafe(begin_new_pool)
+
+        try:
+            ended = await in_daemon_thread(lambda: end_left_overs(left, on_released=on_released))
+            warnings = [warning for session in ended for warning in session.warnings]
+            self._report([warning for warning in warnings if warning not in reported])
+        except Exception:
+            logger.exception("what a killed pool has left could not be ended")
+        finally:
+            released.set()
+
+    def _report(self, messages: Sequence[str]) -> None:
+        self._notices += messages
+        for message in messages:
+            logger.warning(message)
+            self._events.record("pool", "left over", message=message, severity="warning")
+
+    def take_notices(self) -> list[str]:
+        """The messages that no client has been told yet."""
+        notices, self._notices = self._notices, []
+        return notices
+
+
+def _messages(sessions: Sequence[LeftOver]) -> list[str]:
+    finishing = ", ".join(dict.fromkeys(session.note.label for session in sessions if session.pidfds))
+    warnings = [warning for session in sessions if not session.pidfds for warning in session.warnings]
+    if not (labels := [session.note.label for session in sessions if session.is_ours]):
+        return warnings
+    outcome = f"still finishing: {finishing}" if finishing else "ended"
+    return [f"{left_over_text(labels)}; {outcome}", *warnings]

@@ -41,7 +41,7 @@ WITHIN = {
         "loader": 6, "edit": 7,
     },
     "supervisor": {
-        "launch": 1, "recovery_policy": 1, "worker_recovery": 2, "health": 3, "takeover": 2, "configuration_reader": 2,
+        "launch": 1, "worker_recovery": 2, "health": 3, "takeover": 2, "configuration_reader": 2,
         "active_configuration": 3, "web_addresses": 4, "verbs": 4, "statistics": 5, "feature_parts": 6, "observers": 7,
     },
     "runners": {

@@ -16,9 +16,9 @@ from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
 from poolctl.core.decide import Overrides, WorkerPhase
+from poolctl.core.explain import describe_hang, record_stacks
 from poolctl.core.health_checks import FLAPPING
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.core.stack_recorder import StackRecorder
 from poolctl.errors import PoolRestartError, PoolStopError
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
@@ -823,15 +823,14 @@ FOUND = WorkerStacks(
 @pytest.mark.slow
 async def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> None:
     runner, events = StackRunner(FOUND), RecordedEvents()
-    reports = StackRecorder(runner, events)
     entry, worker = hanging_worker()
     assert entry.observed.stacks is None
-    stacks = await reports.record_stacks(entry, worker)
+    stacks = await record_stacks(runner, entry, worker)
     assert stacks is not None
     assert runner.asked_for == [("web.1.0", 0.9)]
     assert [len(stacks.threads), *(len(thread.frames) for thread in stacks.threads)] == [20] * 21
     assert entry.observed.stacks == stacks
-    message = await reports.describe_hang(entry, worker, "is not ready within 5s")
+    message = await describe_hang(runner, events, entry, worker, "is not ready within 5s")
     assert message == "is not ready within 5s, in wait (app.py:3)"
     (event,) = events
     assert (event.event, event.server, event.worker, event.pid) == (
@@ -846,16 +845,15 @@ async def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(
     for error, logged in ((TimeoutError(), False), (OSError("gone"), True)):
         caplog.clear()
         events = RecordedEvents()
-        reports = StackRecorder(StackRunner(error), events)
+        runner = StackRunner(error)
         entry, worker = hanging_worker()
-        assert await reports.record_stacks(entry, worker) is None
-        assert await reports.describe_hang(entry, worker, "hangs") == "hangs"
+        assert await record_stacks(runner, entry, worker) is None
+        assert await describe_hang(runner, events, entry, worker, "hangs") == "hangs"
         assert events == []
         assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
-    reports = StackRecorder(ScriptedRunner(), events)
-    assert await reports.record_stacks(entry, worker) is None
+    assert await record_stacks(ScriptedRunner(), entry, worker) is None
     worker.placement = None
-    assert await StackRecorder(StackRunner(FOUND), events).record_stacks(entry, worker) is None
+    assert await record_stacks(StackRunner(FOUND), entry, worker) is None
 
 
 # What a worker printed.

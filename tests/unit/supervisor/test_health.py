@@ -22,8 +22,18 @@ from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from poolctl.supervisor.health import HeartbeatMonitor, MemoryLimit, watch_health
-from poolctl.supervisor.recovery_policy import Decision, RecoverySituation, RecoveryStep, decide, within
-from poolctl.supervisor.worker_recovery import HEARTBEAT, LIVENESS, MEMORY, WorkerRecovery, outcome_text
+from poolctl.supervisor.worker_recovery import (
+    HEARTBEAT,
+    LIVENESS,
+    MEMORY,
+    Decision,
+    RecoverySituation,
+    RecoveryStep,
+    WorkerRecovery,
+    decide,
+    outcome_text,
+    within,
+)
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import SameThread, VirtualLoop
