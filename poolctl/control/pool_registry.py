@@ -7,11 +7,10 @@ look-up then fetches that table first.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import threading
-from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from socket import MSG_CMSG_CLOEXEC, recv_fds, socket
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -27,7 +26,6 @@ _VERB = "registry"
 # The pause before another attempt if the supervisor cannot be reached, or the pool has no gateway.
 _RETRY_SECONDS = 0.5
 _READ_BYTES = 65536
-_FD_BYTES = array.array("i").itemsize
 
 
 class PoolRouteRegistry(TableRegistry):
@@ -190,10 +188,8 @@ def _receive_table_descriptor(client: Client) -> int | None:
 def _receive_chunks_and_descriptors(connection: socket, fds: list[int]) -> Iterator[bytes]:
     """Yield the data as it arrives; descriptors are added to `fds`."""
     while True:
-        data, messages, _, _ = connection.recvmsg(_READ_BYTES, CMSG_SPACE(_FD_BYTES), MSG_CMSG_CLOEXEC)
-        for level, kind, content in messages:
-            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                fds += array.array("i", content[: len(content) - len(content) % _FD_BYTES])
+        data, received, _, _ = recv_fds(connection, _READ_BYTES, 1, MSG_CMSG_CLOEXEC)
+        fds += received
         if not data:
             return
         yield data

@@ -14,18 +14,5 @@ CHECK = "--check"  # asks another version of the supervisor whether it could run
 # Verbs that change servers. The supervisor completes them even if the caller stops waiting; features declare further
 # ones (`Feature.changing`).
 CHANGING_VERBS = frozenset(
-    [
-        "start",
-        "stop",
-        "restart",
-        "reload",
-        "scale",
-        "signal",
-        "drain",
-        "undrain",
-        "enable",
-        "disable",
-        "add",
-        "remove",
-    ]
-)
+    ("start", "stop", "restart", "reload", "scale", "signal", "drain", "undrain", "enable", "disable", "add", "remove")
+)  # fmt: skip

@@ -94,7 +94,10 @@ class Core:
         self._update_sleep(entry)
         entry.forget_surplus_slots()
         self._runs.ensure_run_planned(entry)
-        self._replace_expired(entry)
+        # Only workers recorded as ready: others would be drained before their replacement serves.
+        for worker in [ready for ready in entry.observed.ready if ready.expired]:
+            worker.expired = False
+            self.replace_worker(entry, worker.id)
         for action in self._decide(entry):
             self._executor.perform(entry, action)
         self._queue_affected_neighbours(entry)
@@ -145,13 +148,6 @@ class Core:
         ):
             # The server's configuration or address has changed since watching began.
             self._executor.stop_watching_listener(entry)
-
-    def _replace_expired(self, entry: Entry) -> None:
-        # Only workers recorded as ready: others would be drained before their replacement serves.
-        for worker in entry.observed.ready:
-            if worker.expired:
-                worker.expired = False
-                self.replace_worker(entry, worker.id)
 
     def view(self, entry: Entry) -> decide.ServerView:
         """The facts on which the next actions for the entry depend."""

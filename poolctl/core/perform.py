@@ -122,7 +122,10 @@ class Executor:
                 assert worker.placement is not None
                 self._queue.run(self._runner.set_accepting(worker.placement, accepting))
             case decide.Arm():
-                self._prepare_wake_on_request(entry)
+                entry.desired.fallback = None
+                entry.listener.armed = entry.config
+                self._runner.arm(entry.config, partial(self._on_request, entry))
+                self.preload(entry)
             case decide.Disarm():
                 self.stop_watching_listener(entry)
             case decide.FallAsleep():
@@ -239,12 +242,6 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     # Sleep: the runner watches the listener, and the first request wakes the server.
-
-    def _prepare_wake_on_request(self, entry: Entry) -> None:
-        entry.desired.fallback = None
-        entry.listener.armed = entry.config
-        self._runner.arm(entry.config, partial(self._on_request, entry))
-        self.preload(entry)
 
     def stop_watching_listener(self, entry: Entry) -> None:
         """Stop watching for a request. The next workers take the waiting connections."""

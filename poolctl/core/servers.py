@@ -142,12 +142,12 @@ class ServerRegistry:
             entry
             for entry in self.closure(enabled, self.dependents)
             if not names.isdisjoint(entry.desired.stopped_with)
-            and not any(name not in names and self._is_disabled(name) for name in entry.desired.stopped_with)
+            and not any(
+                other.is_disabled
+                for name in entry.desired.stopped_with
+                if name not in names and (other := self.entries.get(name)) is not None
+            )
         ]
-
-    def _is_disabled(self, name: str) -> bool:
-        entry = self.entries.get(name)
-        return entry is not None and entry.is_disabled
 
     def may_start(self, entry: Entry) -> bool:
         """Whether no dependency has to be ready, or to be replaced, before workers of the server start."""

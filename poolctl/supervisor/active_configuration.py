@@ -331,17 +331,14 @@ class ActiveConfiguration:
         server = await self._reader.server_of_table(self._surroundings, table, base_dir, self._environment)
         if server.address.auto:
             ports = {other.address.port or 0 for other in existing} | _ports(self.tables)
-            server = await asyncio.to_thread(self._with_port, server, ports)
+            ledger = self._port_ledger(self._port_range)
+            port = await asyncio.to_thread(ledger.assign_port, server.name, server.address, avoid=ports)
+            server = server.at(server.address.with_port(port))
         if wrong := wrong_references([server], existing):
             refuse(server.name, wrong[0], server.name, server.bind)
         (server,) = self._self_binding.apply_to(with_resolved_references([server], existing))
         withhold_variables(secret_variable_names([server], Tables()))
         return server
-
-    def _with_port(self, server: ServerConfig, ports_in_use: set[int]) -> ServerConfig:
-        ledger = self._port_ledger(self._port_range)
-        port = ledger.assign_port(server.name, server.address, avoid=ports_in_use)
-        return server.at(server.address.with_port(port))
 
     def remember_findings(self, entry: Entry) -> None:
         """Remember, for later starts of the pool, what its command was found to do.

@@ -82,11 +82,8 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 def _join(*, lifeline: bool) -> LaunchedKeeper:
     """The result for a pool that already runs. Raises ControlError (exit code 8) if the pool was to have a lifeline."""
     if lifeline:
-        raise ControlError(
-            "a supervisor runs for this pool already",
-            exit_code=CONFLICT,
-            hint=BESIDE_ANOTHER,
-        )
+        message = "a supervisor runs for this pool already"
+        raise ControlError(message, exit_code=CONFLICT, hint=BESIDE_ANOTHER)
     return LaunchedKeeper()
 
 
@@ -107,22 +104,19 @@ def _check_minimum_open_files(files: Sequence[str], env: Mapping[str, str]) -> N
     """Raise ControlError if the limit of open files is too low even for a pool without servers."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
+        from poolctl.config import open_files_per_pool_process
+        from poolctl.config.loader import load
+
+        try:
+            servers = [(server, server.scale.min) for server in load(files, env) if not server.disabled]
+            need = str(open_files_per_pool_process(servers))
+        except PoolError:
+            need = f"at least {OPEN_FILES_OF_POOL}"
         raise ControlError(
-            f"the pool needs {_required_open_files_text(files, env)} open files, but may have only {limit} here",
+            f"the pool needs {need} open files, but may have only {limit} here",
             exit_code=NOT_PERMITTED,
             hint=RAISE_OPEN_FILES,
         )
-
-
-def _required_open_files_text(files: Sequence[str], env: Mapping[str, str]) -> str:
-    from poolctl.config import open_files_per_pool_process
-    from poolctl.config.loader import load
-
-    try:
-        servers = [server for server in load(files, env) if not server.disabled]
-    except PoolError:
-        return f"at least {OPEN_FILES_OF_POOL}"
-    return str(open_files_per_pool_process((server, server.scale.min) for server in servers))
 
 
 def _start_keeper(
