@@ -14,7 +14,7 @@ from poolctl import ServerConfig
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
-from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
@@ -395,21 +395,6 @@ async def test_request_while_it_drains_starts_another_worker_next_to_the_drainin
     assert list(pool.core.entries["web"].observed.workers) == ["web.2.0"]
 
 
-async def test_order_to_wake_a_server_that_falls_asleep_starts_another_worker() -> None:
-    pool = OrderedCore(sleepy())
-    await pool.start()
-    await woken(pool, "web")
-    pool.runner.may_drain = asyncio.Event()
-    quiet(pool, "web")
-    await turns()
-    pool.core.entries["web"].listener.armed = None  # its listener is not watched yet
-    pool.core.wake(pool.core.entries["web"])
-    await turns()
-    assert pool.states() == {"web": "running"}
-    pool.runner.may_drain.set()
-    await turns()
-
-
 async def test_traffic_that_begins_again_keeps_it_awake() -> None:
     pool = OrderedCore(sleepy())
     await pool.start()
@@ -502,26 +487,6 @@ async def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again
     await turns()
     assert pool.states() == {"web": "failed"}
     assert (await pool.start("web"), pool.states()) == ([], {"web": "sleeping"})
-
-
-async def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wakes() -> None:
-    policy = {"policy": "on-failure", "limit": 1, "window": 0.5, "backoff": {"initial": 0, "max": 0}}
-    pool = OrderedCore(sleepy(restart=policy))
-    entry = pool.core.entries["web"]
-    await pool.start()
-    await woken(pool, "web")
-    for _ in range(2):
-        (worker,) = pool.runner.running
-        pool.runner.end(worker, Exit.from_signal(9))
-        await turns()
-    assert pool.states() == {"web": "failed"}
-    successor = OrderedCore(sleepy(restart=policy)).core.entries["web"]
-    restore(successor, record_of(entry))
-    assert (successor.desired.state, successor.should_sleep) == (Desired.RUN, True)
-    async with asyncio.timeout(60):
-        while pool.states() != {"web": "sleeping"}:
-            await asyncio.sleep(0.01)
-    await woken(pool, "web")
 
 
 async def test_stopped_server_that_was_given_up_stays_stopped() -> None:
@@ -643,18 +608,6 @@ async def test_kill_ends_the_workers_at_once_and_a_limit_shortens_only_what_they
         await turns()
         assert f"stop web.1.0 {seconds}" in pool.runner.log
         assert pool.states() == {"web": "stopped"}
-
-
-async def test_second_stop_tries_again_to_end_a_worker_that_could_not_be_ended() -> None:
-    pool = OrderedCore(web())
-    await pool.start()
-    pool.runner.deaf.add("web")
-    pool.core.stop(pool.core.entries["web"])
-    await turns()
-    assert worker_of(pool.core.entries["web"], "web.1.0").unstoppable
-    pool.runner.deaf.clear()
-    assert await pool.stop() == []
-    assert pool.states() == {"web": "stopped"}
 
 
 @pytest.mark.parametrize(("failure", "state"), [(None, "stopped"), (ServerError("took too long"), "failed")])
@@ -784,16 +737,6 @@ async def test_recovery_is_in_the_servers_state_until_it_ends_and_may_count_as_a
     assert entry.observed.recovering == {}
     assert pool.core.take_changed() == [entry]
     assert pool.core.take_changed() == []
-
-
-async def test_stuck_worker_makes_its_server_ko_until_it_answers() -> None:
-    pool = OrderedCore(web())
-    await pool.start()
-    entry = pool.core.entries["web"]
-    for stuck, health in ((True, "ko"), (False, "ok")):
-        pool.core.mark_stuck(entry, worker_of(entry, "web.1.0"), stuck)
-        assert entry.health == health
-        assert pool.core.take_changed() == [entry]
 
 
 async def test_idleness_of_a_worker_is_noted_when_it_changes() -> None:

@@ -89,16 +89,6 @@ async def test_connections_wait_while_the_worker_is_replaced_and_in_a_short_paus
     assert pool.states() == {"web": "running"}
 
 
-async def test_one_of_several_that_dies_leaves_the_others_alone() -> None:
-    pool = OrderedCore(web(workers=3, restart=AT_ONCE))
-    await pool.start()
-    pool.runner.log.clear()
-    pool.runner.end("web.1.1", KILLED)
-    await turns()
-    assert pool.runner.log == ["place web.1.1"]
-    assert pool.states() == {"web": "running"}
-
-
 SLOW = {"initial": 5, "max": 20, "factor": 1, "jitter": 0}
 
 
@@ -394,14 +384,6 @@ async def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and
     assert await pool.start() == []
 
 
-async def test_server_not_ready_in_time_has_failed_although_it_ends_with_status_0() -> None:
-    pool = OrderedCore(web(start_timeout="20ms"), web="never")
-    (problem,) = await pool.start()
-    assert "was not ready within 20ms" in problem.message
-    assert all(exit_.ok for exit_ in pool.runner.ended.values())
-    assert pool.states() == {"web": "failed"}
-
-
 async def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
     pool = OrderedCore(web())
 
@@ -412,17 +394,6 @@ async def test_refusal_by_the_system_is_explained_with_its_fix() -> None:
     (problem,) = await pool.start()
     assert problem.message == "cannot start a worker: Too many open files"
     assert "ulimit -n" in problem.hint
-
-
-async def test_server_whose_worker_exits_with_status_0_is_stopped_and_not_restarted_on_failure() -> None:
-    pool = OrderedCore(web(restart=AT_ONCE))
-    await pool.start()
-    pool.runner.end("web.1.0", Exit.from_returncode(0))
-    await turns()
-    observed = pool.core.entries["web"].observed
-    assert pool.states() == {"web": "stopped"}
-    assert (observed.restarts, observed.next_step, observed.failure) == (0, "not restarted", None)
-    assert (observed.last_exit, pool.runner.running) == (Exit.from_returncode(0), {})
 
 
 def test_backoff_that_is_longer_than_a_start_refuses_connections_and_ends_with_another_worker(
@@ -662,19 +633,6 @@ async def test_listener_of_a_sleeping_server_is_no_longer_watched_after_an_order
     assert (entry.listener.armed, pool.states()) == (None, {"web": "running"})
 
 
-async def test_replacement_that_fails_leaves_the_configuration_of_the_worker_that_serves() -> None:
-    before = web()
-    pool = OrderedCore(before, **{"web.2.0": FAILS})
-    await pool.start()
-    entry = pool.core.entries["web"]
-    pool.core.change(entry, web(tags=["new"]), live=False)
-    await turns()
-    assert (entry.config, entry.desired.generation) == (before, 1)
-    assert (list(pool.runner.running), pool.states()) == (["web.1.0"], {"web": "running"})
-    assert entry.observed.failure is not None
-    assert entry.observed.failure.message == "exited with status 3 before it was ready"
-
-
 async def test_death_of_a_worker_that_is_being_replaced_is_no_failure_of_its_replacement() -> None:
     pool = OrderedCore(web(restart=AT_ONCE), **{"web.2.0": NEVER})
     await pool.start()
@@ -699,17 +657,6 @@ async def test_server_whose_replacement_failed_at_once_is_retried_when_its_servi
     pool.runner.script["web"] = FAILS
     await die(pool)
     assert pool.states() == {"web": "backoff"}
-
-
-async def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> None:
-    pool = OrderedCore(web(stop_timeout=7))
-    await pool.start()
-    assert await pool.restart() == []
-    await turns()
-    assert pool.runner.log[-2:] == ["drain web.1.0", "stop web.1.0 7"]
-    observed = pool.core.entries["web"].observed
-    assert list(observed.workers) == ["web.2.0"]
-    assert (observed.restarts, observed.workers["web.2.0"].placed_at) == (1, pool.clock.time())
 
 
 async def test_worker_that_is_to_leave_before_it_has_a_process_drains_as_soon_as_it_has_one() -> None:
@@ -933,14 +880,6 @@ async def test_last_line_is_the_cause_only_of_a_worker_that_refuses_to_start(
     assert ("the licence has expired" in failure.message) is is_cause
 
 
-async def test_worker_that_exits_with_status_0_has_no_cause() -> None:
-    pool = LoggedCore(web())
-    await pool.start()
-    pool.runner.end("web.1.0", Exit.from_returncode(0))
-    await turns()
-    assert pool.core.entries["web"].observed.failure is None
-
-
 async def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_succeeds() -> None:
     job = ServerConfig(name="job", job=True, command=["backup"], every="0 3 * * *", restart="no")
     pool = LoggedCore(job)
@@ -973,25 +912,6 @@ def log_of(pool: OrderedCore) -> list[str]:
     return lines
 
 
-async def test_new_address_is_served_before_the_old_one_is_closed() -> None:
-    pool = OrderedCore(web(stop_timeout=7))
-    await pool.start()
-    entry = pool.core.entries["web"]
-    old, new = entry.config.key, "127.0.0.1:9999"
-    log_of(pool)
-    pool.core.change(entry, web(stop_timeout=7, bind=new), live=False)
-    await turns(60)
-    assert log_of(pool) == [
-        "open web",
-        "place web.2.0",
-        "drain web.1.0",
-        "stop web.1.0 7",
-        f"close {old}",
-    ]
-    assert (pool.runner.opened, pool.states()) == ({new}, {"web": "running"})
-    assert (entry.listener.previous_configs, entry.listener.releasing) == ([], [])
-
-
 async def test_move_to_another_address_is_complete_when_the_old_one_is_closed() -> None:
     pool = OrderedCore(web())
     await pool.start()
@@ -1008,36 +928,7 @@ async def test_move_to_another_address_is_complete_when_the_old_one_is_closed() 
     assert await moving == []
 
 
-async def test_worker_leaves_the_rotation_and_returns_once_for_each_order() -> None:
-    pool = OrderedCore(web())
-    await pool.start()
-    entry = pool.core.entries["web"]
-    log_of(pool)
-    for out, expected in ((True, ["out web.1.0"]), (True, []), (False, ["in web.1.0"]), (False, [])):
-        pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=out))
-        await turns()
-        assert log_of(pool) == expected
-        assert [worker.out for worker in entry.observed.workers.values()] == [out]
-
-
 ASLEEP_SOON = {"min": 0, "idle": 1}
-
-
-async def test_idle_server_falls_asleep_and_its_next_worker_is_of_a_new_generation() -> None:
-    pool = OrderedCore(web(scale=ASLEEP_SOON, stop_timeout=7))
-    await pool.start()
-    entry = pool.core.entries["web"]
-    pool.runner.ring("web")
-    await turns()
-    assert log_of(pool) == ["open web", "arm web", "place web.1.0"]
-    pool.core.set_idle(entry, "web.1.0", True)
-    await turns()
-    assert log_of(pool) == ["arm web", "drain web.1.0", "stop web.1.0 7"]
-    assert (pool.states(), entry.observed.workers) == ({"web": "sleeping"}, {})
-    pool.runner.ring("web")
-    await turns()
-    assert log_of(pool) == ["place web.2.0"]
-    assert pool.states() == {"web": "running"}
 
 
 async def test_order_to_wake_a_server_that_falls_asleep_starts_the_next_worker_at_once() -> None:
@@ -1134,22 +1025,6 @@ def test_sleeping_server_that_has_failed_sleeps_again_after_its_window(stepped: 
     assert (pool.states(), pool.runner.log[-1]) == ({"web": "sleeping"}, "arm web")
 
 
-@pytest.mark.parametrize(("status", "state"), [(0, "completed"), (3, "failed")])
-async def test_job_is_completed_or_failed_by_its_exit(status: int, state: str) -> None:
-    job = ServerConfig(name="job", job=True, command=["migrate"], restart="no")
-    pool = OrderedCore(job, job=NEVER)
-    entry = pool.core.entries["job"]
-    pool.core.start(entry)
-    await turns()
-    pool.runner.end("job.1.0", Exit.from_returncode(status))
-    await turns()
-    assert pool.states() == {"job": state}
-    next_step = "not restarted: poolctl logs job" if status else ""
-    last_exit = Exit.from_returncode(status)
-    assert (entry.observed.next_step, entry.observed.last_exit) == (next_step, last_exit)
-    assert (entry.observed.failure is None) == (status == 0)
-
-
 async def test_run_that_a_stop_ends_is_recorded_as_stopped() -> None:
     job = ServerConfig(name="job", job=True, command=["backup"], every="0 3 * * *", restart="no")
     pool = OrderedCore(job, job=NEVER)
@@ -1161,25 +1036,6 @@ async def test_run_that_a_stop_ends_is_recorded_as_stopped() -> None:
     run_ = entry.schedule.last_run
     assert run_ is not None
     assert (run_["result"], entry.schedule.run_since) == ("stopped", 0.0)
-
-
-async def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies() -> None:
-    pool = OrderedCore(web(restart=AT_ONCE))
-    entry = pool.core.entries["web"]
-    placement = Placement.of("web", 4, 0, pid=7)
-    pool.runner.opened.add(entry.config.key)
-    pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
-    pool.core.adopt_listener(entry, entry.config)
-    adopted = Worker(placement.id, 4, 0, entry.config, WorkerPhase.READY, placement, 1.0)
-    pool.core.adopt_worker(entry, adopted, generation_recorded=False)
-    pool.core.mark_found_running(entry)
-    pool.core.resume_adopted_server(entry)
-    await turns()
-    assert (pool.states(), pool.runner.log) == ({"web": "running"}, [])
-    pool.runner.end(placement.id, KILLED)
-    await turns()
-    assert pool.runner.log == ["place web.4.0"]
-    assert (entry.observed.restarts, entry.observed.last_exit) == (1, KILLED)
 
 
 # Programs that open a socket of their own.
@@ -1508,21 +1364,6 @@ async def test_program_that_is_not_ready_in_time_is_told_what_was_missing(
     assert ("buffer" in problem.hint) is ("ready_line" in keys)
 
 
-async def test_new_idle_time_is_given_to_the_workers_and_runs_from_then_on() -> None:
-    pool = OrderedCore(web(scale={"min": 0, "idle": 60}))
-    await pool.start()
-    pool.runner.ring("web")
-    await turns()
-    log_of(pool)
-    entry = pool.core.entries["web"]
-    (worker,) = entry.observed.workers.values()
-    worker.idle = True
-    pool.core.change(entry, web(scale={"min": 0, "idle": 30}), live=True)
-    await turns()
-    assert (log_of(pool), worker.idle) == (["idle after 30 web.1.0"], False)
-    assert pool.states() == {"web": "running"}
-
-
 async def test_worker_that_survived_its_kill_is_not_called_so_while_it_is_stopped_again() -> None:
     pool = OrderedCore(web())
     await pool.start()
@@ -1690,13 +1531,6 @@ async def test_files_of_one_worker_that_fails_to_start_again_are_not_in_use(tmp_
     await turns()
     assert list(pool.runner.running) == ["web.1.0"]
     assert entry.observed.files == first
-
-
-async def test_values_of_a_pool_are_given_to_the_worker_that_is_placed() -> None:
-    pool = OrderedCore(web())
-    pool.core.set_app_state(pool.core.entries["web"], {"db": 1})
-    await pool.start()
-    assert pool.runner.values == [{"db": 1}]
 
 
 async def test_start_that_is_not_retried_is_retried_once_all_of_its_workers_have_been_ready() -> None:

@@ -21,22 +21,6 @@ def job(name: str, **keys: object) -> ServerConfig:
     return ServerConfig(name=name, command=["migrate"], job=True, **keys)
 
 
-async def test_server_waits_until_its_dependency_is_ready() -> None:
-    pool = OrderedCore(web("api", depends_on=["db"]), web("db"), db=NEVER)
-    pool.begin(pool.start())
-    await turns()
-    assert pool.states() == {"api": "starting", "db": "starting"}
-    assert [line for line in pool.runner.log if line.startswith("place")] == ["place db.1.0"]
-
-
-async def test_started_waits_for_the_process_only() -> None:
-    condition = {"name": "db", "condition": "started"}
-    pool = OrderedCore(web("api", depends_on=[condition]), web("db"), db=NEVER)
-    pool.begin(pool.start())
-    await turns()
-    assert pool.states() == {"api": "running", "db": "starting"}
-
-
 async def test_completed_waits_for_the_end_of_a_job_and_that_it_was_good() -> None:
     condition = {"name": "migrate", "condition": "completed"}
     pool = OrderedCore(web("api", depends_on=[condition]), job("migrate"), migrate=NEVER)

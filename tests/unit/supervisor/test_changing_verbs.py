@@ -107,47 +107,13 @@ async def test_scale_of_a_server_that_is_stopped_counts_from_its_next_start() ->
     assert len(desk.runner.running) == 2
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"command": ["x"], "job": True, "bind": None, "app": None},
-        {"command": ["x", "{port}"], "app": None},
-        {"overlap": False},
-    ],
-)
-async def test_server_that_cannot_run_twice_is_refused_and_the_others_are_scaled(
-    keys: dict[str, Any],
-) -> None:
-    table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-    one = ServerConfig(**{key: value for key, value in table.items() if value is not None})
-    desk = Desk(one, web("two"))
-    await desk.ask("start", "two")
-    answer = await desk.ask("scale", all=True, workers=2)
-    assert (answer["exit_code"], [error["name"] for error in answer["errors"]]) == (1, ["one"])
-    assert [item["workers"] for item in answer["items"]] == [1, 2]
-    assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
-
-
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
 async def test_a_number_of_workers_that_is_none_is_a_wrong_use(workers: Any) -> None:
-    desk = Desk(web())
-    with pytest.raises(SelectorError):
-        await desk.ask("scale", "web", workers=workers)
-
-
-async def test_a_drained_server_answers_is_not_ready_and_comes_back() -> None:
-    desk = Desk(web("a"), web("b"))
-    await desk.ask("start")
-    answer = await desk.ask("drain", "a")
-    assert [(item["state"], item["ready"]) for item in answer["items"]] == [("draining", False)]
-    assert (await desk.ask("status"))["exit_code"] == 3
-    assert (await desk.ask("wait", "a", **{"for": "draining"}, timeout=1))["exit_code"] == 0
-    started = await desk.ask("start", "a")
-    assert started["exit_code"] == 1
-    assert "undrain" in started["errors"][0]["hint"]
-    answer = await desk.ask("undrain", "a")
-    assert [(item["state"], item["ready"]) for item in answer["items"]] == [("running", True)]
-    assert (await desk.ask("status"))["exit_code"] == 0
+    with pytest.raises(SelectorError) as caught:
+        await Desk(web()).ask("scale", "web", workers=workers)
+    assert (caught.value.message, caught.value.hint) == (
+        f"{workers!r} is not a number of workers", "a whole number from 1; poolctl stop ends all of them",
+    )  # fmt: skip
 
 
 async def test_stopped_server_has_nothing_to_drain_and_a_stop_forgets_the_drain() -> None:
@@ -262,7 +228,12 @@ async def test_add_starts_the_server_and_remove_says_what_is_gone() -> None:
     answer = await desk.ask("add", server=NEW | {"workers": 2}, base_dir="/srv")
     (item,) = answer["items"]
     assert (answer["exit_code"], item["name"], item["ready"], len(item["pids"])) == (0, "new", True, 2)
-    assert desk.core.entries["new"].config.cwd == "/srv"
+    assert (desk.core.entries["new"].config.cwd, desk.core.entries["new"].added) == ("/srv", True)
+    again = await desk.ask(
+        "add", server={"name": "off", "bind": ":7071", "app": "a:b", "disabled": True}, base_dir="/"
+    )
+    assert (again["exit_code"], desk.states().pop("off")) == (0, "disabled")
+    await desk.ask("remove", "off")
     answer = await desk.ask("remove", "new")
     assert [(item["name"], item["bind"], item["state"]) for item in answer["items"]] == [
         ("new", "127.0.0.1:7070", "stopped")
@@ -737,18 +708,14 @@ async def test_server_that_cannot_run_twice_says_why_and_what_may_help(
     keys: dict[str, Any], message: str, hint: str
 ) -> None:
     table = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
-    desk = Desk(ServerConfig(**{key: value for key, value in table.items() if value is not None}))
-    (error,) = (await desk.ask("scale", "one", workers=2))["errors"]
-    assert (error["message"], error["hint"]) == (message, hint)
-
-
-async def test_number_of_workers_that_is_none_is_named_with_the_right_use() -> None:
-    desk = Desk(web())
-    with pytest.raises(SelectorError) as caught:
-        await desk.ask("scale", "web", workers=0)
-    assert (caught.value.message, caught.value.hint) == (
-        "0 is not a number of workers", "a whole number from 1; poolctl stop ends all of them",
-    )  # fmt: skip
+    one = ServerConfig(**{key: value for key, value in table.items() if value is not None})
+    desk = Desk(one, web("two"))
+    await desk.ask("start", "two")
+    answer = await desk.ask("scale", all=True, workers=2)
+    (error,) = answer["errors"]
+    assert (answer["exit_code"], error["name"], error["message"], error["hint"]) == (1, "one", message, hint)
+    assert [item["workers"] for item in answer["items"]] == [1, 2]
+    assert (await desk.ask("scale", "one", workers=1))["exit_code"] == 0
 
 
 async def test_drain_says_of_each_server_that_it_does_not_drain_why() -> None:
@@ -849,21 +816,6 @@ async def test_add_without_a_table_or_its_directory_is_a_wrong_use(options: dict
         "add: which server?",
         "add: `server` is a table as in a file, `base_dir` the directory of its relative paths",
     )  # fmt: skip
-
-
-async def test_add_starts_the_server_that_its_table_defines() -> None:
-    desk, files = adding(web("a"))
-    answer = await desk.ask("add", server={"name": "new"}, base_dir="/srv")
-    assert files.given == ({"name": "new"}, "/srv", ["a"])
-    assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["new"])
-    entry = desk.core.entries["new"]
-    assert (entry.added, entry.state, entry.desired.source) == (
-        True,
-        "running",
-        ({"name": "new"}, "/srv"),
-    )
-    again = await desk.ask("add", server={"name": "off", "disabled": True}, base_dir="/srv")
-    assert (again["exit_code"], desk.states()["off"]) == (0, "disabled")
 
 
 async def test_added_server_that_is_refused_is_not_there() -> None:

@@ -34,7 +34,7 @@ from poolctl.supervisor.worker_recovery import (
     outcome_text,
     within,
 )
-from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import SameThread, VirtualLoop
 
@@ -95,35 +95,6 @@ async def started(scenario: RecoveryScenario) -> RecoveryScenario:
     return scenario
 
 
-async def test_restart_stops_the_worker_and_starts_another_when_it_has_gone() -> None:
-    it = await started(ward("restart"))
-    it.desk.runner.may_end.clear()
-    await it.make_unhealthy("web.1.0")
-    assert it.placed() == []
-    assert it.outcomes() == []
-    it.desk.clock.advance(3)
-    it.desk.runner.may_end.set()
-    await turns(40)
-    assert it.placed() == ["stop web.1.0", "place web.1.0"]
-    (report,) = it.reports if it.outcomes() else [{}]
-    assert (report["outcome"], report["done"], report["duration_seconds"]) == (
-        "recovered",
-        "restarted",
-        3.0,
-    )
-    assert report["seen"] == ["web.1.0 is not well"]
-    assert report["message"] == "web.1.0 is not well: restarted within 3.0 s"
-    assert (it.entry.observed.restarts, it.entry.observed.recovering) == (1, {})
-
-
-async def test_replace_takes_the_old_one_away_when_the_new_one_is_ready() -> None:
-    it = await started(ward("replace"))
-    await it.make_unhealthy("web.1.0")
-    assert it.placed()[0] == "place web.2.0"
-    assert set(it.desk.runner.running) == {"web.2.0"}
-    assert it.outcomes() == ["recovered"]
-
-
 @pytest.mark.parametrize("kind", [LIVENESS, MEMORY])
 async def test_replace_leaves_the_workers_that_have_no_problem(kind: str) -> None:
     it = await started(ward("replace", workers=3))
@@ -156,31 +127,15 @@ async def test_a_stuck_worker_is_stopped_and_not_drained() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["restart", "replace", "disable"])
-def test_stuck_worker_gets_one_second_to_end_and_an_unhealthy_one_its_stop_timeout(strategy: str) -> None:
-    async def scenario(stuck: bool, limit: str) -> None:
-        it = await started(ward(strategy))
-        it.worker("web.1.0").stuck = stuck
-        it.desk.runner.log.clear()
-        await it.make_unhealthy("web.1.0", kind=HEARTBEAT if stuck else LIVENESS)
-        assert f"stop web.1.0 {limit}" in it.desk.runner.log
-
-    run(scenario(stuck=True, limit="1"))
-    run(scenario(stuck=False, limit="10"))
-
-
-async def test_after_the_limit_it_is_left_alone_and_reported_once() -> None:
-    it = await started(ward("restart"))
-    for _ in range(2):
-        await it.make_unhealthy("web.1.0")
-        await it.pass_by(11)
-    assert it.outcomes() == ["recovered", "recovered"]
-    for _ in range(3):
-        await it.make_unhealthy("web.1.0")
-        await it.pass_by(1)
-    assert it.outcomes() == ["recovered", "recovered", "given up"]
-    assert it.desk.states() == {"web": "running"}
-    await it.pass_by(100)
-    assert it.outcomes()[-1] == "recovered"
+@pytest.mark.parametrize(("kind", "limit"), [(HEARTBEAT, "1"), (LIVENESS, "10")])
+async def test_stuck_worker_gets_one_second_to_end_and_an_unhealthy_one_its_stop_timeout(
+    strategy: str, kind: str, limit: str
+) -> None:
+    it = await started(ward(strategy))
+    it.worker("web.1.0").stuck = kind == HEARTBEAT
+    it.desk.runner.log.clear()
+    await it.make_unhealthy("web.1.0", kind=kind)
+    assert f"stop web.1.0 {limit}" in it.desk.runner.log
 
 
 async def test_the_last_ready_worker_stays_while_none_can_take_its_place() -> None:
@@ -381,13 +336,6 @@ async def test_worker_that_hangs_again_while_its_stacks_are_taken_is_recovered()
     assert (it.placed(), it.outcomes()) == (["stop web.1.0", "place web.1.0"], ["recovered"])
 
 
-async def test_worker_above_its_memory_limit_is_replaced_without_stacks() -> None:
-    it, runner = await asked()
-    await it.make_unhealthy("web.1.0", kind=MEMORY)
-    assert "stacks web.1.0" not in runner.log
-    assert it.outcomes() == ["recovered"]
-
-
 async def test_worker_that_is_not_ready_in_time_leaves_its_stacks() -> None:
     runner = AskedRunner()
     runner.script["web"] = NEVER
@@ -433,12 +381,6 @@ async def begun(**keys: Any) -> MemoryScenario:
     await it.desk.ask("start")
     await turns()
     return it
-
-
-async def test_server_without_a_memory_limit_is_not_measured() -> None:
-    it = await begun()
-    assert await it.measure(1000 * MIB) == []
-    assert it.usages.requested == [[]]
 
 
 async def test_worker_above_its_memory_limit_is_reported_and_one_of_unknown_memory_is_not() -> None:
@@ -610,18 +552,6 @@ async def test_a_server_with_a_stuck_worker_is_not_well() -> None:
     assert events == ["warn", "ko"]
 
 
-async def test_one_that_answers_late_is_well_again() -> None:
-    it = await heartbeats_begun(slow())
-    it.bodies.dead.add("web.1.0")
-    await it.pass_by(30)
-    it.bodies.answered["web.1.0"] = int(it.desk.clock.monotonic() * 1e9)
-    it.bodies.dead.clear()
-    await it.pass_by(6)
-    it.desk.events.flush()
-    assert it.events == ["heartbeat lost", "ko", "heartbeat back", "ok"]
-    assert not it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
-
-
 async def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
     it = await heartbeats_begun(slow())
     it.bodies.old.add("web.1.0")
@@ -776,55 +706,6 @@ situations = st.builds(
     now=st.floats(1000, 2000),
     jitter=st.floats(-1, 1),
 ).filter(lambda situation: len(situation.histories) <= situation.ready)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "step"),
-    [
-        ("restart", RecoveryStep.RESTART),
-        ("replace", RecoveryStep.REPLACE),
-        ("disable", RecoveryStep.DISABLE),
-        ("notify", RecoveryStep.NOTIFY),
-        ("none", RecoveryStep.NOTHING),
-    ],
-)
-def test_first_recovery_is_immediate(strategy: str, step: RecoveryStep) -> None:
-    assert decide(POLICY, seen(strategy=strategy)).step is step
-
-
-def test_recoveries_wait_longer_each_time() -> None:
-    assert decide(POLICY, seen([995.0])) == Decision(RecoveryStep.WAIT, again_seconds=5.0)
-    assert decide(POLICY, seen([980.0, 995.0])) == Decision(RecoveryStep.WAIT, again_seconds=15.0)
-    assert decide(POLICY, seen([980.0, 985.0], jitter=1.0)).step is RecoveryStep.WAIT
-    assert decide(POLICY, seen([990.0])).step is RecoveryStep.RESTART
-
-
-def test_recovery_pauses_after_the_limit_until_the_window_has_passed() -> None:
-    times = [910.0, 930.0, 960.0]
-    step, _, again = decide(POLICY, seen(times))
-    assert (step, again) == (RecoveryStep.GIVE_UP, 10.0)
-    assert decide(POLICY, seen(times, now=1010.0)).step is RecoveryStep.RESTART
-    step, _, again = decide(Recovery(limit=0), seen())
-    assert (step, again) == (RecoveryStep.GIVE_UP, 0.0), "there is no time at which to try again"
-
-
-def test_server_is_restarted_instead_of_replaced_when_generations_may_not_overlap() -> None:
-    assert decide(POLICY, seen(strategy="replace", overlaps=False)).step is RecoveryStep.RESTART
-
-
-def test_last_ready_worker_of_several_is_never_stopped() -> None:
-    assert decide(POLICY, seen([], [], [], size=3, ready=3)).chosen == [0, 1]
-    assert decide(POLICY, seen(size=2, ready=1)).step is RecoveryStep.WAIT
-    assert decide(POLICY, seen(size=1, ready=1)).chosen == [0], "there is only this one"
-
-
-def test_only_workers_whose_pause_is_over_are_recovered() -> None:
-    step, chosen, again = decide(POLICY, seen([995.0], [], [910.0, 930.0, 960.0], size=4, ready=4))
-    assert (step, chosen, again) == (RecoveryStep.RESTART, [1], 5.0)
-
-
-def test_recovery_waits_while_another_is_under_way() -> None:
-    assert decide(POLICY, seen(under_way=True)) == Decision(RecoveryStep.WAIT)
 
 
 @given(situations)
@@ -1099,29 +980,51 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
         assert not it.entry.observed.workers["web.1.0"].stuck
 
 
-@pytest.mark.parametrize(
-    ("policy", "situation", "decision"),
-    [
-        (POLICY, seen([990.001]), Decision(RecoveryStep.WAIT, (), pytest.approx(0.001))),
-        (POLICY, seen([900.0, 930.0, 960.0], now=1000.0), Decision(RecoveryStep.RESTART, [0], 0.0)),
-        (POLICY, seen([900.5, 930.0, 960.0], now=1000.0), Decision(RecoveryStep.GIVE_UP, range(1), 0.5)),
-        (POLICY, seen([900.5, 930.0, 960.0], [995.0], size=3, ready=3), Decision(RecoveryStep.WAIT, (), 0.5)),
-        (POLICY, seen([], [995.0], strategy="replace", size=2, ready=2), Decision(RecoveryStep.REPLACE, [0], 5.0)),
-        (POLICY, seen([], [], size=2, ready=2), Decision(RecoveryStep.RESTART, [0], 0.0)),
-        (POLICY, seen([], [], size=2, ready=0), Decision(RecoveryStep.WAIT, [], 0.0)),
-        (POLICY, seen([], strategy="notify", under_way=True), Decision(RecoveryStep.NOTIFY, range(1), 0.0)),
-        (POLICY, seen(histories=[]), Decision(RecoveryStep.NOTHING, (), 0.0)),
-    ],
+STOP, REPLACE, WAIT, GIVE_UP = (
+    RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.WAIT, RecoveryStep.GIVE_UP,
 )  # fmt: skip
+THREE = [910.0, 930.0, 960.0]
+DECISIONS: dict[str, tuple[RecoverySituation, Decision]] = {
+    "at once": (seen(), Decision(STOP, [0])),
+    "at once by replacement": (seen(strategy="replace"), Decision(REPLACE, [0])),
+    "at once by disabling": (seen(strategy="disable"), Decision(RecoveryStep.DISABLE, range(1))),
+    "at once by notification": (seen(strategy="notify"), Decision(RecoveryStep.NOTIFY, range(1))),
+    "never": (seen(strategy="none"), Decision(RecoveryStep.NOTHING)),
+    "nobody": (seen(histories=[]), Decision(RecoveryStep.NOTHING)),
+    "after a pause": (seen([995.0]), Decision(WAIT, (), 5.0)),
+    "after a moment": (seen([990.001]), Decision(WAIT, (), pytest.approx(0.001))),
+    "after a longer pause": (seen([980.0, 995.0]), Decision(WAIT, (), 15.0)),
+    "after a pause by chance": (seen([980.0, 985.0], jitter=1.0), Decision(WAIT, (), pytest.approx(7, abs=7))),
+    "pause is over": (seen([990.0]), Decision(STOP, [0])),
+    "limit": (seen(THREE), Decision(GIVE_UP, range(1), 10.0)),
+    "limit of a moment": (seen([900.5, 930.0, 960.0]), Decision(GIVE_UP, range(1), 0.5)),
+    "limit has passed": (seen(THREE, now=1010.0), Decision(STOP, [0])),
+    "limit of one, pause of another": (seen([900.5, 930.0, 960.0], [995.0], size=3, ready=3), Decision(WAIT, (), 0.5)),
+    "only those whose pause is over": (seen([995.0], [], THREE, size=4, ready=4), Decision(STOP, [1], 5.0)),
+    "replaced while another pauses": (
+        seen([], [995.0], strategy="replace", size=2, ready=2), Decision(REPLACE, [0], 5.0),
+    ),
+    "no overlap": (seen(strategy="replace", overlaps=False), Decision(STOP, [0])),
+    "all but the last": (seen([], [], [], size=3, ready=3), Decision(STOP, [0, 1])),
+    "one of two": (seen([], [], size=2, ready=2), Decision(STOP, [0])),
+    "the last of two": (seen(size=2, ready=1), Decision(WAIT, [])),
+    "none is ready": (seen([], [], size=2, ready=0), Decision(WAIT, [])),
+    "another is under way": (seen(under_way=True), Decision(WAIT)),
+    "notified while another is under way": (
+        seen(strategy="notify", under_way=True), Decision(RecoveryStep.NOTIFY, range(1)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("situation", "decision"), DECISIONS.values(), ids=DECISIONS)
 def test_decision_has_its_workers_and_the_time_of_the_next(
-    policy: Recovery, situation: RecoverySituation, decision: Decision
+    situation: RecoverySituation, decision: Decision
 ) -> None:
-    assert decide(policy, situation) == decision
+    assert decide(POLICY, situation) == decision
 
 
-def test_only_times_within_the_window_count() -> None:
-    assert within([1.0, 2.0, 3.0], 8.0, 10.0) == [3.0]
-    assert within([2.001], 8.0, 10.0) == [2.001]
+def test_recovery_that_is_never_tried_is_not_tried_again() -> None:
+    assert decide(Recovery(limit=0), seen()) == Decision(GIVE_UP, range(1))
 
 
 class PrintingRunner(SlowRunner):
