@@ -131,10 +131,6 @@ def test_server_is_put_to_sleep_when_a_window_begins_and_refuses_until_its_end(w
     assert windows.state() == ("running", "", True)
 
 
-def test_all_windows_have_one_timer(windows: WindowStage) -> None:
-    windows.begin(sleepy("a", awake="* 8 * * *"), sleepy("bb", asleep="* 12 * * *"), sleepy("ccc"))
-    due = [timer.when() for timer in windows.loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-    assert due == [30.0]
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR, 365.5 * 24 * HOUR, -365.5 * 24 * HOUR])

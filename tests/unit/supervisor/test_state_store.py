@@ -19,7 +19,6 @@ from poolctl.config.model.server_tables import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.feature import FEATURES
-from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Keeper
 from poolctl.keeper.store import Store
@@ -301,8 +300,6 @@ async def test_each_successor_continues_the_totals_of_every_server(tmp_path: Pat
             assert {
                 name: totals.counts_of_ended_workers(desk.core.entries[name])[-1] for name in names
             } == expected
-            document = {server: to_json(spans) for server, spans in totals._availability.items()}
-            assert kept["availability"] == document
 
 
 async def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
