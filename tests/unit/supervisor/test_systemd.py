@@ -59,6 +59,7 @@ async def test_pool_is_ready_when_each_server_that_should_run_is(notified: Notif
     assert (await served.lines())[-1] == "STATUS=1 of 2 servers ready; b is starting"
     desk.core.entries["b"].observed.failure = ServerError("no port")
     desk.core.touch(desk.core.entries["b"])
+    await turns()
     assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting: no port"]
     await desk.ask("stop", "b")
     assert await served.lines() == ["STATUS=1 server ready", "READY=1"]
