@@ -116,36 +116,6 @@ def test_saved_server_is_added_and_written_with_paths_of_the_pools_file(
     assert f'cwd = "{directory}/more/work"' in (directory / "pool.toml").read_text()
 
 
-def test_without_a_supervisor_a_server_is_written_only(poolctl: Command, directory: Path) -> None:
-    said = poolctl("add", "new", "--bind", "127.0.0.1:9", "--command", "sleep 1", "--save")
-    assert said == (0, "added new, not started\nwrote pool.toml\n", "")
-    assert [each["name"] for each in poolctl("list", "-o", "json").json["items"]] == [
-        "users",
-        "orders",
-        "new",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["users", "--bind", "127.0.0.1:9"], 8, "the name 'users' is taken"),
-        (["new", "--bind", "127.0.0.1:8081"], 8, "the address 127.0.0.1:8081 is taken by 'users'"),
-        (["new", "--bind", "nonsense"], 5, "nonsense"),
-        (["new", "--bind", "127.0.0.1:9", "--set", "workers=-1"], 5, "-1"),
-    ],
-)
-def test_server_that_cannot_be_saved_is_refused(
-    poolctl: Command, supervised: Supervised, directory: Path, words: list[str], code: int, message: str
-) -> None:
-    before = (directory / "pool.toml").read_text()
-    with supervised(always(item("users"))) as requests:
-        said = poolctl("add", *words, "--command", "sleep 1", "--save")
-    assert (said.code, message in said.err) == (code, True)
-    assert "add" not in [verb for verb, _ in requests]
-    assert (directory / "pool.toml").read_text() == before
-
-
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [

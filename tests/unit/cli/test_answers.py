@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from poolctl import ServerConfig
@@ -49,22 +47,6 @@ from .conftest import Command, Supervised
 SERVER = [
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
 ]  # fmt: skip
-
-
-def test_status_without_a_supervisor_has_the_summary_of_the_files(poolctl: Command, directory: Path) -> None:
-    document = poolctl("status", "-o", "json").json
-    assert list(document) == ["schema", "summary", "items", "errors"]
-    assert document["summary"] == {
-        "files": [str(directory / "pool.toml")], "supervisor_pid": None, "keeper_pid": None, "servers": 2,
-        "should_run": 1, "ready": 0, "states": {"stopped": 1, "disabled": 1}, "health": {"unknown": 2},
-    }  # fmt: skip
-
-
-def test_walk_adds_the_exit_code_and_the_output_to_each_server(poolctl: Command) -> None:
-    document = poolctl("walk", "users", "-o", "json", "--", "sh", "-c", "echo out; echo err >&2; exit 3").json
-    (found,) = document["items"]
-    assert list(found) == [*SERVER, "exit_code", "stdout", "stderr"]
-    assert (found["exit_code"], found["stdout"], found["stderr"]) == (3, "out\n", "err\n")
 
 
 def test_pools_describes_each_running_pool(poolctl: Command, supervised: Supervised) -> None:

@@ -136,24 +136,6 @@ def test_the_number_of_scale_is_the_last_word(poolctl: Command, supervised: Supe
     assert body["options"]["workers"] == 4
 
 
-@pytest.mark.parametrize("args", [["scale"], ["scale", "web"], ["scale", "web", "0"], ["scale", "web", "10001"],
-                                  ["scale", "web", "-1"], ["scale", "web", "2.5"]])  # fmt: skip
-def test_invalid_number_of_workers_is_a_usage_error(poolctl: Command, args: list[str]) -> None:
-    said = poolctl(*args)
-    assert (said.code, said.out) == (2, "")
-
-
-@pytest.mark.parametrize(
-    "args",
-    [["reload"], ["reload", "--dry-run"], ["scale", "users", "2"], ["drain", "users"],
-     ["undrain", "--all"], ["enable", "--all"], ["disable", "users"],
-     ["remove", "users"], ["add", "x", "--bind", ":1"]],
-)  # fmt: skip
-def test_without_a_supervisor_live_changes_are_6(poolctl: Command, args: list[str]) -> None:
-    assert poolctl(*args).code == 6
-    assert poolctl(*args, "-o", "json").json["errors"][0]["error"] == "ErrorNoSupervisor"
-
-
 COMMENTED = POOL.replace('name = "users"\n', 'name = "users"   # who buys\n')
 NEW = '\n[[server]]\nname = "new"\nbind = "127.0.0.1:9"\ncommand = ["sleep", "1"]\n'
 ADD = ["add", "new", "--bind", "127.0.0.1:9", "--set", 'command=["sleep", "1"]']
@@ -202,16 +184,6 @@ def test_without_a_supervisor_only_the_file_changes(
     assert said.out.endswith("wrote pool.toml\n")
     assert file.read_text() == text
     assert poolctl("validate").code == 0
-
-
-@pytest.mark.parametrize(
-    "args", [["scale", "users", "2", "--save"], ["drain", "users"], ["undrain", "--all"]]
-)
-def test_command_about_processes_still_needs_a_supervisor(
-    poolctl: Command, file: Path, args: list[str]
-) -> None:
-    assert poolctl(*args).code == 6
-    assert file.read_text() == COMMENTED
 
 
 def test_change_that_the_file_has_already_is_not_written(poolctl: Command, file: Path) -> None:
@@ -322,12 +294,6 @@ def test_server_removed_live_can_still_be_taken_out_of_the_file(
     assert "users" not in file.read_text()
 
 
-def test_problem_of_a_new_server_names_no_place_in_a_file(poolctl: Command, file: Path) -> None:
-    said = poolctl("add", "x", "--bind", ":9", "--app", "a:b", "--set", "wrokers=2", "--save")
-    assert said.code == 5
-    assert said.err.startswith("error: x: unknown key 'wrokers'\n")
-
-
 def test_a_file_that_changes_meanwhile_is_not_overwritten(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
@@ -407,39 +373,6 @@ def test_change_that_cannot_be_written_lasts_until_a_reload(
     )
 
 
-def test_the_files_are_those_of_the_supervisor(
-    poolctl: Command, supervised: Supervised, file: Path, directory: Path
-) -> None:
-    more = directory / "local.toml"
-    more.write_text('[[server]]\nname = "users"\nworkers = 2\n')
-    with supervised(always(item("users"), files=[str(file), str(more)])):
-        assert poolctl("scale", "users", "4", "--save").out.endswith("wrote local.toml\n")
-    assert more.read_text() == '[[server]]\nname = "users"\nworkers = 4\n'
-    assert file.read_text() == COMMENTED
-
-
-def test_the_paths_of_a_server_from_elsewhere_still_lead_there(
-    poolctl: Command, supervised: Supervised, file: Path, directory: Path
-) -> None:
-    (directory / "more").mkdir()
-    (directory / "more" / "x.toml").write_text(
-        'name = "x"\nbind = "unix:./x.sock"\napp = "a:b"\nenv_file = ".env"\n'
-    )
-    with supervised(always(item("x"))) as requests:
-        assert poolctl("add", "-f", "more/x.toml", "--save").code == 0
-    sent = requests[-1][1]["options"]
-    assert sent["base_dir"] == str(directory)
-    assert sent["server"] == {
-        "name": "x",
-        "bind": f"unix:{directory}/more/x.sock",
-        "app": "a:b",
-        "env_file": f"{directory}/more/.env",
-        "cwd": f"{directory}/more",
-        "app_dir": f"{directory}/more",
-    }
-    assert f'bind = "unix:{directory}/more/x.sock"' in file.read_text()
-
-
 YAML = """\
 server:
   # who buys
@@ -466,26 +399,7 @@ REFUSED = "error: --save changes TOML files only: nothing was changed, live or i
     ("name", "text", "args", "instruction"),
     [
         ("pool.yaml", YAML, ["scale", "users", "3"], "3:5: server[0].workers: write this:\n    workers: 3\n"),
-        (
-            "pool.yaml",
-            YAML,
-            ["disable", "users"],
-            "3:5: server[0].disabled: write this:\n    disabled: true\n",
-        ),
         ("pool.yaml", YAML, ["enable", "orders"], "9:5: server[1].disabled: remove this key\n"),
-        ("pool.yaml", YAML, ["remove", "orders"], "6:5: server[1]: remove this server\n"),
-        (
-            "pool.yaml",
-            YAML,
-            ADD,
-            (
-                "6:5: server[1]: write this after the server:\n"
-                '  - name: "new"\n    bind: "127.0.0.1:9"\n    command: ["sleep", "1"]\n'
-            ),
-        ),
-        ("pool.json", JSON, ["scale", "users", "3"], '1:2: [0].workers: write this:\n    "workers": 3\n'),
-        ("pool.json", JSON, ["disable", "users"], '1:2: [0].disabled: write this:\n    "disabled": true\n'),
-        ("pool.json", JSON, ["enable", "orders"], "5:5: [1].disabled: remove this key\n"),
         ("pool.json", JSON, ["remove", "orders"], "3:4: [1]: remove this server\n"),
         (
             "pool.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import io
@@ -19,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.interrupts import install_ctrl_c
+from poolctl.cli.interrupts import install_ctrl_c, let_ctrl_c_raise
 from poolctl.cli.main import main
+from poolctl.cli.report import explain
 from poolctl.installation import reinstall_command
 from tests.deadline import wait_until
 from tests.stand_in import always, item
@@ -28,66 +30,6 @@ from tests.stand_in import always, item
 from .conftest import Command, Supervised
 
 POOLCTL = [sys.executable, "-m", "poolctl"]
-
-
-def break_listing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def fail(*given: object, **more: object) -> None:
-        raise error
-
-    monkeypatch.setattr("poolctl.cli.commands.list.find_pool", fail)
-
-
-def test_an_unexpected_error_is_one_line_that_says_where_to_report_it(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_listing(monkeypatch, RuntimeError("first\nsecond"))
-    said = poolctl("list")
-    assert said.code == 1
-    assert said.err.splitlines()[0] == "error: internal error (RuntimeError: first)"
-    assert "POOLCTL_DEBUG=1" in said.err
-    assert "Traceback" not in said.err
-    assert poolctl("list", "-o", "json").json["errors"][0]["error"] == "ErrorUnexpected"
-    monkeypatch.setenv("POOLCTL_DEBUG", "1")
-    assert "Traceback" in poolctl("list").err
-
-
-def test_missing_part_of_the_installation_is_named_with_the_way_to_repair_it(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_listing(monkeypatch, ModuleNotFoundError("No module named 'pydantic'"))
-    said = poolctl("list")
-    assert said.code == 1
-    assert (
-        "installation of poolctl is incomplete (ModuleNotFoundError: No module named 'pydantic')" in said.err
-    )
-    assert f"install it again: {reinstall_command()}; a running pool serves on" in said.err
-    assert "report this" not in said.err
-
-
-def test_an_interrupt_is_130_without_words(poolctl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    break_listing(monkeypatch, KeyboardInterrupt())
-    assert poolctl("list") == (130, "", "")
-    document = poolctl("list", "--output=json")
-    assert document.code == 130
-    assert document.json["errors"][0]["error"] == "ErrorInterrupted"
-
-
-@pytest.mark.slow
-def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
-    for command in (
-        ["list"],
-        ["config", "--schema"],
-        ["show"],
-        ["walk", "--", "seq", "100000"],
-        ["help", "--all"],
-    ):
-        read, write = os.pipe()
-        os.close(read)
-        done = subprocess.run(
-            [*POOLCTL, *command], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
-        )
-        os.close(write)
-        assert (done.returncode, done.stderr) == (0, ""), command
 
 
 @pytest.mark.slow
@@ -113,17 +55,6 @@ def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -
     finally:
         process.kill()
         os.close(read)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_disk_is_reported(directory: Path) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*POOLCTL, "config", "--schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
-        )
-    assert done.returncode == 1
-    assert done.stderr == "error: cannot write the output: No space left on device\n"
 
 
 @pytest.mark.slow
@@ -213,13 +144,6 @@ def test_json_of_the_users_own_command_is_not_ours(poolctl: Command) -> None:
     assert poolctl("walk", "nobody", "--", "x", "-o", "json").out == ""
 
 
-@pytest.mark.slow
-def test_the_module_is_the_command(directory: Path) -> None:
-    done = subprocess.run([*POOLCTL, "list", "-o", "json"], capture_output=True, text=True, check=True)
-    assert len(json.loads(done.stdout)["items"]) == 2
-    assert main(["list", "-o", "nonsense"]) == 2
-
-
 @pytest.mark.parametrize("verb", ["start", "run", "restart"])
 def test_without_linux_a_start_says_what_works_there(
     poolctl: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
@@ -246,25 +170,47 @@ REPORT = (
     "  hint: please report this to the project's issue tracker, with the output of POOLCTL_DEBUG=1 and "
     "poolctl doctor\n"
 )
-
-
 INSTALL = f"  hint: install it again: {reinstall_command()}; a running pool serves on\n"
+INCOMPLETE = "error: this installation of poolctl is incomplete"
 
 
 @pytest.mark.parametrize(
     ("error", "code", "err"),
     [
-        (RuntimeError("no"), 1, f"error: internal error (RuntimeError: no)\n{REPORT}"),
+        (RuntimeError("first\nsecond"), 1, f"error: internal error (RuntimeError: first)\n{REPORT}"),
+        (ModuleNotFoundError("no pydantic"), 1, f"{INCOMPLETE} (ModuleNotFoundError: no pydantic)\n{INSTALL}"),
+        (SyntaxError("bad"), 1, f"{INCOMPLETE} (SyntaxError: bad)\n{INSTALL}"),
         (BrokenPipeError(), 0, ""),
-        (SyntaxError("bad"), 1,
-         f"error: this installation of poolctl is incomplete (SyntaxError: bad)\n{INSTALL}"),
+        (KeyboardInterrupt(), 130, ""),
     ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )  # fmt: skip
-def test_what_a_command_raises_is_a_line_and_an_exit_code(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, err: str
+def test_exception_is_a_line_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, err: str
 ) -> None:
-    break_listing(monkeypatch, error)
-    assert poolctl("list") == (code, "", err)
+    assert (explain(error), *capsys.readouterr()) == (code, "", err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [(RuntimeError(), 1, "ErrorUnexpected"), (KeyboardInterrupt(), 130, "ErrorInterrupted")],
+)
+def test_exception_is_a_document_where_json_was_asked_for(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, name: str
+) -> None:
+    assert explain(error, words=["list", "-o", "json"]) == code
+    assert json.loads(capsys.readouterr().out)["errors"][0]["error"] == name
+
+
+def test_traceback_is_shown_for_a_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLCTL_DEBUG", "1")
+    try:
+        raise RuntimeError
+    except RuntimeError as error:
+        explain(error)
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "code"), [(["list"], 0), (["list", "nothing", "-o", "json"], 4)])
@@ -286,15 +232,13 @@ def test_output_that_cannot_be_written_keeps_the_exit_code_of_a_failure(
     assert capsys.readouterr().err == (said if is_full else "")
 
 
-def test_interrupt_while_another_one_is_reported_is_130(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(outcome: object) -> int:
-        raise KeyboardInterrupt
+def test_interrupt_while_another_one_is_reported_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            raise KeyboardInterrupt
 
-    break_listing(monkeypatch, KeyboardInterrupt())
-    monkeypatch.setattr("poolctl.cli.render.show", interrupt)
-    assert poolctl("list") == (130, "", "")
+    monkeypatch.setattr(sys, "stdout", Interrupted())
+    assert explain(KeyboardInterrupt(), words=["-o", "json"]) == 130
 
 
 def test_changed_file_is_a_note(poolctl: Command, supervised: Supervised, directory: Path) -> None:
@@ -330,41 +274,24 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     sys.unraisablehook = hook
 
 
-def interrupt() -> None:
-    try:
+def test_first_ctrl_c_lets_a_command_clean_up_and_the_second_one_does_not(exits: list[int]) -> None:
+    let_ctrl_c_raise()
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt:
-        pass
-
-
-def test_first_ctrl_c_lets_a_command_clean_up_and_the_second_one_does_not(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch, exits: list[int]
-) -> None:
-    seen: list[int] = []
-
-    def find_pool(place: object) -> None:
-        interrupt()
-        seen.append(len(exits))
-        interrupt()
-        seen.append(len(exits))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("poolctl.cli.commands.list.find_pool", find_pool)
-    assert poolctl("list").code == 130
-    assert (seen, exits) == ([0, 1], [130])
+    assert exits == []
+    with contextlib.suppress(KeyboardInterrupt):  # as `exits` does not end this process
+        signal.raise_signal(signal.SIGINT)
+    assert exits == [130]
 
 
 def test_ctrl_c_during_an_import_ends_the_process_at_once(
-    poolctl: Command, monkeypatch: pytest.MonkeyPatch, exits: list[int], directory: Path
+    monkeypatch: pytest.MonkeyPatch, exits: list[int], directory: Path
 ) -> None:
     (directory / "interrupted_module.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     monkeypatch.syspath_prepend(directory)
-
-    def find_pool(place: object) -> None:
+    let_ctrl_c_raise()
+    with contextlib.suppress(KeyboardInterrupt):
         importlib.import_module("interrupted_module")
-
-    monkeypatch.setattr("poolctl.cli.commands.list.find_pool", find_pool)
-    assert poolctl("list").code == 130
     assert exits == [130]
 
 

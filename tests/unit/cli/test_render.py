@@ -21,7 +21,6 @@ from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import (
     abbreviated_list,
-    address_lines,
     count_ready_and_expected,
     dependents_text,
     duration,
@@ -50,14 +49,6 @@ def failure(message: str, **where: Any) -> ErrorEntry:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def test_table_is_aligned_and_shows_unknown_values_as_a_hyphen() -> None:
-    assert render.text_of([USERS, OFF], "table").splitlines() == [
-        "NAME   STATE     READY  HEALTH   BIND            PIDS  UPTIME  RESTARTS",
-        "users  running   true   ok       127.0.0.1:8081  7        12s         0",
-        "off    disabled  false  unknown  127.0.0.1:80    -          -         0",
-    ]
 
 
 def test_table_shows_how_long_a_window_keeps_a_server_awake_or_asleep() -> None:
@@ -179,31 +170,8 @@ def test_program_that_has_ended_by_itself_is_not_called_stopped() -> None:
     assert render.text_of([ended], "state") == "ended\n"
 
 
-def test_many_processes_are_counted_in_a_table() -> None:
-    assert " 7 and 2 more " in render.text_of([server("users", pids=[7, 8, 9])], "table")
-
-
 def test_no_servers_are_no_lines() -> None:
     assert render.text_of([], "table") == render.text_of([], "name") == ""
-
-
-@pytest.mark.parametrize(
-    ("form", "line"),
-    [
-        ("name", "users"),
-        ("name,tags,ready", "users\tapi,v1\ttrue"),
-        ("pids", "7"),
-        ("uptime_seconds", "12.5"),
-    ],
-)
-def test_fields_are_separated_by_tabs(form: str, line: str) -> None:
-    assert render.text_of([USERS], form) == f"{line}\n"
-
-
-def test_json_lines_carry_their_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    render.show(Outcome([USERS], form="jsonl"))
-    (line,) = capsys.readouterr().out.splitlines()
-    assert json.loads(line) == {"schema": 1, **to_json(USERS)}
 
 
 def test_json_lines_end_with_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,17 +219,6 @@ def test_what_a_server_is_called_is_never_markup(screen: Callable[[int], None]) 
     screen(100)
     named = replace(USERS, name="[red]a[/red] :tada:")
     assert named.name in render.text_of([named], "table")
-
-
-def test_an_outcome_prints_results_and_errors_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    error = failure("exited with status 3", name="web", hint="poolctl logs web")
-    code = render.show(
-        Outcome([USERS], errors=[error], warnings=["slow"], exit_code=1, message="0 of 1 server ready")
-    )
-    out, err = capsys.readouterr()
-    assert code == 1
-    assert out == "0 of 1 server ready\n"
-    assert err == "warning: slow\nerror: web: exited with status 3\n  hint: poolctl logs web\n"
 
 
 def test_quiet_leaves_results_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,22 +295,6 @@ def test_a_hint_of_consecutive_errors_is_printed_once_after_the_last(
     assert document["errors"] == [to_json(each) for each in errors], "each error of the document has its hint"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0, "0.0s"),
-        (4.24, "4.2s"),
-        (59.9, "59s"),
-        (192, "3m12s"),
-        (18420, "5h07m"),
-        (1051200, "12d04h"),
-    ],
-)
-def test_durations_are_short(seconds: float | None, text: str) -> None:
-    assert render.duration(seconds) == text
-
-
 @given(st.text())
 def test_nothing_printed_drives_the_terminal(text: str) -> None:
     shown = render.printable(text)
@@ -404,26 +345,12 @@ def test_gateway_is_no_server_of_the_list(poolctl: Command, supervised: Supervis
             assert "gateway" not in poolctl("list", "-o", form).out, "scripts read lines of servers"
 
 
-def test_start_ends_with_the_addresses_that_clients_use(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(item("users"), gateway=to_json(STATUS))):
-        assert poolctl("start").out == (
-            "1 server ready\nusers  http://127.0.0.1:8081\nthe gateway serves http://127.0.0.1:8080, https://127.0.0.1:8443\n"
-        )
-    with supervised(always(item("users"), gateway=to_json(replace(STATUS, state="failed")))):
-        assert "gateway" not in poolctl("start").out
-
-
-def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: Supervised) -> None:
-    gateway = to_json(replace(STATUS, stats=STATS))
-    summary: dict[str, Any] = {"name": "shop", "servers": 1, "should_run": 1, "ready": 1}
-    with supervised(always(item("users"), gateway=gateway, summary=summary)):
-        assert poolctl("status").out.splitlines()[1].startswith(WHOLE)
-        assert poolctl("status", "-o", "json").json["gateway"]["stats"]["errors_total"] == 3
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (None, "-"),
+        (0, "0.0s"),
+        (4.24, "4.2s"),
         (9.9, "9.9s"),
         (10.0, "10s"),
         (59.0, "59s"),
@@ -432,9 +359,10 @@ def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: 
         (3599.0, "59m59s"),
         (3600.0, "1h00m"),
         (86400.0, "1d00h"),
+        (1051200, "12d04h"),
     ],
 )
-def test_duration_changes_its_units_at_whole_ones(seconds: float, text: str) -> None:
+def test_duration_changes_its_units_at_whole_ones(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -489,17 +417,6 @@ def test_servers_at_rest_are_not_expected_to_be_ready() -> None:
     rest = [server(state, ready=False, state=state) for state in ("stopped", "disabled", "sleeping")]
     assert count_ready_and_expected([server("a"), server("b", ready=False), *rest]) == (1, 2)
     assert count_ready_and_expected([server("job", state="stopped")]) == (1, 1)
-
-
-def test_addresses_are_those_of_reachable_servers() -> None:
-    many = [server(f"s{number}", number) for number in range(12)]
-    assert address_lines([server("a"), server("bb", expose=""), server("c", state="failed")]) == [
-        "a  http://127.0.0.1:8081"
-    ]
-    lines = address_lines(many)
-    assert (len(lines), lines[-1], lines[0]) == (11, "and 2 more: poolctl list", "s0  http://127.0.0.1:0")
-    assert address_lines(many[:10])[-1] == "s9  http://127.0.0.1:9"
-    assert address_lines([server("a", expose="http://me:secret@h")]) == ["a  http://me:********@h"]
 
 
 class Screen(io.StringIO):

@@ -15,7 +15,7 @@ from poolctl.control.pool_paths import pool_key, state_dir
 from poolctl.keeper import pool_files
 from poolctl.runners.left_overs import ProcessNote, ProcessNotes, left_overs
 from tests.processes import is_alive
-from tests.stand_in import Send, always, item, result
+from tests.stand_in import always, item
 
 from .conftest import Command, Leave, Supervised
 
@@ -52,24 +52,6 @@ def test_stop_counts_only_what_ran(
     with supervised(always(*items, unchanged=unchanged, **more)):
         assert poolctl(*args).out == f"{line}\n"
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
-
-
-def test_warnings_on_the_way_are_said_once(poolctl: Command, supervised: Supervised) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        send({"warning": "stopping web as well"})
-        return result(item("a", state="stopped"), warnings=["stopping web as well", "a: had to be killed"])
-
-    with supervised(answer):
-        said = poolctl("stop", "a")
-    assert said.err == "warning: stopping web as well\nwarning: a: had to be killed\n"
-
-
-def test_stop_waits_until_the_last_process_is_gone(poolctl: Command, supervised: Supervised) -> None:
-    last = subprocess.Popen(["sleep", "0.3"])
-
-    with supervised(always(item("a", state="stopped"), ended=True, keeper_pid=last.pid)):
-        assert poolctl("stop").code == 0
-    assert last.poll() == 0 or last.wait(0.1) == 0
 
 
 def test_nothing_to_stop_is_no_failure(poolctl: Command, directory: Path) -> None:

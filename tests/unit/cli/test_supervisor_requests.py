@@ -31,10 +31,7 @@ from poolctl.cli.supervisor_requests import (
     ask_or_read_files,
     is_empty,
     notify_systemd_of_keeper_pid,
-    refuse_without_linux,
     selected,
-    startup_failure,
-    supervisor_log_size,
 )
 from poolctl.control.answers import Item, ProgressLine, Result, ServerProgress
 from poolctl.control.client import NoSupervisor, SupervisorEnded
@@ -44,7 +41,6 @@ from poolctl.errors import ControlError
 from poolctl.json_form import from_json
 from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
-from tests.real_pool import RealPool
 from tests.stand_in import Send, always, item, result, stand_in
 
 from .conftest import Command, Supervised
@@ -140,13 +136,6 @@ def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress("start") as shown:
         shown(step("quick", "running"))
     assert terminal.getvalue() == ""
-
-
-@pytest.mark.parametrize(("term", "quiet"), [("dumb", False), ("xterm", True)])
-def test_progress_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, term: str, quiet: bool) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("TERM", term)
-    assert not Progress("start", quiet=quiet)._enabled
 
 
 class Asked:
@@ -325,19 +314,6 @@ def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
     assert launches == [asked.pool.files] * 2
 
 
-@pytest.mark.slow
-def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind(real_pool: RealPool) -> None:
-    real_pool.write_hello()
-    done = real_pool.run("start", "nobody", "-o", "json")
-    assert (done.code, done.json["items"]) == (4, [])
-    wait_until(lambda: not real_pool.processes())
-    real_pool.write("pool.toml", '[pool]\nname = "empty"\n')
-    done = real_pool.run("start", "-o", "json")
-    assert done.code == 5
-    assert "no server" in done.json["errors"][0]["message"]
-    wait_until(lambda: not real_pool.processes())
-
-
 @pytest.mark.parametrize(
     ("members", "empty"),
     [
@@ -349,35 +325,6 @@ def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind
 )
 def test_start_is_empty_without_servers_and_routes(members: dict[str, Any], empty: bool) -> None:
     assert is_empty(Result(**members)) is empty
-
-
-def test_reason_of_a_failed_launch_is_what_its_supervisor_wrote_last(directory: Path) -> None:
-    asked = Asked(directory, "start")
-    ended = SupervisorEnded(asked.pool.socket)
-    assert startup_failure(ended, asked.pool, 0) is ended
-    place = Path(asked.pool.directory)
-    place.mkdir(parents=True)
-    assert supervisor_log_size(asked.pool) == 0
-    (place / "supervisor.log").write_text("an earlier one\n")
-    begin = supervisor_log_size(asked.pool)
-    assert begin == 15
-    assert startup_failure(ended, asked.pool, begin) is ended
-    with (place / "supervisor.log").open("a") as log:
-        log.write("ImportError: no pydantic\n")
-    why = startup_failure(NoSupervisor(), asked.pool, begin)
-    assert (why.message, why.exit_code, why.hint) == (
-        "the supervisor could not start: ImportError: no pydantic", 8, ended.hint,
-    )  # fmt: skip
-
-
-def test_servers_are_refused_where_the_system_has_no_processes_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    refuse_without_linux()
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(ControlError, match="only Linux can run servers in processes of their own") as caught:
-        refuse_without_linux()
-    assert "poolctl.Pool serves in a Python process" in caught.value.hint
 
 
 def looked(request: Request, pool: PoolRef, *, measured: bool = False) -> Result:
@@ -523,13 +470,6 @@ def launched(
             return ask_or_launch(request, pool, launches), launches
     except (ControlError, Failure) as failure:
         return failure, launches
-
-
-def test_missing_supervisor_is_launched_with_the_files_and_asked(directory: Path) -> None:
-    found, launches = launched(directory, {"start": result(item("users"), warnings=["slow"])})
-    assert ([each.name for each in found.items], found.warnings) == (["users"], ("slow",))
-    assert launches.files == [[str(directory / "pool.toml")]]
-    assert launches.verbs == [("start", None)]
 
 
 def test_supervisor_that_was_stopped_before_it_was_asked_is_launched_again(directory: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.cli.commands.walk import ParallelWalk, environment, expand_placeholders, placeholder_values
+from poolctl.cli.commands.walk import ParallelWalk, placeholder_values
 from poolctl.keeper.left_children import shell_status
 from tests.deadline import wait_until
 from tests.stand_in import server
@@ -35,23 +35,6 @@ def test_walk_passes_host_and_port(bind: str, host: str, port: str) -> None:
     assert (passed["host"], passed["port"]) == (host, port)
 
 
-def test_walk_passes_every_fact_of_a_server() -> None:
-    passed = environment(server("web", pids=[7, 8], tags=["a", "b"]))
-    assert passed == {
-        **os.environ,
-        "POOLCTL_NAME": "web",
-        "POOLCTL_BIND": "127.0.0.1:8081",
-        "POOLCTL_HOST": "127.0.0.1",
-        "POOLCTL_PORT": "8081",
-        "POOLCTL_EXPOSE": "http://127.0.0.1:8081",
-        "POOLCTL_STATE": "running",
-        "POOLCTL_PID": "7",
-        "POOLCTL_PIDS": "7,8",
-        "POOLCTL_TAGS": "a,b",
-    }
-    assert environment(server("web", pids=[]))["POOLCTL_PID"] == ""
-
-
 @pytest.mark.slow
 def test_processes_that_a_command_leaves_behind_are_asked_to_end_and_waited_for(tmp_path: Path) -> None:
     # Two at once: the first to end must not take along what the other one has started.
@@ -65,19 +48,6 @@ def test_processes_that_a_command_leaves_behind_are_asked_to_end_and_waited_for(
     runs = list(walk.run_concurrently([server("a"), server("b")]))
     assert [(run.name, run.exit_code, run.stdout) for run in runs] == [("a", 0, "a\n"), ("b", 0, "b\n")]
     assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["a.ended", "b.ended"]
-
-
-def test_placeholders_are_replaced_and_other_braces_kept() -> None:
-    words = ["{name}-{port}", '{"name": {}}', "{nobody}", "{{pid}}", '{"pid":{pid}}']
-    assert expand_placeholders(words, server("web")) == [
-        "web-8081", '{"name": {}}', "{nobody}", "{pid}", '{"pid":4242}',
-    ]  # fmt: skip
-
-
-def test_each_line_has_the_name_of_its_server(poolctl: Command) -> None:
-    said = poolctl("walk", "--", "printf", "{name}")
-    assert said == (0, "users  | users\norders | orders\n", "")
-    assert poolctl("walk", "-q", "orders", "--", "echo", "{bind}").out == "127.0.0.1:8082\n"
 
 
 def test_without_a_command_each_server_is_a_line(poolctl: Command) -> None:
@@ -97,36 +67,12 @@ def test_all_are_visited_and_failures_listed_at_the_end(poolctl: Command) -> Non
     ]
 
 
-def test_fail_fast_begins_no_other(poolctl: Command) -> None:
-    said = poolctl("walk", "--fail-fast", "-o", "json", "--", "sh", "-c", "kill -9 $$")
-    assert said.code == 1
-    (only,) = said.json["items"]
-    assert (only["name"], only["exit_code"]) == ("users", 137)
-    assert len(said.json["errors"]) == 1
-
-
 def test_json_of_walk_holds_each_output(poolctl: Command) -> None:
     said = poolctl("walk", "users", "-o", "json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2")
     (visit,) = said.json["items"]
     assert (visit["exit_code"], visit["stdout"], visit["stderr"]) == (0, "a\\xff", "b\n")
     lines = poolctl("walk", "-o", "jsonl", "--", "echo", "{name}").out.splitlines()
     assert [json.loads(line)["stdout"] for line in lines] == ["users\n", "orders\n"]
-
-
-@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("./plain", 126)])
-def test_a_command_that_cannot_run_fails_for_each(
-    poolctl: Command, directory: Path, command: str, code: int
-) -> None:
-    (directory / "plain").touch()
-    said = poolctl("walk", "-o", "json", "--", command)
-    assert said.code == 1
-    assert [visit["exit_code"] for visit in said.json["items"]] == [code, code]
-    assert command in poolctl("walk", "--", command).err
-
-
-@pytest.mark.parametrize("jobs", ["0", "-1", "many", "1001", "²"])
-def test_a_number_of_jobs_is_a_number(poolctl: Command, jobs: str) -> None:
-    assert poolctl("walk", f"--jobs={jobs}").code == 2
 
 
 @pytest.mark.slow
@@ -197,7 +143,9 @@ def test_as_many_commands_as_jobs_run_at_a_time(poolctl: Command, directory: Pat
     assert poolctl("walk", "-q", "--jobs", "1", "--", "sh", "-c", alone).code == 0
 
 
-@pytest.mark.parametrize(("jobs", "code"), [("1", 0), ("1000", 0), ("1001", 2), ("0", 2)])
+@pytest.mark.parametrize(
+    ("jobs", "code"), [("1", 0), ("1000", 0), *((jobs, 2) for jobs in ("1001", "0", "-1", "many", "²"))]
+)
 def test_jobs_are_from_1_to_1000(poolctl: Command, jobs: str, code: int) -> None:
     said = poolctl("walk", "users", "-q", "--jobs", jobs, "--", "true")
     assert said.code == code

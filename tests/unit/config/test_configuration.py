@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +13,12 @@ from hypothesis import strategies as st
 from poolctl import PoolConfig, ServerConfig, TLSConfig
 from poolctl.config import Configuration, Finding, load
 from poolctl.config.configuration import missing_settings, open_files_per_pool_process
-from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
+from poolctl.errors import PoolParamError, PoolValidateError
 from tests.certificates import certificate
-from tests.config_files import SERVER, load_text, told
+from tests.config_files import SERVER, load_text
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None: ...
-
-
-def test_server_config_takes_an_app_or_its_name_and_listen_for_bind() -> None:
-    server = ServerConfig(name="web", listen="*:8080", app=app)
-    assert (server.bind, server.key, server.app) == ("0.0.0.0:8080", "0.0.0.0:8080", app)
-    assert ServerConfig(name="web", bind=":1", app="a:b").app == "a:b"
-    assert ServerConfig(name="web", bind=":1").app is None
-
-
-def test_values_become_plain_ones() -> None:
-    server = ServerConfig(
-        name="web",
-        bind="127.0.0.1:80",
-        app=app,
-        start_timeout=timedelta(minutes=1),
-        stop_timeout="500ms",
-        drain_timeout=0,
-        log={"max_size": "1KiB", "path": "web.log"},
-        tags=["a", "b"],
-        workers=3,
-        restart="always",
-        depends_on=["db", {"name": "cache", "condition": "started"}],
-        env={"A": "1"},
-        tls=TLSConfig(cert="c.pem"),
-    )
-    assert (server.start_timeout, server.stop_timeout, server.drain_timeout) == (60.0, 0.5, 0.0)
-    assert (server.log.max_size, server.log.path) == (1024, os.path.join(os.getcwd(), "web.log"))
-    assert (server.tags, server.workers, server.scale.max) == (("a", "b"), 3, 3)
-    assert (server.restart.policy, server.restart.backoff.initial) == ("always", 0.2)
-    assert [(d.name, d.condition) for d in server.depends_on] == [("db", "ready"), ("cache", "started")]
-    assert (server.expose, server.cwd) == ("https://127.0.0.1:80", os.getcwd())
-    assert not server.binds_itself
-
-
-def test_every_problem_is_reported_at_once() -> None:
-    with pytest.raises(PoolValidateError) as caught:
-        ServerConfig(name="a b", bind="nowhere", ap=app, workers=0, tags="x", address=3)
-    error = caught.value
-    assert (error.code, error.error) == (1322, "ErrorPoolValidate")
-    text = "\n".join(str(child) for child in error.exceptions)
-    for key in ("name", "bind", "ap", "workers", "tags", "address"):
-        assert f"{key}: " in text
-    assert all(isinstance(child, ServerError) and child.hint for child in error.exceptions)
-    assert {child.name for child in error.exceptions if isinstance(child, ServerError)} == {"a b"}
-
-
-@pytest.mark.parametrize("made", [{}, {"name": "a"}, {"bind": ":1"}, {"name": None, "bind": None}])
-def test_missing_keys_are_reported(made: dict[str, Any]) -> None:
-    with pytest.raises(PoolValidateError):
-        ServerConfig(**made)
-
-
-def test_validate_looks_at_the_outside_world(tmp_path: Path) -> None:
-    ServerConfig(name="a", bind=":1", app=app).validate()
-    ServerConfig(name="a", bind=":1", app="json:loads").validate()
-    with pytest.raises(PoolValidateError) as caught:
-        ServerConfig(name="a", bind=":1", app="no_such_module:app", app_dir=str(tmp_path)).validate()
-    assert "no module 'no_such_module'" in str(caught.value)
-    server = ServerConfig(name="a", bind=":1", app=app, cwd=str(tmp_path / "x"), tls={"cert": "no.pem"})
-    with pytest.raises(PoolValidateError) as caught:
-        server.validate()
-    assert len(caught.value.exceptions) == 2
 
 
 names = st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True)
@@ -138,19 +74,6 @@ def test_any_keywords_give_a_server_or_a_list_of_problems(given: dict[str, Any])
     assert all(problems)
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[[server]]\nname = 'a'\nbind = ':1'\n", "nothing to serve"),
-        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\ntls = { cert = 'c' }\n", "TLS"),
-        ("[[server]]\nname = 'a'\nbind = ':1'\ncommand = ['x']\nhandler_key = 'k'\n", "no handler"),
-        ("[[server]]\nname = 'a'\nbind = ':1'\nfactory = true\n", "needs an app"),
-    ],
-)
-def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
-    assert named in told(tmp_path, text)
-
-
 def test_valid_servers_are_there_next_to_the_problems(tmp_path: Path) -> None:
     config = load_text(tmp_path, SERVER + '[[server]]\nname = "bad"\nbind = "x"\napp = "a:b"\n')
     assert [server.name for server in config] == ["web"]
@@ -192,29 +115,6 @@ def test_waiting_for_a_disabled_server_is_a_warning() -> None:
         == warnings_of(db.model_copy(update={"disabled": False}), api)
         == []
     )
-
-
-def test_program_that_binds_itself_is_a_warning_unless_it_is_accepted() -> None:
-    (warning,) = warnings_of(command("a", command=["x", "--port={port}"]))
-    assert "command: " in warning
-    assert warnings_of(command("a", command=["x", "--port={port}"], socket="program")) == []
-    assert warnings_of(command("a", command=["x", "{fd}"])) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "program"),
-    [
-        (["gunicorn", "app"], "gunicorn"), (["/usr/bin/gunicorn"], "gunicorn"), (["uv", "run", "gunicorn"], "gunicorn"),
-        (["python3", "-m", "gunicorn"], "gunicorn"), (["a", "b", "c", "gunicorn"], ""), (["celery"], ""),
-    ],
-)  # fmt: skip
-def test_program_without_a_port_that_listens_is_a_warning(words: list[str], program: str) -> None:
-    found = warnings_of(ServerConfig(name="a", command=words))
-    assert len(found) == bool(program)
-    assert all(
-        f"{program} listens on a port, which the pool does not know without 'bind'" in each for each in found
-    )
-    assert warnings_of(command("a", command=words)) == []
 
 
 def test_masked_secret_is_a_warning() -> None:
@@ -322,19 +222,6 @@ def server(name: str = "a", bind: str = ":1", **more: Any) -> ServerConfig:
     return ServerConfig(name=name, bind=bind, **{"app": app, **more})
 
 
-def test_pool_config_is_a_sequence_of_its_servers() -> None:
-    a, b = server("a", ":1"), server("b", ":2")
-    config = PoolConfig([a, {"name": "b", "listen": ":2", "app": app}])
-    assert isinstance(config, Sequence)
-    assert len(config) == 2
-    assert (config[0], config[-1], config[0:1]) == (a, b, [a])
-    assert list(config) == [a, b]
-    assert a in config
-    assert config.index(b) == 1
-    assert config.problems == []
-    assert repr(config) == "<PoolConfig 2 servers>"
-
-
 @pytest.mark.parametrize("given", [(), [], None, 3, "text", [3], [None], [{}], [{1: 2}], iter([])])
 def test_making_one_never_raises(given: Any) -> None:
     config = PoolConfig(given)
@@ -425,25 +312,6 @@ def test_file_that_is_no_certificate_is_refused() -> None:
         PoolConfig().set_default_tls(3)  # type: ignore[arg-type]
     with pytest.raises(PoolValidateError):
         PoolConfig().set_default_tls({"crt": "x"})
-
-
-def test_walking_stops_at_false_only() -> None:
-    config = PoolConfig([server("a", ":1"), server("b", ":2"), server("c", ":3")])
-    seen: list[str] = []
-    assert config.walk(lambda each: seen.append(each.name))
-    assert seen == ["a", "b", "c"]
-    assert not config.walk(lambda each: each.name != "b")
-    assert PoolConfig().walk(lambda each: False)
-
-
-def test_a_pool_is_made_of_the_valid_servers() -> None:
-    pool = PoolConfig([server("a", "127.0.0.1:1"), server("b", "127.0.0.1:2")]).pool()
-    assert list(pool) == ["127.0.0.1:1", "127.0.0.1:2"]
-    with pytest.raises(PoolAddError) as caught:
-        PoolConfig([server("a", ":1"), {"name": "b"}, server("c", ":3", tls=True)]).pool()
-    assert caught.value.code == 1321
-    assert list(caught.value.pool) == ["0.0.0.0:1"]
-    assert {child.name for child in caught.value.exceptions} == {"b", "c"}  # type: ignore[union-attr]
 
 
 def test_a_program_that_binds_itself_is_worth_a_warning(tmp_path: Path) -> None:
@@ -667,22 +535,6 @@ def test_one_missing_default_is_one_problem_however_many_use_it(tmp_path: Path) 
     assert "defaults.env_file" in str(problem)
 
 
-def test_settings_have_defaults() -> None:
-    settings = PoolConfig().settings
-    assert (settings.name, settings.handlers, settings.port_range) == (None, None, (20000, 29999))
-    assert settings.to_dict() == {"port_range": "20000-29999"}
-
-
-def test_waiting_for_a_disabled_server_is_worth_a_warning() -> None:
-    config = PoolConfig([server("a", ":1", depends_on=["b"]), server("b", ":2", disabled=True)])
-    assert config.problems == []
-    (warning,) = config.warnings
-    assert (
-        str(warning)
-        == "a: depends_on[0]: 'b' is disabled, and this server waits for it; enable it, or take it out"
-    )
-
-
 def test_server_that_clashes_with_another_is_looked_at_outside_as_well(tmp_path: Path) -> None:
     config = load_text(
         tmp_path,
@@ -693,13 +545,6 @@ def test_server_that_clashes_with_another_is_looked_at_outside_as_well(tmp_path:
     assert [server.name for server in config] == ["a"]
     (found,) = config.check_external()
     assert "no-such-one" in str(found)
-
-
-def test_applications_are_imported_only_on_request(tmp_path: Path) -> None:
-    config = load_text(tmp_path, '[[server]]\nname = "a"\nbind = ":1"\napp = "no_such_module:app"\n')
-    assert config.check_external() == []
-    (found,) = config.check_external(import_apps=True)
-    assert "no_such_module" in str(found)
 
 
 def test_environment_files_that_cannot_be_read_are_problems_of_servers_that_run(tmp_path: Path) -> None:
@@ -731,13 +576,6 @@ def test_findings_get_the_places_of_their_servers_and_tables(tmp_path: Path) -> 
         f"{file}:5:1: server[0].bind: is odd; fix it", f"{file}:2:1: metrics.bind: is odd; fix it",
     ]  # fmt: skip
     assert [str(each) for each in PoolConfig([]).located(found[1:])] == ["metrics.bind: is odd; fix it"]
-
-
-def test_pool_without_rules_is_usable(tmp_path: Path) -> None:
-    file = tmp_path / "pool.toml"
-    file.write_text(SERVER)
-    config = load(file, {})
-    assert (config.startup_problems(), config.warnings) == ([], [])
 
 
 def test_size_of_a_log_that_is_printed_is_a_warning_and_no_origin(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from poolctl.config.rules.conflicts import (
     named_addresses,
     os_users_by_server,
     scalar_bind_addresses,
-    shared_users,
     table_conflicts,
 )
 from poolctl.config.values.toml_text import escaped, table_text
-from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
+from tests.config_files import SERVER, load_text, told
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'
 
@@ -78,32 +77,8 @@ def test_what_needs_an_address_needs_bind(tmp_path: Path, line: str, needs: str)
     assert "out: a program without a port needs no bind" in found
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            "scale = { min = 0 }",
-            "scale.min: a program without 'bind' is not woken by a request; write workers = 1",
-        ),
-        ("kill_timeout = 5", 'write stop_timeout = "10s"'),
-        ('stopsignal = "SIGINT"', "did you mean 'stop_signal'?"),
-        ('stop_signal = "INT"', 'stop_signal: \'INT\' is not allowed here; allowed is "SIGTERM", "SIGINT"'),
-        ('bind = "process:queue"', "'process:queue' is not an address; take out 'bind'"),
-    ],
-)
-def test_key_that_cannot_work_without_an_address_is_a_problem(
-    tmp_path: Path, line: str, message: str
-) -> None:
-    assert message in told(tmp_path, QUEUE + line + "\n")
-
-
 def test_server_with_an_app_still_needs_bind(tmp_path: Path) -> None:
     assert "'bind' is missing; add bind" in told(tmp_path, '[[server]]\nname = "web"\napp = "a:b"\n')
-
-
-def test_two_of_one_name_are_one_problem(tmp_path: Path) -> None:
-    assert told(tmp_path, QUEUE + QUEUE).count("\n") == 0
-    assert "the name 'queue' is taken" in told(tmp_path, QUEUE + QUEUE)
 
 
 def test_defaults_that_need_an_address_are_not_for_it(tmp_path: Path) -> None:
@@ -280,19 +255,6 @@ def test_python_pool_of_a_file_has_the_addresses(tmp_path: Path) -> None:
     assert "auto" not in first.expose
 
 
-WRONG: list[tuple[str, str, str]] = [
-    # line to add, what the problem names, what the fix says
-    ("depends_on = ['nobody']", "'nobody'", "name a server"),
-    ("depends_on = ['wab']", "'wab'", "'web'"),
-    ("depends_on = ['web']", "depends on itself", "take out"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("line", "named", "fix"), WRONG)
-def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
-    assert_named_with_its_fix(tmp_path, line, named, fix)
-
-
 def test_unknown_dependency_of_a_server_with_another_problem_is_reported_too(tmp_path: Path) -> None:
     other = SERVER.replace("web", "other").replace("8080", "8081")
     text = told(
@@ -304,45 +266,11 @@ def test_unknown_dependency_of_a_server_with_another_problem_is_reported_too(tmp
     assert "did you mean 'web'?" in text
 
 
-def test_two_servers_of_one_name_name_both_places(tmp_path: Path) -> None:
-    text = told(tmp_path, SERVER + SERVER.replace("8080", "8081"))
-    assert "pool.toml:6:1: server[1].name: the name 'web' is taken" in text
-    assert "pool.toml:2:1" in text
-    assert "Web" in told(tmp_path, SERVER + SERVER.replace("8080", "8081").replace("web", "Web"))
-
-
 def test_a_name_is_taken_also_by_a_server_with_problems(tmp_path: Path) -> None:
     text = told(tmp_path, SERVER + "bogus = 1\n" + SERVER + "bogus = 1\n")
     assert "the name 'web' is taken" in text
     assert "the address 127.0.0.1:8080 is taken" in text
     assert text.count("unknown key 'bogus'") == 2
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("0.0.0.0:80", "127.0.0.1:80"),
-        ("127.0.0.1:80", ":80"),
-        ("[::]:80", "0.0.0.0:80"),
-        ("localhost:80", "[::1]:80"),
-        ("127.0.0.1:http", "http://127.0.0.1:80"),
-        ("unix:a", "unix:./x/../a"),
-        ("fd:3", "fd:03"),
-    ],
-)
-def test_overlapping_addresses_name_both_places(tmp_path: Path, one: str, other: str) -> None:
-    text = told(
-        tmp_path,
-        f"[[server]]\nname = 'a'\napp = 'a:b'\nbind = '{one}'\n[[server]]\nname = 'b'\napp = 'a:b'\nbind = '{other}'\n",
-    )
-    assert text.startswith(f"{tmp_path}/pool.toml:8:1: server[1].bind: ")
-    assert f"{tmp_path}/pool.toml:4:1" in text
-    assert "'a'" in text
-
-
-def test_automatic_ports_do_not_collide(tmp_path: Path) -> None:
-    server = "[[server]]\nname = '{}'\napp = 'a:b'\nbind = '127.0.0.1:auto'\n"
-    assert told(tmp_path, server.format("a") + server.format("b")) == ""
 
 
 def test_each_circle_of_dependencies_is_reported_once(tmp_path: Path) -> None:
@@ -383,23 +311,6 @@ def server(name: str, **keys: Any) -> ServerConfig:
     return ServerConfig(
         **{"name": name, "bind": f"127.0.0.1:{sum(map(ord, name))}", "command": ["x"], **keys}
     )
-
-
-def test_servers_of_one_user_in_a_pool_of_several_are_not_isolated() -> None:
-    shared = [
-        server("a", user="www"),
-        server("b", user="www:web"),
-        server("c", user="other"),
-        server("d", user="www"),
-    ]
-    ((first, finding),) = shared_users(shared)
-    assert (first.name, finding.path) == ("a", ("user",))
-    assert (
-        finding.message == "it shares the user 'www' with b and 1 more: they are not isolated from each other"
-    )
-    assert "more" not in next(iter(shared_users(shared[:3])))[1].message
-    assert [*shared_users(shared[:2])] == [], "nobody expects it where all have one user"
-    assert [*shared_users([server("a"), server("b"), server("c", user="www")])] == []
 
 
 def test_users_are_accounts_whatever_their_spelling() -> None:

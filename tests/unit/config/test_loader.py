@@ -45,29 +45,6 @@ def test_an_empty_file_is_a_pool_without_servers(tmp_path: Path) -> None:
         assert (len(config), config.problems) == (0, [])
 
 
-def test_golibs_list_loads_as_it_is(tmp_path: Path) -> None:
-    golib = [
-        {
-            "name": "api",
-            "listen": ":8080",
-            "expose": "http://localhost:8080",
-            "handler_key": "a",
-            "disabled": False,
-        },
-        {"name": "admin", "listen": "127.0.0.1:9000", "expose": "http://localhost:9000", "disabled": True},
-    ]
-    config = load_text(tmp_path, json.dumps(golib), "pool.json")
-    assert len(config) == 2
-    assert all("nothing to serve" in str(problem) for problem in config.problems)
-    (tmp_path / "handlers.toml").write_text('[pool]\nhandlers = "apps:handlers"\n')
-    both = PoolConfig.load([tmp_path / "pool.json", tmp_path / "handlers.toml"], {})
-    assert both.problems == []
-    assert [(s.handler_key, s.handlers, s.disabled) for s in both] == [
-        ("a", "apps:handlers", False),
-        ("", "apps:handlers", True),
-    ]
-
-
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
     [
@@ -85,12 +62,6 @@ def test_golibs_other_tables_name_the_fix(tmp_path: Path, key: str, value: objec
     text = told(tmp_path, json.dumps([server]), "pool.json")
     assert key in text
     assert fix in text
-
-
-def test_a_directory_without_configuration_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PoolValidateError) as caught:
-        PoolConfig.load(tmp_path, {})
-    assert "no configuration file in this directory" in str(caught.value)
 
 
 def test_a_servers_own_way_of_being_served_displaces_the_default(tmp_path: Path) -> None:
@@ -132,15 +103,6 @@ def test_the_default_certificate_is_for_those_that_ask(tmp_path: Path) -> None:
     assert own.tls
     # A key belongs to its certificate, the rest merges.
     assert (own.tls.cert, own.tls.key, own.tls.min_version) == (str(tmp_path / "own.pem"), None, "1.3")
-
-
-def test_asking_for_a_certificate_without_one_is_a_problem(tmp_path: Path) -> None:
-    assert "no default certificate" in told(tmp_path, SERVER + "tls = true\n")
-
-
-def test_a_job_has_no_address(tmp_path: Path) -> None:
-    (job,) = load_text(tmp_path, '[[server]]\nname = "migrate"\njob = true\ncommand = ["true"]\n')
-    assert (job.bind, job.key, job.expose, job.address.kind) == ("job:migrate", "job:migrate", "", "job")
 
 
 def test_the_environment_chooses_the_interpreter(tmp_path: Path) -> None:
@@ -271,21 +233,6 @@ def test_server_that_is_added_has_the_defaults_of_the_files(tmp_path: Path) -> N
     assert all(problem.name == "new" for problem in caught.value.exceptions)
 
 
-def test_defaults_that_a_server_cannot_have_are_left_out(tmp_path: Path) -> None:
-    config = load_text(
-        tmp_path,
-        '[defaults]\nhealth = "/ready"\ndrain_timeout = 3\nenv = { AT = "{bind}", A = "1" }\n'
-        "scale = { min = 0, idle = 5 }\n"
-        '[[server]]\nname = "q"\ncommand = ["sleep", "1"]\n'
-        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n',
-    )
-    assert config.problems == []
-    queue, web = config
-    assert (queue.health.readiness, queue.env, queue.scale.min) == (None, {"A": "1"}, 1)
-    assert web.health.readiness is not None
-    assert (web.scale.min, web.scale.idle) == (0, 5.0)
-
-
 def test_settings_and_tables_that_are_invalid_are_reported_with_their_places(tmp_path: Path) -> None:
     config = load_text(tmp_path, '[pool]\nname = "a b"\n[metrics]\nbind = "x"\n' + SERVER)
     assert [str(each).split(": ")[1] for each in config.problems] == ["pool.name", "metrics.bind"]
@@ -305,15 +252,6 @@ def test_each_load_suggests_words_anew(tmp_path: Path) -> None:
     for number in range(MAX_SUGGESTIONS):
         similar(f"word {number}", (), 1, 0.5)
     assert "did you mean 'bind'?" in told(tmp_path, table("a", 1, "binf = 1\n"))
-
-
-def test_env_file_next_to_the_file_is_that_of_servers_without_their_own(tmp_path: Path) -> None:
-    text = table("a", 1) + table("b", 2, 'env_file = "b.env"\n') + table("c", 3, "env_file = []\n")
-    assert [each.env_file for each in load_text(tmp_path, text)] == [(), (f"{tmp_path}/b.env",), ()]
-    (tmp_path / ".env").touch()
-    assert [each.env_file for each in load_text(tmp_path, text)] == [
-        (f"{tmp_path}/.env",), (f"{tmp_path}/b.env",), (),
-    ]  # fmt: skip
 
 
 def test_tables_of_the_defaults_are_shared_by_the_servers_that_have_no_own(tmp_path: Path) -> None:

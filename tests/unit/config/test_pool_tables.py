@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ from poolctl.config import ServerConfig, Tables
 from poolctl.config.model.pool_tables import (
     EventsTable,
     MetricsTable,
-    PoolSettings,
-    TableRules,
     build_tables,
     model_of_table,
     routes_of,
@@ -151,25 +148,6 @@ def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() ->
     assert secret_variable_names([], Tables(), defaults) == {"DEFAULT", "LIST"}
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("[pool]\nport_range = '9-1'\n", "port_range"),
-        ("[pool]\nport_range = 'all'\n", "FIRST-LAST"),
-        ("[pool]\nport_range = '1-65536'\n", "1-65535"),
-        ("[pool]\nport_range = 8000\n", "FIRST-LAST"),
-        ("[pool]\nname = 'a b'\n", "letters"),
-        ("[pool]\nhandlers = 'apps'\n", "module:function"),
-    ],
-)
-def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
-    assert named in told(tmp_path, text)
-
-
-def test_settings_are_written_without_unset_keys() -> None:
-    assert PoolSettings(name="shop").to_dict() == {"name": "shop", "port_range": "20000-29999"}
-
-
 def test_tables_are_known_by_their_names() -> None:
     assert {"metrics", "events"} <= {*table_names()}
     assert (model_of_table("metrics"), model_of_table("nonsense")) == (MetricsTable, None)
@@ -204,22 +182,6 @@ def test_routes_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
     assert routes is not None
     assert [each.alias for each in routes] == ["a"]
     assert routes_of(config, Tables(gateway=config.tables.by_name()["gateway"])) == ()
-
-
-def test_rules_that_are_not_overridden_find_nothing() -> None:
-    rules, tables = TableRules(), Tables()
-    now = datetime(2026, 1, 1)
-    assert (rules.build_interdependent_tables({}, []), rules.routes([], tables)) == ({}, None)
-    assert (
-        rules.warnings([], tables, complete=True),
-        rules.startup_problems([], tables),
-        rules.listed_bind_addresses(tables),
-    ) == (
-        (),
-        (),
-        (),
-    )
-    assert rules.check([], tables, {}, now) == ([], [])
 
 
 @pytest.mark.skipif("notify" not in FEATURES, reason="there is no such table")

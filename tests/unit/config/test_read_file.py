@@ -215,14 +215,6 @@ def test_default_file_is_used_only_if_it_exists(tmp_path: Path) -> None:
 SECTION = "[project]\nname = 'x'\n[[tool.poolctl.server]]\nname = 'a'\n"
 
 
-def test_options_win_over_the_variable_over_the_directory(tmp_path: Path) -> None:
-    (tmp_path / "pool.toml").touch()
-    env = {"POOLCTL_CONFIG": "/etc/pool.toml"}
-    assert find_config(["a.toml", "/b.toml"], env, str(tmp_path)) == [str(tmp_path / "a.toml"), "/b.toml"]
-    assert find_config([], env, str(tmp_path)) == ["/etc/pool.toml"]
-    assert find_config([], {"POOLCTL_CONFIG": ""}, str(tmp_path)) == [str(tmp_path / "pool.toml")]
-
-
 def test_the_directory_is_looked_through_in_order(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(SECTION)
     for name in ("pyproject.toml", "pool.json", "pool.yml", "pool.yaml", "pool.toml"):

@@ -198,12 +198,6 @@ def test_windows_and_time_zone_and_level_are_written_if_they_are_not_the_default
     assert Http(log_level="debug").to_dict()["log_level"] == "debug"
 
 
-def test_scale_without_a_feature_changes_nothing_and_has_no_rules() -> None:
-    assert not Scale().is_automatic
-    found = Scale(min=2).findings_in_server(is_command=True, may_overlap=False)
-    assert (found, Scale.not_inherited({}, {})) == ((), ())
-
-
 @pytest.mark.parametrize(
     ("probes", "gated", "probed"),
     [((), False, False), (("startup",), True, False), (("readiness",), True, True), (("liveness",), False, True)],
@@ -213,22 +207,6 @@ def test_health_gates_by_startup_and_readiness_and_probes_by_readiness_and_liven
 ) -> None:
     health = Health(**{each: {"tcp": True} for each in probes})
     assert (health.gated, health.probed) == (gated, probed)
-
-
-def test_table_of_a_file_has_no_problems_and_takes_no_time_unless_it_says_so() -> None:
-    shelf = Shelf(height=1.0)
-    assert (shelf.stop_seconds, shelf.label, shelf.has_startup_warnings) == (0.0, "", False)
-    assert (Table.table_name, Table.listed, Table.merged_by, Table.is_route) == (
-        "",
-        False,
-        "",
-        False,
-    )
-    assert (shelf.findings(), shelf.findings_against_other_tables({}), shelf.check({}, ())) == (
-        (),
-        (),
-        ([], []),
-    )
 
 
 def test_value_with_a_problem_already_is_not_reported_again() -> None:

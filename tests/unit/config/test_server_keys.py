@@ -39,12 +39,6 @@ def test_replaced_bind_of_the_same_key_has_the_address_as_it_is_written_now() ->
     assert (after.bind, after.address.dual) == (before.bind, False)
 
 
-def test_replaced_bind_is_validated() -> None:
-    before = ServerConfig(name="a", bind="127.0.0.1:8080", app="a:b")
-    with pytest.raises(PoolValidateError):
-        before.replace(bind="127.0.0.1:99999")
-
-
 def test_patterns_of_watch_are_absolute_and_a_name_means_every_directory(tmp_path: Path) -> None:
     patterns = '{ include = ["*.html", "static/*.css", "/etc/app.conf", "local/"], exclude = ["tests"] }'
     (server,) = load_text(tmp_path, f"{SERVER}watch = {patterns}\n")
@@ -202,23 +196,6 @@ def test_invalid_default_env_file_is_a_problem_that_names_the_way_out(tmp_path: 
 async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("bind", "tls", "expose"),
-    [
-        ("127.0.0.1:8081", False, "http://127.0.0.1:8081"),
-        (":8081", False, "http://localhost:8081"),
-        ("[::]:8081", True, "https://localhost:8081"),
-        ("[::1]:8081", False, "http://[::1]:8081"),
-        ("web.example:443", True, "https://web.example:443"),
-        ("127.0.0.1:auto", False, "http://127.0.0.1:auto"),
-        ("unix:/run/a.sock", False, "unix:/run/a.sock"),
-        ("fd:3", False, "fd:3"),
-    ],
-)
-def test_expose_is_derived_from_bind_and_tls(bind: str, tls: bool, expose: str) -> None:
-    assert ServerConfig(name="a", bind=bind, app=app, tls=tls).expose == expose
-
-
 def test_an_own_expose_stays() -> None:
     server = ServerConfig(name="a", bind=":1", app=app, expose="https://shop.example/")
     assert server.expose == "https://shop.example/"
@@ -302,23 +279,6 @@ def test_repr_names_server_address_and_app() -> None:
     assert (
         repr(ServerConfig(name="a", bind=":1", handler_key="k")) == "<ServerConfig a 0.0.0.0:1 handler_key=k>"
     )
-
-
-def test_a_program_that_binds_itself_is_known() -> None:
-    assert ServerConfig(name="a", bind=":1", command=["x", "--port={port}"]).binds_itself
-    assert not ServerConfig(name="a", bind=":1", command=["x", "{fd}"]).binds_itself
-    assert ServerConfig(name="a", bind=":1", command=["x"], env={"AT": "{bind}"}).binds_itself
-    assert ServerConfig(name="a", bind=":1", command=["x"], socket="program").binds_itself
-    assert not ServerConfig(name="a", bind=":1", app="m:app", env={"AT": "{bind}"}).binds_itself
-
-
-def test_replaced_address_of_a_server_takes_the_place_of_the_old_one() -> None:
-    server = ServerConfig(name="a", bind="127.0.0.1:1", app="a:b")
-    assert server.replace(listen="127.0.0.1:2").bind == "127.0.0.1:2"
-    queue = ServerConfig(name="queue", command=["x"])
-    assert queue.replace(workers=2).key == "process:queue"
-    assert queue.replace(bind="127.0.0.1:3").expose == "http://127.0.0.1:3"
-    assert queue.replace(name="other").key == "process:other"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from poolctl.cli.main import main
-from poolctl.cli.outcome import Failure, Outcome
 from poolctl.control.client import write_exit
 from poolctl.control.pool_paths import pool_key
 from poolctl.keeper import wire
@@ -188,28 +187,12 @@ def test_exit_code_is_that_of_a_server_whose_exit_is_told_late(launching: Launch
     thread.join()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
-def test_signal_stops_the_pool(launching: Launching, number: int, code: int) -> None:
+def test_hangup_of_a_terminal_stops_the_pool(launching: Launching) -> None:
     launched = launching(start=result(WEB))
-    thread = launched.when_ready(lambda: interrupt(number))
-    assert main(["run"]) == code
+    thread = launched.when_ready(lambda: interrupt(signal.SIGHUP))
+    assert main(["run"]) == 0
     thread.join()
     assert launched.orders[1:] == [("stop", {})]
-
-
-def test_second_signal_kills_the_remaining_processes(launching: Launching) -> None:
-    def stop(body: dict[str, Any]) -> dict[str, Any] | None:
-        if body["options"]:
-            return result()
-        interrupt()
-        return None
-
-    launched = launching(start=result(WEB), stop=stop)
-    thread = launched.when_ready(interrupt)
-    assert main(["run"]) == 130
-    thread.join()
-    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
-    assert launched.error.getvalue().splitlines()[-1] == "killing the remaining processes"
 
 
 def test_third_signal_leaves_the_rest_to_the_keeper(launching: Launching) -> None:
@@ -238,14 +221,6 @@ def test_stop_that_takes_too_long_ends_in_a_kill(launching: Launching) -> None:
     thread.join()
     assert time.monotonic() - begun >= 1.0
     assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
-
-
-def test_start_that_fails_is_reported_and_everything_is_stopped(launching: Launching) -> None:
-    error = {"code": 1, "error": "E", "name": "web", "message": "exited with status 3"}
-    launched = launching(start=result(item_of("web", state="failed"), exit_code=1, errors=[error]))
-    assert main(["run"]) == 1
-    assert launched.error.getvalue() == "error: web: exited with status 3\n"
-    assert launched.orders[1:] == [("stop", {})]
 
 
 @pytest.mark.parametrize(
@@ -309,17 +284,6 @@ def test_reload_that_is_not_answered_is_reported(
     for thread in threads:
         thread.join()
     notified.close()
-
-
-def test_files_that_cannot_be_watched_end_it(launching: Launching, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
-        raise Failure(Outcome.failed(1, "no inotify"))
-
-    monkeypatch.setattr("poolctl.cli.run_session.session.PoolWatcher", fail)
-    launched = launching(start=result(WEB))
-    assert main(["run", "--watch"]) == 1
-    assert launched.error.getvalue() == "error: no inotify\n"
-    assert launched.orders[1:] == [("stop", {})]
 
 
 @pytest.mark.parametrize(
