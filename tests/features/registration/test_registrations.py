@@ -47,11 +47,9 @@ from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Pee
 from poolctl.web.site_server import SiteServer
 from tests.deadline import until
 from tests.manual_clock import ManualClock
-from tests.ports import claim_port
 from tests.temporary_directory import temporary_directory
 from tests.unit.supervisor.desk import part_site
 from tests.unit.web.greeter import Direct
-from tests.unit.web.web_stage import WebStage
 
 from .routed_stage import Backend, Stage, Wire, play
 
@@ -238,40 +236,6 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         await until(lambda: ("pool", "backend forgotten") in registry.trail)
         assert await registry.urls() == ["http://10.0.0.7:9000"]
         await registry.close()
-
-    play(work)
-
-
-def test_no_service_expires_while_the_address_is_not_served() -> None:
-    async def work(stage: Stage) -> None:
-        clock = ManualClock()
-        registry = Registry(stage, clock=clock)
-        web = WebStage(registry.events, {"WEB": TOKEN})
-        await registry.manager.stop_serving()
-        site = registry.manager.site._replace(web=web.web, environment=web.environment)
-        manager = registry.manager = TargetRegistration(site)
-        manager.connect(registry)  # type: ignore[arg-type]
-        web.verbs |= manager.verbs
-        client = RegistrationClient(token_env="WEB", routes=("users",))
-        table = RegistrationTable(bind=f"127.0.0.1:{claim_port()}", client=(client,))
-        manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table, routes=ROUTES))
-        await until(lambda: web.web.process is not None)
-        backend = await stage.backend(Health().script)
-        web.keeper.refuses = "no process can be created"
-        web.keeper.kill()
-        await until(lambda: web.web.process is None)
-        await registry.ask("register", name="users", to=backend.url, ttl=0.05)
-        for _ in range(3):
-            clock.advance(1000)
-            await asyncio.sleep(0.1)
-        assert manager.reports("users")[0].state == "serving"
-        web.keeper.refuses = ""
-        web.web.reconcile()
-        await until(lambda: web.web.process is not None)
-        clock.advance(1)
-        await until(lambda: ("pool", "backend expired") in registry.trail)
-        await registry.close()
-        await web.close()
 
     play(work)
 
@@ -520,9 +484,9 @@ class SilentServer:
     """A server that answers nothing. `accept` returns how many connections there were until now."""
 
     def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener = socket.create_server(("", 0), backlog=100)
         self._listener.setblocking(False)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port = self._listener.getsockname()[1]
         self._connections: list[socket.socket] = []
 
     def accept(self) -> int:
@@ -544,11 +508,9 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
         with contextlib.closing(SilentServer()) as silent:
-            for number in range(40):
-                settings = registration_of({"name": f"s{number}", "to": silent.url, "probe": FAST}, [])
-                assert settings is not None
-                service = registry.manager.services.register(settings)[0]
-                registry.manager._probes.watch(service, settings.probe)
+            for number in range(1, 41):
+                url = f"http://127.0.0.{number}:{silent.port}"
+                await registry.ask("register", name="users", to=url, probe=FAST)
             await until(lambda: silent.accept() == 32)
             silent.close_connections()
             await until(lambda: silent.accept() >= 40)
