@@ -131,8 +131,6 @@ def test_server_is_put_to_sleep_when_a_window_begins_and_refuses_until_its_end(w
     assert windows.state() == ("running", "", True)
 
 
-
-
 @pytest.mark.parametrize("jump", [HOUR, -HOUR, 365.5 * 24 * HOUR, -365.5 * 24 * HOUR])
 def test_server_wakes_within_half_a_minute_of_a_jump_out_of_its_asleep_window(
     windows: WindowStage, jump: float

@@ -47,54 +47,6 @@ def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     return [(change["name"], change["change"], change["keys"]) for change in answer["changes"]]
 
 
-async def test_only_what_differs_is_started_stopped_and_restarted() -> None:
-    same, other, gone = web("same"), web("other"), web("gone")
-    desk = Desk(same, other, gone)
-    await desk.ask("start")
-    desk.runner.log.clear()
-    desk.files.written = [web("new"), web("other", env={"A": "1"}), same]
-    answer = await desk.ask("reload")
-    assert answer["exit_code"] == 0
-    assert changes_of(answer) == [
-        ("gone", "remove", []),
-        ("new", "add", []),
-        ("other", "restart", ["env.A"]),
-    ]
-    assert [item["name"] for item in answer["items"]] == ["new", "other", "same"]
-    assert set(desk.runner.running) == {"same.1.0", "other.2.0", "new.1.0"}
-    assert not [line for line in desk.runner.log if "same" in line]
-    again = await desk.ask("reload")
-    assert (again["exit_code"], again["changes"]) == (0, [])
-
-
-async def test_a_dry_run_says_what_a_reload_would_do_and_does_nothing() -> None:
-    desk = Desk(web("a"), web("gone"))
-    await desk.ask("start")
-    before = list(desk.runner.log)
-    assert (await desk.ask("reload", dry_run=True))["exit_code"] == 0
-    desk.files.written = [web("a", tags=["x"]), web("new")]
-    answer = await desk.ask("reload", dry_run=True)
-    assert answer["exit_code"] == 3
-    assert changes_of(answer) == [("gone", "remove", []), ("a", "update", ["tags"]), ("new", "add", [])]
-    await turns()
-    assert desk.runner.log == before
-    assert desk.core.entries["a"].config.tags == ()
-    assert changes_of(await desk.ask("reload")) == changes_of(answer)
-
-
-async def test_files_with_problems_change_nothing_and_all_problems_are_reported() -> None:
-    desk = Desk(web("a"))
-    await desk.ask("start")
-    desk.files.written = [web("new")]
-    desk.files.wrong = [from_json(ErrorEntry, {"message": text}) for text in ("one", "two")]
-    answer = await desk.ask("reload")
-    assert (answer["exit_code"], len(answer["errors"])) == (5, 2)
-    assert desk.states() == {"a": "running"}
-    desk.files.wrong, desk.files.written = [], []
-    assert (await desk.ask("reload"))["exit_code"] == 5
-    assert desk.states() == {"a": "running"}
-
-
 async def test_change_that_is_applied_live_starts_no_process() -> None:
     desk = Desk(web("a", start_timeout=3))
     await desk.ask("start")
@@ -203,17 +155,6 @@ async def test_a_new_dependency_that_fails_is_the_end_of_the_reload_and_the_old_
     assert set(desk.runner.running) == {"api.1.0"}
 
 
-async def test_servers_that_change_places_in_one_reload() -> None:
-    desk = Desk(web("a", bind="127.0.0.1:7001"), web("b", bind="127.0.0.1:7002"))
-    await desk.ask("start")
-    desk.files.written = [web("b", bind="127.0.0.1:7001"), web("a", bind="127.0.0.1:7002")]
-    answer = await desk.ask("reload")
-    assert answer["exit_code"] == 0, answer
-    assert changes_of(answer) == [("b", "restart", ["bind"]), ("a", "restart", ["bind"])]
-    assert [item["bind"] for item in answer["items"]] == ["127.0.0.1:7001", "127.0.0.1:7002"]
-    assert all(item["ready"] for item in answer["items"])
-
-
 async def test_a_reload_that_takes_too_long_says_what_is_late() -> None:
     desk = Desk(web("a"), **{"a.2.0": NEVER})
     await desk.ask("start")
@@ -230,21 +171,6 @@ async def test_the_callers_environment_reads_the_files_and_is_what_new_processes
     assert desk.files.reads[-1] == {"HOME": "/x"}
     assert desk.files.environment == {"HOME": "/x"}
     assert desk.files.environments == {"a": {"HOME": "/x"}, "c": {"HOME": "/x"}}
-
-
-async def test_the_pools_name_is_a_change_of_the_pool() -> None:
-    desk = Desk(web("a"))
-    desk.files.name = "old"
-    read = desk.files.read
-
-    async def renamed(*args: Any, **more: Any) -> Any:
-        settled = await read(*args, **more)
-        settled.name = "shop"
-        return settled
-
-    desk.files.read = renamed  # type: ignore[method-assign]
-    assert changes_of(await desk.ask("reload")) == [("[pool]", "update", ["pool.name"])]
-    assert desk.files.name == "shop"
 
 
 async def test_certificates_that_have_changed_are_given_to_the_process_that_runs(tmp_path: Any) -> None:

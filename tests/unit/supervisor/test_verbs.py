@@ -18,15 +18,6 @@ from tests.unit.supervisor.desk import Desk
 QUICK = {"backoff": {"initial": 0, "max": 0}, "limit": 2}
 
 
-async def test_a_start_says_what_is_ready_and_again_changes_nothing() -> None:
-    desk = Desk(web("a"), web("b"))
-    answer = await desk.ask("start")
-    assert (answer["exit_code"], [item["ready"] for item in answer["items"]]) == (0, [True, True])
-    log = list(desk.runner.log)
-    await desk.ask("start")
-    assert desk.runner.log == log
-
-
 async def test_start_of_a_server_that_a_window_keeps_asleep_warns_and_names_the_remedy() -> None:
     desk = Desk(web("a", scale={"min": 0, "asleep": ["* * * * *"]}), web("b"))
     assert (await desk.ask("start"))["warnings"] == []
@@ -35,15 +26,6 @@ async def test_start_of_a_server_that_a_window_keeps_asleep_warns_and_names_the_
     assert answer["warnings"] == ["a is kept asleep; `poolctl scale a 1` runs it in spite of that"]
     await desk.ask("scale", "a", workers=1)
     assert desk.states()["a"] == "running"
-
-
-async def test_a_stop_of_everything_ends_the_supervisor_and_one_of_some_does_not() -> None:
-    desk = Desk(web("a"), web("b"))
-    await desk.ask("start")
-    assert "ended" not in await desk.ask("stop", "a")
-    assert not desk.over
-    answer = await desk.ask("stop")
-    assert (answer["ended"], answer["keeper_pid"], desk.over) == (True, 1, True)
 
 
 async def test_start_while_the_server_stops_starts_a_worker_next_to_the_leaving_one() -> None:
@@ -78,15 +60,6 @@ async def test_a_stop_while_the_server_starts_ends_both_commands() -> None:
     assert error["name"] == "web"
     assert "stop" in error["message"]
     assert desk.states() == {"web": "stopped", "other": "running"}
-
-
-async def test_a_stop_of_everything_while_it_starts_ends_both_commands() -> None:
-    desk = Desk(web(), web=NEVER)
-    starting = desk.begin("start")
-    await turns()
-    stopped = await desk.ask("stop")
-    assert stopped["ended"]
-    assert (await asyncio.wait_for(starting, 60))["exit_code"] == 1
 
 
 async def test_a_stop_while_the_worker_is_being_placed() -> None:
@@ -205,18 +178,6 @@ async def test_two_restarts_at_once_end_with_the_newest_generation() -> None:
     assert len(desk.runner.running) == 3
     # One replacement serves all who asked before it was begun.
     assert {worker.split(".")[1] for worker in desk.runner.running} == {"2"}
-
-
-async def test_a_replacement_that_fails_leaves_the_old_ones_all_of_them() -> None:
-    desk = Desk(web(workers=2), **{"web.2.1": FAILS})
-    await desk.ask("start")
-    answer = await desk.ask("restart")
-    assert (answer["exit_code"], answer["errors"][0]["code"]) == (1, 1325)
-    await turns()
-    assert set(desk.runner.running) == {"web.1.0", "web.1.1"}
-    assert (await desk.ask("restart"))["exit_code"] == 0
-    await turns()
-    assert set(desk.runner.running) == {"web.3.0", "web.3.1"}
 
 
 @pytest.mark.parametrize(
