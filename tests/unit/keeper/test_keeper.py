@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from hypothesis.strategies import integers, sampled_from
 
 from poolctl import __version__
 from poolctl.bootstrap import command
-from poolctl.clock import PING_SECONDS, SILENT_SECONDS, HungProcessDetector
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from poolctl.keeper import pool_files, wire
 from poolctl.keeper.channels import Channel, DonorSupervisor
 from poolctl.keeper.fd_store import CALM
-from poolctl.keeper.keeper import Keeper
 from poolctl.keeper.reap import Reaper
 from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS, ENDING, STOP_SECONDS, Shutdown
 from poolctl.keeper.store import Store, fill_and_find_supervisor
@@ -94,20 +92,6 @@ class Stored(RuleBasedStateMachine):
 
 StoredTest = Stored.TestCase
 StoredTest.settings = examples(30, stateful_step_count=20)
-
-
-def test_pages_cover_every_entry_once_and_in_order() -> None:
-    store = Store()
-    names = [f"listener:{number:04}" for number in range(450)]
-    for number, name in enumerate(reversed(names)):
-        store.put(name, number, [])
-    seen: list[str] = []
-    after = ""
-    while page := store.page(after):
-        seen += [name for name, _ in page]
-        after = page[-1][0]
-        assert len(page) <= 200
-    assert seen == names
 
 
 @pytest.fixture
@@ -249,48 +233,7 @@ def test_supervisor_for_which_no_descriptor_is_free_is_tried_again(tmp_path: Pat
     assert (process.pid, process.due) == (0, 6.1)
 
 
-def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -> None:
-    ours, theirs = wire.pair()
-    keeper = Keeper(str(tmp_path), ["supervisor"], (1, 2))
-    with theirs, subprocess.Popen(["sleep", "60"]) as process:
-        began = time.monotonic()
-        keeper._supervisor.record_start(process.pid, began)
-        keeper.begin_client_session(ours)
-        hello = {"event": "hello", "pid": os.getpid(), "open_files": [1, 2]}
-        assert received(theirs) == [(hello, 0)]
-        keeper._watchdog.received(began)
-        while keeper._watchdog.due < began + PING_SECONDS + SILENT_SECONDS + 1:
-            keeper._ping_or_kill_supervisor(keeper._watchdog.due)
-        assert received(theirs) == [({"event": "ping"}, 0)]
-        assert process.wait(60) == -signal.SIGKILL
-    keeper._close_client()
-    keeper.reaper.close()
-
-
 NOBODY = 2**22 + 1  # no pid is as high
-
-
-def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path) -> None:
-    now = time.monotonic()
-    ours, theirs = wire.pair()
-    keeper = Keeper(str(tmp_path), [], (1, 2))
-
-    def sleeps_until(due: float) -> bool:
-        return keeper._timeout_milliseconds() == pytest.approx(1000 * (due - time.monotonic()), abs=60_000)
-
-    assert keeper._timeout_milliseconds() is None, "there is no supervisor to ask"
-    keeper._supervisor.due = now + 4000.0
-    assert sleeps_until(now + 4000.0)
-    keeper._shutdown.start_confirmation_deadline(now + 3000.0 - ANSWER_SECONDS)
-    assert sleeps_until(now + 3000.0)
-    with ours, theirs:
-        keeper._donor = DonorSupervisor(ours, {"pid": NOBODY, "start": 1}, now + 2000.0)
-        assert sleeps_until(keeper._donor.due)
-        keeper._supervisor.pid, keeper._watchdog = NOBODY, HungProcessDetector(now)
-        assert sleeps_until(keeper._watchdog.due)
-    keeper._supervisor.due = 0.0
-    assert keeper._timeout_milliseconds() == 0
-    keeper.reaper.close()
 
 
 def shutdown(directory: Path) -> Shutdown:
@@ -605,54 +548,6 @@ def keeper(tmp_path: Path) -> Iterator[Asked]:
     process.wait(60)
 
 
-def test_keeper_says_who_it_is_and_ends_with_its_client(keeper: Asked, tmp_path: Path) -> None:
-    pid = keeper.spawn("/bin/sleep", "600")
-    assert is_alive(pid)
-    keeper.sock.close()
-    assert keeper.process.wait(60) == 0
-    assert not is_alive(pid)
-
-
-def test_keeper_holds_descriptors_until_they_are_dropped(keeper: Asked) -> None:
-    read, write = os.pipe()
-    wire.send(keeper.sock, {"op": "put", "name": "a", "meta": {"n": 1}}, [write])
-    os.close(write)
-    assert keeper.ask("note", name="a", meta={"n": 2}) == ({"id": 7}, [])
-    assert keeper.ask("list")[0]["entries"] == [["a", {"n": 2}]]
-    assert keeper.ask("list", after="a")[0]["entries"] == []
-    reply, (held,) = keeper.ask("get", name="a")
-    assert reply["meta"] == {"n": 2}
-    os.write(held, b"x")
-    os.close(held)
-    assert keeper.ask("get", name="b") == ({"id": 7, "meta": None}, [])
-    keeper.ask("drop", name="a")
-    with open(read, "rb") as rest:
-        assert rest.read() == b"x"
-
-
-def test_request_that_fails_is_answered_with_the_reason_and_its_descriptors_are_closed(keeper: Asked) -> None:
-    read, write = os.pipe()
-    for op, values, named in (
-        ("nonsense", {}, "unknown operation 'nonsense'"),
-        ("spawn", {"argv": ["/nowhere/x"], "output": os.devnull, "session": True}, "No such file"),
-        ("get", {}, "name"),
-        ("ping", {}, ""),
-    ):
-        reply, _ = keeper.ask(op, [write], **values)
-        assert named in reply.get("error", "")
-        assert bool(reply.get("error")) is bool(named)
-        assert reply.get("errno") == (2 if op == "spawn" else None)
-    os.close(write)
-    with open(read, "rb") as rest:
-        assert rest.read() == b""
-
-
-def test_data_that_is_no_message_is_answered_with_the_reason(keeper: Asked) -> None:
-    keeper.sock.send(b"no message")
-    assert keeper.receive() == ({"error": "a message that is not JSON"}, [])
-    assert keeper.ask("ping") == ({"id": 7}, [])
-
-
 def test_request_whose_descriptors_find_no_room_is_answered_with_its_number(keeper: Asked) -> None:
     keeper.ask("ping")  # it has opened what it needs
     used = descriptors(keeper.process.pid)
@@ -669,42 +564,6 @@ def test_keeper_that_fails_has_its_traceback_in_the_log(tmp_path: Path) -> None:
     argv = command(sys.executable, "keeper", str(tmp_path), '{"supervisor": []}')
     assert subprocess.run(argv, stderr=subprocess.DEVNULL).returncode == 1
     assert "KeyError: 'control'" in (tmp_path / "supervisor.log").read_text()
-
-
-def test_exits_are_reported_with_status_or_signal_and_number(keeper: Asked) -> None:
-    first = keeper.spawn("/bin/sh", "-c", "exit 3")
-    assert keeper.event("exit") == {
-        "event": "exit", "sequence": 1, "pid": first, "status": 3, "signal": None,
-    }  # fmt: skip
-    second = keeper.spawn("/bin/sleep", "600")
-    start = process_start(second)
-    assert keeper.ask("signal", pid=second, signal=15, start=(start or 0) + 1)[0]["sent"] is False
-    assert keeper.ask("signal", pid=second, signal=15, start=start)[0]["sent"] is True
-    assert keeper.event("exit") == {
-        "event": "exit", "sequence": 2, "pid": second, "status": None, "signal": 15,
-    }  # fmt: skip
-    assert keeper.ask("signal", pid=second, signal=15)[0]["sent"] is False
-    assert "error" not in keeper.ask("heard", sequence=2)[0]
-
-
-def test_program_inherits_its_descriptors_and_variables_and_may_be_killed_with_its_session(
-    keeper: Asked,
-) -> None:
-    read, write = os.pipe()
-    pid = keeper.spawn(
-        "/bin/sh",
-        "-c",
-        "echo $A-$B-$HOME >&3; sleep 600 & wait",
-        fds=[write],
-        env={"A": "1", "B": "2"},
-        without=["B"],
-    )
-    os.close(write)
-    with open(read, "rb") as said:
-        assert said.readline() == b"1--\n"
-        assert os.getsid(pid) == pid
-        assert keeper.ask("signal", pid=pid, signal=9, group=True)[0]["sent"] is True
-        assert said.read() == b"", "the program that it has started is gone as well"
 
 
 def test_program_without_an_output_file_prints_to_its_last_descriptor(keeper: Asked) -> None:
@@ -804,24 +663,6 @@ def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     for each in made:
         each.process.kill()
         each.process.wait(60)
-
-
-def test_supervisor_that_was_killed_is_started_again_and_stops_the_pool(
-    supervised: Callable[..., Supervised], tmp_path: Path
-) -> None:
-    pool = supervised()
-    wait_until(lambda: "hello" in pool.heard())
-    descriptors = Path(f"/proc/{pool.process.pid}/fd")
-    held = len([*descriptors.iterdir()])
-    os.kill(pool.supervisor(), signal.SIGKILL)
-    wait_until(lambda: pool.heard().count("hello") == 2)
-    assert len([*descriptors.iterdir()]) == held, "the link to the first is closed"
-    pool.process.terminate()
-    assert pool.process.wait(60) == 0
-    # The second one hears of the first one's exit.
-    assert [word for word in pool.heard() if word != "ping"] == [
-        "started", "hello", "started", "hello", "exit", "terminate",
-    ]  # fmt: skip
 
 
 def test_last_message_of_a_supervisor_counts_although_its_exit_is_noticed_first(
@@ -970,17 +811,6 @@ def test_of_two_keepers_that_replace_the_same_one_the_second_refuses(tmp_path: P
             assert found[0]["event"] == "refused"
             assert "temporarily unavailable" in found[0]["reason"]
             assert process.wait(60) == 0
-
-
-def test_end_of_the_lifeline_stops_the_pool(supervised: Callable[..., Supervised]) -> None:
-    read, write = os.pipe()
-    pool = supervised(lifeline=read)
-    os.close(read)
-    wait_until(lambda: "hello" in pool.heard())
-    assert pool.process.poll() is None
-    os.close(write)
-    assert pool.process.wait(60) == 0
-    assert pool.heard()[-1] == "terminate"
 
 
 def test_keeper_without_sockets_and_workers_ends_when_its_supervisor_cannot_run(

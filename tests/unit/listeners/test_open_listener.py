@@ -147,14 +147,6 @@ def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
-def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort) -> None:
-    port = free_port()
-    answers = socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)
-    expected = {str(answer[4][0]) for answer in answers}
-    with opened(f"localhost:{port}") as sockets:
-        assert {sock.getsockname()[0] for sock in sockets} == expected
-
-
 def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,8 +8,6 @@ import os
 import resource
 import socket
 import ssl
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,8 +101,6 @@ def test_as_many_workers_are_made_as_descriptors_are_free() -> None:
     _run(descriptors, start)
 
 
-NEVER = 4e9  # in seconds since the epoch: later than any test
-FILES = ("/tmp/cert.pem", "/tmp/key.pem", None, None)
 CONTENTS = [b"certificate", b"key \xff\x00"]
 
 
@@ -313,37 +309,6 @@ def serial(server: ServerConfig) -> int:
 
 
 @pytest.mark.slow
-async def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    cert, key = certificate(tmp_path, days=30)
-    server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
-    placement = await placed(runner, server)
-    assert placement.certificate_ends is not None
-    assert abs(placement.certificate_ends - time.time() - 30 * 86400) < 2 * 86400
-    first = await asyncio.to_thread(serial, server)
-    certificate(tmp_path, days=60)
-    assert await asyncio.to_thread(serial, server) == first
-    await runner.reload_tls(placement, server)
-    async with asyncio.timeout(60):
-        while await asyncio.to_thread(serial, server) == first:
-            await asyncio.sleep(0.01)
-
-
-@pytest.mark.slow
-async def test_certificate_of_the_last_ready_worker_is_used_while_the_files_hold_an_expired_one(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    cert, key = certificate(tmp_path, days=30)
-    server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
-    await placed(runner, server)
-    certificate(tmp_path, days=60)
-    renewed = await placed(runner, server, 2)
-    certificate(tmp_path, days=-1)
-    assert (await runner.place(server, 3, 0)).certificate_ends == renewed.certificate_ends
-
-
-@pytest.mark.slow
 async def test_worker_that_cannot_be_forked_leaves_nothing(runner: ProcessRunner, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, days=30)
     server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
@@ -355,30 +320,6 @@ async def test_worker_that_cannot_be_forked_leaves_nothing(runner: ProcessRunner
         await runner.place(server, 1, 0)
     assert (await kept(runner)).keys() == entries
     assert open_descriptors() == descriptors
-
-
-@pytest.mark.slow
-async def test_program_that_reports_its_readiness_is_ready_then(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    go = tmp_path / "go"
-    script = (
-        "import os, pathlib, socket, sys, time\n"
-        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
-        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
-        "name = os.environ['NOTIFY_SOCKET']\n"
-        "sock.sendto(b'READY=1', '\\0' + name[1:] if name[0] == '@' else name)\n"
-        "time.sleep(600)\n"
-    )
-    server = served(command=[sys.executable, "-c", script, "{fd}"], notify=True)
-    await runner.open(server)
-    placement = await runner.place(server, 1, 0)
-    becoming = asyncio.ensure_future(runner.wait_until_ready(placement))
-    await runner.wait_for_begin_or_exit(placement)
-    assert not becoming.done()
-    go.touch()
-    await becoming
-    assert (await kept(runner))[f"worker:{placement.id}"]["notify"]
 
 
 @pytest.mark.slow

@@ -204,24 +204,6 @@ socket.create_connection(listener.getsockname(), timeout=60).close()
 """)
 
 
-async def test_forked_child_releases_every_socket_and_leaves_the_parents_worker_alone() -> None:
-    runner = InlineRunner()
-    config = server()
-    placement = await placed(runner, config)
-    client = await client_of(config)
-    await client.get()
-    ended = os.fork()
-    if ended == 0:  # pragma: no cover - the child is not measured
-        sockets = [name for name in os.listdir("/proc/self/fd") if _is_bound_to(int(name), config)]
-        os._exit(len(sockets) + 10 * (repr(runner) != "<InlineRunner 0 workers on 0 listeners>"))
-    # The client's own end is the child's too.
-    _, status = await asyncio.to_thread(os.waitpid, ended, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert (await client.get())[0] == 200
-    assert (await runner.stop(placement, 30)).ok
-    await runner.aclose()
-
-
 def _is_bound_to(fd: int, config: ServerConfig) -> bool:
     try:
         sock = socket.socket(fileno=fd)
@@ -230,24 +212,3 @@ def _is_bound_to(fd: int, config: ServerConfig) -> bool:
     name = sock.getsockname()
     sock.detach()
     return bool(name == ("127.0.0.1", config.address.port))
-
-
-@pytest.mark.parametrize(
-    ("keys", "named"),
-    [
-        ({"umask": "027"}, "`umask`"),
-        ({"workers": 2}, "`workers`"),
-        ({"limits": {"open_files": 100}}, "`limits.open_files`"),
-        ({"http": {"log_level": "debug"}}, "`http.log_level`"),
-        ({"python": "/other/python"}, "`python`"),
-        ({"env": {"A": "1"}, "workers": 2}, "`env`, `workers`"),
-    ],
-)
-async def test_setting_that_needs_a_process_is_refused_by_name(keys: dict[str, Any], named: str) -> None:
-    runner = InlineRunner()
-    config = server(**keys)
-    for attempt in (runner.open(config), runner.place(config, 1, 0)):
-        with pytest.raises(ServerError) as caught:
-            await attempt
-        assert caught.value.message == f"{named} cannot be honoured inside this process"
-        assert (caught.value.name, caught.value.bind) == ("web", config.key)

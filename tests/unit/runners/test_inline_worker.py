@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import ssl
 import sys
@@ -17,7 +16,7 @@ from poolctl.errors import ServerError
 from poolctl.runners.inline_worker import InlineWorker
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests import serving
-from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing
+from tests.asgi_apps import hanging, hello, refusing
 from tests.certificates import certificate
 from tests.serving import Client, turns, until
 from tests.virtual_loop import run_in_virtual_time
@@ -74,17 +73,6 @@ async def reset_or_closed(client: Client) -> bool:
         return await client.at_end()
     except ConnectionError:
         return True
-
-
-async def test_worker_serves_with_its_state_and_ends_with_status_0_when_it_is_stopped() -> None:
-    stage = Stage(state={"database": "here"})
-    client = await stage.started()
-    assert await text(client, "/state") == "{'database': 'here'}"
-    stage.worker.begin_shutdown(drain=False)
-    assert await stage.ended() == Exit.from_returncode(0)
-    assert await client.at_end()
-    stage.worker.begin_shutdown(drain=False)
-    await stage.close()
 
 
 async def test_worker_waits_for_its_turn_and_gives_it_back_when_it_has_imported() -> None:
@@ -167,22 +155,6 @@ async def test_error_of_an_unusable_application_is_the_reason() -> None:
     stage = Stage(Unusable())
     assert await stage.failed() == (Exit.from_returncode(1), "ValueError: unusable")
     await stage.close()
-
-
-async def test_factory_makes_the_application_and_callers_context_does_not_reach_requests() -> None:
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
-
-    async def reading(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
-        else:
-            await answer(send, variable.get())
-
-    variable.set("the caller's")
-    for app, factory, expected in ((make_hello, True, "made"), (reading, False, "none")):
-        stage = Stage(app, factory=factory)
-        assert await text(await stage.started()) == expected
-        await stage.close()
 
 
 async def test_application_is_looked_for_in_its_directory_first(

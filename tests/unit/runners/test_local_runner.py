@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import http.client
 import os
-import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -34,9 +32,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler,
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
-from tests.deadline import wait_until
-from tests.processes import is_alive
-from tests.unit.runners.real_runner import fetch, kept, placed, served
+from tests.unit.runners.real_runner import fetch, kept, served
 from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
 
@@ -375,37 +371,6 @@ def names(entries: dict[str, Any]) -> set[str]:
     return kinds & {"listener", "adoption", "worker", "output", "tally", "held-connection"}
 
 
-@pytest.mark.slow
-async def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_server_is_closed(
-    runner: ProcessRunner,
-) -> None:
-    server = served()
-    opened = await runner.open(server)
-    assert opened == (server.bind,)
-    placement = await runner.place(server, 3, 1)
-    assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
-    await runner.wait_for_begin_or_exit(placement)
-    await runner.wait_until_ready(placement)
-    assert await fetch(server, "/pid") == str(placement.pid)
-    assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
-    stacks = await runner.stacks(placement.id, 20.0)
-    assert (stacks.pid, stacks.source) == (placement.pid, "python")
-    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-    exit_ = await runner.stop(placement, 20.0)
-    assert exit_ == await watching == Exit.from_returncode(0)
-    assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
-    assert "Application startup complete." in (await runner.logs("web", 5, 0.0))[0]
-    assert await runner.logs("web", 5, time.time() + 60) == []
-    assert await runner.logs("other", 5) == []
-    async with asyncio.timeout(60):  # the logger may still be writing what the worker has printed
-        while names(await kept(runner)) != {"listener", "adoption"}:
-            await asyncio.sleep(0.01)
-    await runner.close(server.key)
-    assert names(await kept(runner)) == set()
-    with pytest.raises(ConnectionRefusedError):
-        await fetch(server)
-
-
 async def test_orders_to_a_worker_that_has_exited_have_no_effect(runner: ProcessRunner) -> None:
     placement = Placement.of("web", 1, 0)
     runner.watch_idleness(placement, 5.0)
@@ -426,124 +391,6 @@ async def test_orders_to_a_worker_that_has_exited_have_no_effect(runner: Process
 async def keep_alive(server: ServerConfig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
     return reader, writer
-
-
-async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> tuple[int, bool]:
-    """The pid of the worker that answers on this connection, and whether the answer is the last."""
-    reader, writer = connection
-    writer.write(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-    (length,) = [line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:")]
-    return int(await reader.readexactly(int(length))), "connection: close" in head
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("replaced", [True, False])
-@pytest.mark.parametrize("order", ["begin_drain", "drain"])
-async def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
-    runner: ProcessRunner, order: str, replaced: bool
-) -> None:
-    server = served()
-    old = await placed(runner, server)
-    connection = await keep_alive(server)
-    assert await pid_on(connection) == (old.pid, False)
-    new = await placed(runner, server, 2)
-    # Replacing is the usual case.
-    options = {} if replaced else {"replaced": False}
-    leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
-    if order == "begin_drain" or replaced:
-        await leaving
-    else:
-        await runner.begin_drain(old, replaced=False)
-    assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
-    connection[1].close()
-    await leaving
-    assert await fetch(server, "/pid") == str(new.pid)
-
-
-@pytest.mark.slow
-async def test_worker_takes_part_in_accepting_as_it_is_told(runner: ProcessRunner) -> None:
-    server = served()
-    first, second = await placed(runner, server), await placed(runner, server, index=1)
-    for resting, serving in ((first, second), (second, first)):
-        await runner.set_accepting(resting, False)
-        await runner.set_accepting(serving, True)
-        in_a_row = 0
-        while in_a_row < 5:  # the one that is to rest may have accepted before it got the order
-            in_a_row = in_a_row + 1 if await fetch(server, "/pid") == str(serving.pid) else 0
-
-
-@pytest.mark.slow
-async def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_exit_is_known(
-    runner: ProcessRunner,
-) -> None:
-    server = served("refusing")
-    await runner.open(server)
-    placement = await runner.place(server, 1, 0)
-    with pytest.raises(WorkerFailed) as caught:
-        await runner.wait_until_ready(placement)
-    assert caught.value.exit is not None
-    assert not caught.value.exit.ok
-    assert not (await runner.wait_for_exit(placement)).ok
-    assert any("no database" in line for line in await runner.logs("web", 20))
-
-
-@pytest.mark.slow
-async def test_hook_runs_as_a_process_of_its_own_beside_the_workers(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
-    server = served(hooks=hooks)
-    placement = await runner.begin_hook(server, "before_start")
-    assert await runner.wait_for_exit(placement) == Exit.from_returncode(0)
-    assert (tmp_path / "hook").read_text() == "sh ran\n"
-    failing = await runner.begin_hook(server, "after_stop")
-    assert failing.id != placement.id
-    assert (await runner.wait_for_exit(failing)).status == 1
-
-
-@pytest.mark.slow
-async def test_program_is_reached_at_its_port_and_gets_the_listener(runner: ProcessRunner) -> None:
-    script = (
-        "import os, socket\nlistener = socket.socket(fileno=3)\n"
-        "while True:\n    sock, _ = listener.accept()\n    sock.sendall(str(os.getpid()).encode())\n"
-        "    sock.close()\n"
-    )
-    server = served(command=[sys.executable, "-c", script, "{fd}"], stop_timeout=5)
-    placement = await placed(runner, server)
-    with await runner.connect_for_probe(placement, "probe", plain=True) as sock:
-        sock.setblocking(True)
-        assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
-    await runner.set_in_rotation(placement, False)
-    await runner.set_accepting(placement, False)
-    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-    assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
-    assert (await watching).signal == signal.SIGTERM
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
-async def test_job_ends_with_the_status_of_its_program(
-    runner: ProcessRunner, command: str, status: int
-) -> None:
-    job = ServerConfig(name="job", job=True, command=[command])
-    assert await runner.open(job) == ()
-    placement = await runner.place(job, 1, 0)
-    with pytest.raises(WorkerFailed) as caught:
-        await runner.wait_until_ready(placement)
-    assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_returncode(status)
-
-
-@pytest.mark.slow
-async def test_worker_that_has_served_its_requests_is_reported_and_serves_on(runner: ProcessRunner) -> None:
-    told = Told()
-    runner.events = cast(RunnerEventHandler, told)
-    server = served(http={"max_requests": 1})
-    placement = await placed(runner, server)
-    await fetch(server)
-    while ("expired", placement) not in told.events:
-        await asyncio.sleep(0.01)
-    assert await fetch(server, "/pid") == str(placement.pid)
 
 
 @pytest.mark.slow
@@ -578,25 +425,6 @@ async def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clien
             await asking
 
 
-@pytest.mark.slow
-async def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exit(
-    runner: ProcessRunner,
-) -> None:
-    server = served()
-    placement = await placed(runner, server)
-    assert placement.pid is not None
-    watching = asyncio.ensure_future(runner.wait_for_exit(placement))
-    before = runner.children.keeper_pid
-    os.kill(before, signal.SIGKILL)
-    while runner.children.keeper_pid == before:
-        await asyncio.sleep(0.01)
-    assert await fetch(server, "/pid") == str(placement.pid)
-    os.kill(placement.pid, signal.SIGKILL)
-    await watching
-    again = await placed(runner, server, 2)
-    assert await fetch(server, "/pid") == str(again.pid)
-
-
 async def test_connections_that_no_worker_has_accepted_are_counted(runner: ProcessRunner) -> None:
     server = served()
     await runner.open(server)
@@ -605,24 +433,6 @@ async def test_connections_that_no_worker_has_accepted_are_counted(runner: Proce
         while runner.queued_connections(server) != 1:
             await asyncio.sleep(0.01)
     assert runner.queued_connections(served(name="other")) == 0
-
-
-@pytest.mark.slow
-async def test_prepared_worker_is_forked_from_the_imported_application(runner: ProcessRunner) -> None:
-    server = served(preload=True)
-    await runner.open(server)
-    assert await runner.preload_application(server, 0.0) == ""
-    (imported,) = runner.app_zygotes.processes
-    placement = await placed(runner, server)
-    assert await fetch(server, "/pid") == str(placement.pid)
-    assert runner.app_zygotes.processes == [imported]
-    assert any(name.startswith("appzygote ") for name in await kept(runner))
-    # Newer code is imported again.
-    assert await runner.preload_application(server, time.monotonic()) == ""
-    assert imported not in runner.app_zygotes.processes[-1:]
-    await runner.close(server.key)
-    while runner.app_zygotes.processes:
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -655,12 +465,3 @@ async def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_
     with pytest.raises((ServerError, WorkerFailed)) as caught:
         await runner.check_startable(served(**keys))
     assert named in f"{caught.value} {caught.value.hint}"
-
-
-@pytest.mark.slow
-async def test_runner_that_is_closed_ends_its_workers_listeners_and_helpers(runner: ProcessRunner) -> None:
-    placement = await placed(runner, served())
-    pids = [placement.pid or 0, *(each.pid for each in runner.zygotes.processes)]
-    assert all(map(is_alive, pids))
-    await runner.aclose()
-    wait_until(lambda: not any(map(is_alive, pids)))

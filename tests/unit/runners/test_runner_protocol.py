@@ -7,8 +7,7 @@ import pickle
 
 import pytest
 
-from poolctl.runners.local.takeover import AdoptionResult
-from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed, app_state
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 
 
 def test_a_placement_is_named_by_server_generation_and_index() -> None:
@@ -75,23 +74,3 @@ def test_exit_of_a_process_that_was_not_the_child_of_the_keeper_is_unknown_and_n
     exit_ = Exit.from_report(None, None)
     assert (exit_.status, exit_.signal, exit_.ok) == (None, None, False)
     assert "exit status unknown" in exit_.message
-
-
-def test_placement_and_exit_tell_what_is_unknown_by_none() -> None:
-    placement = Placement.of("users", 3, 1)
-    assert (placement.server, placement.generation, placement.index) == ("users", 3, 1)
-    assert (placement.pid, placement.certificate_ends) == (None, None)
-    assert (Exit.from_signal(9).status, Exit.from_returncode(-9).signal) == (None, 9)
-
-
-def test_nothing_is_adopted_by_default() -> None:
-    assert (AdoptionResult().workers, AdoptionResult().hooks, AdoptionResult().endpoints) == ((), {}, {})
-
-
-def test_state_of_an_application_cannot_be_changed_by_default() -> None:
-    with pytest.raises(TypeError):
-        app_state.get()["key"] = "value"  # type: ignore[index]
-
-
-def test_state_of_an_application_is_empty_by_default() -> None:
-    assert dict(app_state.get()) == {}

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from poolctl.keeper import wire
 from poolctl.runners.embedded_runner import ProcessRunner
-from poolctl.runners.helper_process import Helpers
 from poolctl.runners.local import takeover
-from poolctl.runners.local.forking import RunnerContext
-from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.takeover import (
     WorkerAdoption,
     wait_briefly_for_reports,
 )
-from tests.unit.runners.real_runner import fetch, kept, placed, served
+from tests.unit.runners.real_runner import placed, served
 from tests.virtual_loop import run_in_virtual_time
 
 
@@ -31,68 +26,6 @@ def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
 
     found = asyncio.run(takeover.systemd_sockets(cast(Any, Keeper())))
     assert found == {"3": [11], "4": [12], "5": [13], "web": [11, 13]}
-
-
-@pytest.mark.slow
-async def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    server = served(hooks={"before_start": ["sleep", "600"]})
-    gone, silent = served(name="gone"), served(name="silent")
-    placement = await placed(runner, server, 3, 1)
-    hook = await runner.begin_hook(server, "before_start")
-    other = await placed(runner, gone)
-    await runner.open(silent)
-    for worker in runner._workers.values():
-        if worker.control is not None:
-            worker.control.close()  # its messages are the successor's
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    site = RunnerContext(
-        keeper=runner.keeper,
-        keeper_pid=runner.children.keeper_pid,
-        helpers=Helpers(runner.keeper, str(tmp_path)),
-        open_files=(1024, 4096),
-        directory=str(tmp_path),
-        logs_directory=str(logs),
-        environments={},
-    )
-    successor = LocalRunner(site)
-    try:
-        adopted = await successor.adopt_workers_and_end_others({"web": server, "silent": silent})
-        (found,) = adopted.workers
-        assert (found.placement.id, found.placement.pid) == ("web.3.1", placement.pid)
-        assert (found.placement.generation, found.placement.index) == (3, 1)
-        assert (found.server, found.leaving) == (server, False)
-        assert found.ready_at is not None
-        assert {name: (kind, each.pid) for name, (kind, each) in adopted.hooks.items()} == {
-            "web": ("before_start", hook.pid)
-        }
-        assert adopted.endpoints == {
-            server.key: (server.bind,), silent.key: (silent.bind,),
-        }  # fmt: skip
-        assert (await runner.wait_for_exit(other)).signal in (None, signal.SIGTERM)
-        assert not [name for name in await kept(runner) if "gone" in name and "output" not in name]
-        with pytest.raises(ConnectionRefusedError):
-            await fetch(gone)
-        await successor.wait_until_ready(found.placement)
-        assert await fetch(server, "/pid") == str(placement.pid)
-        (worker,) = [each for each in (await kept(runner)).items() if each[0] == "worker:web.3.1"]
-        assert worker[1]["ready_at"] == found.ready_at
-        pids = {each.pid for each in runner.zygotes.processes}
-        assert {each.pid for each in successor.zygotes.processes} == pids
-    finally:
-        await _leave(successor)
-
-
-async def _leave(successor: LocalRunner) -> None:
-    """Close what a successor has adopted; the processes are ended by the runner, to which their exits are reported."""
-    successor._next_check.cancel()
-    for worker in successor._workers.values():
-        for each in (worker.control, worker.tally):
-            if each is not None:
-                each.close()
-    await successor._close_parts()
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextvars
 import os
 import pwd
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,7 @@ from poolctl import ServerConfig
 from poolctl.config import load
 from poolctl.errors import ServerError
 from poolctl.runners import worker_spec as specs
-from poolctl.runners.process_link import Descriptor
-from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
-from poolctl.worker.process_setup import read_spec
 from tests.asgi_apps import hello
 from tests.config_files import SERVER
 
@@ -128,33 +123,10 @@ def test_user_that_is_the_pools_own_or_missing_is_no_other_user() -> None:
     assert specs.usable_user_id(unknown) is None
 
 
-def test_object_cannot_go_to_another_process() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None: ...
-
-    with pytest.raises(ServerError, match="its app is an object") as caught:
-        specs.preload_spec(server_of(app=app), interpreter="", open_files=(1, 2))
-    assert caught.value.name == "web"
-
-
 def test_more_open_files_raise_the_hard_limit_and_fewer_keep_it() -> None:
     for limit, expected in ((None, [20, 40]), (30, [30, 40]), (60, [60, 60])):
         server = server_of(limits={} if limit is None else {"open_files": limit})
         assert specs.preload_spec(server, interpreter="", open_files=(20, 40))["open_files"] == expected
-
-
-def test_file_mode_mask_is_octal_and_left_out_if_not_set() -> None:
-    assert specs.preload_spec(server_of(umask="027"), interpreter="", open_files=(1, 2))["umask"] == 0o27
-    assert "umask" not in specs.preload_spec(server_of(), interpreter="", open_files=(1, 2))
-
-
-def test_settings_for_uvicorn_are_those_of_the_http_table() -> None:
-    found = specs.uvicorn_settings(
-        server_of(http={"max_concurrency": 5, "access_log": True, "log_level": "debug"})
-    )
-    assert (found["limit_concurrency"], found["access_log"], found["log_level"]) == (5, True, "debug")
-    usual = specs.uvicorn_settings(server_of(http={"access_log": "errors"}))
-    assert (usual["limit_concurrency"], usual["access_log"]) == (None, False)
-    assert "log_level" not in usual
 
 
 @pytest.mark.parametrize(
@@ -212,12 +184,6 @@ def whole_spec(server: ServerConfig) -> dict[str, Any]:
     return worker_spec(server, interpreter="python", listeners=1, tls_files=0, open_files=(1, 2))
 
 
-def test_worker_reads_the_specification_from_its_file() -> None:
-    spec = whole_spec(server_of(env={"A": "\u00e9"}))
-    with closing(Descriptor(specs.spec_file(spec))) as file:
-        assert read_spec(file.fileno()) == spec
-
-
 def test_program_shares_no_adoption_pair_and_an_application_does() -> None:
     found = {
         kind: whole_spec(server) for kind, server in (("app", server_of()), ("command", program_of("x")))
@@ -260,18 +226,6 @@ def test_limits_of_the_http_table_are_those_of_the_workers_server() -> None:
     assert specs.connection_limits(server_of(http=http)) == {
         "head_seconds": 3, "head_bytes": 5000, "max_connections": 7,
     }  # fmt: skip
-
-
-def test_values_of_the_context_are_copied_and_others_than_json_are_refused() -> None:
-    def state_of(values: dict[str, object]) -> object:
-        with_state = contextvars.copy_context()
-        with_state.run(app_state.set, values)
-        return with_state.run(whole_spec, server_of())["state"]
-
-    assert state_of({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
-    with pytest.raises(ServerError, match="a value of its context cannot go to another process") as caught:
-        state_of({"a": object()})
-    assert caught.value.name == "web"
 
 
 def test_one_file_may_hold_certificate_and_key(tmp_path: Path) -> None:

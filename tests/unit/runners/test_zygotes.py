@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,7 @@ from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.zygotes import InterpreterZygoteIdentity, Zygotes
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
-from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
+from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.runners.worker_spec import Spec
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -885,41 +884,6 @@ async def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_clos
     assert await fetch(server), "workers keep running"
 
 
-@pytest.mark.slow
-async def test_killed_zygote_is_replaced_at_the_next_fork(runner: ProcessRunner) -> None:
-    server = served()
-    await runner.check_startable(server)
-    (first,) = runner.zygotes.processes
-    os.killpg(first.pid, signal.SIGKILL)  # with the process that waits to fork
-    await placed(runner, server)
-    while first in runner.zygotes.processes:
-        await asyncio.sleep(0.01)
-    (second,) = runner.zygotes.processes
-    assert second.pid != first.pid
-
-
-@pytest.mark.slow
-async def test_zygote_is_replaced_when_other_variables_are_withheld(
-    runner: ProcessRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    try:
-        server = served(python=sys.executable)
-        await runner.check_startable(server)
-        (first,) = runner.zygotes.processes
-        monkeypatch.setenv("SECRET", "x")
-        withhold_variables(["SECRET"])
-        await runner.check_startable(server)
-        (second,) = runner.zygotes.processes
-        assert second.pid != first.pid
-        await runner.zygotes.ensure_zygote_up(InterpreterZygoteIdentity(sys.executable))
-        entries = await kept(runner)
-        assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
-            ["SECRET"]
-        ]
-    finally:
-        withhold_variables((), only=True)
-
-
 async def test_interpreter_that_exits_at_its_start_is_named_with_its_output(
     runner: ProcessRunner, tmp_path: Path
 ) -> None:
@@ -965,84 +929,3 @@ async def test_process_that_has_ended_may_be_named_again(child: int) -> None:
     keeper.children.forget(child)
     assert (await keeper.children.verified_process({"pid": child}, None, None)).pid == child
     keeper.close()
-
-
-BROKEN = "import sys\nprint('about to fail')\nraise RuntimeError('no settings')\n"
-
-
-def preloading(directory: Path, text: str, name: str = "web", **keys: Any) -> ServerConfig:
-    (directory / "shop.py").write_text(text)
-    return served(name=name, app="shop:app", app_dir=str(directory), preload=True, **keys)
-
-
-@pytest.mark.slow
-async def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    servers = [preloading(tmp_path, BROKEN, name) for name in ("web", "api")]
-    for server in servers:
-        await runner.open(server)
-    results = await asyncio.gather(
-        *(runner.preload_application(each, 0.0) for each in servers), return_exceptions=True
-    )
-    for server, result in zip(servers, results, strict=True):
-        assert isinstance(result, WorkerFailed)
-        assert result.hint == f"poolctl logs {server.name}"
-        assert result.exit is not None
-        assert not result.exit.ok
-        while not any("no settings" in line for line in await runner.logs(server.name, 50)):
-            await asyncio.sleep(0.01)
-
-
-@pytest.mark.slow
-async def test_preloaded_import_that_misses_a_module_says_where_it_was_looked_for(
-    runner: ProcessRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Not in the tree, whose .venv need not be this interpreter's.
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
-
-    server = preloading(tmp_path, "").replace(app="mian:app")
-    await runner.open(server)
-    with pytest.raises(WorkerFailed) as caught:
-        await runner.preload_application(server, 0.0)
-    where = f"there is no module 'mian' in {tmp_path}; check app and app_dir"
-    assert caught.value.hint == f"{where}; poolctl logs web"
-
-
-@pytest.mark.slow
-async def test_import_that_takes_too_long_is_given_up(runner: ProcessRunner, tmp_path: Path) -> None:
-    server = preloading(tmp_path, "import time\ntime.sleep(600)\n", start_timeout=0.5)
-    await runner.open(server)
-    with pytest.raises(WorkerFailed, match="was not ready within 500ms") as caught:
-        await runner.preload_application(server, 0.0)
-    assert "start_timeout" in caught.value.hint
-    while runner.app_zygotes.processes:
-        await asyncio.sleep(0.01)
-
-
-@pytest.mark.slow
-async def test_application_that_cannot_be_shared_gives_its_reason_until_its_code_is_newer(
-    runner: ProcessRunner, tmp_path: Path
-) -> None:
-    text = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-
-    server = preloading(tmp_path, text + "app = None\n")
-    await runner.open(server)
-    reason = await runner.preload_application(server, 0.0)
-    assert "thread" in reason
-    assert await runner.preload_application(server, 0.0) == reason
-    (tmp_path / "shop.py").write_text("from tests.asgi_apps import hello as app\n")
-    assert await runner.preload_application(server, time.monotonic()) == ""
-
-
-@pytest.mark.slow
-async def test_import_of_a_server_that_is_stopped_ends(runner: ProcessRunner) -> None:
-    server = served(preload=True)
-    await runner.open(server)
-    preparing = asyncio.ensure_future(runner.preload_application(server, 0.0))
-    while not runner.app_zygotes.processes:
-        await asyncio.sleep(0)
-    runner.app_zygotes.release(server.key)
-    with pytest.raises(WorkerFailed, match="was stopped before its application was imported"):
-        await preparing

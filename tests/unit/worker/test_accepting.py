@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import socket
 import ssl
@@ -493,21 +492,6 @@ async def test_adopted_connection_is_served_like_an_accepted_one(any_engine: Eng
         assert app.scopes[0]["server"] == client.writer.get_extra_info("peername")
 
 
-async def test_adopted_connection_of_a_unix_socket_is_served(any_engine: Engine, pair: Pair) -> None:
-    async with served(any_engine, adoption=pair.worker()):
-        ours, theirs = socket.socketpair()
-        pair.hand_over(theirs)
-        client = Client(*await asyncio.open_connection(sock=ours))
-        assert (await client.get())[0] == 200
-
-
-async def test_adopted_connection_is_closed_when_it_stays_silent(any_engine: Engine, pair: Pair) -> None:
-    async with served(any_engine, adoption=pair.worker(), config={"timeout_keep_alive": 0.1}):
-        client, sock = await accepted()
-        pair.hand_over(sock)
-        assert await client.at_end()
-
-
 async def test_descriptor_that_is_no_connection_is_closed_and_ignored(any_engine: Engine, pair: Pair) -> None:
     async with served(any_engine, adoption=pair.worker()):
         odd, kept = socket.socketpair()
@@ -577,21 +561,6 @@ async def test_only_what_another_worker_has_read_must_stay(any_engine: Engine) -
     assert found == [(b"", False), (b"read", True), (b"unread", False)]
 
 
-async def test_each_connection_is_taken_by_one_of_several_workers(any_engine: Engine, pair: Pair) -> None:
-    async with (
-        served(any_engine, adoption=pair.worker()) as one,
-        served(any_engine, adoption=pair.worker()) as other,
-    ):
-        clients = []
-        for _ in range(20):
-            client, sock = await accepted()
-            pair.hand_over(sock)
-            clients.append(client)
-        for client in clients:
-            assert (await client.get())[0] == 200
-        assert len(one.app.scopes) + len(other.app.scopes) == 20
-
-
 async def test_stopping_worker_takes_no_more_connections(any_engine: Engine, pair: Pair) -> None:
     async with served(any_engine, adoption=pair.worker()) as (server, _, _port, running):
         server.stop()
@@ -600,23 +569,6 @@ async def test_stopping_worker_takes_no_more_connections(any_engine: Engine, pai
         pair.hand_over(sock)
         async with served(any_engine, adoption=pair.worker()):
             assert (await client.get())[0] == 200
-
-
-def test_full_adoption_pair_refuses_more_and_loses_nothing(pair: Pair) -> None:
-    with socket.socket() as sock:
-        given = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                connection_handover.send_connection(pair.give, sock.fileno())
-                given += 1
-        assert given > 50
-        taken = 0
-        while taken < given:
-            received = wire.receive(pair.take)
-            assert received is not None
-            os.close(received[1][0])
-            taken += 1
-        connection_handover.send_connection(pair.give, sock.fileno())
 
 
 async def test_worker_without_a_free_descriptor_takes_nothing_until_there_is_one(

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from poolctl.worker.serving.connection_state import HeadTimeouts, PoolServerState
-from poolctl.worker.tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from tests.virtual_loop import VirtualLoop
 
 
@@ -20,26 +19,6 @@ def loop() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     yield loop
     loop.close()
-
-
-def test_date_can_be_left_out() -> None:
-    server_state = PoolServerState()
-    server_state.date_header = False
-    server_state.fixed_headers = [(b"server", b"pool")]
-    server_state.renew_default_headers()
-    assert server_state.default_headers == [(b"server", b"pool")]
-
-
-def test_state_is_notified_when_the_last_connection_or_task_ends() -> None:
-    server_state = PoolServerState()
-    for members in (server_state.connections, server_state.tasks):
-        server_state.changed.clear()
-        members.add("a")
-        members.add("b")
-        members.discard("a")
-        assert not server_state.changed.is_set()
-        members.discard("b")
-        assert server_state.changed.is_set()
 
 
 class Kept:
@@ -60,10 +39,6 @@ class Kept:
         self.on_late()
 
 
-class Socketlike:
-    """A WebSocket."""
-
-
 @pytest.fixture
 def counted() -> PoolServerState:
     """A state whose connections are counted on a page."""
@@ -71,36 +46,6 @@ def counted() -> PoolServerState:
     server_state.tally = memoryview(array("Q", bytes(512)))
     server_state.connections.http = Kept
     return server_state
-
-
-def test_connections_and_websockets_are_counted(counted: PoolServerState) -> None:
-    tally = counted.tally
-    assert tally is not None
-    first, second, websocket = Kept(), Kept(), Socketlike()
-    for each in (first, second, websocket):
-        counted.connections.add(each)
-    assert [tally[slot] for slot in (CONNECTIONS, OPEN_CONNECTIONS, WEBSOCKETS, OPEN_WEBSOCKETS)] == [
-        2,
-        3,
-        1,
-        1,
-    ]
-    assert (counted.open_connections, counted.open_websockets) == (3, 1)
-    counted.connections.discard(first)
-    counted.connections.discard(first)
-    counted.connections.remove(websocket)
-    assert [tally[slot] for slot in (CONNECTIONS, OPEN_CONNECTIONS, WEBSOCKETS, OPEN_WEBSOCKETS)] == [
-        2,
-        1,
-        1,
-        0,
-    ]
-
-
-def test_uncounted_connections_have_no_websockets() -> None:
-    server_state = PoolServerState()
-    server_state.connections.add(Socketlike())
-    assert (server_state.open_connections, server_state.open_websockets) == (1, 0)
 
 
 def test_full_worker_is_reported_with_the_connection_that_takes_the_last_place() -> None:
@@ -131,22 +76,6 @@ def test_each_end_is_reported_to_what_waits_for_room() -> None:
     server_state.connections.on_leave = None
     server_state.connections.discard("b")
     assert ends == [1]
-
-
-def test_new_connection_and_end_of_the_last_request_are_activity() -> None:
-    server_state = PoolServerState()
-    seen: list[str] = []
-    server_state.on_activity = lambda: seen.append("active")
-    server_state.connections.add("a")
-    assert len(seen) == 1
-    server_state.connections.discard("a")
-    assert len(seen) == 1
-    server_state.tasks.add("first")  # type: ignore[arg-type]
-    server_state.tasks.add("second")  # type: ignore[arg-type]
-    server_state.tasks.discard("first")  # type: ignore[arg-type]
-    assert len(seen) == 1
-    server_state.tasks.discard("second")  # type: ignore[arg-type]
-    assert len(seen) == 2
 
 
 def test_handshake_passes_its_time_limit_on_once() -> None:
@@ -218,36 +147,6 @@ def test_heads_are_checked_once_in_a_twentieth_of_their_time(
     after(loop, 0, lambda: [wait_for(seconds) for seconds in (1, 1.125, 1.375, 2.75)])  # type: ignore[func-returns-value]
     after(loop, 5)
     assert ended == [1, 1.5, 1.5, 2.75]
-
-
-def test_complete_head_is_not_late(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
-    connection = Kept()
-    after(loop, 0, lambda: timeouts.start(connection))
-    after(loop, 9, lambda: timeouts.cancel(connection))
-    after(loop, 60)
-    assert (connection.late, len(timeouts.due)) == (0, 0)
-
-
-def test_time_of_a_pipelined_head_begins_with_the_end_of_the_response_before(
-    loop: VirtualLoop, timeouts: HeadTimeouts
-) -> None:
-    connection = Kept(idle=False)
-    connection.on_late = lambda: timeouts.cancel(connection)
-    after(loop, 0, lambda: timeouts.start(connection))
-    after(loop, 11)
-    connection.idle = True
-    after(loop, 8.5)
-    assert connection.late == 0
-    after(loop, 1)
-    assert connection.late == 1
-
-
-def test_connection_that_was_lost_is_forgotten(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:
-    connection = Kept()
-    after(loop, 0, lambda: timeouts.start(connection))
-    connection.transport = None
-    after(loop, 11)
-    assert (connection.late, len(timeouts.due)) == (0, 0)
 
 
 def test_head_delayed_by_a_slow_loop_gets_one_second_once(loop: VirtualLoop, timeouts: HeadTimeouts) -> None:

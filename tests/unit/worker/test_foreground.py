@@ -37,9 +37,6 @@ async def app(scope, receive, send):
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-async def refusing(scope, receive, send):
-    await send({"type": "lifespan.startup.failed", "message": "no database"})
 """
 # Moves the descriptors to their places, as the process that starts this one does.
 START = """
@@ -71,7 +68,6 @@ class Foreground:
         **keys: Any,
     ) -> None:
         (directory / "served.py").write_text(APP)
-        (directory / "leaving.py").write_text("raise SystemExit(7)")
         self.listener = serving.listener(listening)
         keys = {"cwd": "/", "env": {"A": "1"}} | keys
         config = ServerConfig(name="web", bind="127.0.0.1:8080", app=app, app_dir=str(directory), **keys)
@@ -173,14 +169,6 @@ def test_interpreter_is_started_again_once_for_variables_that_it_reads_at_its_st
     assert process.end()[0] == 0
 
 
-@pytest.mark.slow
-def test_specification_that_this_machine_cannot_fulfil_is_explained(run: Run, tmp_path: Path) -> None:
-    gone = str(tmp_path / "gone")
-    assert run(RECEIVE.format(light=True), cwd=gone).end() == (
-        1, f"cannot enter {gone}: No such file or directory\n",
-    )  # fmt: skip
-
-
 def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated() -> None:
     with tempfile.TemporaryDirectory() as directory:
         paths = [f"{directory}/one", f"{directory}/two"]
@@ -195,22 +183,6 @@ def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated
 
 
 # The debug session.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: int, status: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/web.sock"
-        process = run("foreground.serve_for_debugging()", listening=path)
-        process.until("imported 1 /")
-        process.until("Application startup complete")
-        assert get(f"unix:{path}", "/x").text == "/x"
-        process.process.send_signal(number)
-        ended, text = process.end()
-        assert ended == status
-        assert "Traceback" not in text
-        assert os.listdir(directory) == []
 
 
 @pytest.mark.slow
@@ -229,17 +201,3 @@ def test_debugged_server_does_not_end_after_its_maximum_of_requests(run: Run) ->
         assert get(process.port, "/x").text == "/x"
     process.process.send_signal(signal.SIGTERM)
     assert process.end()[0] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("app", "status", "text"),
-    [
-        ("served:gone", 1, "AttributeError: module 'served' has no attribute 'gone'"),
-        ("served:refusing", 1, "no database"),
-        ("leaving:app", 7, ""),
-    ],
-)
-def test_application_that_cannot_start_ends_the_session(run: Run, app: str, status: int, text: str) -> None:
-    ended, printed = run("foreground.serve_for_debugging()", app=app).end()
-    assert (ended, text in printed) == (status, True), printed

@@ -24,7 +24,7 @@ from poolctl.keeper import connection_handover
 from poolctl.worker import tally
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
-from poolctl.worker.serving.http1_connection import TransferableWebSocketRequest, wants_events
+from poolctl.worker.serving.http1_connection import TransferableWebSocketRequest
 from poolctl.worker.serving.pool_server import connection_class
 from poolctl.worker.serving.request_records import FailedRequestLog, RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
@@ -344,20 +344,6 @@ async def test_on_a_unix_socket_connections_go_on_as_well(
         assert answered(new) == 1
 
 
-@pytest.mark.parametrize(("seconds", "keep_alive"), [(0.05, 60), (-1.0, 60), (60.0, 0.05), (None, 0.05)])
-async def test_connection_from_another_process_is_closed_at_its_deadline_or_after_the_keep_alive(
-    any_engine: Engine, pair: Pair, seconds: float | None, keep_alive: float
-) -> None:
-    async with served(
-        any_engine, adoption=pair.worker(), config={"timeout_keep_alive": keep_alive}, head_seconds=60
-    ):
-        client, sock = await accepted()
-        limits: Any = {} if seconds is None else {"until": time.monotonic() + seconds, "asked": True}
-        with sock:
-            connection_handover.send_connection(pair.give, sock.fileno(), limits)
-        assert await asyncio.wait_for(client.at_end(), 30)
-
-
 # A worker that is out of rotation answers everything, each time for the last time on its connection.
 
 
@@ -617,20 +603,6 @@ async def test_binary_body_in_chunks_and_pipelined_requests_are_read(engine: Eng
             assert (await client.answer())[2] == body * times
 
 
-@pytest.mark.parametrize("piece", [999, 1_000_000])
-async def test_head_of_the_maximum_size_is_answered_and_so_is_the_next(engine: Engine, piece: int) -> None:
-    async with served(engine, reading, head_bytes=8192) as (_, _app, port, _running):
-        client = await Client.connect(port)
-        begin = b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 100000\r\na: "
-        head = begin + b"a" * (8192 - len(begin) - 4) + b"\r\n\r\n"
-        sent = (head + b"b" * 100_000) * 3
-        for at in range(0, len(sent), piece):
-            client.writer.write(sent[at : at + piece])
-            await asyncio.sleep(0)
-        for _ in range(3):
-            assert (await client.answer())[2] == b"100000"
-
-
 async def test_pipelined_head_takes_bounded_memory(engine: Engine) -> None:
     async with served(engine) as (_, app, port, _running):
         client = await Client.connect(port)
@@ -707,24 +679,6 @@ async def test_adopted_connection_has_the_time_that_was_left(
         if begun:
             assert (await client.answer())[0] == 408
         assert await client.at_end()
-
-
-@pytest.mark.parametrize("asked", [False, True])
-async def test_moved_connection_keeps_its_remaining_time(engine: Engine, pair: Pair, asked: bool) -> None:
-    config = {"timeout_keep_alive": 3 * HEAD_SECONDS}
-    limits: Any = {"head_seconds": 3 * HEAD_SECONDS, "config": config, "adoption": pair.worker()}
-    async with served(engine, **limits) as (old, _, port, running):
-        began = time.monotonic()
-        client = await Client.connect(port)
-        if asked:
-            await client.get()
-        await until(lambda: old.server_state.connections)
-        await asyncio.sleep(HEAD_SECONDS)
-        async with served(engine, adoption=pair.worker(), head_seconds=60.0):
-            old.drain(migrate=True)
-            await running
-            assert await client.at_end()
-            assert 2.5 * HEAD_SECONDS < time.monotonic() - began < 30
 
 
 pytest.importorskip("httptools")
@@ -851,12 +805,6 @@ def test_incomplete_head_is_not_cut_by_the_timer(kept: Kept) -> None:
     assert kept.timer is not None
 
 
-def test_lost_connection_leaves_no_timer(kept: Kept) -> None:
-    kept.ask()
-    kept.protocol.connection_lost(OSError())
-    assert kept.timer is None
-
-
 def test_idle_connection_is_handed_over_with_its_remaining_time(kept: Kept, pair: Pair) -> None:
     kept.ask()
     kept.loop.pass_time(25)
@@ -927,19 +875,6 @@ def test_move_is_tried_again_after_growing_pauses_until_all_is_sent(kept: Kept, 
     connection_handover.receive_connection(pair.take).close()
 
 
-def test_connection_whose_pair_is_full_is_read_on_and_moves_later(kept: Kept, pair: Pair) -> None:
-    kept.ask()
-    count = pair.fill()
-    kept.state.moves_to = pair.give
-    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
-    kept.loop.pass_time(0.01)
-    assert (kept.wire.reading, kept.wire.aborted) == (True, False)
-    pair.empty(count)
-    kept.loop.pass_time(0.05)
-    assert kept.wire.aborted
-    connection_handover.receive_connection(pair.take).close()
-
-
 @pytest.mark.parametrize("change", ["closing", "left", "another protocol", "within a request"])
 def test_connection_that_has_become_something_else_does_not_move(kept: Kept, pair: Pair, change: str) -> None:
     kept.ask()
@@ -955,15 +890,6 @@ def test_connection_that_has_become_something_else_does_not_move(kept: Kept, pai
     kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
     kept.loop.pass_time(1)
     assert (kept.wire.pauses, kept.wire.aborted) == (0, False)
-
-
-def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> None:
-    kept.ask()
-    kept.loop.call_soon(kept.protocol.move_or_close_when_idle)
-    kept.loop.pass_time(1.9)
-    assert (kept.protocol.lingering, kept.wire.closed) == (True, False)
-    kept.loop.pass_time(0.2)
-    assert kept.wire.closed
 
 
 def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> None:
@@ -1180,16 +1106,6 @@ def test_client_that_sends_many_requests_ahead_is_read_no_further_until_they_are
     kept.close()
 
 
-@pytest.mark.parametrize("status", [408, 431])
-def test_refused_request_is_counted_as_malformed(kept: Kept, status: int) -> None:
-    page = blank_page()
-    kept.protocol.counts = RequestCounts(page)
-    kept.loop.call_soon(kept.protocol.refuse, status)
-    kept.loop.pass_time()
-    assert (page[tally.MALFORMED], page[tally.STATUS + 4]) == (1, 1)
-    kept.loop.pass_time(3)
-
-
 async def streaming(scope: Any, receive: Any, send: Any) -> None:
     """Half of a response, until the client has gone. `/fixed` has a known length."""
     headers = [(b"content-length", b"100")] if scope["path"] == "/fixed" else []
@@ -1222,19 +1138,6 @@ def test_event_stream_is_ended_between_two_events_and_no_other_stream(
     assert kept.wire.written == before + (rest or b"")
     assert kept.wire.closed == (rest is not None)
     assert (not kept.state.tasks) == (rest is not None)
-
-
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ([], False),
-        ([(b"accept", b"*/*")], False),
-        ([(b"x-accept", b"text/event-stream")], False),
-        ([(b"host", b"a"), (b"accept", b"text/event-stream")], True),
-    ],
-)
-def test_client_that_accepts_events_wants_them(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
-    assert wants_events(headers) is expected
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import contextlib
 import os
 import socket
 import ssl
-import time
 import warnings
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +63,6 @@ class Uncancellable(App):
         await answer(send, "late")
 
 
-async def test_server_is_ready_when_its_startup_is_complete_and_it_accepts(any_engine: Engine) -> None:
-    async with served(any_engine) as (_, app, port, _running):
-        assert app.events == ["lifespan.startup.complete"]
-        client = await Client.connect(port)
-        assert (await client.get())[0] == 200
-        client.close()
-
-
 async def test_server_is_not_ready_before_its_startup_is_complete(any_engine: Engine) -> None:
     complete = asyncio.Event()
 
@@ -112,15 +102,6 @@ async def test_stop_completes_the_request_in_progress(any_engine: Engine) -> Non
         assert await client.at_end()
         await running
         assert app.events == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-
-
-async def test_stop_closes_idle_connections_at_once(any_engine: Engine) -> None:
-    async with served(any_engine) as (server, _, port, running):
-        client = await Client.connect(port)
-        await client.get()
-        server.stop()
-        assert await client.at_end()
-        await running
 
 
 async def test_requests_that_do_not_end_within_the_stop_are_cancelled(any_engine: Engine) -> None:
@@ -265,25 +246,6 @@ async def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_serv
             await running
 
 
-async def test_listener_stays_open_after_the_server_has_ended(any_engine: Engine) -> None:
-    server = PoolServer(
-        uvicorn.Config(App(), loop=any_engine.loop, http=any_engine.http, log_config=None), **SECONDS
-    )
-    with listener() as sock:
-        await server.run([sock], server.stop)
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-
-
-async def test_accepted_connections_do_not_wait_for_acknowledgements(any_engine: Engine) -> None:
-    async with served(any_engine) as (server, _, port, _running):
-        client = await Client.connect(port)
-        await client.get()
-        (connection,) = server.server_state.connections
-        sock = connection.transport.get_extra_info("socket")
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        client.close()
-
-
 async def test_max_requests_lets_a_worker_drain(any_engine: Engine) -> None:
     async with served(any_engine, config={"limit_max_requests": 3}) as (_, _app, port, running):
         client = await Client.connect(port)
@@ -304,17 +266,6 @@ def test_workers_reach_their_maximum_of_requests_at_different_times() -> None:
     assert all(limit is not None and 1000 <= limit <= 1100 for limit in limits)
 
 
-async def test_date_header_is_the_current_time(any_engine: Engine) -> None:
-    async with served(any_engine) as (_, _app, port, _running):
-        client = await Client.connect(port)
-        before = int(time.time())
-        _, headers, _ = await client.get()
-        date = parsedate_to_datetime(headers["date"]).timestamp()
-        assert before <= date <= time.time()
-        assert headers["server"] == "uvicorn"
-        client.close()
-
-
 async def test_headers_can_be_left_out(any_engine: Engine) -> None:
     async with served(any_engine, config={"date_header": False, "server_header": False}) as served_:
         client = await Client.connect(served_.port)
@@ -323,34 +274,23 @@ async def test_headers_can_be_left_out(any_engine: Engine) -> None:
         client.close()
 
 
-async def test_state_reaches_the_application(any_engine: Engine) -> None:
-    async with served(any_engine, state={"database": "here"}) as (_, app, port, _running):
-        client = await Client.connect(port)
-        await client.get()
-        assert app.scopes[0]["state"] == {"database": "here"}
-        client.close()
+async def refuse_to_start(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
-async def test_failed_startup_raises_with_uvicorns_exit_status(any_engine: Engine) -> None:
-    async def refuse(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "lifespan.startup.failed", "message": "no database"})
+async def fail_to_start(scope: Any, receive: Any, send: Any) -> None:
+    raise RuntimeError("no database")
 
+
+@pytest.mark.parametrize("app", [refuse_to_start, fail_to_start])
+async def test_application_that_does_not_start_ends_the_server_with_uvicorns_status(
+    any_engine: Engine, app: Any
+) -> None:
     with pytest.raises(StartupFailed) as caught:
-        async with served(any_engine, refuse):
+        async with served(any_engine, app, config={"lifespan": "on"}):
             pass
     assert caught.value.status == 3
-
-
-async def test_application_that_raises_at_startup_does_not_start_if_it_has_a_lifespan(
-    any_engine: Engine,
-) -> None:
-    async def broken(scope: Any, receive: Any, send: Any) -> None:
-        raise RuntimeError("no database")
-
-    with pytest.raises(StartupFailed):
-        async with served(any_engine, broken, config={"lifespan": "on"}):
-            pass
 
 
 async def test_end_of_a_request_wakes_no_task_of_the_server(any_engine: Engine) -> None:
@@ -361,15 +301,6 @@ async def test_end_of_a_request_wakes_no_task_of_the_server(any_engine: Engine) 
             assert (await client.get())[0] == 200
             await turns()
             assert changed.is_set()  # a task that is woken by it clears it
-        client.close()
-
-
-async def test_scope_has_the_addresses_of_client_and_server(any_engine: Engine) -> None:
-    async with served(any_engine) as (_, app, port, _running):
-        client = await Client.connect(port)
-        assert (await client.get())[0] == 200
-        assert app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
-        assert app.scopes[0]["server"] == ("127.0.0.1", port)
         client.close()
 
 
@@ -393,13 +324,6 @@ async def test_idle_worker_never_wakes_up() -> None:
         del selector.select
         # One to go to sleep, one for our own timer. uvicorn's tick would be five more.
         assert turns <= 3
-        client.close()
-
-
-async def test_server_with_routes_answers(any_engine: Engine) -> None:
-    async with served(any_engine, routes=RouteContexts("one")) as (_, _app, port, _running):
-        client = await Client.connect(port)
-        assert (await client.get())[0] == 200
         client.close()
 
 
@@ -805,10 +729,6 @@ def test_certificate_that_cannot_be_used_is_explained(
     assert capsys.readouterr().err == f"{caught.value}\n"
     assert caught.value.status == 3
     os.close(fds[0])
-
-
-def test_server_without_tls_has_no_context() -> None:
-    assert load_config(uvicorn.Config(App(), log_config=None), None, None, []).ssl is None
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -246,13 +246,6 @@ def test_message_is_printed_and_flushed_even_if_the_other_stream_is_closed() -> 
     assert in_child(act) == (4, "first second")
 
 
-def test_specification_is_read_from_its_file() -> None:
-    fd = os.memfd_create("spec")
-    os.write(fd, marshal.dumps({"server": "web", "env": {"A": "ü"}}))
-    assert process_setup.read_spec(fd) == {"server": "web", "env": {"A": "ü"}}
-    os.close(fd)
-
-
 def test_interpreter_that_is_started_again_finds_its_descriptors(tmp_path: Path) -> None:
     shell = tmp_path / "python"
     shell.write_text(
@@ -326,20 +319,6 @@ def test_program_starts_with_the_default_reaction_to_a_closed_pipe() -> None:
     assert in_child(act) == (-signal.SIGPIPE, "")
 
 
-def test_open_input_has_neither_data_nor_an_end_and_its_one_descriptor_may_be_opened_again() -> None:
-    program = (
-        "import os, select\n"
-        "again = os.open('/dev/stdin', os.O_RDONLY)\n"
-        "print(os.readlink('/dev/fd/0')[:5], select.select([0, again], [], [], 0)[0], again)\n"
-    )
-
-    def act() -> None:
-        argv = [sys.executable, "-c", program]
-        process_setup.run_command(spec(argv=argv, stdin="open", server="build"), os.dup(1), [])
-
-    assert in_child(act) == (0, "pipe: [] 3\n")
-
-
 def test_program_without_sockets_is_told_of_none() -> None:
     def act() -> None:
         os.environ.pop("LISTEN_FDS", None)
@@ -372,25 +351,6 @@ def test_script_whose_interpreter_is_missing_is_named_with_it(tmp_path: Path) ->
 
 
 # Limits, environment, directory, user.
-
-
-def test_environment_directory_mask_and_limit_are_the_specifications(tmp_path: Path) -> None:
-    def found() -> list[Any]:
-        return [
-            os.environ.get("A"),
-            os.environ.get("POOLCTL_INDEX"),
-            os.getcwd(),
-            os.umask(0),
-            list(resource.getrlimit(resource.RLIMIT_NOFILE)),
-            os.environ.get("HOME"),
-        ]
-
-    keys = {"env": {"A": "ü"}, "index": 3, "cwd": str(tmp_path), "umask": 0o27, "open_files": [100, 200]}
-    assert applied(**keys)(found) == ["ü", "3", str(tmp_path), 0o27, [100, 200], os.environ.get("HOME")]
-    os.environ.pop("POOLCTL_INDEX", None)
-    before = os.umask(0o22)
-    os.umask(before)
-    assert applied()(found)[:4] == [None, None, "/", before]
 
 
 def test_base_environment_replaces_the_pools_without_its_service_variables() -> None:

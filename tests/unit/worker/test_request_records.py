@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 from math import inf
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
@@ -21,8 +20,6 @@ from poolctl.worker.serving.request_records import (
     AccessLogMiddleware,
     FailedRequestLog,
     RequestCounts,
-    add_access_log,
-    inner_app,
 )
 from tests.asgi_apps import lifespan
 from tests.serving import App, Client, Engine, blank_page, served, until
@@ -109,18 +106,6 @@ def test_requests_of_a_closed_connection_are_counted_with_those_sent_ahead(
     assert sum(page[each] for each in (tally.DISCONNECTED, tally.BROKEN)) == 3
 
 
-def test_access_log_leaves_the_lifespan_to_the_application() -> None:
-    seen: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.extend((scope, receive, send))
-
-    scope, receive, send = {"type": "lifespan"}, cast(Any, object()), cast(Any, object())
-    asyncio.run(AccessLogMiddleware(app, log=None)(cast(Any, scope), receive, send))
-    assert seen == [scope, receive, send]
-    assert scope == {"type": "lifespan"}
-
-
 async def test_requests_that_were_sent_ahead_are_counted_one_by_one(
     any_engine: Engine, page: memoryview
 ) -> None:
@@ -191,13 +176,6 @@ async def test_connections_and_websockets_are_counted_while_they_are_open(
         client.close()
         await until(lambda: page[tally.OPEN_CONNECTIONS] == 0)
         assert page[tally.OPEN_WEBSOCKETS] == 0
-
-
-async def test_server_without_a_page_counts_nothing_and_serves(any_engine: Engine) -> None:
-    async with served(any_engine, scripted) as (_, _app, port, _running):
-        client = await Client.connect(port)
-        assert (await client.get("/404"))[0] == 404
-        client.close()
 
 
 MADE = re.compile(r"[0-9a-f]{32}")
@@ -308,17 +286,6 @@ async def test_line_of_a_request_that_a_stop_cuts_off_has_503(
         assert (await client.answer())[0] == 503
         await running
         assert [json.loads(line)["status"] for line in lines()] == [503]
-
-
-def test_app_without_an_access_log_is_not_wrapped() -> None:
-    app = Told()
-    config = uvicorn.Config(app, log_config=None)
-    config.load()
-    before = config.loaded_app
-    add_access_log(config, None)
-    assert config.loaded_app is before
-    assert inner_app(before) is before
-    assert inner_app(AccessLogMiddleware(app, log=None)) is app
 
 
 SCOPE = {

@@ -27,7 +27,7 @@ from websockets.asyncio.client import connect
 import poolctl
 from poolctl.bootstrap import MIN_UVICORN
 from poolctl.config import ServerConfig
-from poolctl.runners.worker_spec import memory_files, uvicorn_settings
+from poolctl.runners.worker_spec import uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.http1_connection import Http1Connection
@@ -219,11 +219,6 @@ def plain(**keys: object) -> ServerConfig:
     return ServerConfig(name="web", bind="127.0.0.1:8000", app="hello:app", **keys)
 
 
-def test_log_level_is_part_of_the_settings_only_where_it_is_not_the_usual_one() -> None:
-    assert "log_level" not in uvicorn_settings(plain(http={"log_level": "info"}))
-    assert uvicorn_settings(plain(http={"log_level": "trace"}))["log_level"] == "trace"
-
-
 def test_configuration_serves_applications_of_both_interfaces() -> None:
     def asgi2(scope: Scope) -> Callable[[Receive, Send], Awaitable[None]]:
         async def answer(receive: Receive, send: Send) -> None: ...
@@ -238,12 +233,6 @@ def test_configuration_serves_applications_of_both_interfaces() -> None:
     assert interfaces == ["asgi2", "asgi3", "asgi2"]
 
 
-def test_configuration_has_the_servers_settings() -> None:
-    wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
-    config = uvicorn_parts.configure(saying("hello"), wanted)
-    assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
-
-
 def test_log_level_is_set_before_the_application_can_and_uvicorn_does_not_set_it_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -255,15 +244,6 @@ def test_log_level_is_set_before_the_application_can_and_uvicorn_does_not_set_it
     assert [each.level for each in loggers] == [logging.INFO] * 3
     assert parts.apply_and_drop_level({"http": "h11", "log_level": "error"}) == {"http": "h11"}
     assert [each.level for each in loggers] == [logging.ERROR] * 3
-
-
-def test_context_knows_the_authorities_of_its_clients(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path, "server")
-    authority, _ = certificate(tmp_path, "authority")
-    for contents in ((cert, key), (cert, key, authority)):
-        with memory_files([each.read_bytes() for each in contents]) as fds:
-            context = ssl_context(SETTINGS, fds)
-        assert context.cert_store_stats()["x509"] == len(contents) - 2
 
 
 # A certificate is renewed while connections are open and others come.
@@ -320,26 +300,6 @@ async def test_drain_waits_for_a_tls_handshake_in_progress(any_engine: Engine, t
         await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
         assert (await client.get())[0] == 200
         await asyncio.wait_for(running, 15)
-
-
-async def test_no_connection_is_lost_while_the_certificate_is_renewed(
-    any_engine: Engine, tmp_path: Path
-) -> None:
-    contexts = [context(tmp_path, "same"), context(tmp_path, "same")]
-    trusted = ssl.create_default_context()
-    trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
-
-    async with served(any_engine, secure=contexts[0]) as (server, _, port, _running):
-
-        async def ask() -> int:
-            client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusted))
-            return (await client.get("/", "connection: close"))[0]
-
-        asking = [asyncio.ensure_future(ask()) for _ in range(20)]
-        for turn in range(10):
-            server.config.ssl = contexts[turn % 2]
-            asking.append(asyncio.ensure_future(ask()))
-        assert set(await asyncio.gather(*asking)) == {200}
 
 
 async def test_connections_that_are_taken_use_the_new_certificate(

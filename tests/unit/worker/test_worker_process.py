@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import os
 import resource
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -39,10 +37,8 @@ from poolctl.worker.worker_process import (
     answer_if_heartbeat,
 )
 from tests import serving
-from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.http_get import get
-from tests.processes import is_alive
 from tests.serving import Client, Engine, Served, blank_page, served, turns, until
 
 SECONDS = 0.15
@@ -287,26 +283,11 @@ async def app(scope, receive, send):
         await send({"type": "lifespan.shutdown.complete"})
         return
     text = scope["path"]
-    if text == "/fork":
-        child = os.fork()
-        if not child:
-            os.write(1, b"forked %d\\n" % len(os.listdir("/proc/self/fd")))
-            time.sleep(600)
-            os._exit(0)
-        text = str(child)
-    elif text == "/hang":
+    if text == "/hang":
         print("hangs", flush=True)
         await __import__("asyncio").Event().wait()
-    elif text == "/print":
-        print("printed", flush=True)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
     await send({"type": "http.response.body", "body": text.encode()})
-
-async def hanging(scope, receive, send):
-    time.sleep(0) if scope["type"] != "lifespan" else await __import__("asyncio").Event().wait()
-
-async def refusing(scope, receive, send):
-    await send({"type": "lifespan.startup.failed", "message": "no database"})
 """
 LEAVING = "raise SystemExit(7)"
 START = """
@@ -514,14 +495,6 @@ def test_failed_shutdown_is_not_called_complete(run_worker: RunWorker, tmp_path:
 
 
 @pytest.mark.slow
-def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: RunWorker) -> None:
-    worker = run_worker(http={"log_level": "warning"})
-    worker.ready()
-    worker.order("stop")
-    assert worker.text() == "imported 3 None 0\n"
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("app", ["served:app", "frozen:app"])
 def test_worker_answers_heartbeats_and_notes_that_it_does(
     run_worker: RunWorker, tmp_path: Path, app: str
@@ -548,16 +521,6 @@ def test_worker_answers_heartbeats_and_notes_that_it_does(
 
 
 @pytest.mark.slow
-def test_interpreter_is_started_again_for_variables_that_it_reads_at_its_start(run_worker: RunWorker) -> None:
-    worker = run_worker(env={"PYTHONOPTIMIZE": "1"})
-    worker.ready()
-    assert worker.get("/x") == "/x"
-    worker.order("stop")
-    assert worker.end() == 0
-    assert worker.text().startswith("imported 3 1 1\n")
-
-
-@pytest.mark.slow
 def test_worker_of_a_process_that_was_set_up_for_its_server_sets_its_index_alone(
     run_worker: RunWorker,
 ) -> None:
@@ -569,37 +532,8 @@ def test_worker_of_a_process_that_was_set_up_for_its_server_sets_its_index_alone
 
 
 @pytest.mark.slow
-def test_application_that_is_missing_is_explained_and_reported(run_worker: RunWorker) -> None:
-    worker = run_worker("served:gone")
-    failed = worker.event()
-    assert failed["event"] == "failed"
-    assert "gone" in failed["message"]
-    assert worker.end() == 3
-    assert "AttributeError: module 'served' has no attribute 'gone'" in worker.text()
-
-
-@pytest.mark.slow
-def test_application_that_refuses_to_start_is_a_failure(run_worker: RunWorker) -> None:
-    worker = run_worker("served:refusing")
-    assert worker.event() == {"event": "imported"}
-    failed = {"event": "failed", "message": "the application did not start", "missing": ""}
-    assert worker.event() == failed
-    assert worker.end() == 3
-    assert "no database" in worker.text()
-
-
-@pytest.mark.slow
 def test_status_of_an_application_that_exits_at_its_import_is_the_workers(run_worker: RunWorker) -> None:
     assert run_worker("leaving:app").end() == 7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ["stop", "drain"])
-def test_start_is_given_up_when_the_worker_is_to_end(run_worker: RunWorker, order: str) -> None:
-    worker = run_worker("served:hanging")
-    assert worker.event() == {"event": "imported"}
-    worker.order(order)
-    assert worker.end() == 3
 
 
 @pytest.mark.slow
@@ -628,27 +562,6 @@ def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None
         assert worker.event() == {"event": "left"}
         worker.process.send_signal(signal.SIGTERM)
         assert worker.end() == -signal.SIGTERM
-
-
-def is_refused(address: tuple[str, int]) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(address) == errno.ECONNREFUSED
-
-
-@pytest.mark.slow
-def test_worker_without_a_supervisor_closes_its_listener_and_finishes_its_requests(
-    run_worker: RunWorker,
-) -> None:
-    worker = run_worker(drain_timeout=60)
-    worker.ready()
-    address = "127.0.0.1", worker.port
-    with socket.create_connection(address, timeout=60) as client:
-        assert ask(client, "/x") == "/x"
-        worker.listener.close()
-        worker.control.close()
-        wait_until(lambda: is_refused(address))
-        assert ask(client, "/y") == "/y"
-    assert worker.end() == 0
 
 
 @pytest.mark.slow
@@ -740,23 +653,6 @@ def test_worker_that_has_served_its_requests_says_so_and_serves_on(run_worker: R
 
 
 @pytest.mark.slow
-def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path, "old")
-    worker = run_worker(tls={"cert": str(cert), "key": str(key)})
-    worker.ready()
-    before = ssl.get_server_certificate(("127.0.0.1", worker.port))
-    with memory_files([b"no certificate", b"no key"]) as fds:
-        worker.order("tls", fds)
-        assert worker.event()["error"]
-    assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == before
-    new_cert, new_key = certificate(tmp_path, "new")
-    with memory_files([new_cert.read_bytes(), new_key.read_bytes()]) as fds:
-        worker.order("tls", fds)
-        assert worker.event() == {"event": "tls", "error": None}
-    assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == new_cert.read_text()
-
-
-@pytest.mark.slow
 def test_worker_uses_the_routes_that_it_gets_and_logs_a_table_that_is_unusable(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -770,31 +666,3 @@ def test_worker_uses_the_routes_that_it_gets_and_logs_a_table_that_is_unusable(r
     assert worker.event()["event"] == "ready"
     worker.order("stop")
     assert worker.text().count("ERROR:    the route table cannot be used: ") == 1
-
-
-@pytest.mark.slow
-def test_woken_worker_executes_no_request_of_a_client_that_has_left(run_worker: RunWorker) -> None:
-    worker = run_worker(go=False, woken=True)
-    with socket.create_connection(("127.0.0.1", worker.port)) as client:
-        client.sendall(b"GET /print HTTP/1.1\r\nhost: test\r\n\r\n")
-    worker.order("go")
-    worker.ready()
-    assert worker.get("/x") == "/x"
-    worker.order("stop")
-    assert "printed" not in worker.text()
-
-
-@pytest.mark.slow
-def test_forked_child_has_no_descriptor_of_the_worker_and_ends_by_its_own_signal(
-    run_worker: RunWorker,
-) -> None:
-    worker = run_worker()
-    worker.ready()
-    child = int(worker.get("/fork"))
-    os.kill(child, signal.SIGTERM)
-    assert worker.get("/x") == "/x"
-    worker.order("report")
-    assert worker.event() == {"event": "ready", "leaving": False}, "the signal was not the worker's"
-    wait_until(lambda: not is_alive(child))
-    worker.order("stop")
-    assert worker.end() == 0

@@ -371,7 +371,6 @@ def imported(parent: Zygote, tmp_path: Path) -> Iterator[Callable[..., Imported]
         each.close()
 
 
-IMPORT_FAILED = "cannot import 'shop:app': ZeroDivisionError: division by zero"
 APP = "async def app(scope, receive, send): pass\n"
 
 
@@ -417,38 +416,3 @@ def test_worker_of_an_app_zygote_runs_the_imported_application_as_the_import_has
         wire.send(control, {"order": "go"})
         with open(output) as printed:
             assert printed.read() == "/ 3\n"
-
-
-def test_app_zygote_whose_import_fails_says_why_and_exits(imported: Callable[..., Imported]) -> None:
-    app = imported("import atexit\natexit.register(print, 'over')\n1 / 0\n")
-    assert app.message() == {"event": "failed", "message": IMPORT_FAILED, "missing": ""}
-    assert app.message() is None
-    printed = app.output()
-    assert "ZeroDivisionError: division by zero" in printed
-    assert printed.endswith("over\n")
-
-
-def test_app_zygote_that_exits_while_it_imports_says_nothing(imported: Callable[..., Imported]) -> None:
-    app = imported("import atexit, sys\natexit.register(print, 'over')\nsys.exit('no licence')\n")
-    assert app.message() is None
-    assert sorted(app.output().splitlines()) == ["no licence", "over"]
-
-
-def test_import_that_no_fork_can_share_is_reported_with_its_reason(imported: Callable[..., Imported]) -> None:
-    app = imported(PYTHON + APP)
-    problem = (
-        "its import started the thread 'ticker' of shop, which no fork can share: "
-        "each worker imports it instead"
-    )
-    assert app.message() == {"event": "unusable", "problem": problem}
-    assert app.message() is None
-    assert app.output() == f"preload = true has no effect: {problem}\n"
-
-
-@pytest.mark.slow
-def test_app_zygote_with_a_variable_of_the_interpreter_is_executed_again(
-    imported: Callable[..., Imported],
-) -> None:
-    app = imported("import sys\nprint(sys.flags.optimize)\n" + APP, env={"PYTHONOPTIMIZE": "2"})
-    assert app.message() == {"event": "up"}
-    assert app.output() == "2\n"
