@@ -60,7 +60,6 @@ class Channel:
             close_all(fds)
 
     def close(self) -> None:
-        """Close the connection."""
         self.sock.close()
         self._drop_queue()
 

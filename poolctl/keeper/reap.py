@@ -149,7 +149,6 @@ class Reaper:
         self.watcher.kill_all(limit_seconds)
 
     def close(self) -> None:
-        """Stop watching processes and left groups."""
         self.left_groups.close()
         self.watcher.close()
 
@@ -233,7 +232,6 @@ class GroupWatcher:
         return empty
 
     def close(self) -> None:
-        """Stop watching all groups."""
         close_all(self._leaders)
         self._epoll.close()
 
@@ -302,7 +300,6 @@ class Watcher:
         return True
 
     def close(self) -> None:
-        """Stop watching all processes, and close the descriptors used for watching."""
         close_all(self._pids)
         self._epoll.close()
 
@@ -336,7 +333,6 @@ def kill_rest_of_group(pid: int, start: int) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill the processes of the group `pid`, if there are any."""
     signal_group(pid, signal.SIGKILL)
 
 

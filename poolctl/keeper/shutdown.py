@@ -65,7 +65,6 @@ class Shutdown:
 
     @property
     def begun(self) -> bool:
-        """Whether the shutdown has been requested."""
         return self.due is not None
 
     def start_confirmation_deadline(self, now: float) -> None:

@@ -84,7 +84,6 @@ class SupervisorLink:
             wire.send(self.sock, message)
 
     def close(self) -> None:
-        """Close the link."""
         if self._events is not None:
             self._events.close()
         self.sock.close()

@@ -59,7 +59,6 @@ def local_clock_time(stamp: str, *, with_millis: bool = True) -> str:
 
 
 def with_timestamp_prefix(lines: bytes, now: str) -> bytes:
-    """Return the lines, each prefixed with the timestamp `now`."""
     prefix = now.encode() + b" "
     return prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
 

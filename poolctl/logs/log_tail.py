@@ -66,7 +66,6 @@ class OpenLog:
             number += 1
 
     def close(self) -> None:
-        """Close the descriptors in `parts`, and empty the list."""
         for fd, _ in self.parts:
             os.close(fd)
         self.parts.clear()
@@ -267,7 +266,6 @@ class DirectoryWatch:
         return bool(poll.poll(None if seconds is None else seconds * 1000))
 
     def close(self) -> None:
-        """Stop watching."""
         os.close(self.fd)
 
 
@@ -319,7 +317,6 @@ class TailedFile:
         return added
 
     def close(self) -> None:
-        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -437,7 +434,6 @@ class Follower:
         return in_order(iter(added))
 
     def close(self) -> None:
-        """Close every file."""
         if self._watch is not None:
             self._watch.close()
         for logs in self._logs.values():

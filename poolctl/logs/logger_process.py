@@ -159,7 +159,6 @@ class OutputSpool:
         self._finish(move.id, move.rest)
 
     def close(self) -> None:
-        """Close the files."""
         close_all(self.fds)
         self.fds = []
 

@@ -251,7 +251,6 @@ class EventFilter(NamedTuple):
     until: int = 0
 
     def matches(self, event: JournalEvent) -> bool:
-        """Whether the filter selects this event."""
         return (
             (self.servers is None or self._concerns(event, self.servers))
             and (not self.kinds or event.kind in self.kinds)

@@ -175,7 +175,6 @@ class WorkerProbe:
         )
 
     def stop(self) -> None:
-        """Stop sending probes."""
         if self._timer is not None:
             self._timer.cancel()
         self._prober.close()
@@ -265,7 +264,6 @@ class WorkerProbes:
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:
-        """The probe of that kind, or None."""
         return next((probe for probe in self.probes if probe.kind == kind), None)
 
     async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
@@ -304,7 +302,6 @@ class WorkerProbes:
             probe.start(probe.status if probe.status is not Status.UNKNOWN else status)
 
     def stop(self) -> None:
-        """Stop sending probes."""
         for probe in self.probes:
             probe.stop()
 

@@ -190,7 +190,6 @@ class HelperChild:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return int(self.identity["pid"])
 
     @property
@@ -243,7 +242,6 @@ class HelperChild:
         return self._exit.result() if self._exit.done() else None
 
     def record_exit(self, exit_: Exit) -> None:
-        """Record how the process has exited."""
         if not self._exit.done():
             self._exit.set_result(exit_)
 
@@ -268,7 +266,6 @@ class HelperChild:
             self._watchdog = None
 
     def mark_exited(self) -> None:
-        """Record that the process has exited."""
         self.stop_watching()
         self.up.set()
         if not self.exited.done():
@@ -713,11 +710,9 @@ class Helpers:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The pids of the helpers that run, by their names."""
         return {helper.kind.name: helper.pid for helper in self._helpers if helper.pid}
 
     def add(self, kind: HelperKind, owner: HelperOwner[Child], source: ProcessSource[Child]) -> Helper[Child]:
-        """Make a helper of this kind."""
         log = HelperLog(self.directory, kind, self.pipes, self._notes)
         helper = Helper(self._keeper, log, kind, owner, source)
         self._helpers.append(helper)

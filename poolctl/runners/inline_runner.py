@@ -121,22 +121,19 @@ class InlineRunner(Runner):
     ) -> Placement:
         _refuse_process_settings(server)
         placement = Placement.of(server.name, generation, index, pid=os.getpid())
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
         worker = InlineWorker(
             placement,
             server,
             dict(app_state.get()),
-            self._import_semaphore(),
+            self._turns[1],
             on_expired=lambda: self.events.expired(placement),
         )
         worker.start(self._of(server), resting=resting)
         self._workers[placement.id] = worker
         return placement
-
-    def _import_semaphore(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()
-        if self._turns is None or self._turns[0] is not loop:
-            self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
-        return self._turns[1]
 
     async def wait_for_begin_or_exit(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):

@@ -18,7 +18,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass, field
 from functools import partial
 
@@ -219,7 +219,6 @@ class LeftOver:
 
     @property
     def pidfds(self) -> Collection[int]:
-        """The pidfds of the processes that have to end."""
         return self._pidfds.values()
 
     def update(self, members: Iterable[int], listening: Set[int]) -> None:
@@ -332,16 +331,12 @@ def left_over_text(labels: Iterable[str]) -> str:
 
 def _still_running(sessions: list[LeftOver]) -> list[LeftOver]:
     members = _members_of_sessions({session.note.pid: session.note for session in sessions})
-    listening = {*_listening_inodes()}
+    until = time.monotonic() + _LISTING_SECONDS
+    listening = {sock.inode for sock in tcp_sockets(LISTEN, until)}
+    listening |= {inode for _, inode, _ in unix_sockets(LISTEN, until)}
     for session in sessions:
         session.update(members.get(session.note.pid, ()), listening)
     return [session for session in sessions if session.pidfds]
-
-
-def _listening_inodes() -> Iterator[int]:
-    until = time.monotonic() + _LISTING_SECONDS
-    yield from (sock.inode for sock in tcp_sockets(LISTEN, until))
-    yield from (inode for _, inode, _ in unix_sockets(LISTEN, until))
 
 
 def _await_exit(left: list[LeftOver], limits: list[float], began: float, pause_seconds: float | None) -> None:

@@ -68,7 +68,6 @@ class ManagerStore:
         self.stays_open = False
 
     async def fetch_returned(self) -> None:
-        """Fetch the returned listeners."""
         async for name, _ in stored_entries(self._keeper, fd_store.RETURNED):
             _, fds = await self._keeper.call({"op": "get", "name": name})
             sockets = self._returned[name] = []

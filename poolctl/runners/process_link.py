@@ -477,8 +477,13 @@ class KeeperLink(Link):
         """Add to `entries` what earlier supervisors put into the keeper's store, so that a new keeper gets it too."""
         self._dropped = set()
         async for name, _ in stored_entries(self):
-            if name not in self.entries and not name.startswith(fd_store.OF_THE_VERSION):
-                await self._fetch_into_entries(name)
+            if name in self.entries or name.startswith(fd_store.OF_THE_VERSION):
+                continue
+            reply, fds = await self.call({"op": "get", "name": name})
+            if name in self.entries or name in self._dropped or not (fds or reply["meta"] is not None):
+                close_all(fds)
+            else:
+                self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
         self._dropped = None
         self.whole = True
 
@@ -503,13 +508,6 @@ class KeeperLink(Link):
         super().close()
         for name in list(self.entries):
             self._forget(name)
-
-    async def _fetch_into_entries(self, name: str) -> None:
-        reply, fds = await self.call({"op": "get", "name": name})
-        if name in self.entries or name in (self._dropped or ()) or not (fds or reply["meta"] is not None):
-            close_all(fds)
-        else:
-            self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
 
     def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
         operation, name = message["op"], message.get("name", "")

@@ -97,13 +97,6 @@ class _MeasuredWorker:
         # As in ps(1), the first share of a core is the average since the start.
         self._share_since = began_at, 0.0
 
-    @classmethod
-    def of_unknown_usage(cls, now: float) -> _MeasuredWorker:
-        """A worker with processes that /proc hides at the time `now`."""
-        worker = cls(now)
-        worker.usage, worker.memory_at = Usage(measured_at=now), now
-        return worker
-
     def note_figures(self, processes: dict[_ProcessId, ProcessFigures], now: float) -> None:
         """Note the processes that the worker has at the time `now`."""
         self._spent_seconds += processor_seconds_between(self.processes, processes)
@@ -216,7 +209,8 @@ class ProcessUsages:
                     start, own_seconds, waited_seconds, resident_bytes = figures
                     processes[member, start] = ProcessFigures(own_seconds, waited_seconds, resident_bytes)
         except PermissionError:
-            self._workers[pid] = _MeasuredWorker.of_unknown_usage(now)
+            hidden = self._workers[pid] = _MeasuredWorker(now)
+            hidden.usage, hidden.memory_at = Usage(measured_at=now), now
             return
         worker = self._workers.get(pid)
         leader = next((process for process in processes if process[0] == pid), None)

@@ -131,9 +131,12 @@ def preload_spec(
     Servers with equal settings can share a preloaded process (app zygote). Raises ServerError as `worker_spec` does.
     """
     env = (program_environment if server.command else added_environment)(server, env_base)
+    if server.app is not None and not isinstance(server.app, str):
+        hint = 'give it as "module:attribute", or run the server in this process'
+        raise _configuration_error(server, "its app is an object, and cannot go to another process", hint)
     return {
         "python": interpreter,
-        "app": _app_import_string(server),
+        "app": server.app,
         "app_dir": server.app_dir,
         "handlers": server.handlers,
         **_process_settings(server, env, open_files=open_files, env_base=env_base),
@@ -168,13 +171,6 @@ def _process_settings(
         "user": user_ids(server),
         "open_files": [soft, hard],
     }
-
-
-def _app_import_string(server: ServerConfig) -> str | None:
-    if server.app is None or isinstance(server.app, str):
-        return server.app
-    hint = 'give it as "module:attribute", or run the server in this process'
-    raise _configuration_error(server, "its app is an object, and cannot go to another process", hint)
 
 
 def _scope_state(server: ServerConfig) -> Table:

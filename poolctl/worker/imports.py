@@ -202,7 +202,11 @@ def load_app(spec: Spec) -> Any:
     """The ASGI application that the specification names, or one that serves the WSGI application. Raises LoadFailed."""
     if spec["app"] is None:
         path = f"{spec['handlers']}()[{spec['handler_key']!r}]"
-        app = _load_handler(spec["handlers"], spec["handler_key"])
+        mapping = _call(_import_attribute(spec["handlers"]), spec["handlers"])
+        try:
+            app = mapping[spec["handler_key"]]
+        except (KeyError, TypeError) as error:
+            raise LoadFailed(f"{spec['handlers']}() has no handler {spec['handler_key']!r}") from error
     else:
         path = f"{spec['app']}()" if spec["factory"] else spec["app"]
         app = spec["app"] if callable(spec["app"]) else _import_attribute(spec["app"])
@@ -236,14 +240,6 @@ def _served_application(app: Any, path: str, spec: Spec) -> App:
     return app  # type: ignore[no-any-return]
 
 
-def _load_handler(path: str, key: str) -> Any:
-    mapping = _call(_import_attribute(path), path)
-    try:
-        return mapping[key]
-    except (KeyError, TypeError) as error:
-        raise LoadFailed(f"{path}() has no handler {key!r}") from error
-
-
 def _import_attribute(path: str) -> Any:
     module_name, _, attributes = path.partition(":")
     try:
@@ -254,18 +250,13 @@ def _import_attribute(path: str) -> Any:
         try:
             value = getattr(value, attribute)
         except AttributeError as error:
-            near = _nearest(attribute, value)
-            meant = f"; did you mean {near!r}?" if near else ""
+            import difflib
+
+            names = [name for name in dir(value) if not name.startswith("_")]
+            near = difflib.get_close_matches(attribute, names, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
             raise LoadFailed(f"cannot import {path!r}: {error}{meant}") from error
     return value
-
-
-def _nearest(attribute: str, holder: object) -> str:
-    """The public name in `holder` most similar to `attribute`, which it lacks; "" if none is similar."""
-    import difflib
-
-    names = [name for name in dir(holder) if not name.startswith("_")]
-    return next(iter(difflib.get_close_matches(attribute, names, n=1)), "")
 
 
 def _call(function: Any, path: str) -> Any:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import monotonic_ns, process_time_ns
 from typing import NoReturn
 
@@ -125,7 +125,8 @@ class WorkerProcess:
         self.control.ignore()
 
     def _on_server_ready(self) -> None:
-        announce_heartbeats(self.server.server_state.tally)
+        if (tally := self.server.server_state.tally) is not None:
+            tally[BEAT_ANSWERED_NS] = _NONE_ASKED  # from now on heartbeats are answered
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = self._on_left
         self._inform(_STARTED)
@@ -160,22 +161,24 @@ class WorkerProcess:
             case "tls":
                 self._renew_certificate_and_report(message.get("tls") or self.spec["tls"], fds)
             case "routes":
-                self._use_routes(fds, str(message.get("key", "")), message.get("trusted") or ())
+                try:
+                    self.routes.replace_routes(fds, str(message.get("key", "")), message.get("trusted") or ())
+                except (OSError, ValueError) as error:
+                    self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
             case "peers" if len(fds) == 1:
                 # Not a duplicate: closing any descriptor of a file releases the locks of this process on it (fcntl(2)).
                 self.server.balance_by_counts_page(fds.pop())
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
-                self.control.send_or_drop(self._state())
+                state = {"event": "ready", "leaving": self.server.should_exit}
+                if self.server.resting:
+                    state["resting"] = "told" if self.accepting_ordered else "new"
+                self.control.send_or_drop(state)
                 if self.expired:
                     self.control.send_or_drop({"event": "expired"})
                 if self.idleness is not None and self.idleness.idle:
                     self._report_idle(True)
-
-    def _state(self) -> wire.Message:
-        resting = {"resting": "told" if self.accepting_ordered else "new"} if self.server.resting else {}
-        return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew_certificate_and_report(self, tls: Tls, fds: list[int]) -> None:
         """Use the certificate in `fds` for new connections; report success or the error to the supervisor."""
@@ -186,13 +189,6 @@ class WorkerProcess:
             return
         self.server.config.ssl = context
         self.control.send_or_drop({"event": "tls", "error": None})
-
-    def _use_routes(self, fds: list[int], key: str, trusted: Iterable[str]) -> None:
-        """Show applications the gateway's routes in `fds` from now on, or log why they are unusable."""
-        try:
-            self.routes.replace_routes(fds, key, trusted)
-        except (OSError, ValueError) as error:
-            self._log(f"ERROR:    the route table cannot be used: {error}\n".encode())
 
     def _watch_idleness(self, seconds: float | None) -> None:
         """Report when the worker has been idle for `seconds`, and when it is active again; None: stop reporting."""
@@ -276,13 +272,6 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
-    def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Carry out an order; closes the descriptors."""
-        try:
-            self.worker.perform(message, fds)
-        finally:
-            close_all(fds)
-
     def close_in_child(self) -> None:
         """Close the socket in a process that the application has forked."""
         with contextlib.suppress(OSError):
@@ -304,14 +293,12 @@ class ControlSocket:
             self.ignore()
             self.worker.drain()
             return False
-        self.perform(*received)
+        message, fds = received
+        try:
+            self.worker.perform(message, fds)
+        finally:
+            close_all(fds)
         return True
-
-
-def announce_heartbeats(tally: memoryview | None) -> None:
-    """Record in the shared memory `tally` that this worker answers heartbeats; do nothing if `tally` is None."""
-    if tally is not None:
-        tally[BEAT_ANSWERED_NS] = _NONE_ASKED
 
 
 def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> bool:
@@ -352,7 +339,6 @@ class IdleTimer:
         self._timer = self._loop.call_later(seconds, self._report_idle_if_due)
 
     def stop(self) -> None:
-        """Stop calling `on_change`."""
         self._server_state.on_activity = None
         self._timer.cancel()
 
@@ -403,16 +389,13 @@ class ForkedChildCleanup:
     def _after_fork_in_child(self) -> None:
         if not self._separate:  # in a grandchild these descriptor numbers may have been reused
             self._separate = True
-            self._reset_loop_signal_handlers()
+            signal.set_wakeup_fd(-1)
+            for number in signal.valid_signals():
+                # Reset only the loop's handler; all others belong to the application.
+                if self.loop_handler is not None and signal.getsignal(number) == self.loop_handler:
+                    signal.signal(number, signal.SIG_DFL)
             self._worker.close_in_child()
         self._release_signals()
-
-    def _reset_loop_signal_handlers(self) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
-            # Reset only the loop's handler; all others belong to the application.
-            if self.loop_handler is not None and signal.getsignal(number) == self.loop_handler:
-                signal.signal(number, signal.SIG_DFL)
 
 
 def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:

@@ -155,7 +155,9 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             if failed:
                 _refuse_next(requests, error)
             failed = not failed
-            _wait_for_request(requests)
+            poll = select.poll()
+            poll.register(requests, select.POLLIN)
+            poll.poll()
             continue
         if forker == 0:
             _forker_main(requests, roles)
@@ -171,12 +173,6 @@ def _has_ended(requests: socket.socket) -> bool:
         return False
     except OSError:
         return True
-
-
-def _wait_for_request(requests: socket.socket) -> None:
-    poll = select.poll()
-    poll.register(requests, select.POLLIN)
-    poll.poll()
 
 
 def _refuse_next(requests: socket.socket, error: OSError) -> None:

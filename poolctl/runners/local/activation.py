@@ -103,7 +103,6 @@ class HeldConnectionLimit:
         self._looked_at = 0.0
 
     def too_many(self, count: int) -> bool:
-        """Whether this number of held connections exceeds the limit."""
         if count <= MIN:
             return False
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
@@ -287,7 +286,6 @@ class Activator:
         self._adoptions.close_queued(key)
 
     def forget_and_close_held(self, key: str) -> None:
-        """Forget the server and close the connections that are held for it."""
         self._close_held_connections(key)
         self.disarm_and_hand_over(key)
         self._servers_that_block.discard(key)

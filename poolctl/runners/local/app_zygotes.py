@@ -106,7 +106,6 @@ class AppZygote(LinkHandler):
         return not self._ends and self.link.sock.fileno() >= 0
 
     def begin_import(self) -> None:
-        """Order the zygote to import the application."""
         self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
         self._mark_begun()

@@ -56,7 +56,6 @@ class LeftGroups:
 
     @property
     def leaders(self) -> list[ProcessIdentity]:
-        """The exited leaders of the groups."""
         return [group.leader for group in self._groups.values()]
 
     def add(self, worker: LocalWorker) -> None:

@@ -118,7 +118,6 @@ class LocalWorker(LinkHandler):
 
     @property
     def process(self) -> ProcessIdentity:
-        """The worker's process."""
         return ProcessIdentity(self.placement.pid or 0, self.start)
 
     def mark_adopted(self, *, reports: bool) -> None:

@@ -47,7 +47,6 @@ class NotifySocket:
         return cls(sock, path, uid)
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
         return self._sock.fileno()
 
     def start(self, on_ready: Callable[[], None]) -> None:

@@ -89,7 +89,6 @@ class Sockets:
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
-        """The keys of the servers that have listeners."""
         return set(self._open)
 
     def endpoints(self, key: str) -> list[str]:
@@ -155,7 +154,6 @@ class Sockets:
             await self._keeper.call({"op": "drop", "name": f"{fd_store.LISTENER}{key}"})
 
     async def close_all(self) -> None:
-        """Close every listener."""
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
@@ -276,7 +274,6 @@ class AdoptionPairs:
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
-        """Close the socket pairs of all servers, in this process and in the keeper."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 

@@ -71,7 +71,6 @@ class InterpreterZygoteIdentity(NamedTuple):
 
     @classmethod
     def from_key(cls, key: str) -> InterpreterZygoteIdentity:
-        """Return the identity with this `key`."""
         match = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if match is None else cls(match[3], (int(match[1]), int(match[2])))
 

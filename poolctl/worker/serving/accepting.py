@@ -120,7 +120,6 @@ class OneByOneAcceptor:
         self._begin()
 
     def close(self) -> None:
-        """Stop accepting."""
         stop_reading(self.sockets)
         if self._retry is not None:
             self._retry.cancel()
@@ -398,26 +397,29 @@ class ConnectionAcceptor:
                     if not waiting.poll(0):
                         break
                     try:
-                        self._serve_waiting(backlog.accept_without_batch_limit())
+                        sock = backlog.accept_without_batch_limit()
                     except OSError:
                         break
+                    if peer_has_closed(sock):
+                        close_promptly(sock.detach())
+                    else:
+                        self._serve_accepted(sock)
                     if number % _AT_ONCE == 0:
                         await asyncio.sleep(0)
         while self.accepted:
             await asyncio.sleep(0)
 
-    def _serve_waiting(self, sock: Connection) -> None:
-        if peer_has_closed(sock):
-            close_promptly(sock.detach())
-        else:
-            self._serve_accepted(sock)
-
     def _serve_accepted(self, sock: Connection) -> None:
-        if self._config.ssl is not None:
-            self._begin_tls_or_hand_over(sock)
-        else:
+        if self._config.ssl is None:
             make = protocol_factory(self._config, self._server_state, self._app_state)
             self.accepted.attach(make, sock)
+            return
+        due = sock.until = monotonic() + self._server_state.head_timeouts.seconds
+        balancer = self._server_state.balancer
+        if balancer is not None and balancer.hand_over_if_too_many(sock):
+            sock.close()
+        else:
+            self._shake_hands(sock, due)
 
     def _has_room(self) -> bool:
         # Connections without TLS that have no protocol yet are not counted as open.
@@ -425,14 +427,6 @@ class ConnectionAcceptor:
 
     def _end_wake(self) -> None:
         self._woken = self._full  # a full worker has not accepted all of them yet
-
-    def _begin_tls_or_hand_over(self, sock: Connection) -> None:
-        due = sock.until = monotonic() + self._server_state.head_timeouts.seconds
-        balancer = self._server_state.balancer
-        if balancer is not None and balancer.hand_over_if_too_many(sock):
-            sock.close()
-        else:
-            self._shake_hands(sock, due)
 
     def _start_taking_handovers(self) -> None:
         self._taking = True

@@ -113,7 +113,6 @@ class PeerCounts:
 
     @property
     def handover_announced(self) -> bool:
-        """Whether a worker has just announced a handover."""
         now_ns = monotonic_ns()
         # No worker announces a later time: such a value is invalid.
         return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
@@ -167,7 +166,6 @@ class ConnectionBalancer:
         self._in_flight = self._others_before = 0
 
     def publish_accepting(self, accepting: bool) -> None:
-        """Publish whether this worker accepts connections."""
         self._accepting = accepting
         self.publish()
 
@@ -197,8 +195,10 @@ class ConnectionBalancer:
         """
         if self._counts.alone:
             return False
-        if self._may_hand_over and self._has_more_websockets():
-            return self._hand_over(connection, self._counts.others())
+        if self._may_hand_over and (others := self._counts.others_websockets()):
+            mine = self._state.open_websockets
+            if mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_DIVISOR):
+                return self._hand_over(connection, self._counts.others())
         return self._hand_over_if_too_many(connection, self._state.open_connections + 1)
 
     def maybe_transfer(self, connection: HasHandOver) -> bool:
@@ -218,7 +218,6 @@ class ConnectionBalancer:
             self._in_flight -= 1
 
     def schedule_check(self) -> None:
-        """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._detect_short_lived_and_even_out)
 
@@ -261,10 +260,6 @@ class ConnectionBalancer:
         `mine` and `others` are current numbers; `on_their_way` are handed-over connections that no worker counts yet.
         """
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
-
-    def _has_more_websockets(self) -> bool:
-        mine, others = self._state.open_websockets, self._counts.others_websockets()
-        return bool(others) and mine - min(others) >= max(_MIN_DIFFERENCE, mine // _WEBSOCKETS_DIVISOR)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
         """Return how many handed-over connections are not yet in the counts of the other workers, `others`."""

@@ -181,7 +181,11 @@ class Http1Connection(Http1Protocol):
         The application sees a disconnected client.
         """
         cycle = self.cycle
-        if self.idle or not cycle.response_started or not wants_events(cycle.scope["headers"]):
+        if self.idle or not cycle.response_started:
+            return
+        # Every EventSource asks for it (HTML, "Server-sent events"). Other clients might think their stream complete.
+        accepted = (value for name, value in cycle.scope["headers"] if name == b"accept")
+        if not any(b"text/event-stream" in value for value in accepted):
             return
         cycle.disconnected = True
         cycle.message_event.set()
@@ -571,7 +575,6 @@ class Http1Connection(Http1Protocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def cancel_close_when_quiet(self) -> None:
-        """Cancel `close_when_quiet`."""
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -794,9 +797,3 @@ class DataDiscardingProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._before.connection_lost(exc)
-
-
-def wants_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether these request headers ask for server-sent events."""
-    # Every EventSource sends this (HTML, "Server-sent events"). The client of another stream might think it complete.
-    return any(name == b"accept" and b"text/event-stream" in value for name, value in headers)

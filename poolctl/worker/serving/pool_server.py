@@ -295,7 +295,10 @@ class PoolServer(uvicorn.Server):
             # h11's own limit is above the worker's, which sends the right response.
             config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_BYTES
             self._trust_unix_peers()
-            self._install_poolctl_protocol_classes()
+            kind = connection_class(config.http_protocol_class)
+            self.server_state.connections.http = config.http_protocol_class = kind
+            if self._routes is not None:
+                self._routes.show_to_app(config)
             self.lifespan = config.lifespan_class(config)
             self.lifespan.state.update(self._extra_state)
             self.server_state.fixed_headers = config.encoded_headers
@@ -315,13 +318,6 @@ class PoolServer(uvicorn.Server):
         if config.proxy_headers and UNIX in config.forwarded_allow_ips and is_unix:
             app: Any = inner_app(config.loaded_app)
             app.trusted_hosts = uvicorn_parts.UnixPeers(app.trusted_hosts)
-
-    def _install_poolctl_protocol_classes(self) -> None:
-        config, state = self.config, self.server_state
-        kind: Any = config.http_protocol_class
-        state.connections.http = config.http_protocol_class = connection_class(kind)
-        if self._routes is not None:
-            self._routes.show_to_app(config)
 
     def _limit_reached(self) -> None:
         logger.info(
@@ -475,7 +471,6 @@ class ProbeConnections:
             self._accepted.shake_hands(self._make_protocol(), sock, self._config.ssl, due)
 
     def close(self) -> None:
-        """Close every probe connection."""
         self._accepted.cancel()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:

@@ -33,7 +33,6 @@ from poolctl.worker.worker_process import (
     ControlSocket,
     IdleTimer,
     WorkerProcess,
-    announce_heartbeats,
     answer_if_heartbeat,
 )
 from tests import serving
@@ -45,14 +44,6 @@ SECONDS = 0.15
 
 
 # Heartbeats.
-
-
-def test_page_shows_that_a_worker_answers_heartbeats() -> None:
-    page = blank_page()
-    assert page[BEAT_ANSWERED_NS] == 0
-    announce_heartbeats(page)
-    assert 0 < page[BEAT_ANSWERED_NS] <= time.monotonic_ns()
-    announce_heartbeats(None)
 
 
 def test_heartbeat_is_answered_with_the_time_of_the_question_and_the_lag() -> None:
