@@ -13,9 +13,8 @@ CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
 RETURNED, RETURNED_DIGITS = "poolctl-", 32
 # The pool's lock (see pool_lock), which keeper and supervisor hold by this entry while either runs.
 LOCK = "lock"
-# Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per
-# application) belong to the version that started them.
-LOGGER, UNDERWAY = "logger", "logger-underway"
+# Links to helper processes. Zygotes (per interpreter, and per application) belong to the version that started them.
+LOGGER = "logger"
 ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)

@@ -12,15 +12,12 @@ from poolctl.private_directory import recreate_pool_directory
 from poolctl.safe_open import open_file, open_parent_directory
 
 from .log_line import parse_line, seconds_of, stamp
-from .log_tail import OpenLog
 
 _FILE_MODE = 0o640
 _CHECK_SECONDS = 1.0
 _ROTATE_AGAIN_AFTER_SECONDS = 60.0
 _FIRST_LINE_BYTES = 64
 _MAX_SURPLUS_FILES = 100
-_MAX_FILES = 100
-_HEAD_BYTES = 28  # the time at the beginning of every line of the block
 
 
 class LogFile:
@@ -96,22 +93,6 @@ class LogFile:
         clock = self._clock
         until_old = seconds_of(self._born) + self._max_age - clock.time()
         return max(until_old, self._rotate_at - clock.monotonic())
-
-    def cut_file_to_stored_lines(self, block: bytes) -> int:
-        """Return how many bytes of `block` a killed writer has stored, counted in whole lines.
-
-        If the file ends with an incomplete line of `block`, this line is cut off.
-        """
-        self._reopen_or_rotate_if_due()
-        stored = stored_part(self.path, block)
-        whole = block.rfind(b"\n", 0, stored) + 1
-        if stored > whole and self._fd >= 0:
-            try:
-                os.ftruncate(self._fd, self._size - (stored - whole))
-            except OSError:
-                pass  # the rest of that line is written before the next one
-            self.close_for_reopen()
-        return whole
 
     def close_for_reopen(self) -> None:
         """Close the file, so that the next line opens its path again (for example after logrotate)."""
@@ -261,29 +242,3 @@ def _exists(name: str, directory: int) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def stored_part(path: str, block: bytes) -> int:
-    """Return how many bytes from the start of `block` are at the end of the log at `path`; 0 if none."""
-    text = _ending(path, len(block))
-    view = memoryview(text)  # not copied for each line that begins like the block
-    head = block[:_HEAD_BYTES]
-    at = text.find(head)
-    while at >= 0:
-        if block.startswith(view[at:]):
-            return len(text) - at
-        at = text.find(head, at + 1)
-    if text.endswith(b"\n"):
-        return 0
-    return next((length for length in range(len(head), 0, -1) if text.endswith(head[:length])), 0)
-
-
-def _ending(path: str, length: int) -> bytes:
-    """The last `length` bytes of a log and its rotated files, or all their bytes if they have fewer."""
-    text = b""
-    log = OpenLog(path, _MAX_FILES)
-    for fd, size in log.parts:
-        count = min(size, length - len(text))
-        text = os.pread(fd, count, size - count) + text
-    log.close()
-    return text

@@ -2,8 +2,6 @@
 
 Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object whose `t` names the order:
 
-- `underway`, with two files in memory: output that is not stored yet is kept there, so that the logger's successor
-  neither loses nor repeats a line (see OutputSpool). Sent before any other order, and again by a new supervisor.
 - `add`, with the read end of a pipe: read it from now on. `id` names the stream; `name` and `pid` identify the server's
   process; `path` is the file. Optional: `format` ("text", "json" or "raw": as written), `max_size` in bytes, `keep`,
   `max_age` in seconds; 0 means no limit; `ready_line`, a regular expression to look for in the lines. For a known `id`
@@ -21,29 +19,26 @@ The logger sends `up` when it has begun, answers pings, and sends these reports:
 - `error` with `message`: an order that could not be carried out.
 
 When descriptor 3 is closed, no supervisor or keeper is left to start a new logger. This one then continues until every
-pipe has ended. It can be killed at any time: output is moved from pipes into the files in memory, and from there,
-noted, into log files, so that no line is lost or repeated. The keeper also holds the read ends and the files in memory.
+pipe has ended. The keeper also holds the read ends, so that a killed logger's successor continues with the pipes. Only
+what the killed logger was storing, and the beginnings of incomplete lines, may be lost.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
-import errno
-import itertools
-import json
 import os
 import select
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
-from poolctl.platform import close_all, memory_file, name_process, raise_descriptor_limit
+from poolctl.platform import close_all, name_process, raise_descriptor_limit
 
 from .log_file import LogFile
 from .log_line import as_json, stamp, with_timestamp_prefix
@@ -57,151 +52,14 @@ _MIN_AGE_CHECK_SECONDS, _MAX_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
 MAX_BYTES = 64 * 1024
-# Errors of splice(2) in a sandbox that does not allow it.
-_NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
-# Sizes in the spool: of the header of an area, and of a whole area.
-_HEADER_BYTES = 1024
-_AREA_BYTES = _HEADER_BYTES + MAX_BYTES
 # How much of each stream's last output is kept, for messages about the exit of its process.
 _TAIL_BYTES = 8 * 1024
 # How much of each line is searched for `ready_line`.
 _SEARCHED_BYTES = 4 * 1024
 
 
-class NotedMove(NamedTuple):
-    """The move of lines from the spool into a log file.
-
-    `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes. `rest` is the incomplete line
-    after them, which stays in the spool.
-    """
-
-    id: str
-    when: str
-    length: int
-    rest: bytes
-
-
-class OutputSpool:
-    """Output that has left its pipe and is not in a log file yet: at most 64 KiB of each stream.
-
-    Pipes are always emptied, because the kernel reports output of a write(2) in progress only if the pipe was empty.
-    The spool is in two files in memory, `fds`, which the next logger gets: it continues where a killed one was. The
-    second file has the bytes that were taken out of a pipe last. The first file consists of areas, each with a header
-    in JSON and with bytes: area 0 is a note of the current work, the others are the incomplete last lines of streams.
-    """
-
-    def __init__(self, fds: Sequence[int] = ()) -> None:
-        self.fds: list[int] = []
-        self.use(fds or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")])
-
-    def use(self, fds: Sequence[int]) -> None:
-        """Close the current files, and use these."""
-        self.close()
-        self.fds = [*fds]
-        self._lines: dict[str, bytes] = {}  # incomplete, by stream
-        self._areas: dict[str, int] = {}
-        self._left: NotedMove | None = None
-        for area in range(1, os.fstat(self.fds[0]).st_size // _AREA_BYTES + 1):
-            header, content = self._read_area(area)
-            if header:
-                self._lines[header["id"]], self._areas[header["id"]] = content, area
-        header, rest = self._read_area(0)
-        if header:
-            self._continue(header, rest)
-
-    def _continue(self, header: dict[str, Any], rest: bytes) -> None:
-        """Bring a killed logger's current work into a state in which it can wait for its stream to be added."""
-        id = header["id"]
-        if header.get("stored"):
-            self._finish(id, rest)
-            return
-        content = self.incomplete_line(id)[: header["kept"]] + os.pread(self.fds[1], MAX_BYTES, 0)
-        if "when" in header:
-            self._left = NotedMove(id, header["when"], header["length"], content[header["length"] :])
-        self._finish(id, content)
-
-    def unfinished_move(self, id: str) -> NotedMove | None:
-        """Return the move if a killed logger was moving lines of stream `id` into the log file; otherwise None."""
-        return self._left if self._left is not None and self._left.id == id else None
-
-    def incomplete_line(self, id: str) -> bytes:
-        """The bytes of the stream that are kept until their line is complete."""
-        return self._lines.get(id, b"")
-
-    def take(self, id: str, pipe: int) -> bytes:
-        """Take bytes of stream `id` out of its pipe, up to 64 KiB with its incomplete line; b"" at end of file.
-
-        They are in the spool until the next `finish`. Raises BlockingIOError when the pipe is empty.
-        """
-        kept = len(self.incomplete_line(id))
-        self._write_note({"id": id, "kept": kept})
-        try:
-            # A single call, so that a logger that is killed meanwhile loses nothing.
-            length = os.splice(pipe, self.fds[1], MAX_BYTES - kept, offset_dst=0, flags=os.SPLICE_F_NONBLOCK)
-            return os.pread(self.fds[1], length, 0)
-        except OSError as error:
-            if error.errno not in _NOT_ALLOWED:
-                raise
-        data = os.read(pipe, MAX_BYTES - kept)
-        os.pwrite(self.fds[1], data, 0)
-        return data
-
-    def begin(self, move: NotedMove) -> None:
-        """Note that the lines of this move are now stored in the log file."""
-        if self.unfinished_move(move.id) is not None:
-            self._left = None
-        kept = len(self.incomplete_line(move.id))
-        self._write_note({"id": move.id, "kept": kept, "when": move.when, "length": move.length})
-
-    def finish(self, move: NotedMove) -> None:
-        """Keep only the rest of the move, after its lines have been stored."""
-        self._write_note({"id": move.id, "stored": True}, move.rest)
-        self._finish(move.id, move.rest)
-
-    def close(self) -> None:
-        close_all(self.fds)
-        self.fds = []
-
-    def _finish(self, id: str, rest: bytes) -> None:
-        self._keep(id, rest)
-        os.ftruncate(self.fds[1], 0)
-        self._clear(0)
-
-    def _keep(self, id: str, line: bytes) -> None:
-        area = self._areas.get(id)
-        if line:
-            if area is None:
-                used = set(self._areas.values())
-                area = self._areas[id] = next(number for number in itertools.count(1) if number not in used)
-            self._lines[id] = line
-            self._write_area(area, {"id": id}, line)
-        elif area is not None:
-            self._clear(area)
-            del self._areas[id], self._lines[id]
-
-    def _write_note(self, header: dict[str, Any], rest: bytes = b"") -> None:
-        self._write_area(0, header, rest)
-
-    def _write_area(self, area: int, header: dict[str, Any], content: bytes) -> None:
-        # The header last: it makes the content valid.
-        if content:
-            os.pwrite(self.fds[0], content, area * _AREA_BYTES + _HEADER_BYTES)
-        text = json.dumps({**header, "size": len(content)}).encode() + b"\n"
-        os.pwrite(self.fds[0], text, area * _AREA_BYTES)
-
-    def _read_area(self, area: int) -> tuple[dict[str, Any], bytes]:
-        text = os.pread(self.fds[0], _HEADER_BYTES, area * _AREA_BYTES).partition(b"\n")[0].strip(b"\0")
-        if not text:
-            return {}, b""
-        header = json.loads(text)
-        return header, os.pread(self.fds[0], header["size"], area * _AREA_BYTES + _HEADER_BYTES)
-
-    def _clear(self, area: int) -> None:
-        os.pwrite(self.fds[0], b"\n", area * _AREA_BYTES)
-
-
 class OutputStream:
-    """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line stays in the spool.
+    """Moves output from the pipe `fd` into `file` in whole lines; an incomplete line is kept in memory.
 
     `dropped_bytes` counts output that could not be stored. `report` sends the supervisor a message at once; `id`
     identifies the stream to it.
@@ -212,19 +70,18 @@ class OutputStream:
         order: wire.Message,
         fd: int,
         file: LogFile,
-        spool: OutputSpool,
         report: Callable[[wire.Message], None],
     ) -> None:
         self.id, self.pid = str(order["id"]), int(order["pid"])
         self.fd = fd
         self.file = file
         self.dropped_bytes = 0
+        self._incomplete_line = b""
         self._tail = b""
         self._name, self._format = str(order["name"]), order.get("format")
         self._ready_line: str | None = order.get("ready_line")
         self._expression: Expression | None = None
         self.ready_report: wire.Message | None = None
-        self._spool = spool
         self._report = report
 
     def __repr__(self) -> str:
@@ -235,49 +92,27 @@ class OutputStream:
 
         Raises BlockingIOError when the pipe is empty.
         """
-        taken = self._spool.take(self.id, self.fd)
-        if taken:
-            self._store_whole_lines(self._spool.incomplete_line(self.id) + taken, now)
-        return len(taken)
-
-    def recover(self, now: float) -> None:
-        """Complete what a previous logger, which was killed, had begun to do with output of this stream."""
-        content = self._spool.incomplete_line(self.id)
-        move = self._spool.unfinished_move(self.id)
-        if move is not None:
-            self._spool.begin(move)
-            self._store_missing_lines(content[: move.length], move.when)
-            self._look_for_ready_line(content[: move.length])
-            self._spool.finish(move)
-            content = move.rest
-        if content:
-            self._store_whole_lines(content, now)
-
-    def store_incomplete_line(self, now: float) -> None:
-        """Store the incomplete last line, if any, with a line break."""
-        if line := self._spool.incomplete_line(self.id):
-            self._move(line, b"", now)
-
-    def _store_whole_lines(self, content: bytes, now: float) -> None:
+        # Longer lines are split, so that there is always room.
+        taken = os.read(self.fd, MAX_BYTES - len(self._incomplete_line))
+        content = self._incomplete_line + taken
         end = content.rfind(b"\n") + 1
         if not end and len(content) == MAX_BYTES:
             _, end = codecs.utf_8_decode(content, "replace")  # without the first bytes of a character
-        self._move(content[:end], content[end:], now)
+        self._incomplete_line = content[end:]
+        if end:
+            self._store_lines(content[:end], now)
+        return len(taken)
 
-    def _move(self, lines: bytes, rest: bytes, now: float) -> None:
-        move = NotedMove(self.id, stamp(now), len(lines), rest)
-        self._spool.begin(move)
-        if lines:
-            self._store(_with_line_break(lines), move.when)
-            # Before the lines leave the spool: the next logger looks again if this one is killed meanwhile.
-            self._look_for_ready_line(lines)
-        self._spool.finish(move)
+    def store_incomplete_line(self, now: float) -> None:
+        """Store the incomplete last line, if any, with a line break."""
+        line, self._incomplete_line = self._incomplete_line, b""
+        if line:
+            self._store_lines(line, now)
 
-    def _store_missing_lines(self, lines: bytes, when: str) -> None:
-        block = self._format_lines(_with_line_break(lines), when)
-        rest = block[self.file.cut_file_to_stored_lines(block) :]
-        if rest:
-            self.dropped_bytes += len(rest) - self.file.append_and_count_written(rest)
+    def _store_lines(self, lines: bytes, now: float) -> None:
+        # The line break is missing after an overlong or incomplete last line.
+        self._store(lines if lines.endswith(b"\n") else lines + b"\n", stamp(now))
+        self._look_for_ready_line(lines)
 
     def _look_for_ready_line(self, lines: bytes) -> None:
         """Report the first line that matches `ready_line`, or why none can be looked for, and look for no other."""
@@ -342,11 +177,6 @@ class OutputStream:
         )
 
 
-def _with_line_break(lines: bytes) -> bytes:
-    """The lines with a final line break, which is missing after an overlong or incomplete last line."""
-    return lines if lines.endswith(b"\n") else lines + b"\n"
-
-
 class OutputLogger:
     """Executes the supervisor's orders, and stores output. One thread, which sleeps until an event occurs."""
 
@@ -363,7 +193,6 @@ class OutputLogger:
         self._report_at = 0.0
         self._streams_with_loss: set[OutputStream] = set()
         self._age_at: float | None = None  # when to check for files old enough to rotate
-        self._spool = OutputSpool()
         self._end_ordered = False
 
     def __repr__(self) -> str:
@@ -390,7 +219,6 @@ class OutputLogger:
             self._end(stream)
         self._epoll.close()
         self._link.close()
-        self._spool.close()
 
     def _timeout(self) -> float:
         times = [] if self._age_at is None else [self._age_at]
@@ -417,9 +245,6 @@ class OutputLogger:
         try:
             if kind == "add":
                 self._add(message, fds)
-            elif kind == "underway":
-                self._spool.use(fds)
-                fds = []
             elif kind == "reopen":
                 for file in self._files.values():
                     file.close_for_reopen()
@@ -446,7 +271,7 @@ class OutputLogger:
         file = self._files.get(path) or LogFile(
             path, owner=(int(owner[0]), int(owner[1])) if owner else None, pool_directory=self._directory
         )
-        stream = OutputStream(order, fd, file, self._spool, self._report_now)
+        stream = OutputStream(order, fd, file, self._report_now)
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
@@ -466,7 +291,6 @@ class OutputLogger:
         self._files[path] = file
         file.users += 1
         self._streams[fd] = self._by_id[stream.id] = stream
-        stream.recover(time.time())
 
     def _pump_and_may_have_more(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""

@@ -93,14 +93,14 @@ def test_program_is_ready_with_its_line_whoever_is_replaced_before_it_comes(
     write(real_pool, talker.command(stream=2), 'start_timeout = "10m"\n')
     starting = real_pool.spawn("start")
     until(lambda: real_pool.run("list").code == 0 and pids_of(real_pool))
-    talker.say("loading\nready to se")
+    talker.say("loading\n")
     until(lambda: "loading" in logged(real_pool))
     os.kill(logger(real_pool), signal.SIGKILL)
     supervisor = real_pool.info()["supervisor_pid"]
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: real_pool.run("list").code == 0 and real_pool.info()["supervisor_pid"] != supervisor)
     assert real_pool.items()["web"]["state"] == "starting"
-    talker.say("rve\n")
+    talker.say("ready to serve\n")
     until(lambda: real_pool.items()["web"]["ready"])
     starting.communicate(timeout=60)
 

@@ -20,7 +20,6 @@ from poolctl.keeper import fd_store, wire
 from poolctl.logs.internal_log import InternalLogRotator
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
-from poolctl.platform import memory_file
 
 from ..helper_process import HelperKind, HelperOwner, HelperProcess, Helpers
 from ..process_link import Descriptor, Link, LinkLost
@@ -92,8 +91,6 @@ class OutputPipes(HelperOwner[HelperProcess]):
         self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
         self._pipes: dict[str, _Pipe] = {}
         self._tails: dict[str, str] = {}  # the last output of the pipes that were closed last, by key
-        # The two files in which a logger keeps output that it has not stored yet, for the next one (see OutputSpool).
-        self._spool: list[Descriptor] = []
         self._numbers = itertools.count(1)
 
     @property
@@ -103,17 +100,10 @@ class OutputPipes(HelperOwner[HelperProcess]):
 
     async def start(self) -> None:
         """Adopt the running logger, or have one started, which gets every pipe. Raises LinkLost."""
-        _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
-        fds = kept or [memory_file("poolctl-spool", b""), memory_file("poolctl-taken", b"")]
-        self._spool = [Descriptor(fd) for fd in fds]
-        # Even if the keeper has them: otherwise its link would keep separate duplicates for the next keeper.
-        self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, self._spool)
         await self._helper.adopt()
         self._helper.reconcile()
 
     def use(self, process: HelperProcess, *, is_new: bool) -> None:
-        # Even to an adopted logger: the keeper starts the first logger without them.
-        process.link.send({"t": "underway"}, self._spool)
         for pipe in self._pipes.values():
             process.link.send(pipe.message, [pipe.read])
 
@@ -236,11 +226,8 @@ class OutputPipes(HelperOwner[HelperProcess]):
         Output that workers write later is lost, unless a later supervisor starts another logger.
         """
         self._helper.close()
-        if self._spool:
-            self._keeper.send({"op": "drop", "name": fd_store.UNDERWAY})
-        for descriptor in [*self._spool, *(pipe.read for pipe in self._pipes.values())]:
-            descriptor.close()
-        self._spool.clear()
+        for pipe in self._pipes.values():
+            pipe.read.close()
         self._pipes.clear()
         self._log_rotation.close()
 

@@ -138,20 +138,21 @@ def test_a_zygote_that_is_killed_while_workers_are_asked_for_delays_them_only(
     assert {item["ready"] for item in json.loads(stdout)["items"]} == {True}
 
 
-def test_a_killed_logger_is_replaced_and_loses_nothing(pool: RealPool, until: Any) -> None:
+def test_a_killed_logger_is_replaced_and_loses_no_stored_line(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("chatty.py", CHATTY)
     pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
     pool.ok("start")
-    for number in range(30):
-        if number % 10 == 5:
-            os.kill(helper(pool, "logs"), signal.SIGKILL)
-        assert get(port, f"/line-{number}").status == 200
 
     def lines() -> list[str]:
         printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
         return [line.rpartition("/")[2] for line in printed if "/line-" in line]
 
+    for number in range(30):
+        if number % 10 == 5:
+            until(lambda number=number: len(lines()) == number)
+            os.kill(helper(pool, "logs"), signal.SIGKILL)
+        assert get(port, f"/line-{number}").status == 200
     until(lambda: len(lines()) >= 30)
     assert lines() == [f"line-{number}" for number in range(30)]
     assert is_alive(helper(pool, "logs"))

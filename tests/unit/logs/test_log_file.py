@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.log_file import LogFile, stored_part
+from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
-from tests.growth import grows_too_fast, repeated
 from tests.manual_clock import ManualClock
 
 
@@ -232,7 +231,7 @@ def test_file_that_cannot_be_rotated_grows_and_loses_no_line(path: Path) -> None
 
 LIMITED = """
 import resource, sys
-from poolctl.logs.log_file import LogFile, stored_part
+from poolctl.logs.log_file import LogFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 print(file.append_and_count_written(b"aaa\\nbbb\\nccc\\nddd\\n"), file.error)
@@ -251,7 +250,7 @@ def test_a_limit_that_is_met_within_a_line_leaves_whole_lines(path: Path) -> Non
 
 SHARED = """
 import resource, sys
-from poolctl.logs.log_file import LogFile, stored_part
+from poolctl.logs.log_file import LogFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 file.append_and_count_written(b"a\\n")
@@ -326,76 +325,6 @@ LINES = [with_timestamp_prefix(line, stamp(1_790_000_001.0)) for line in (b"one\
 BLOCK = b"".join(LINES)
 
 
-@pytest.mark.parametrize(
-    ("stored", "whole"),
-    [
-        (0, 0),
-        (2, 0),
-        (len(LINES[0]) - 1, 0),
-        (len(LINES[0]), 1),
-        (len(LINES[0]) + 3, 1),
-        (len(BLOCK) - 1, 2),
-        (len(BLOCK), 3),
-    ],
-)
-def test_block_that_a_killed_writer_has_begun_is_continued_after_its_last_whole_line(
-    path: Path, stored: int, whole: int
-) -> None:
-    path.parent.mkdir()
-    path.write_bytes(BEFORE + BLOCK[:stored])
-    file = LogFile(str(path))
-    done = b"".join(LINES[:whole])
-    assert stored_part(str(path), BLOCK) == stored
-    assert file.cut_file_to_stored_lines(BLOCK) == len(done)
-    assert path.read_bytes() == BEFORE + done
-    assert file.append_and_count_written(BLOCK[len(done) :]) == len(BLOCK) - len(done)
-    file.close()
-    assert path.read_bytes() == BEFORE + BLOCK
-
-
-def test_block_that_a_killed_writer_has_stored_in_two_files_is_found_in_both(path: Path) -> None:
-    path.parent.mkdir()
-    path.with_name("web.log.1").write_bytes(BEFORE + LINES[0])
-    path.write_bytes(LINES[1])
-    file = LogFile(str(path), max_size_bytes=100, keep=2)
-    assert file.cut_file_to_stored_lines(BLOCK) == len(LINES[0] + LINES[1])
-    file.close()
-    assert path.read_bytes() == LINES[1]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (b"", b""),
-        (BEFORE, b""),
-        (LINES[0] + BEFORE, b""),
-        (LINES[0] * 2 + LINES[1], LINES[0] + LINES[1]),
-        (BEFORE + BEFORE[:1], BEFORE[:1]),
-    ],
-)
-def test_stored_part_of_a_block_is_where_the_log_ends_with_its_beginning(
-    path: Path, text: bytes, expected: bytes
-) -> None:
-    path.parent.mkdir()
-    path.write_bytes(text)
-    assert stored_part(str(path), BLOCK) == len(expected)
-
-
-def test_block_is_looked_for_without_copying_the_log_for_each_line_that_begins_alike(path: Path) -> None:
-    path.parent.mkdir()
-    of_one_moment = repeated("", LINES[0].decode(), "")
-
-    def store(length: int) -> bytes:
-        text = of_one_moment(length).encode()
-        path.with_name(str(len(text))).write_bytes(text)
-        return text
-
-    def find(text: bytes) -> None:
-        assert stored_part(str(path.with_name(str(len(text)))), LINES[1] + text) == 0
-
-    assert not grows_too_fast(find, store, large=400_000)
-
-
 def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Path) -> None:
     numbers = set()
     saved = os.dup(0)
@@ -407,10 +336,6 @@ def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Pa
             file = LogFile(str(each), keep=3, max_age_seconds=60, clock=clock)
             assert file.append_and_count_written(with_timestamp_prefix(b"one\n", stamp(clock.time()))) > 0
             numbers.add(file._fd)
-            assert (
-                file.cut_file_to_stored_lines(with_timestamp_prefix(b"one\ntwo\n", stamp(clock.time())))
-                == each.stat().st_size
-            )
             file.append_and_count_written(b"two\n")
             each.rename(each.with_name("moved"))
             clock.advance(5)

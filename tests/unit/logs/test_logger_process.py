@@ -1,8 +1,7 @@
-"""The logger: what it stores and reports, and that killed at any moment it neither loses nor repeats a line."""
+"""The logger: what it stores and reports, and what its successor continues after a kill."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -21,21 +20,14 @@ import pytest
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.keeper.supervisor_link import SupervisorLink
-from poolctl.logs.log_file import LogFile
-from poolctl.logs.log_line import stamp, with_timestamp_prefix
 from poolctl.logs.log_tail import tail
 from poolctl.logs.logger_process import (
-    NotedMove,
     OutputLogger,
-    OutputSpool,
-    OutputStream,
 )
-from poolctl.platform import readable_bytes
 from poolctl.selection.regular_expressions import FASTER, SLOW
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.processes import freeze
-from tests.sandbox import SPLICE, run_without
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 DEADLINE_SECONDS = 60.0
@@ -50,7 +42,6 @@ class Session:
         self.control.settimeout(DEADLINE_SECONDS)
         self.writers: dict[str, int] = {}
         self.readers: dict[str, int] = {}
-        self.spool = [os.memfd_create("spool"), os.memfd_create("taken")]
 
     def add(self, id: str, *, file: str = "web.log", **options: Any) -> int:
         """The write end of a new stream's pipe."""
@@ -90,7 +81,7 @@ class Session:
 
     def close(self) -> None:
         self.control.close()
-        for fd in [*self.writers.values(), *self.readers.values(), *self.spool]:
+        for fd in [*self.writers.values(), *self.readers.values()]:
             os.close(fd)
 
 
@@ -318,7 +309,6 @@ def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
     with no_descriptor_left():
         session = Session(tmp_path)
         os.write(session.add("web.0"), b"whole\nunfinished")
-        wire.send(session.control, {"t": "underway"}, session.spool)
         wire.send(session.control, {"t": "end"})
         OutputLogger(SupervisorLink(session.theirs)).run()
         assert session.texts() == ["whole", "unfinished"]
@@ -366,7 +356,6 @@ def restart(session: Session, logger: subprocess.Popen[bytes]) -> subprocess.Pop
     session.control.close()
     session.control, session.theirs = wire.pair()
     session.control.settimeout(DEADLINE_SECONDS)
-    wire.send(session.control, {"t": "underway"}, session.spool)
     return process(session)
 
 
@@ -390,31 +379,6 @@ def test_killed_logger_loses_nothing_that_is_still_in_a_pipe(tmp_path: Path) -> 
     assert session.texts() == [str(number) for number in range(sent)]
     session.close()
     assert second.wait(DEADLINE_SECONDS) == 0
-
-
-def test_killed_logger_loses_no_part_of_a_line_that_comes_in_pieces(tmp_path: Path) -> None:
-    session = Session(tmp_path)
-    wire.send(session.control, {"t": "underway"}, session.spool)
-    writers = [session.add(f"{name}.0", file=f"{name}.log") for name in "abc"]
-    logger = process(session)
-    for number in range(3):
-        for write in writers[: number + 1]:
-            os.write(write, b"a piece, ")
-        session.sync()
-        logger = restart(session, logger)
-        for name in "cba":
-            session.hand_over(f"{name}.0", file=f"{name}.log")
-    for write in writers:
-        os.write(write, b"the end\n")
-    session.sync()
-    assert [session.texts(f"{name}.log") for name in "abc"] == [
-        ["a piece, a piece, a piece, the end"],
-        ["a piece, a piece, the end"],
-        ["a piece, the end"],
-    ]
-    session.theirs.close()
-    session.close()
-    assert logger.wait(DEADLINE_SECONDS) == 0
 
 
 @pytest.mark.parametrize("line_bytes", [100, 4_087, 70_000, 10_000_000])
@@ -544,14 +508,13 @@ def test_ready_line_counts_for_its_own_stream_and_at_its_end_without_a_line_brea
 
 def test_next_logger_looks_for_the_ready_line_that_was_not_there(tmp_path: Path) -> None:
     session = Session(tmp_path)
-    wire.send(session.control, {"t": "underway"}, session.spool)
     write = session.add("web.0", ready_line="^ready$")
     logger = process(session)
-    os.write(write, b"loading\nrea")
+    os.write(write, b"loading\n")
     assert session.sync() == [{"t": "up"}]
     logger = restart(session, logger)
     session.hand_over("web.0", ready_line="^ready$")
-    os.write(write, b"dy\n")
+    os.write(write, b"ready\n")
     assert READY in session.sync()
     session.theirs.close()
     session.close()
@@ -593,298 +556,33 @@ def test_logger_loads_no_expressions_without_a_ready_line(tmp_path: Path) -> Non
     assert logger.wait(DEADLINE_SECONDS) == 0
 
 
-NOW = 1_790_000_000.0
-LINES = b"".join(b"%d tick\n" % (number // 3) for number in range(9))  # some are the same
-BLOCK = with_timestamp_prefix(LINES, stamp(NOW))
-
-
-class Interrupted:
-    """A pipe, a log, and the spool of a logger that was moving lines from the one into the other."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "web.log"
-        self.read, self.write = os.pipe()
-        os.set_blocking(self.read, False)
-        self.spool = OutputSpool()
-        self.max_size_bytes = 0
-        self.format = "text"
-        self.ready_line: str | None = None
-        self.reports: list[wire.Message] = []
-
-    def begin(self, lines: bytes, rest: bytes = b"", *, id: str = "web.0") -> NotedMove:
-        """Take these lines and `rest` out of a pipe, and note that the lines are now stored."""
-        self.take(lines + rest, id=id)
-        move = NotedMove(id, stamp(NOW), len(lines), rest)
-        self.spool.begin(move)
-        return move
-
-    def take(self, data: bytes, *, id: str = "web.0") -> None:
-        os.write(self.write, data)
-        assert self.spool.take(id, self.read) == data
-
-    def recover(self) -> None:
-        """What the next logger does."""
-        stream = self.successor()
-        stream.recover(NOW + 1)
-        while True:
-            try:
-                stream.pump(NOW + 1)
-            except BlockingIOError:
-                break
-        stream.file.close()
-
-    def successor(self) -> OutputStream:
-        kept = [os.dup(fd) for fd in self.spool.fds]
-        self.spool.close()
-        self.spool = OutputSpool(kept)
-        return self.stream()
-
-    def stream(self) -> OutputStream:
-        return OutputStream(
-            {"id": "web.0", "name": "web", "pid": 42, "format": self.format, "ready_line": self.ready_line},
-            self.read,
-            LogFile(str(self.path), max_size_bytes=self.max_size_bytes, keep=9),
-            self.spool,
-            self.reports.append,
-        )
-
-    def texts(self) -> list[str]:
-        return [line.text for line in tail(str(self.path), None)]
-
-    def close(self) -> None:
-        self.spool.close()
-        os.close(self.read)
-        os.close(self.write)
-
-
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Iterator[Interrupted]:
-    made = Interrupted(tmp_path)
-    yield made
-    made.close()
-
-
-EXPECTED = ["0 earlier", *LINES.decode().splitlines(), "9 later"]
-
-
-@pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 7))
-def test_logger_killed_while_storing_leaves_every_line_once(interrupted: Interrupted, stored: int) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
-    interrupted.begin(LINES, b"9 la")
-    os.write(interrupted.write, b"ter\n")
-    interrupted.recover()
-    assert interrupted.texts() == EXPECTED
-
-
-@pytest.mark.parametrize("stored", range(0, len(BLOCK) + 1, 37))
-def test_logger_killed_while_it_continues_leaves_every_line_once(
-    interrupted: Interrupted, stored: int
-) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)) + BLOCK[:stored])
-    interrupted.begin(LINES, b"9 la")
-    for _ in range(3):
-        interrupted.successor()
-        move = interrupted.spool.unfinished_move("web.0")
-        assert move is not None
-        interrupted.spool.begin(move)
-    os.write(interrupted.write, b"ter\n")
-    interrupted.recover()
-    assert interrupted.texts() == EXPECTED
-
-
-def test_logger_killed_after_storing_leaves_every_line_once(interrupted: Interrupted) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"0 earlier\n" + LINES, stamp(NOW)))
-    move = interrupted.begin(LINES, b"9 la")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))  # there is room for the note of it, no more
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            interrupted.spool.finish(move)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    os.write(interrupted.write, b"ter\n" + LINES)
-    interrupted.recover()
-    assert interrupted.texts() == [*EXPECTED, *EXPECTED[1:-1]]
-    interrupted.recover()
-    assert len(interrupted.texts()) == 20
-
-
-@pytest.mark.parametrize("stored", [0, 40, len(BLOCK)])
-def test_ready_line_of_a_logger_killed_before_it_could_report_it_is_reported(
-    interrupted: Interrupted, stored: int
-) -> None:
-    interrupted.ready_line = "2 tick"
-    interrupted.path.write_bytes(BLOCK[:stored])
-    interrupted.begin(LINES, b"9 la")
-    interrupted.recover()
-    assert interrupted.reports == [READY]
-
-
-@pytest.mark.parametrize("before", [b"", b"8 "])
-def test_logger_killed_between_pipe_and_note_leaves_every_line_once(
-    interrupted: Interrupted, before: bytes
-) -> None:
-    if before:
-        interrupted.take(before)
-        interrupted.spool.begin(kept := NotedMove("web.0", stamp(NOW), 0, before))
-        interrupted.spool.finish(kept)
-    interrupted.take(LINES + b"9 la")
-    for _ in range(3):
-        interrupted.successor()
-    interrupted.recover()
-    assert interrupted.texts() == (before + LINES).decode().splitlines()
-    os.write(interrupted.write, b"ter\n")
-    interrupted.recover()
-    assert interrupted.texts()[-1] == "9 later"
-
-
-def test_logger_killed_while_the_spool_is_full_leaves_no_end_of_file(interrupted: Interrupted) -> None:
-    interrupted.take(b"x" * 65536)
-    os.write(interrupted.write, b"rest\n")
-    interrupted.recover()
-    assert interrupted.texts() == ["x" * 65536, "rest"]
-
-
-@pytest.mark.parametrize("stored", range(0, 40, 3))
-def test_logger_killed_at_an_incomplete_last_line_leaves_it_once(
-    interrupted: Interrupted, stored: int
-) -> None:
-    interrupted.path.write_bytes(with_timestamp_prefix(b"last words\n", stamp(NOW))[:stored])
-    interrupted.begin(b"last words")
-    interrupted.recover()
-    assert interrupted.texts() == ["last words"]
-
-
-def test_a_long_line_is_stored_once_it_is_whole_however_it_was_written(interrupted: Interrupted) -> None:
-    os.set_blocking(interrupted.write, False)
-    part = b"x" * 3000  # a page holds one of these
+def test_a_long_line_is_stored_once_it_is_whole_however_it_was_written(session: Session) -> None:
+    write = session.add("web.0")
     for _ in range(21):
-        os.write(interrupted.write, part)
-        interrupted.recover()
-        assert interrupted.texts() == []
-    os.write(interrupted.write, b"\nnext\n")
-    interrupted.recover()
-    assert interrupted.texts() == ["x" * 63_000, "next"]
-
-
-def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> None:
-    os.set_blocking(interrupted.write, False)
-    for _ in range(50):
-        os.write(interrupted.write, b"x" * 3000)
-        interrupted.recover()
-    assert [len(text) for text in interrupted.texts()] == [65536, 65536]
+        os.write(write, b"x" * 3000)  # a page holds one of these
+        session.sync()
+    assert session.texts() == []
+    os.write(write, b"\nnext\n")
+    session.sync()
+    assert session.texts() == ["x" * 63_000, "next"]
 
 
 @pytest.mark.parametrize("before", range(4))
 @pytest.mark.parametrize("character", ["é", "語", "😀"])
-def test_a_long_line_is_split_between_two_characters(
-    interrupted: Interrupted, character: str, before: int
-) -> None:
+def test_a_long_line_is_split_between_two_characters(session: Session, character: str, before: int) -> None:
     text = "x" * before + character * 40_000
-    line = f"{text}\n".encode()
+    line, write = f"{text}\n".encode(), session.add("web.0")
     for start in range(0, len(line), 3000):
-        os.write(interrupted.write, line[start : start + 3000])
-        interrupted.recover()
-    assert "".join(interrupted.texts()) == text
-    assert len(interrupted.texts()) == len(line) // 65536 + 1
+        os.write(write, line[start : start + 3000])
+    session.sync()
+    assert "".join(session.texts()) == text
+    assert len(session.texts()) == len(line) // 65536 + 1
 
 
-def test_a_long_line_that_is_no_text_is_split_as_well(interrupted: Interrupted) -> None:
-    os.write(interrupted.write, b"\x80" * 65536)
-    interrupted.recover()
-    assert interrupted.path.read_bytes().endswith(b"\x80" * 65536 + b"\n")
-
-
-def test_no_output_stays_in_a_pipe(interrupted: Interrupted) -> None:
-    stream = interrupted.stream()
-    for text, stored in ((b"one\ntw", ["one"]), (b"o", ["one"]), (b"\nthree\n", ["one", "two", "three"])):
-        os.write(interrupted.write, text)
-        assert stream.pump(NOW) == len(text)
-        assert readable_bytes(interrupted.read) == 0
-        assert interrupted.texts() == stored
-    stream.file.close()
-
-
-@pytest.mark.parametrize("stored", range(1, 9))
-def test_logger_killed_between_two_files_leaves_every_line_once(
-    interrupted: Interrupted, stored: int
-) -> None:
-    whole = BLOCK.splitlines(keepends=True)
-    interrupted.max_size_bytes = 2 * len(whole[0])
-    file = LogFile(str(interrupted.path), max_size_bytes=interrupted.max_size_bytes, keep=9)
-    file.append_and_count_written(with_timestamp_prefix(b"0 earlier\n", stamp(NOW - 1)))
-    file.append_and_count_written(b"".join(whole[:stored]))
-    file.close()
-    interrupted.path.rename(f"{interrupted.path}.0")  # in the middle of a rotation
-    for number in range(8, -1, -1):
-        older = Path(f"{interrupted.path}.{number}")
-        if older.exists():
-            older.rename(f"{interrupted.path}.{number + 1}")
-    interrupted.begin(LINES)
-    os.write(interrupted.write, b"9 later\n")
-    interrupted.recover()
-    assert interrupted.texts() == EXPECTED
-
-
-def test_lines_of_a_killed_logger_that_cannot_be_stored_count_as_dropped(
-    interrupted: Interrupted,
-) -> None:
-    interrupted.begin(LINES)
-    interrupted.path = interrupted.path.parent / "no directory" / "web.log"
-    interrupted.path.parent.touch()
-    stream = interrupted.successor()
-    stream.recover(NOW + 1)
-    stream.file.close()
-    assert stream.dropped_bytes == len(BLOCK)
-
-
-def test_unfinished_move_of_another_stream_waits_for_it(interrupted: Interrupted) -> None:
-    move = interrupted.begin(LINES, b"rest", id="web.1")
-    os.write(interrupted.write, b"mine\nhalf")
-    interrupted.recover()
-    assert interrupted.spool.unfinished_move("web.1") == move
-    assert interrupted.texts() == ["mine"]
-    interrupted.successor()
-    assert interrupted.spool.incomplete_line("web.0") == b"half"
-    assert interrupted.spool.incomplete_line("web.1") == LINES + b"rest", "nothing of it is lost"
-
-
-def test_area_of_a_line_that_is_complete_is_used_again(interrupted: Interrupted) -> None:
-    spool = interrupted.spool
-    for number in range(20):
-        spool.begin(kept := NotedMove(f"web.{number}", stamp(NOW), 0, b"line"))
-        spool.finish(kept)
-        if number > 1:
-            spool.begin(whole := NotedMove(f"web.{number - 1}", stamp(NOW), 4, b""))
-            spool.finish(whole)
-    interrupted.successor()
-    assert [interrupted.spool.incomplete_line(f"web.{number}") for number in (0, 1, 18, 19)] == [
-        b"line", b"", b"", b"line",
-    ]  # fmt: skip
-    assert os.fstat(interrupted.spool.fds[0]).st_size < 5 * 65536
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
-def test_pipe_is_read_where_the_sandbox_forbids_splice(interrupted: Interrupted, number: int) -> None:
-    def work() -> None:
-        with pytest.raises(BlockingIOError):
-            interrupted.spool.take("web.0", interrupted.read)
-        os.write(interrupted.write, b"one\ntwo")
-        interrupted.recover()
-        assert interrupted.texts() == ["one"]
-        os.write(interrupted.write, b"\n" + LINES)
-        interrupted.recover()
-        assert len(interrupted.texts()) == 11
-
-    run_without({SPLICE: number}, work)
-
-
-def test_empty_pipe_and_ended_pipe_are_distinguished(interrupted: Interrupted) -> None:
-    with pytest.raises(BlockingIOError):
-        interrupted.spool.take("web.0", interrupted.read)
-    os.close(interrupted.write)
-    assert interrupted.spool.take("web.0", interrupted.read) == b""
-    interrupted.write = os.memfd_create("closed again")
+def test_long_binary_line_is_split(session: Session) -> None:
+    os.write(session.add("web.0"), b"\x80" * 65536)
+    session.sync()
+    assert (session.directory / "web.log").read_bytes().endswith(b"\x80" * 65536 + b"\n")
 
 
 def test_ping_is_answered_with_the_loggers_pid(session: Session) -> None:

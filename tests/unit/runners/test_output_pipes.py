@@ -23,7 +23,6 @@ from poolctl.runners.process_link import Link, LinkLost, Refused
 from poolctl.runners.runner_protocol import RunnerEventHandler
 from tests.descriptors import no_descriptor_left
 from tests.helper_keeper import HelperKeeper
-from tests.unit.runners.test_process_link import same
 from tests.virtual_loop import VirtualLoop
 
 PAGE = HelperKind(name="page", label="the page", argv=("/python", "page"), entry="page link")
@@ -109,38 +108,15 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 pytestmark = pytest.mark.loop(run=run)
 
 
-async def test_logger_is_started_with_the_directory_of_the_pool_and_a_spool(tmp_path: Path) -> None:
+async def test_logger_is_started_with_the_directory_of_the_pool(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     await stage.start()
     (spawned,) = stage.keeper.spawned
     assert [*spawned["argv"]] == command(sys.executable, "logs", str(tmp_path), isolated=True)
     assert spawned["output"] == str(tmp_path / "logger.log")
-    assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
-    _, fds = await stage.received("underway")
-    assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
-    assert len(fds) == 2
-    for fd in fds:
-        os.close(fd)
+    assert stage.keeper.entries.keys() == {"logger"}
     stage.close()
-    assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
-
-
-@pytest.mark.parametrize("files", [0, 2])
-async def test_running_logger_gets_the_spool(tmp_path: Path, files: int) -> None:
-    stage = Stage(tmp_path)
-    ours, theirs = wire.pair()
-    stage.keeper.hold("logger", {"pid": 1 << 23, "start": 1, "mark": __version__}, ours)
-    stage.keeper.ends.append(theirs)
-    if files:
-        stage.keeper.entries["logger-underway"] = None, [os.memfd_create("file") for _ in range(files)]
-    await stage.output.start()
-    _, fds = await stage.received("underway")
-    assert (len(fds), len(stage.keeper.entries["logger-underway"][1])) == (2, 2)
-    assert all(map(same, fds, stage.keeper.entries["logger-underway"][1]))
-    assert "logger-underway" in stage.keeper.values("put"), "the link to the keeper has no other copy"
-    for fd in fds:
-        os.close(fd)
-    stage.close()
+    assert stage.keeper.values("drop").keys() == {"logger"}
 
 
 async def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: Path) -> None:
