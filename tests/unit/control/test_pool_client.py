@@ -192,63 +192,9 @@ def test_url_of_a_server_is_what_its_clients_use(path: Path) -> None:
                 pool.url(name)
 
 
-def test_the_verbs_carry_selection_and_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
-) -> None:
-    with stand_in(path, always(item("web"), exit_code=0)) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.start("web", selector={"tag": ["api"]}, timeout=5, deps=False)
-        pool.stop(wait=False)
-        pool.restart("w*")
-        pool.wait("web", until="stopped", timeout=1)
-        pool.show()
-        pool.ping()
-    verbs = dict(requests)
-    assert verbs["start"] == {
-        "selector": {"tag": ["api"], "targets": ["web"]},
-        "options": {"timeout": 5, "deps": False, "wait": True},
-    }
-    assert verbs["stop"]["options"]["wait"] is False
-    assert verbs["restart"]["selector"] == {"targets": ["w*"]}
-    assert verbs["wait"]["options"] == {"timeout": 1, "for": "stopped"}
-
-
 def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
     with stand_in(path, always(item("web", state="failed"), exit_code=3)):
         assert PoolClient(Client(str(path))).status()["exit_code"] == 3
-
-
-def test_the_live_changes_carry_what_the_commands_send(path: Path) -> None:
-    with stand_in(path, always(item("web"), exit_code=0)) as requests:
-        pool = PoolClient(Client(str(path)))
-        pool.reload("web", selector={"tag": ["api"]}, dry_run=True, env={"A": "1"}, timeout=2)
-        pool.scale("web", workers=3)
-        pool.drain("web")
-        pool.undrain(selector={"tag": ["api"]})
-        pool.enable("web", wait=False)
-        pool.disable("w*")
-        pool.add({"name": "new", "bind": ":1"}, base_dir="/srv")
-        pool.remove("new", deps=False)
-        pool.enable(all=True)
-    verbs = dict(requests)
-    assert [verb for verb, _ in requests] == [
-        "reload", "scale", "drain", "undrain", "enable", "disable", "add", "remove", "enable",
-    ]  # fmt: skip
-    options = {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": True, "force": False}
-    assert verbs["reload"] == {"selector": {"targets": ["web"], "tag": ["api"]}, "options": options}
-    assert verbs["scale"] == {
-        "selector": {"targets": ["web"]},
-        "options": {"workers": 3, "timeout": None, "wait": True, "all": False},
-    }
-    assert verbs["undrain"]["selector"] == {"tag": ["api"], "targets": []}
-    assert requests[4][1]["options"]["wait"] is False
-    assert verbs["enable"] == {
-        "selector": {"targets": []},
-        "options": {"timeout": None, "wait": True, "all": True},
-    }
-    assert verbs["add"]["options"]["server"] == {"name": "new", "bind": ":1"}
-    assert verbs["add"]["options"]["base_dir"] == "/srv"
-    assert verbs["remove"]["options"]["deps"] is False
 
 
 def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
@@ -265,12 +211,13 @@ def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: 
     with stand_in(path, always(item("new"))) as requests:
         pool = PoolClient(Client(str(path)))
         pool.add(name="a", bind=":1", app="m:a")
-        pool.add({"name": "b"}, bind=":2")
+        pool.add({"name": "b"}, bind=":2", base_dir="/srv")
         pool.add(ServerConfig(name="c", bind="127.0.0.1:3", command=["echo", "${HOME}"]))
         with pytest.raises(PoolParamError, match="object of this process"):
             pool.add(ServerConfig(name="d", bind="127.0.0.1:4", app=app))
     first, second, third = (body["options"]["server"] for _, body in requests)
     assert (first, second) == ({"name": "a", "bind": ":1", "app": "m:a"}, {"name": "b", "bind": ":2"})
+    assert requests[1][1]["options"]["base_dir"] == "/srv"
     assert (third["name"], third["bind"], third["command"]) == ("c", "127.0.0.1:3", ["echo", "$${HOME}"])
 
 
@@ -291,47 +238,50 @@ NOTHING: dict[str, Any] = {}
 WAITING = {"timeout": None, "wait": True}
 ORDERED = {**WAITING, "deps": True}
 LIVE = {**WAITING, "all": False}
-ASKED: list[tuple[str, tuple[Any, ...], dict[str, Any], str, dict[str, Any]]] = [
-    ("list", (), NOTHING, "list", NOTHING),
-    ("show", (), NOTHING, "show", {"reveal": False}),
-    ("show", (), {"reveal": True}, "show", {"reveal": True}),
-    ("status", (), NOTHING, "status", NOTHING),
-    ("stats", (), NOTHING, "stats", NOTHING),
-    ("stacks", (), NOTHING, "stacks", NOTHING),
-    ("start", (), NOTHING, "start", ORDERED),
-    ("start", (), {"timeout": "1m30s", "deps": False, "wait": False}, "start",
+RELOAD = {"dry_run": False, "env": None, "timeout": None, "wait": True, "force": False}
+ASKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("list", NOTHING, NOTHING),
+    ("show", NOTHING, {"reveal": False}),
+    ("show", {"reveal": True}, {"reveal": True}),
+    ("status", NOTHING, NOTHING),
+    ("stats", NOTHING, NOTHING),
+    ("stacks", NOTHING, NOTHING),
+    ("start", NOTHING, ORDERED),
+    ("start", {"timeout": "1m30s", "deps": False, "wait": False},
      {"timeout": 90.0, "wait": False, "deps": False}),
-    ("stop", (), NOTHING, "stop", ORDERED),
-    ("stop", (), {"timeout": timedelta(minutes=1), "deps": False}, "stop", {**ORDERED, "timeout": 60.0, "deps": False}),
-    ("restart", (), NOTHING, "restart", {**ORDERED, "force": False}),
-    ("restart", (), {"force": True}, "restart", {**ORDERED, "force": True}),
-    ("scale", (), {"workers": 2}, "scale", {**LIVE, "workers": 2}),
-    ("scale", (), {"auto": True, "all": True}, "scale", {**WAITING, "all": True, "auto": True}),
-    ("drain", (), NOTHING, "drain", {"all": False}),
-    ("undrain", (), {"all": True}, "undrain", {"all": True}),
-    ("enable", (), NOTHING, "enable", LIVE),
-    ("disable", (), NOTHING, "disable", LIVE),
-    ("remove", (), NOTHING, "remove", {**LIVE, "deps": True}),
-    ("wait", (), NOTHING, "wait", {"timeout": None, "for": "ready"}),
+    ("stop", NOTHING, ORDERED),
+    ("stop", {"timeout": timedelta(minutes=1), "wait": False, "deps": False},
+     {"timeout": 60.0, "wait": False, "deps": False}),
+    ("restart", NOTHING, {**ORDERED, "force": False}),
+    ("restart", {"force": True}, {**ORDERED, "force": True}),
+    ("scale", {"workers": 2}, {**LIVE, "workers": 2}),
+    ("scale", {"auto": True, "all": True}, {**WAITING, "all": True, "auto": True}),
+    ("drain", NOTHING, {"all": False}),
+    ("undrain", {"all": True}, {"all": True}),
+    ("enable", NOTHING, LIVE),
+    ("enable", {"wait": False, "all": True}, {**LIVE, "wait": False, "all": True}),
+    ("disable", NOTHING, LIVE),
+    ("remove", NOTHING, {**LIVE, "deps": True}),
+    ("remove", {"deps": False}, {**LIVE, "deps": False}),
+    ("wait", NOTHING, {"timeout": None, "for": "ready"}),
+    ("wait", {"until": "stopped", "timeout": 1}, {"timeout": 1, "for": "stopped"}),
+    ("reload", NOTHING, RELOAD),
+    ("reload", {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False, "force": True},
+     {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False, "force": True}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "given", "keys", "verb", "options"), ASKED)
+@pytest.mark.parametrize(("method", "keys", "options"), ASKED)
 def test_each_method_asks_its_verb_with_its_defaults_and_returns_the_document(
-    path: Path, method: str, given: tuple[Any, ...], keys: dict[str, Any], verb: str, options: dict[str, Any]
+    path: Path, method: str, keys: dict[str, Any], options: dict[str, Any]
 ) -> None:
     with stand_in(path, always(item("web"))) as requests:
-        document = getattr(PoolClient(Client(str(path))), method)("web", "a*", *given, **keys)
+        ask = getattr(PoolClient(Client(str(path))), method)
+        document = ask("web", "a*", selector={"tag": ["api"]}, **keys)
     assert document["items"][0]["name"] == "web"
-    assert requests == [(verb, {"selector": {"targets": ["web", "a*"]}, "options": options})]
-
-
-def test_reload_is_asked_with_the_pools_own_environment_and_waited_for(path: Path) -> None:
-    with stand_in(path, always()) as requests:
-        PoolClient(Client(str(path))).reload()
-        PoolClient(Client(str(path))).reload(wait=False, force=True)
-    options = {"dry_run": False, "env": None, "timeout": None, "wait": True, "force": False}
-    assert [body["options"] for _, body in requests] == [options, {**options, "wait": False, "force": True}]
+    assert requests == [
+        (method, {"selector": {"targets": ["web", "a*"], "tag": ["api"]}, "options": options})
+    ]
 
 
 def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) -> None:
