@@ -29,7 +29,7 @@ ASSEMBLED: dict[str, str | bytes] = {
     "poolctl.config.files.read_file.foreign_format": r"docker-compose.*\.ya?ml",
     "poolctl.features.import_foreign._compose._replace_container_port": r"(?<![\w.])80(?![\w.])|(?<=:)80(?![\w.])",
     "poolctl.features.import_foreign._compose._with_hosts": r"(^|//|@|[\s,;='(\[])(db)(:\d{2,5})?(?=$|[/?\s,;])",
-    "poolctl.features.import_foreign._compose._with_port": r"(?<![\w.-])80(?![\w.])",
+    "poolctl.features.import_foreign._compose._apply_check": r"(?<![\w.-])80(?![\w.])",
     "poolctl.features.import_foreign._known_servers.apply_known_server_of_script": r"(?<![\w.])80(?![\w.])",
     "poolctl.selection.selector._match_target": fnmatch.translate("web-*-[0-9]*.*"),
 }

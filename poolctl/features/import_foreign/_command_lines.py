@@ -6,12 +6,11 @@ A Procfile (foreman, honcho, overmind, Heroku) has one command line per entry: `
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poolctl.config import escaped, needs_shell
@@ -20,7 +19,6 @@ from ._foreign_pool import (
     PORT,
     ForeignPool,
     ForeignServer,
-    Keys,
     Unreadable,
     bind_address,
     in_seconds,
@@ -29,10 +27,11 @@ from ._foreign_pool import (
 )
 from ._known_servers import apply_known_server, apply_known_server_of_script, program_of
 from ._launchers import SHELLS, CommandLine, without_launchers
-from ._settings import Meaningless, Settings, shown
+from ._settings import Becomes, Settings, Table, meaningless, row_of, shown
 
 DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
 ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
+_PASSWORD = "--ssl-keyfile-password"
 _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
 _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
 _umask = re.compile("(?:0o?)?[0-7]{1,3}")
@@ -168,32 +167,6 @@ def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> Non
     apply_command_words(server, [escaped(word) for word in words], port)
 
 
-def _parse_options(server: ForeignServer, parser: argparse.ArgumentParser, arguments: list[str]) -> Settings:
-    """The options by their long names, unknown ones included; `app` is the first positional argument.
-
-    Raises argparse.ArgumentError.
-    """
-    parsed, unknown = parser.parse_known_args(arguments)
-    options = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
-    options |= {key: value for key, value in vars(parsed).items() if value is not None}
-    return Settings(server, options, lambda *_: server.at, sign=" ")
-
-
-def _parser(
-    values: Iterable[str], *, flags: Iterable[str], repeated: Iterable[str] = (), switches: Iterable[str] = ()
-) -> argparse.ArgumentParser:
-    """A parser of options: `values` and `repeated` take a value, `repeated` form a list, `switches` have a `--no-…`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    actions: list[tuple[Any, Iterable[str]]] = [
-        ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),
-    ]  # fmt: skip
-    for action, options in actions:
-        for names in map(str.split, options):
-            parser.add_argument(*names, dest=names[-1], action=action, default=None)
-    parser.add_argument("app", nargs="?")
-    return parser
-
-
 def _proxies(value: str) -> list[str]:
     return [address.strip() for address in value.split(",") if address.strip()]
 
@@ -207,116 +180,148 @@ def _recovery(timeout: str) -> dict[str, Any]:
     return {"heartbeat": 0} if float(timeout) == 0 else {"stuck_after": in_seconds(timeout)}
 
 
-_OF_BOTH: Keys = {
-    "--workers": ("workers", number),
-    "--root-path": ("http.root_path", str),
-    "--forwarded-allow-ips": ("http.trusted_proxies", _proxies),
-    "--log-level": ("http.log_level", str.lower),
+_TLS = {
+    "certfile": Becomes("tls.cert"),
+    "keyfile": Becomes("tls.key"),
+    "ca-certs": Becomes("tls.ca"),
+    "cert-reqs": Becomes("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
+    "ciphers": Becomes("tls.ciphers"),
 }
-_OF_TLS: Keys = {
-    "certfile": ("tls.cert", str),
-    "keyfile": ("tls.key", str),
-    "ca-certs": ("tls.ca", str),
-    "cert-reqs": ("tls.client_auth", lambda value: _CLIENT_AUTH.get(value, value)),
-    "ciphers": ("tls.ciphers", str),
+_OF_BOTH: Table = {
+    "--workers": Becomes("workers", number),
+    "--root-path": Becomes("http.root_path"),
+    "--forwarded-allow-ips": Becomes("http.trusted_proxies", _proxies),
+    "--log-level": Becomes("http.log_level", str.lower),
+    "--reload": Becomes(advice="poolctl run --watch reloads the code"),
+    "--http2": Becomes(advice="the gateway speaks HTTP/2"),
 }
-_OF_UVICORN: Keys = {
+UVICORN: Table = {
     **_OF_BOTH,
-    **{f"--ssl-{option}": key for option, key in _OF_TLS.items()},
-    "--app-dir": ("app_dir", str),
-    "--loop": ("http.loop", str),
-    "--http": ("http.implementation", lambda value: value if value in ("auto", "h11", "httptools") else ""),
-    "--ws": ("http.websocket", str),
-    "--limit-concurrency": ("http.max_concurrency", number),
-    "--limit-max-requests": ("http.max_requests", number),
-    "--timeout-keep-alive": ("http.keep_alive", in_seconds),
-    "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
-    "--h11-max-incomplete-event-size": ("http.max_head_size", number),
-    "--factory": ("factory", bool),
-    "--access-log": ("http.access_log", lambda value: value == "true"),
-}
-_SECRET = ("--ssl-keyfile-password",)
-_OF_GUNICORN: Keys = {
+    **{f"--ssl-{option}": row for option, row in _TLS.items()},
+    "--app-dir": Becomes("app_dir"),
+    "--loop": Becomes("http.loop"),
+    "--http": Becomes(
+        "http.implementation", lambda value: value if value in ("auto", "h11", "httptools") else "",
+        advice="an app is served with httptools or h11",
+    ),
+    "--ws": Becomes("http.websocket"),
+    "--limit-concurrency": Becomes("http.max_concurrency", number),
+    "--limit-max-requests": Becomes("http.max_requests", number),
+    "--timeout-keep-alive": Becomes("http.keep_alive", in_seconds),
+    "--timeout-graceful-shutdown": Becomes("stop_timeout", _stop_timeout),
+    "--h11-max-incomplete-event-size": Becomes("http.max_head_size", number),
+    "--factory": Becomes("factory", bool),
+    "--access-log": Becomes("http.access_log", lambda value: value == "true"),
+    "--date-header": Becomes(default=True),
+    "--server-header": Becomes(default=True),
+    "--lifespan": Becomes(default="auto"),
+    _PASSWORD: Becomes(advice='tls.password_env = "VARIABLE" names where the password is'),
+    **meaningless("the output of a server goes to its log", "--use-colors"),
+}  # fmt: skip
+GUNICORN: Table = {
     **_OF_BOTH,
-    **{f"--{option}": key for option, key in _OF_TLS.items()},
-    "--chdir": ("cwd", str),
-    "--keep-alive": ("http.keep_alive", in_seconds),
-    "--max-requests": ("http.max_requests", number),
-    "--worker-connections": ("http.max_connections", number),
-    "--graceful-timeout": ("stop_timeout", _stop_timeout),
-    "--umask": ("umask", str),
-}
-_OF_ASGI_WORKERS: Keys = {
-    **_OF_GUNICORN,
-    "--preload": ("preload", bool),
-    "--timeout": ("recovery", _recovery),
+    **{f"--{option}": row for option, row in _TLS.items()},
+    "--chdir": Becomes("cwd"),
+    "--keep-alive": Becomes("http.keep_alive", in_seconds),
+    "--max-requests": Becomes("http.max_requests", number),
+    "--worker-connections": Becomes("http.max_connections", number),
+    "--graceful-timeout": Becomes("stop_timeout", _stop_timeout),
+    "--umask": Becomes("umask"),
+    "--preload": Becomes("preload", bool),
+    "--timeout": Becomes("recovery", _recovery),
+    "--daemon": Becomes(advice="poolctl start runs it in the background"),
+    "--pid": Becomes(advice="poolctl list -o name,pids shows the pids"),
+    "--config": Becomes(advice="its settings were not read"),
+    "--error-logfile": Becomes(default="-", advice="the log of a server has it too"),
+    "--asgi-loop": Becomes(default="auto"),
+    "--asgi-lifespan": Becomes(default="auto"),
+    "--forwarder-headers": Becomes(default="SCRIPT_NAME,PATH_INFO"),
+    **meaningless("poolctl names its processes after their servers", "--name"),
+    **meaningless(
+        "the log of a server has all that its processes print",
+        "--enable-stdio-inheritance",
+        "--capture-output",
+    ),
+    **meaningless("of gunicorn's heartbeat: poolctl's is not a file", "--worker-tmp-dir"),
+    **meaningless("of gunicorn's master process: there is none", "--no-control-socket", "--control-socket*"),
+    **meaningless("gunicorn would end after it", "--check-config", "--print-config"),
 }
 # Options that take a value, switches with --no-…, and flags. An unknown option's value would be taken for the app.
-_UVICORN_OPTIONS = (
-    "--host", "--port", "--uds", "--fd", "--reload-dir", "--reload-include", "--reload-exclude", "--reload-delay",
-    "--ws-max-size", "--ws-max-queue", "--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate",
-    "--env-file", "--lifespan", "--interface", "--log-config", "--backlog", "--limit-max-requests-jitter",
-    "--header", "--timeout-worker-healthcheck", "--ssl-keyfile-password", "--ssl-version",
-)  # fmt: skip
-_UVICORN_SWITCHES = ("--access-log", "--use-colors", "--proxy-headers", "--server-header", "--date-header")
-_UVICORN_FLAGS = ("--reload", "--http2", "--reset-contextvars", "--version", "--factory")
-_GUNICORN_OPTIONS = (
-    "-c --config", "--backlog", "-k --worker-class", "--threads", "--max-requests-jitter", "-t --timeout",
-    "--limit-request-line", "--limit-request-fields", "--limit-request-field_size", "--reload-engine", "-p --pid",
-    "--worker-tmp-dir", "-u --user", "-g --group", "--access-logfile", "--access-logformat",
-    "--log-file --error-logfile", "--logger-class", "--log-config", "--log-config-json", "--log-syslog-to",
-    "--log-syslog-prefix", "--log-syslog-facility", "--statsd-host", "--dogstatsd-tags", "--statsd-prefix",
-    "-n --name", "--pythonpath", "--paster --paste", "--proxy-allow-from", "--protocol", "--uwsgi-allow-from",
-    "--ssl-version", "--http-protocols", "--http2-cleartext", "--http2-max-concurrent-streams",
-    "--http2-initial-window-size", "--http2-max-frame-size", "--http2-max-header-list-size", "--forwarder-headers",
-    "--header-map", "--asgi-loop", "--asgi-lifespan", "--asgi-disconnect-grace-period", "--http-parser",
-    "--websocket-max-message-size", "--dirty-workers", "--dirty-timeout", "--dirty-threads",
-    "--dirty-graceful-timeout", "--control-socket", "--control-socket-mode",
-)  # fmt: skip
-_GUNICORN_LISTS = ("-b --bind", "-e --env", "--reload-extra-file", "--paste-global", "--dirty-app")
-_GUNICORN_FLAGS = (
-    "--reload", "--spew", "--check-config", "--print-config", "--preload", "--no-sendfile", "--reuse-port",
-    "-D --daemon", "--initgroups", "--disable-redirect-access-to-syslog", "--capture-output", "--log-syslog",
-    "-R --enable-stdio-inheritance", "--enable-backlog-metric", "--suppress-ragged-eofs",
-    "--do-handshake-on-connect", "--permit-obsolete-folding", "--strip-header-spaces",
-    "--permit-unconventional-http-method", "--permit-unconventional-http-version", "--casefold-http-method",
-    "--no-control-socket",
-)  # fmt: skip
-_DEFAULTS = {  # values that change nothing
-    "--error-logfile": "-", "--asgi-loop": "auto", "--lifespan": "auto", "--asgi-lifespan": "auto",
-    "--date-header": True, "--server-header": True, "--forwarder-headers": "SCRIPT_NAME,PATH_INFO",
-    "--interface": "auto",
-}  # fmt: skip
-MEANINGLESS: Meaningless = {
-    "--use-colors": "the output of a server goes to its log",
-    "--name": "poolctl names its processes after their servers",
-    "--enable-stdio-inheritance": "the log of a server has all that its processes print",
-    "--capture-output": "the log of a server has all that its processes print",
-    "--worker-tmp-dir": "of gunicorn's heartbeat: poolctl's is not a file",
-    "--no-control-socket": "of gunicorn's master process: there is none",
-    "--control-socket*": "of gunicorn's master process: there is none",
-    "--check-config": "gunicorn would end after it",
-    "--print-config": "gunicorn would end after it",
-}
-_SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
+_UVICORN_OPTIONS = """
+    --host --port --uds --fd --reload-dir --reload-include --reload-exclude --reload-delay --ws-max-size --ws-max-queue
+    --ws-ping-interval --ws-ping-timeout --ws-per-message-deflate --env-file --interface --log-config --backlog
+    --limit-max-requests-jitter --header --timeout-worker-healthcheck --ssl-version --workers --root-path --app-dir
+    --forwarded-allow-ips --log-level --ssl-certfile --ssl-keyfile --ssl-keyfile-password --ssl-ca-certs --ssl-cert-reqs
+    --ssl-ciphers --loop --http --ws --lifespan --limit-concurrency --limit-max-requests --timeout-keep-alive
+    --timeout-graceful-shutdown --h11-max-incomplete-event-size
+"""
+_UVICORN_SWITCHES = "--access-log --use-colors --proxy-headers --server-header --date-header"
+_UVICORN_FLAGS = "--reload --http2 --reset-contextvars --version --factory"
+_GUNICORN_OPTIONS = """
+    -w/--workers -m/--umask -c/--config -t/--timeout -p/--pid -n/--name -u/--user -g/--group -k/--worker-class --backlog
+    --threads --max-requests-jitter --limit-request-line --limit-request-fields --limit-request-field_size
+    --reload-engine --access-logfile --access-logformat --log-file/--error-logfile --logger-class --log-config
+    --log-config-json --log-syslog-to --log-syslog-prefix --log-syslog-facility --statsd-host --dogstatsd-tags
+    --statsd-prefix --pythonpath --paster/--paste --proxy-allow-from --protocol --uwsgi-allow-from --ssl-version
+    --http-protocols --http2-cleartext --http2-max-concurrent-streams --http2-initial-window-size --http2-max-frame-size
+    --http2-max-header-list-size --header-map --asgi-disconnect-grace-period --http-parser --websocket-max-message-size
+    --dirty-workers --dirty-timeout --dirty-threads --dirty-graceful-timeout --control-socket --control-socket-mode
+    --worker-tmp-dir --root-path --forwarded-allow-ips --log-level --certfile --keyfile --ca-certs --cert-reqs --ciphers
+    --chdir --keep-alive --max-requests --worker-connections --graceful-timeout --asgi-loop --asgi-lifespan
+    --forwarder-headers
+"""
+_GUNICORN_LISTS = "-b/--bind -e/--env --reload-extra-file --paste-global --dirty-app"
+_GUNICORN_FLAGS = """
+    --reload --spew --check-config --print-config --preload --no-sendfile --reuse-port -D/--daemon --initgroups
+    --disable-redirect-access-to-syslog --capture-output --log-syslog -R/--enable-stdio-inheritance
+    --enable-backlog-metric --suppress-ragged-eofs --do-handshake-on-connect --permit-obsolete-folding
+    --strip-header-spaces --permit-unconventional-http-method --permit-unconventional-http-version
+    --casefold-http-method --no-control-socket
+"""
 # Removed, with this number of values, from a gunicorn that poolctl runs as a program with its own workers.
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
-@functools.cache
-def _uvicorn_parser() -> argparse.ArgumentParser:
-    values = {*_OF_UVICORN, *_UVICORN_OPTIONS} - {*_UVICORN_SWITCHES, *_UVICORN_FLAGS}
-    return _parser(values, flags=_UVICORN_FLAGS, switches=_UVICORN_SWITCHES)
+def _options(
+    server: ForeignServer,
+    arguments: list[str],
+    rows: Table,
+    values: str,
+    flags: str,
+    repeated: str = "",
+    switches: str = "",
+) -> Settings:
+    """The options by their long names, unknown ones included; `app` is the first positional argument.
+
+    Options take values, which form a list if they are `repeated`; `switches` have a `--no-…`. Raises
+    argparse.ArgumentError.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    actions: list[tuple[Any, str]] = [
+        ("store", values), ("append", repeated), ("store_true", flags),
+        (argparse.BooleanOptionalAction, switches),
+    ]  # fmt: skip
+    for action, options in actions:
+        for option in options.split():
+            names = option.split("/")
+            parser.add_argument(*names, dest=names[-1], action=action, default=None)
+    parser.add_argument("app", nargs="?")
+    parsed, unknown = parser.parse_known_args(arguments)
+    found: dict[str, Any] = {word.partition("=")[0]: word.partition("=")[2] or True for word in unknown}
+    found |= {key: value for key, value in vars(parsed).items() if value is not None}
+    return Settings(server, found, lambda *_: server.at, rows, _shown_option)
 
 
-@functools.cache
-def _gunicorn_parser() -> argparse.ArgumentParser:
-    values = (f"{_SHORT.get(option, '')} {option}" for option in _OF_GUNICORN)
-    return _parser([*values, *_GUNICORN_OPTIONS], flags=_GUNICORN_FLAGS, repeated=_GUNICORN_LISTS)
+def _shown_option(option: str, value: Any) -> str:
+    if value is True or option == _PASSWORD:
+        return option
+    return f"{option} {'no' if value is False else shown(value)}"
 
 
 def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    options = _parse_options(server, _uvicorn_parser(), arguments)
+    options = _options(
+        server, arguments, UVICORN, _UVICORN_OPTIONS, _UVICORN_FLAGS, switches=_UVICORN_SWITCHES
+    )
     interface = options.take("--interface") or "auto"
     if interface == "asgi2":
         raise _NotParsed("--interface asgi2")
@@ -326,7 +331,7 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
     else:
         host, own_port = options.take("--host") or "127.0.0.1", options.take("--port") or DEFAULT_PORT
         server.set("bind", bind_address(host, own_port.replace(PORT, port)))
-    options.carry(server, _OF_UVICORN)
+    options.apply(server)
     if file := options.take("--env-file"):
         # The environment takes precedence over this file, and so do the files after it in `env_file`.
         server.set("env_file", [_resolved(server, file), *server.keys.get("env_file", [])])
@@ -337,11 +342,11 @@ def _apply_uvicorn_options(server: ForeignServer, words: list[str], arguments: l
         server.set("http.proxy_headers", True)
     if interface != "auto":
         server.set("interface", interface.removesuffix("3"))
-    _remark_unread(server, options)
+    options.remark_unread()
 
 
 def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
-    options = _parse_options(server, _gunicorn_parser(), arguments)
+    options = _options(server, arguments, GUNICORN, _GUNICORN_OPTIONS, _GUNICORN_FLAGS, _GUNICORN_LISTS)
     binds = [address.replace(PORT, port or DEFAULT_PORT) for address in options.take("--bind") or []]
     # Without --bind, gunicorn listens on $PORT if it is set.
     address = _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}"
@@ -372,13 +377,13 @@ def _apply_gunicorn_options(server: ForeignServer, words: list[str], arguments: 
         server.remark(f"{config}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
         if options.take(option):
-            server.remark(_unsupported_option_text(option, ""))
+            server.remark(f"{option}: {row_of(option, GUNICORN).advice}")
 
 
 def _apply_asgi_gunicorn_options(server: ForeignServer, options: Settings, worker_class: str) -> None:
     _set_app(server, options.take("app") or "", "application")
     cwd = server.keys.get("cwd", "")
-    options.carry(server, _OF_ASGI_WORKERS)
+    options.apply(server)
     if "--chdir" in options:
         server.keys["cwd"] = os.path.join(cwd, server.keys["cwd"])
     for index, path in enumerate((options.take("--pythonpath") or "").split(",")):
@@ -397,7 +402,7 @@ def _apply_asgi_gunicorn_options(server: ForeignServer, options: Settings, worke
     for assignment in options.take("--env") or []:
         name, _, value = assignment.partition("=")
         server.keys.setdefault("env", {})[name] = value
-    _remark_unread(server, options)
+    options.remark_unread()
 
 
 def _set_app(server: ForeignServer, text: str, attribute: str) -> None:
@@ -412,27 +417,6 @@ def _set_app(server: ForeignServer, text: str, attribute: str) -> None:
     server.set("app", app)
     if called:
         server.set("factory", True)
-
-
-def _remark_unread(server: ForeignServer, options: Settings) -> None:
-    """Add a remark for each option without an equivalent; secret values are not written."""
-    for option, value, _, _ in options.unread(MEANINGLESS, _DEFAULTS):
-        text = "" if value is True or option in _SECRET else f" {'no' if value is False else shown(value)}"
-        server.remark(_unsupported_option_text(option, text))
-
-
-def _unsupported_option_text(option: str, value: str) -> str:
-    fixes = {
-        "--http": "an app is served with httptools or h11",
-        "--http2": "the gateway speaks HTTP/2",
-        "--reload": "poolctl run --watch reloads the code",
-        "--daemon": "poolctl start runs it in the background",
-        "--pid": "poolctl list -o name,pids shows the pids",
-        "--config": "its settings were not read",
-        "--error-logfile": "the log of a server has it too",
-        "--ssl-keyfile-password": 'tls.password_env = "VARIABLE" names where the password is',
-    }
-    return f"{option}{value}: {fixes.get(option, 'no equivalent')}"
 
 
 def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
@@ -489,7 +473,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
         words = server.keys.get("command", [])
         if name == WEB and not ("bind" in server.keys or server.opens_own_socket) and words:
             # The program reads PORT and binds the port itself.
-            server.add_env("PORT", PORT)
+            server.set_env({"PORT": PORT})
             server.set("bind", f"127.0.0.1:{port}")
     if not entries:
         raise Unreadable("no line of it is NAME: COMMAND", "is this a Procfile?", 1)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from poolctl.config import Document, escaped, read_text
@@ -17,35 +17,13 @@ from poolctl.units import parse_duration
 
 from ._command_lines import apply_command_words
 from ._compose_files import ComposeFile
-from ._foreign_pool import HOST, PORT, ForeignPool, ForeignServer, Keys, Unreadable, bind_address, signal_name
-from ._settings import Meaningless, Settings, text_of
+from ._foreign_pool import HOST, PORT, ForeignPool, ForeignServer, Unreadable, bind_address, signal_name
+from ._settings import NO_EQUIVALENT, Becomes, Settings, Table, advice, meaningless, text_of
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
 }  # fmt: skip
 _RESTART = {"always": "always", "unless-stopped": "always", "on-failure": "on-failure", "no": "no"}
-MEANINGLESS: Meaningless = {
-    "x-*": "an extension, which compose ignores as well",
-    "*.x-*": "an extension, which compose ignores as well",
-    "version": "compose ignores it",
-    "image": "the name of the image that is built; a remark names one that is not",
-    "name": "of the project: poolctl names a pool after its directory",
-    "networks": "servers share the network of this machine",
-    "expose": "of networks between containers: here servers reach each other at 127.0.0.1",
-    "init": "the keeper reaps the processes that a program leaves behind",
-    "tty": "the output of a server goes to its log",
-}
-DEFAULTS = {  # values that change nothing
-    "deploy.mode": "replicated", "logging.driver": "json-file",
-    "deploy.resources.limits.cpus": "0", "deploy.resources.limits.memory": "0",
-    "privileged": False, "read_only": False,
-}  # fmt: skip
-ADVICE = {
-    "container_name": "a server is called by the name of its service",
-    "volumes": "its files have to be where the program looks for them",
-    "hostname": "other services reach it at 127.0.0.1",
-    "working_dir": "a directory of the container; cwd is the working directory",
-}
 # In these keys, references to variables stay references.
 _TEXTS = ("command", "entrypoint", "environment", "env_file", "labels", "build", "test")
 # The default ports of URL schemes.
@@ -168,9 +146,6 @@ class _Reader:
         self.hosts: dict[str, str] = {}  # the service of each host name
         self.checks: dict[str, dict[str, Any]] = {}  # the health check of each image, by service
 
-    def line(self, *path: str | int) -> int:
-        return self.file.line(*path)
-
     def read(self) -> ForeignPool:
         """The pool with a server for each service; a service without a command is marked as left out."""
         self.pool.env_file = ".env"
@@ -180,62 +155,47 @@ class _Reader:
         self.pool.files += self.file.files
         for text, line in self.file.remarks:
             self.pool.remark(text, line)
-        file = Settings(self.pool, self.file.data, self.line)
+        file = Settings(self.pool, self.file.data, self.file.line, FILE)
         tables = file.table("services")
-        services = {}
+        services = []
         for name in tables:
-            server = self.pool.add(name, self.line("services", name))
+            server = self.pool.add(name, self.file.line("services", name))
             values = self.variables.resolved_tree(tables.take(name, dict) or {})
-            services[server.name] = Settings(server, values, functools.partial(self.line, "services", name))
-            self._name_hosts(server, name, values)
-            self._apply_service(server, services[server.name])
-        for server in self.pool.servers:
-            self._apply_dependencies(server, services[server.name])
-            services[server.name].remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
+            service = Settings(server, values, functools.partial(self.file.line, "services", name), SERVICE)
+            services.append((server, service))
+            self._name_hosts(server, name, service)
+            service.apply(server, self, server)
+            for variable in dict.fromkeys(self.variables.missing):
+                server.remark(f"{variable} is set neither here nor in .env: it is empty", server.line)
+            self.variables.missing.clear()
+        for server, service in services:
+            self._apply_dependencies(server, service)
+            service.remark_unread()
             self._replace_hosts(server)
-        file.remark_unread(MEANINGLESS)
-        if not self.pool.servers:
+        file.remark_unread()
+        if not services:
             raise Unreadable("there is no service in it", "; ".join(text for text, _ in self.file.remarks))
         return self.pool
 
-    def _name_hosts(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> None:
+    def _name_hosts(self, server: ForeignServer, name: str, service: Settings) -> None:
         """Record the host names by which other services reach this service."""
-        networks = service.get("networks")
-        tables = networks.values() if isinstance(networks, dict) else ()
-        aliases = [table.get("aliases") for table in tables if isinstance(table, dict)]
-        names = [name, service.get("container_name"), service.get("hostname")]
-        names += [alias for group in aliases if isinstance(group, list) for alias in group]
+        names = [name, service.peek("container_name"), service.peek("hostname")]
+        networks = service.table("networks")
+        for network in networks:
+            aliases = networks.table(network).peek("aliases")
+            names += aliases if isinstance(aliases, list) else ()
         self.hosts |= {str(alias): server.name for alias in names if alias}
 
-    def _apply_service(self, server: ForeignServer, service: Settings) -> None:
-        self._apply_command(server, service)
-        service.carry(server, _KEYS)
-        if files := service.take("env_file", str, list, dict):
-            self._env_files(server, files)
-        self._restart(server, service)
-        self._apply_deploy(server, service)
-        self._labels(server, service.take("labels", dict, list))
+    def _stdin(self, server: ForeignServer, service: Settings) -> None:
         if _is_true(service.take("stdin_open")) and "command" in server.keys:
             server.set("stdin", "open")
+
+    def _profiles(self, server: ForeignServer, service: Settings) -> None:
         if profiles := service.take("profiles", list):
             names = [str(profile) for profile in profiles]
             server.set("tags", [re.sub(r"[\s,]+", "-", name) for name in names])
             if not {*names, "*"} & {*self.variables.resolved("${COMPOSE_PROFILES:-}").split(",")}:
                 server.set("on_demand", True)
-        networks = service.table("networks")
-        for name in networks:
-            networks.table(name)
-        inner = self._ports(server, service.take("ports", list))
-        check = service.table("healthcheck")
-        if "healthcheck" not in service:
-            line = service.line("build")
-            check = Settings(server, self.checks.get(server.name, {}), lambda *_: line, prefix="HEALTHCHECK ")
-        self._health(server, check, inner)
-        if "healthcheck" not in service:
-            check.remark_unread({})
-        for name in dict.fromkeys(self.variables.missing):
-            server.remark(f"{name} is set neither here nor in .env: it is empty", server.line)
-        self.variables.missing.clear()
 
     def _apply_command(self, server: ForeignServer, service: Settings) -> None:
         """Set the server's environment, and its app or command, which may read its port from the environment."""
@@ -300,19 +260,19 @@ class _Reader:
         """Set the ENV and STOPSIGNAL of an image, and record its HEALTHCHECK."""
         for variable, text in start.env.items():
             if variable not in OF_CONTAINERS and "$" not in text:
-                server.add_env(variable, text)
+                server.set_env({variable: escaped(text)})
         if signal := start.others.get("STOPSIGNAL"):
             server.set("stop_signal", signal_name(signal))
         self.checks[server.name] = _health_check(start.others.get("HEALTHCHECK", ""))
 
-    def _ports(self, server: ForeignServer, ports: Any) -> str:
-        """Set `bind` to the published address of the command's port. Returns that port, "" if unknown.
+    def _ports(self, server: ForeignServer, service: Settings) -> None:
+        """Set `bind` to the published address of the command's port, and the health check, which may ask that port.
 
         If the command names no port, see `_bind_to_published`. Other published ports become remarks.
         """
         bind = str(server.keys.get("bind", ""))
         inner = bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
-        entries = [_published(entry) for entry in ports or ()]
+        entries = [_published(entry) for entry in service.take("ports", list) or ()]
         if inner:
             chosen = next((entry for entry in entries if inner in entry.here), None)
             host, port = (chosen.host, chosen.here[inner]) if chosen else ("127.0.0.1", inner)
@@ -333,9 +293,22 @@ class _Reader:
             self.ports[server.name] = {inner: port for entry in entries for inner, port in entry.here.items()}
         else:
             self.ports[server.name] = {inner: server.keys["bind"].rpartition(":")[2]} if inner else {}
-        return inner
+        check = service.table("healthcheck")
+        if "healthcheck" not in service:
+            line = service.line("build")
+            check = Settings(
+                server,
+                self.checks.get(server.name, {}),
+                lambda *_: line,
+                {},
+                lambda name, value: f"HEALTHCHECK {name}: {value}",
+            )
+        _apply_check(server, check, self.variables, inner)
+        if "healthcheck" not in service:
+            check.remark_unread()
 
-    def _labels(self, server: ForeignServer, value: Any) -> None:
+    def _labels(self, server: ForeignServer, service: Settings) -> None:
+        value = service.take("labels", dict, list)
         labels = {name: self.variables.converted(text or "") for name, text in _pairs(value)}
         for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
             if name.startswith("traefik."):
@@ -354,7 +327,7 @@ class _Reader:
                 text = f"${{{name}}}"
             env[name] = self.variables.converted(text)
         if env:
-            server.set("env", {**server.keys.get("env", {}), **env})
+            server.set_env(env)
 
     def _replace_hosts(self, server: ForeignServer) -> None:
         """Replace the names of services in the server's variables, command and probes by 127.0.0.1 and their ports."""
@@ -414,7 +387,10 @@ class _Reader:
         before, after = r"^|//|@|/dev/tcp/|(?<=\w):-|[\s,;='\"(\[]", r"$|[/?\s,;'\")\]}&|]"
         return re.sub(rf"({before})({names})(:\d{{2,5}})?(?={after})", replaced, text)
 
-    def _env_files(self, server: ForeignServer, value: Any) -> None:
+    def _env_files(self, server: ForeignServer, service: Settings) -> None:
+        value = service.take("env_file", str, list, dict)
+        if not value:
+            return
         entries = value if isinstance(value, list) else [value]
         files = []
         for entry in entries:
@@ -427,62 +403,6 @@ class _Reader:
                 is_raw = isinstance(entry, dict) and entry.get("format") == "raw"
                 files.append({"path": path, "expand": False} if is_raw else path)
         server.set("env_file", files)
-
-    def _restart(self, server: ForeignServer, service: Settings) -> None:
-        server.at = service.line("restart")
-        restart = service.take("restart")
-        policy, _, limit = ("no" if restart in (None, False) else str(restart)).partition(":")
-        server.set("restart", {"policy": _RESTART.get(policy, "no")})
-        if policy not in _RESTART:
-            service.remark("restart", "no equivalent")
-        if limit.isdigit():
-            server.set("restart.limit", int(limit))
-        of_deploy = service.table("deploy").table("restart_policy")
-        if restart is None and [*of_deploy]:
-            server.set("restart.policy", "always")
-            of_deploy.carry(server, _RESTART_POLICY)
-
-    def _apply_deploy(self, server: ForeignServer, service: Settings) -> None:
-        deploy = service.table("deploy")
-        deploy.carry(server, {"replicas": ("workers", int)})
-        deploy.table("resources").table("limits").carry(server, {"memory": ("limits.memory", _size)})
-        # Compose refuses a file in which these have other values.
-        if "workers" not in server.keys:
-            service.carry(server, {"scale": ("workers", int)})
-        if "limits" not in server.keys:
-            service.carry(server, {"mem_limit": ("limits.memory", _size)})
-        service.table("ulimits").carry(server, {"nofile": ("limits.open_files", int)})
-        service.table("ulimits").table("nofile").carry(server, {"soft": ("limits.open_files", int)})
-        service.table("logging").table("options").carry(server, _LOG)
-        if server.keys.get("workers") == 0:
-            del server.keys["workers"]
-            server.set("disabled", True)
-
-    def _health(self, server: ForeignServer, check: Settings, inner: str) -> None:
-        disabled, test = _is_true(check.take("disable")), check.take("test", str, list)
-        if disabled or test in (None, "NONE", ["NONE"]):
-            return
-        words = test if isinstance(test, list) else ["CMD-SHELL", str(test)]
-        shell = words[0] == "CMD-SHELL"
-        line = self.variables.resolved(" ".join(map(text_of, words[1:])))
-        url = _url.search(line)
-        probe: dict[str, Any]
-        asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
-        plain = not _more_than_get.search(line.replace("||", "")) or not re.match(r"\S*(curl|wget)", line)
-        port = url and (url[1] or url[2] or ("443" if url[0].startswith("https") else "80"))
-        if url and asks and plain and "bind" in server.keys and port == inner:
-            probe = {"http": url[3] or "/"}
-        else:
-            texts = ["sh", "-c", *map(text_of, words[1:])] if shell else [text_of(word) for word in words[1:]]
-            probe = {"exec": [_with_port(server, self.variables.converted(text), inner) for text in texts]}
-        server.set("health", {"readiness": probe})
-        check.carry(server, _PROBE)
-        readiness = server.keys["health"]["readiness"]
-        period = _seconds(server.keys.pop("start_timeout", ""))
-        interval = _seconds(readiness.get("interval", "")) or DEFAULT_INTERVAL
-        limit = period + interval * (readiness.get("fall_count_ko", DEFAULT_RETRIES - 1) + 1)
-        if limit > START_TIMEOUT:  # until then, the container is not called unhealthy
-            server.set("start_timeout", f"{limit:g}s")
 
     def _apply_dependencies(self, server: ForeignServer, service: Settings) -> None:
         names = [str(name) for name in service.take("depends_on", list) or []]
@@ -500,32 +420,6 @@ class _Reader:
         if dependencies:
             server.at = service.line("depends_on")
             server.set("depends_on", dependencies)
-
-
-START_TIMEOUT = 30  # of poolctl, in seconds
-DEFAULT_INTERVAL, DEFAULT_RETRIES = 30, 3  # of a health check
-_KEYS: Keys = {
-    "stop_grace_period": ("stop_timeout", str),
-    "stop_signal": ("stop_signal", signal_name),
-    "user": ("user", lambda value: escaped(value) if re.match("[A-Za-z_]", value) else ""),
-}
-_RESTART_POLICY: Keys = {
-    "condition": (
-        "restart.policy",
-        lambda value: {"none": "no", "any": "always", "on-failure": value}.get(value),
-    ),
-    "max_attempts": ("restart.limit", int),
-    "delay": ("restart.backoff.initial", lambda value: _duration(value)),
-    "window": ("restart.window", lambda value: _duration(value)),
-}
-_LOG: Keys = {"max-size": ("log.max_size", lambda value: _size(value)), "max-file": ("log.keep", int)}
-_PROBE: Keys = {
-    "interval": ("health.readiness.interval", lambda value: _duration(value)),
-    "timeout": ("health.readiness.timeout", lambda value: _duration(value)),
-    # Here the first failure is only a warning; later failures count.
-    "retries": ("health.readiness.fall_count_ko", lambda value: max(int(value) - 1, 1)),
-    "start_period": ("start_timeout", lambda value: _duration(value)),
-}
 
 
 def pool_of_compose(document: Document, overrides: Sequence[str] | None = None) -> ForeignPool:
@@ -593,13 +487,6 @@ def _may_listen_elsewhere(server: ForeignServer) -> bool:
     """Whether the command opens its socket itself without being told the host."""
     texts = " ".join([*server.keys.get("command", ()), *server.keys.get("env", {}).values()])
     return ("socket" in server.keys or PORT in texts) and HOST not in texts
-
-
-def _with_port(server: ForeignServer, text: str, inner: str) -> str:
-    """The text with the server's port in place of its port in the container."""
-    if not inner or "bind" not in server.keys:
-        return text
-    return re.sub(rf"(?<![\w.-]){inner}(?![\w.])", PORT, text)
 
 
 def _pairs(value: dict[Any, Any] | list[Any] | None) -> Iterator[tuple[str, str | None]]:
@@ -670,6 +557,113 @@ def _size(value: Any) -> str:
     return f"{match[1]}{unit}iB" if unit else f"{match[1]}B"
 
 
+def _restart(reader: _Reader, server: ForeignServer, service: Settings) -> None:
+    server.at = service.line("restart")
+    restart = service.take("restart")
+    policy, _, limit = ("no" if restart in (None, False) else str(restart)).partition(":")
+    server.set("restart", {"policy": _RESTART.get(policy, "no")})
+    if policy not in _RESTART:
+        service.remark("restart", NO_EQUIVALENT)
+    if limit.isdigit():
+        server.set("restart.limit", int(limit))
+    of_deploy = service.table("deploy").table("restart_policy")
+    if restart is None and [*of_deploy]:
+        server.set("restart.policy", "always")
+        of_deploy.apply(server, rows=_RESTART_POLICY)
+
+
+def _disable(reader: _Reader, server: ForeignServer, service: Settings) -> None:
+    if server.keys.get("workers") == 0:
+        del server.keys["workers"]
+        server.set("disabled", True)
+
+
+def _apply_check(server: ForeignServer, check: Settings, variables: _Variables, inner: str) -> None:
+    """Set the probe of a health check, by HTTP if it is no more than a request to the port `inner` of the container."""
+    disabled, test = _is_true(check.take("disable")), check.take("test", str, list)
+    if disabled or test in (None, "NONE", ["NONE"]):
+        return
+    words = [text_of(word) for word in test] if isinstance(test, list) else ["CMD-SHELL", str(test)]
+    line = variables.resolved(" ".join(words[1:]))
+    url = _url.search(line)
+    asks = re.match(r"(\S*/)?(curl|wget)\s|.*\burlopen\(", line, re.DOTALL)
+    plain = not _more_than_get.search(line.replace("||", "")) or not re.match(r"\S*(curl|wget)", line)
+    port = url and (url[1] or url[2] or ("443" if url[0].startswith("https") else "80"))
+    if url and asks and plain and "bind" in server.keys and port == inner:
+        probe: dict[str, Any] = {"http": url[3] or "/"}
+    else:
+        texts = [variables.converted(word) for word in words[1:]]
+        if inner and "bind" in server.keys:  # not its port in the container
+            texts = [re.sub(rf"(?<![\w.-]){inner}(?![\w.])", PORT, text) for text in texts]
+        probe = {"exec": ["sh", "-c", *texts] if words[0] == "CMD-SHELL" else texts}
+    server.set("health", {"readiness": probe})
+    check.apply(server, rows=_PROBE)
+    readiness = server.keys["health"]["readiness"]
+    period = _seconds(server.keys.pop("start_timeout", ""))
+    interval = _seconds(readiness.get("interval", "")) or DEFAULT_INTERVAL
+    limit = period + interval * (readiness.get("fall_count_ko", DEFAULT_RETRIES - 1) + 1)
+    if limit > START_TIMEOUT:  # until then, the container is not called unhealthy
+        server.set("start_timeout", f"{limit:g}s")
+
+
+START_TIMEOUT = 30  # of poolctl, in seconds
+DEFAULT_INTERVAL, DEFAULT_RETRIES = 30, 3  # of a health check
+FILE: Table = {
+    **meaningless("an extension, which compose ignores as well", "x-*", "*.x-*"),
+    **meaningless("compose ignores it", "version"),
+    **meaningless("of the project: poolctl names a pool after its directory", "name"),
+    **meaningless("servers share the network of this machine", "networks"),
+}
+SERVICE: Table = {
+    "command": _Reader._apply_command,
+    "stop_grace_period": Becomes("stop_timeout"),
+    "stop_signal": Becomes("stop_signal", signal_name),
+    "user": Becomes("user", lambda value: escaped(value) if re.match("[A-Za-z_]", value) else ""),
+    "env_file": _Reader._env_files,
+    "restart": _restart,
+    "deploy.replicas": Becomes("workers", int),
+    "deploy.resources.limits.memory": Becomes("limits.memory", _size, default="0"),
+    # Compose refuses a file in which these have other values.
+    "scale": Becomes("workers", int, unless_set=True),
+    "mem_limit": Becomes("limits.memory", _size, unless_set=True),
+    "ulimits.nofile": Becomes("limits.open_files", int),
+    "ulimits.nofile.soft": Becomes("limits.open_files", int),
+    "logging.options.max-size": Becomes("log.max_size", _size),
+    "logging.options.max-file": Becomes("log.keep", int),
+    "deploy": _disable,
+    "labels": _Reader._labels,
+    "stdin_open": _Reader._stdin,
+    "profiles": _Reader._profiles,
+    "ports": _Reader._ports,
+    "deploy.mode": Becomes(default="replicated"),
+    "deploy.resources.limits.cpus": Becomes(default="0"),
+    "logging.driver": Becomes(default="json-file"),
+    "privileged": Becomes(default=False),
+    "read_only": Becomes(default=False),
+    **advice("a server is called by the name of its service", "container_name"),
+    **advice("its files have to be where the program looks for them", "volumes"),
+    **advice("other services reach it at 127.0.0.1", "hostname"),
+    **advice("a directory of the container; cwd is the working directory", "working_dir"),
+    **meaningless("an extension, which compose ignores as well", "x-*", "*.x-*"),
+    **meaningless("the name of the image that is built; a remark names one that is not", "image"),
+    **meaningless("servers share the network of this machine", "networks"),
+    **meaningless("of networks between containers: here servers reach each other at 127.0.0.1", "expose"),
+    **meaningless("the keeper reaps the processes that a program leaves behind", "init"),
+    **meaningless("the output of a server goes to its log", "tty"),
+}
+_RESTART_POLICY: Table = {
+    "condition": Becomes("restart.policy", {"none": "no", "any": "always", "on-failure": "on-failure"}.get),
+    "max_attempts": Becomes("restart.limit", int),
+    "delay": Becomes("restart.backoff.initial", _duration),
+    "window": Becomes("restart.window", _duration),
+}
+_PROBE: Table = {
+    "interval": Becomes("health.readiness.interval", _duration),
+    "timeout": Becomes("health.readiness.timeout", _duration),
+    # Here the first failure is only a warning; later failures count.
+    "retries": Becomes("health.readiness.fall_count_ko", lambda value: max(int(value) - 1, 1)),
+    "start_period": Becomes("start_timeout", _duration),
+}
 _instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV|STOPSIGNAL|HEALTHCHECK)\s+(.*)", re.DOTALL)
 _option_of_check = re.compile(r"--([a-z-]+)=(\S+)\s+")
 _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")

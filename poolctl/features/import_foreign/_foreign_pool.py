@@ -7,16 +7,13 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from signal import Signals
 from typing import Any, NamedTuple
 
-from poolctl.config import escaped, load, relocated, required_variables, table_text, value_text
+from poolctl.config import load, relocated, required_variables, table_text, value_text
 from poolctl.config.values.problems import Tree
 from poolctl.errors import ServerError
 
-# The key of a pool.toml for another tool's setting, and the conversion of the value.
-Keys = Mapping[str, tuple[str, Callable[[str], Any]]]
 # Placeholders for what the pool knows of an address. In braces a word is the other tool's own.
 PORT, HOST, FD = "\ue000port\ue001", "\ue000host\ue001", "\ue000fd\ue001"
 REFERENCE = re.compile(r"\$\{[^}]*\}")
@@ -80,6 +77,8 @@ class ForeignServer(Remarked):
 
     def set(self, key: str, value: Tree) -> None:
         """Set the value of a key. A dot leads into a table: `http.keep_alive` sets keep_alive in the table http."""
+        if key == "stop_group" and "command" not in self.keys:
+            return  # the workers of an app shut down by themselves
         *tables, last = key.split(".")
         self.lines[key.partition(".")[0]] = self.at
         table = self.keys
@@ -87,14 +86,18 @@ class ForeignServer(Remarked):
             table = table.setdefault(name, {})
         table[last] = value
 
-    def set_stop_group(self, value: str) -> None:
-        """Set `stop_group` of a command. An app has no such key: its workers shut down by themselves."""
-        if "command" in self.keys:
-            self.set("stop_group", value)
+    def has(self, key: str) -> bool:
+        """Whether a key is set. Its dots lead into tables."""
+        table: Tree = self.keys
+        for name in key.split("."):
+            if not isinstance(table, dict) or name not in table:
+                return False
+            table = table[name]
+        return True
 
-    def add_env(self, name: str, text: str) -> None:
-        """Add a variable with the value that the program should see."""
-        self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
+    def set_env(self, env: Mapping[str, Tree]) -> None:
+        """Set variables, in the notation of a pool.toml."""
+        self.set("env", {**self.keys.get("env", {}), **env})
 
     def leave_out(self, why: str) -> None:
         """Mark the server to be written only as a comment, which shows the first reason given."""
@@ -169,24 +172,20 @@ _WORD = r"(?<!\{)(?<!(?<!\$)\$)(\{+)(%s)(\}+)"
 _word_of_command = re.compile(_WORD % "port|host|bind|name|fd")
 _word_of_probe = re.compile(_WORD % "port|host|bind|name")
 _word_of_env = re.compile(_WORD % "port|host|bind")
-_no_word = re.compile(r"(?!)")
 _place = re.compile(r"server\[(\d+)\](?:\.([\w.]+))?")
 
 
-@dataclass
-class RenderedPoolFile:
+class RenderedPoolFile(NamedTuple):
     """The text of a pool.toml, the numbers of servers and remarks in it, and warnings for the user.
 
-    `left_out` are servers written as comments, `unset` variables that the text refers to, and `missing` problems
-    outside the file, such as a program that does not exist.
+    `left_out` are servers written as comments.
     """
 
     text: str
     servers: int
-    left_out: list[str]
     remarks: int
-    unset: list[str]
-    missing: list[str]
+    left_out: list[str]
+    warnings: list[str]
 
 
 def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> RenderedPoolFile:
@@ -196,65 +195,62 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Ren
     """
     directory = os.path.dirname(target)
     env_file = os.path.join(base_dir, pool.env_file)
-    if pool.env_file and os.path.abspath(base_dir) != os.path.abspath(directory) and os.path.exists(env_file):
-        for server in pool.servers:
-            server.keys.setdefault("env_file", env_file)
+    names_env_file = pool.env_file and os.path.abspath(base_dir) != directory and os.path.exists(env_file)
     for server in pool.servers:
+        if names_env_file:
+            server.keys.setdefault("env_file", env_file)
         bind = str(server.keys.get("bind", ""))
         if bind.startswith(":") and any(FD in word for word in server.keys.get("command", ())):
             server.keys["bind"] = f"0.0.0.0{bind}"  # the socket of IPv6 would be another descriptor
-        server.keys = _with_placeholders(server)
-        server.keys = relocated(server.keys, base_dir, directory)
+        placed = {key: _placed(value, _placeholders(key, server)) for key, value in server.keys.items()}
+        server.keys = relocated(placed, base_dir, directory)
     for _ in range(MAX_ROUNDS):
         _drop_missing_dependencies(pool)
         text = _file_text(pool, source)
         unset = sorted({name for name in required_variables(text) if name not in os.environ})
         config = load(target, {**dict.fromkeys(unset, "1"), **os.environ}, {target: text})
         usable = [server for server in pool.servers if not server.unusable]
-        problems = [problem for problem in config.problems if usable]
-        if not problems:
+        if not (usable and config.problems):
             break
-        _comment_out_invalid_keys(usable, problems)
-    return RenderedPoolFile(
-        text,
-        servers=len(usable),
-        left_out=[
-            f"{place_prefix(source, server.line)}{server.name}: {server.unusable}"
-            for server in pool.servers
-            if server.unusable
-        ],
-        remarks=len(pool.remarks) + sum(len(set(server.remarks)) for server in pool.servers),
-        unset=unset,
-        missing=[] if unset else [str(problem) for problem in config.check_external()],
-    )
+        _comment_out_invalid_keys(usable, config.problems)
+    left_out = [
+        f"{place_prefix(source, server.line)}{server.name}: {server.unusable}"
+        for server in pool.servers
+        if server.unusable
+    ]
+    warnings = [f"left out: {reason}" for reason in left_out]
+    if unset:
+        warnings.append(f"it refers to variables that are not set here: {', '.join(unset)}")
+    else:  # what depends on such a variable is not known
+        warnings += map(str, config.check_external())
+    remarks = len(pool.remarks) + sum(len(set(server.remarks)) for server in pool.servers)
+    return RenderedPoolFile(text, len(usable), remarks, left_out, warnings)
 
 
-def _with_placeholders(server: ForeignServer) -> dict[str, Tree]:
-    """The keys with the placeholders of a pool.toml; other words in braces that look like placeholders are escaped."""
-    words = {
-        "command": _word_of_command,
-        "env": _word_of_env,
-        "health": _word_of_probe,
-        "hooks": _word_of_probe,
-    }
-    if "command" not in server.keys:
-        del words["env"]
-    return {key: _placed(value, words.get(key, _no_word)) for key, value in server.keys.items()}
+def _placeholders(key: str, server: ForeignServer) -> re.Pattern[str] | None:
+    """Words in braces that would be placeholders in a key."""
+    if key == "command":
+        return _word_of_command
+    if key == "env":
+        return _word_of_env if "command" in server.keys else None
+    return _word_of_probe if key in ("health", "hooks") else None
 
 
-def _placed(value: Tree, word: re.Pattern[str]) -> Tree:
+def _placed(value: Tree, word: re.Pattern[str] | None) -> Tree:
+    """The value with the placeholders of a pool.toml; other words in braces that look like placeholders are escaped."""
     if isinstance(value, dict):
         return {key: _placed(inner, word) for key, inner in value.items()}
     if isinstance(value, list):
         return [_placed(inner, word) for inner in value]
     if not isinstance(value, str):
         return value
-    return word.sub(_doubled, value).replace("\ue000", "{").replace("\ue001", "}")
 
+    def doubled(match: re.Match[str]) -> str:
+        pairs = min(len(match[1]), len(match[3]))
+        return f"{'{' * pairs}{match[0]}{'}' * pairs}"
 
-def _doubled(match: re.Match[str]) -> str:
-    pairs = min(len(match[1]), len(match[3]))
-    return f"{'{' * pairs}{match[0]}{'}' * pairs}"
+    escaped_text = word.sub(doubled, value) if word else value
+    return escaped_text.replace("\ue000", "{").replace("\ue001", "}")
 
 
 def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
@@ -269,12 +265,14 @@ def _comment_out_invalid_keys(servers: Sequence[ForeignServer], problems: Sequen
         if place is None:
             continue
         server, path = servers[int(place[1])], (place[2] or "").split(".")
-        key = "workers" if path[0] == "scale" else path[0]
+        if path[0] == "scale":
+            path[0] = "workers"
+        key = path[0]
         if key in ESSENTIAL or not (key in server.keys or (server.name, key) in removed):
             server.leave_out(f"{problem.message}; {problem.hint}" if problem.hint else problem.message)
         elif key in server.keys:
             removed.add((server.name, key))
-            name, value = _pop(server.keys, [key, *path[1:]])
+            name, value = _pop(server.keys, path)
             server.remark(
                 f"{name} = {value_text(value)}: {problem.message}", server.lines.get(key, server.line)
             )
@@ -300,10 +298,9 @@ def _drop_missing_dependencies(pool: ForeignPool) -> None:
             if dependency["name"] not in usable:
                 line = server.lines.get("depends_on", server.line)
                 server.remark(f"depends_on {dependency['name']}: it is not among the servers", line)
-        if wanted:
-            server.keys["depends_on"] = [dependency for dependency in wanted if dependency["name"] in usable]
-            if not server.keys["depends_on"]:
-                del server.keys["depends_on"]
+        server.keys["depends_on"] = [dependency for dependency in wanted if dependency["name"] in usable]
+        if not server.keys["depends_on"]:
+            del server.keys["depends_on"]
 
 
 def _file_text(pool: ForeignPool, source: str) -> str:

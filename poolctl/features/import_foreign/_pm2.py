@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from poolctl.config import Document, escaped, needs_shell, read_text
@@ -16,43 +15,26 @@ from poolctl.config.values.problems import Problem
 from poolctl.features.gateway.program import program_path, program_problem
 
 from ._command_lines import apply_command_words
-from ._foreign_pool import PORT, ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, user_and_group
-from ._settings import OF_ANOTHER_TYPE, Meaningless, Settings, shown, text_of
+from ._foreign_pool import PORT, ForeignPool, ForeignServer, Unreadable, in_seconds, user_and_group
+from ._settings import (
+    OF_ANOTHER_TYPE,
+    ONE_LOG,
+    Becomes,
+    Settings,
+    Table,
+    advice,
+    defaults,
+    meaningless,
+    shown,
+    text_of,
+)
 
 _INTERPRETERS = {  # lib/API/interpreter.json
     ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash", ".php": "php",
     ".pl": "perl", ".coffee": "coffee", ".ls": "lsc", ".ts": "bun", ".tsx": "bun",
 }  # fmt: skip
-_OF_MONITORING = (
-    "pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring", "v8", "event_loop_inspector",
-)  # fmt: skip
-MEANINGLESS: Meaningless = {
-    **dict.fromkeys(("merge_logs", "combine_logs"), "a server has one log, of all its processes"),
-    **dict.fromkeys(_OF_MONITORING, "of pm2's monitoring"),
-    "vizion": "it reads the version of the source for pm2's own pages",
-    "windowsHide": "of Windows",
-    "force": "of the command pm2 start",
-    "exec_mode": "of several processes",
-}
-DEFAULTS = {  # values that change nothing
-    "watch": False, "wait_ready": False, "source_map_support": False, "disable_source_map_support": True,
-    "time": False, "disable_logs": False, "shutdown_with_message": False, "append_env_to_name": False,
-    "filter_env": False, "cron_restart": 0, "restart_delay": 0, "exp_backoff_restart_delay": 0,
-}  # fmt: skip
 _OUTPUTS = ("out_file", "out", "output", "out_log", "log_file", "log")
-_ERRORS = ("error_file", "error", "err", "err_file", "err_log")
-ADVICE = {
-    "wait_ready": "notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send",
-    "watch": "poolctl run --watch",
-    "ignore_watch": "watch = { exclude } of poolctl run --watch",
-    "instance_var": "POOLCTL_INDEX has the number of the process",
-    "increment_var": "POOLCTL_INDEX has the number of the process",
-    "listen_timeout": "start_timeout limits how long a start takes",
-    **dict.fromkeys(("time", "log_date_format"), "poolctl logs shows when a line was written"),
-    "source_map_support": "node --enable-source-maps does this",
-    **dict.fromkeys(("pid_file", "pid"), "poolctl list -o name,pids shows the pids"),
-    **dict.fromkeys((*_OUTPUTS, *_ERRORS), "a server has one log, of both streams"),
-}
+_LOGS = "poolctl logs shows when a line was written"
 _SCRIPTS = ("script", "exec", "cmd", "command")
 _OPTIONS = ("node_args", "interpreter_args", "interpreterArgs")
 # Matches a string; its groups are a comment, a string in single quotes, and a key without quotes. A string or comment
@@ -63,7 +45,6 @@ _literal = re.compile(
     re.DOTALL,
 )
 _comma_at_end = re.compile(r'("(?:[^"\\\n]|\\.)*+"?)|,(?=\s*[\]}])')
-_NO_LOG = ("/dev/null", "NULL")
 # The defaults; the whole tree of processes gets the signal (treekill).
 _STOP = {"stop_signal": "SIGINT", "stop_timeout": "1600ms", "stop_group": "together"}
 _BACKOFF = {"max": "15s", "factor": 1.5}  # of exp_backoff_restart_delay
@@ -114,7 +95,7 @@ def pool_of_pm2(document: Document) -> ForeignPool:
     """The pool of an ecosystem file. Raises Unreadable."""
     pool, data = ForeignPool(), document.data
     key = next((name for name in ("apps", "pm2") if isinstance(data, dict) and name in data), None)
-    file = Settings(pool, {} if key is None else data, lambda *path: document.place(path).line)
+    file = Settings(pool, {} if key is None else data, lambda *path: document.place(path).line, {})
     apps = data if key is None else file.take(key)
     root: tuple[str | int, ...] = () if key is None else (key,)
     entries = (
@@ -127,40 +108,39 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             script = str(next((values[name] for name in _SCRIPTS if values.get(name)), ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(values.get("name") or stem), document.place(path).line)
-            app = Settings(server, values, lambda *inner, path=path: document.place((*path, *inner)).line)
+            app = Settings(
+                server, values, lambda *inner, path=path: document.place((*path, *inner)).line, APP
+            )
             _apply_app(server, app, document.base_dir)
         else:
             pool.remark(f"apps: {shown(values)}: {OF_ANOTHER_TYPE}", document.place(path).line)
-    file.remark_unread({})
+    file.remark_unread()
     if not pool.servers:
         raise Unreadable("there is no app in it", "is this an ecosystem file of pm2?", 1)
     return pool
 
 
 def _apply_app(server: ForeignServer, app: Settings, directory: str) -> None:
-    app.take("name")
+    """Set the keys of the server; `directory` contains the file."""
     _apply_script(server, app, directory)
     if "command" in server.keys:
         for key, default in _STOP.items():
             server.set(key, default)
-    app.carry(server, _KEYS)
-    if app.take("treekill", bool) is False:
-        server.set_stop_group("leader")
-    cwd = str(server.keys.get("cwd", ""))
-    for key in _OUTPUTS:
-        if "log" not in server.keys:
-            app.carry(server, {key: ("log.path", functools.partial(_log_path, cwd))})
-    if app.take("autostart", bool) is False:
-        server.set("on_demand", True)
-    _apply_restart_policy(server, app)
+    app.apply(server)
+    if (log := server.keys.get("log")) and not log["path"].startswith("~"):
+        log["path"] = os.path.join(str(server.keys.get("cwd", "")), log["path"])
+    if (backoff := server.keys["restart"].get("backoff")) and "max" not in backoff:
+        backoff |= _BACKOFF
     user, group = text_of(_first(app, ("uid", "user"))), text_of(_first(app, ("gid",)))
     if user or group:
         server.set("user", user_and_group(user or "root", group))
     for key in app:
         if re.fullmatch("env_(?!file$).+", key):
             app.remark(key, "a second file with these, given by another -c, wins over this one")
-    cron = f"`poolctl restart {server.name}` in a crontab"
-    app.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice={**ADVICE, "cron_restart": cron, "cron": cron})
+    for key in ("cron_restart", "cron"):
+        if app.peek(key) != 0:
+            app.remark(key, f"`poolctl restart {server.name}` in a crontab")
+    app.remark_unread()
 
 
 def _first(app: Settings, names: Iterable[str], *types: type) -> Any:
@@ -209,10 +189,10 @@ def _apply_script(server: ForeignServer, app: Settings, directory: str) -> None:
     reads_port = port.isdigit() and "bind" not in server.keys
     if reads_port:
         # The program reads PORT and binds the port itself.
-        server.add_env("PORT", PORT)
+        server.set_env({"PORT": PORT})
         server.set("bind", f":{port}")
     elif port:
-        server.add_env("PORT", port)
+        server.set_env({"PORT": escaped(port)})
     is_node = os.path.basename(interpreter).startswith("node")
     _set_processes(server, app, is_node=is_node, reads_port=reads_port)
 
@@ -259,18 +239,6 @@ def _set_processes(server: ForeignServer, app: Settings, *, is_node: bool, reads
         server.remark(f"instances: {count}: by the number of processors of this machine")
 
 
-def _apply_restart_policy(server: ForeignServer, app: Settings) -> None:
-    server.at = app.line("name")
-    server.set("restart.policy", "no" if app.take("autorestart", bool) is False else "always")
-    app.carry(server, {"max_restarts": ("restart.limit", int)})
-    for key in ("restart.backoff.initial", "restart.backoff.max"):
-        app.carry(server, {"restart_delay": (key, _pause)})
-    if "backoff" not in server.keys["restart"]:
-        app.carry(server, {"exp_backoff_restart_delay": ("restart.backoff.initial", _pause)})
-        if backoff := server.keys["restart"].get("backoff"):
-            server.set("restart.backoff", {**backoff, **_BACKOFF})
-
-
 def _variable(value: Any) -> str:
     """The text of a variable; a list or table is JSON, as for pm2."""
     if value is None or isinstance(value, (dict, list)):
@@ -291,8 +259,8 @@ def _milliseconds(text: str) -> str:
     return f"{text}ms" if text.isdigit() else in_seconds(text)
 
 
-def _log_path(cwd: str, text: str) -> str:
-    return "" if text in _NO_LOG else text if text.startswith("~") else os.path.join(cwd, str(escaped(text)))
+def _log_path(text: str) -> str:
+    return "" if text in ("/dev/null", "NULL") else str(escaped(text))
 
 
 def _pause(text: str) -> str:
@@ -303,8 +271,50 @@ def _memory(text: str) -> str | int:
     return int(text) if text.isdigit() else re.sub(r"(?i)([KMG])B?$", r"\1iB", text)
 
 
-_KEYS: Keys = {
-    "max_memory_restart": ("limits.memory", _memory),
-    "kill_timeout": ("stop_timeout", _milliseconds),
-    "env_file": ("env_file", escaped),
-}
+def _if_false(name: str, key: str, value: object) -> Callable[[ForeignServer, Settings], None]:
+    return lambda server, app: server.set(key, value) if app.take(name, bool) is False else None
+
+
+def _restart(server: ForeignServer, app: Settings) -> None:
+    server.at = app.line("name")
+    server.set("restart.policy", "no" if app.take("autorestart", bool) is False else "always")
+
+
+APP: Table = {
+    "max_memory_restart": Becomes("limits.memory", _memory),
+    "kill_timeout": Becomes("stop_timeout", _milliseconds),
+    "env_file": Becomes("env_file", escaped),
+    "treekill": _if_false("treekill", "stop_group", "leader"),
+    **dict.fromkeys(_OUTPUTS, Becomes("log.path", _log_path, unless_set=True, advice=ONE_LOG)),
+    "autostart": _if_false("autostart", "on_demand", True),
+    "autorestart": _restart,
+    "max_restarts": Becomes("restart.limit", int),
+    "restart_delay": Becomes("restart.backoff.initial restart.backoff.max", _pause, default=0),
+    "exp_backoff_restart_delay": Becomes("restart.backoff.initial", _pause, unless_set=True, default=0),
+    "wait_ready": Becomes(
+        default=False, advice="notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send"
+    ),
+    "watch": Becomes(default=False, advice="poolctl run --watch"),
+    "source_map_support": Becomes(default=False, advice="node --enable-source-maps does this"),
+    "time": Becomes(default=False, advice=_LOGS),
+    **advice(_LOGS, "log_date_format"),
+    **advice("watch = { exclude } of poolctl run --watch", "ignore_watch"),
+    **advice("POOLCTL_INDEX has the number of the process", "instance_var", "increment_var"),
+    **advice("start_timeout limits how long a start takes", "listen_timeout"),
+    **advice("poolctl list -o name,pids shows the pids", "pid_file", "pid"),
+    **advice(ONE_LOG, "error_file", "error", "err", "err_file", "err_log"),
+    **defaults(
+        disable_source_map_support=True, disable_logs=False, shutdown_with_message=False, append_env_to_name=False,
+        filter_env=False, cron_restart=0,
+    ),
+    **meaningless("a server is called by it", "name"),
+    **meaningless("a server has one log, of all its processes", "merge_logs", "combine_logs"),
+    **meaningless(
+        "of pm2's monitoring", "pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring", "v8",
+        "event_loop_inspector",
+    ),
+    **meaningless("it reads the version of the source for pm2's own pages", "vizion"),
+    **meaningless("of Windows", "windowsHide"),
+    **meaningless("of the command pm2 start", "force"),
+    **meaningless("of several processes", "exec_mode"),
+}  # fmt: skip

@@ -1,8 +1,4 @@
-"""The settings of another tool's file: each is converted, becomes a remark, or has no meaning here.
-
-A reader takes the settings that it knows from `Settings`. All others become remarks, except the `Meaningless`
-settings, which the module of the format lists with reasons.
-"""
+"""The settings of another tool's file: a table for each format says what becomes of them."""
 
 from __future__ import annotations
 
@@ -11,29 +7,60 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from ._foreign_pool import ForeignServer, Keys, Remarked
+from ._foreign_pool import ForeignServer, Remarked
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 NO_EQUIVALENT = "no equivalent"
+ONE_LOG = "a server has one log, of both streams"
+AS_USUAL = object()  # a result of `convert`: the value is the default here, too
 OF_ANOTHER_TYPE = "a value of another type than expected"
-# The reasons why a setting needs no remark, by the pattern of its path, such as `deploy.x-*`.
-Meaningless = Mapping[str, str]
 
 
-class Unread(NamedTuple):
-    """A setting that was not taken: path, such as `deploy.mode`, value, line and reason."""
+class Becomes(NamedTuple):
+    """What becomes of a setting: `key` of pool.toml, or several, with the result of `convert`.
 
-    path: str
-    value: Any
-    line: int
-    why: str
+    If there is no key, or the result is "" or None or a ValueError, it becomes a remark with its value and `advice`;
+    likewise if `unless_set` and the key is set. It needs no remark if it has the value `default`, or is `meaningless`
+    for the reason given.
+    """
+
+    key: str = ""
+    convert: Callable[[str], Any] = str
+    unless_set: bool = False
+    default: Any = None
+    advice: str = ""
+    meaningless: str = ""
+
+
+# By the path of a setting, such as `deploy.mode`, or a pattern, in the order in which keys are set. A function takes
+# the setting and others from their table.
+Table = Mapping[str, Becomes | Callable[..., None]]
+
+
+def meaningless(why: str, *names: str) -> dict[str, Becomes]:
+    return dict.fromkeys(names, Becomes(meaningless=why))
+
+
+def advice(text: str, *names: str) -> dict[str, Becomes]:
+    return dict.fromkeys(names, Becomes(advice=text))
+
+
+def defaults(**values: object) -> dict[str, Becomes]:
+    """Settings without an equivalent, with the values that change nothing."""
+    return {name: Becomes(default=value) for name, value in values.items()}
+
+
+def row_of(path: str, table: Table) -> Becomes:
+    """The row of a setting that was not taken."""
+    row = next((row for pattern, row in table.items() if fnmatchcase(path, pattern)), None)
+    return row if isinstance(row, Becomes) else Becomes()
 
 
 class Settings:
     """A table of settings that records which were taken. Settings with an empty value are ignored.
 
     `about` is what the settings describe: it gets the remarks, and the line of the setting taken last.
-    `line` returns the line of a path in the table, and `sign` is written between a setting's name and value.
+    `line` returns the line of a path, and `show` the text of a path and its value.
     """
 
     def __init__(
@@ -41,15 +68,13 @@ class Settings:
         about: Remarked,
         values: Mapping[Any, Any],
         line: Callable[..., int],
-        *,
-        sign: str = ": ",
+        rows: Table,
+        show: Callable[[str, Any], str] = lambda path, value: f"{path}: {shown(value)}",
         prefix: str = "",
     ) -> None:
-        self._about = about
+        self._about, self._rows, self._show, self._prefix = about, rows, show, prefix
+        self.line = line
         self._values = {str(key): value for key, value in values.items()}
-        self._line = line
-        self._sign = sign
-        self._prefix = prefix
         self._taken: set[str] = set()
         self._mistyped: set[str] = set()
         self._tables: dict[str, Settings] = {}
@@ -60,13 +85,6 @@ class Settings:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def __repr__(self) -> str:
-        return f"<Settings {', '.join(self._values)}; taken: {', '.join(sorted(self._taken)) or 'none'}>"
-
-    def line(self, key: str) -> int:
-        """The line of `key`."""
-        return self._line(key)
-
     def take(self, key: str, *types: type) -> Any:
         """Take the value of `key`. If it is missing or of another type than `types`, return None and do not take it."""
         value = self._values.get(key)
@@ -76,7 +94,7 @@ class Settings:
             self._mistyped.add(key)
             return None
         self._taken.add(key)
-        self._about.at = self._line(key)
+        self._about.at = self.line(key)
         return value
 
     def peek(self, key: str) -> Any:
@@ -86,65 +104,54 @@ class Settings:
     def table(self, key: str) -> Settings:
         """The settings in the table `key`, to be taken one by one; empty if the table is missing."""
         if key not in self._tables:
-            values = self.take(key, dict) or {}
-            line = functools.partial(self._line, key)
+            values, line = self.take(key, dict) or {}, functools.partial(self.line, key)
             prefix = f"{self._prefix}{key}."
-            self._tables[key] = Settings(self._about, values, line, sign=self._sign, prefix=prefix)
+            self._tables[key] = Settings(self._about, values, line, self._rows, self._show, prefix)
         return self._tables[key]
 
-    def carry(self, server: ForeignServer, keys: Keys) -> None:
-        """Set the keys of pool.toml that correspond to settings one by one.
+    def apply(self, server: ForeignServer, *context: Any, rows: Table | None = None) -> None:
+        """Set the keys of pool.toml, by the rows in their order. Functions get `context`, or else the server."""
+        for name, row in (self._rows if rows is None else rows).items():
+            if not isinstance(row, Becomes):
+                row(*(context or (server,)), self)
+            elif row.key:
+                self.carry(server, name, row)
 
-        A setting is not taken if its value cannot be converted (result "" or None, or ValueError).
-        """
-        for name, (key, convert) in keys.items():
-            value = self.peek(name)
-            converted = None if value in _EMPTY else _converted(convert, value)
-            if converted not in ("", None):
-                self.take(name)
-                server.set(key, converted)
+    def carry(self, server: ForeignServer, name: str, row: Becomes) -> None:
+        """Set keys from a setting, which may be in a table. It is not taken if its value cannot be converted."""
+        table, _, rest = name.partition(".")
+        if rest:
+            self.table(table).carry(server, rest, row)
+            return
+        value = self.peek(name)
+        try:
+            converted = None if value in _EMPTY else row.convert(text_of(value))
+        except ValueError:
+            return
+        keys = row.key.split()
+        if converted in ("", None) or (row.unless_set and server.has(keys[0])):
+            return
+        self.take(name)
+        for key in keys if converted is not AS_USUAL else ():
+            server.set(key, converted)
 
     def remark(self, key: str, why: str) -> None:
         """Take the setting if present, and add a remark with its value."""
         value = self.take(key)
         if value is not None:
-            self._about.remark(f"{self._prefix}{key}{self._sign}{shown(value)}: {why}")
+            self._about.remark(f"{self._show(self._prefix + key, value)}: {why}")
 
-    def unread(self, meaningless: Meaningless, defaults: Mapping[str, object]) -> Iterator[Unread]:
-        """The settings that were not taken, except `meaningless` ones and those with default values."""
+    def remark_unread(self) -> None:
+        """Add a remark for each setting that was not taken and needs one."""
         for key, value in self._values.items():
             path = self._prefix + key
-            if value in _EMPTY:
-                continue
+            row = row_of(path, self._rows)
             if key in self._taken:
                 if key in self._tables:
-                    yield from self._tables[key].unread(meaningless, defaults)
-            elif defaults.get(path) != value and not is_meaningless(path, meaningless):
-                why = OF_ANOTHER_TYPE if key in self._mistyped else NO_EQUIVALENT
-                yield Unread(path, value, self._line(key), why)
-
-    def remark_unread(
-        self,
-        meaningless: Meaningless,
-        *,
-        defaults: Mapping[str, object] = {},
-        advice: Mapping[str, str] = {},
-    ) -> None:
-        """Add a remark with value and `advice` for each setting of `unread`."""
-        for path, value, line, why in self.unread(meaningless, defaults):
-            self._about.remark(f"{path}{self._sign}{shown(value)}: {advice.get(path, why)}", line)
-
-
-def is_meaningless(path: str, meaningless: Meaningless) -> bool:
-    """Whether a pattern of `meaningless` matches the path."""
-    return any(fnmatchcase(path, pattern) for pattern in meaningless)
-
-
-def _converted(convert: Callable[[str], Any], value: Any) -> Any:
-    try:
-        return convert(text_of(value))
-    except ValueError:
-        return None
+                    self._tables[key].remark_unread()
+            elif not (value in _EMPTY or row.default == value or row.meaningless):
+                why = row.advice or (OF_ANOTHER_TYPE if key in self._mistyped else NO_EQUIVALENT)
+                self._about.remark(f"{self._show(path, value)}: {why}", self.line(key))
 
 
 def text_of(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Makes a pool from a supervisord.conf, and servers from its programs (http://supervisord.org/configuration.html)."""
+"""A supervisord.conf with the files that it includes (http://supervisord.org/configuration.html)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from poolctl.config import escaped, read_text
@@ -17,7 +17,6 @@ from ._foreign_pool import (
     REFERENCE,
     ForeignPool,
     ForeignServer,
-    Keys,
     Remarked,
     SourceLine,
     Unreadable,
@@ -25,54 +24,27 @@ from ._foreign_pool import (
     signal_name,
     user_and_group,
 )
-from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless
+from ._settings import (
+    AS_USUAL,
+    NO_EQUIVALENT,
+    ONE_LOG,
+    Becomes,
+    Settings,
+    Table,
+    advice,
+    defaults,
+    meaningless,
+    row_of,
+)
 
 PROGRAM = "program:"
 GROUP = "group:"
 DEFAULT_PRIORITY = 999
-MEANINGLESS_SECTIONS: Meaningless = {
-    "unix_http_server": "of supervisorctl: poolctl has a socket of its own",
-    "supervisorctl": "of supervisorctl: poolctl has a socket of its own",
-    "rpcinterface:*": "of supervisorctl: poolctl has a socket of its own",
-}
-_OF_ITS_PROCESS = "of the process supervisord"
-MEANINGLESS_IN_SUPERVISORD: Meaningless = {
-    "nodaemon": "poolctl start and poolctl run are two commands",
-    "childlogdir": "poolctl keeps the logs of its servers in one directory, too",
-    **dict.fromkeys(("logfile", "logfile_maxbytes", "logfile_backups", "loglevel"), _OF_ITS_PROCESS),
-    **dict.fromkeys(("pidfile", "identifier", "silent", "nocleanup"), _OF_ITS_PROCESS),
-}
-MEANINGLESS: Meaningless = {
-    "process_name": "poolctl numbers the processes of a server",
-    "numprocs_start": "poolctl numbers the processes of a server",
-    "redirect_stderr": "a server has one log, of both streams",
-    "killasgroup": "what is left of a process group after stop_timeout is killed",
-    "stderr_logfile_*": "of stderr_logfile",
-}
-DEFAULTS = {  # values that change nothing
-    "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
-    "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "startsecs": "1", "startretries": "3",
-    "stdout_capture_maxbytes": "0", "stderr_capture_maxbytes": "0",
-    "priority": str(DEFAULT_PRIORITY), "minfds": "1024", "minprocs": "200", "strip_ansi": "false",
-}  # fmt: skip
-ADVICE = {
-    "startretries": "a server that was never ready is given up after 8 restarts in 5m, one that was ready never;"
-    " restart.limit would count each of its ends",
-    "priority": "servers start at once; depends_on lets one wait for another",
-    "minfds": "limits = { open_files } of a server",
-}
-INHERITED = ("directory", "user", "umask", "environment")
 _LOG_SIZE = {"max_size": "50MiB", "keep": 10}  # the defaults
-_NEVER_ROTATED = "1TiB"
 _TO_TERMINAL = ("/dev/stdout", "/dev/fd/1", "/dev/stderr", "/dev/fd/2")
 _DEFAULT_LOGS = ("", "AUTO", "NONE", *_TO_TERMINAL)  # poolctl run and poolctl logs show them
-_RESTART = {
-    **dict.fromkeys(("true", "1", "yes", "on"), "always"), "unexpected": "on-failure",
-    **dict.fromkeys(("false", "0", "no", "off"), "no"),
-}  # fmt: skip
-_BOOLEAN = {
-    **dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False),
-}  # fmt: skip
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_RESTART = {**dict.fromkeys(_TRUE, "always"), "unexpected": "on-failure", **dict.fromkeys(_FALSE, "no")}
 _section = re.compile(r"\[([^\]]+)\]")
 _here = re.compile(r"(?<!%)%\(here\)s")  # the directory of the file, also of an included one
 # What says that a program runs on, such as `nginx -g "daemon off;"` and `php-fpm -F`.
@@ -103,83 +75,55 @@ class NamedSection(NamedTuple):
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
     """The pool of a supervisord.conf in `directory` with the files that it includes. Raises Unreadable."""
     pool = ForeignPool()
-    sections = _sections(text, directory)
-    for values in [values for name, _, values in sections if name == "include"]:
-        for file, line in _included(values, directory):
-            _include(pool, sections, file, line, directory)
-    sections = _merged(sections)
-    if not any(name.startswith(PROGRAM) for name, _, _ in sections):
-        patterns = [
-            values["files"].text for name, _, values in sections if name == "include" and "files" in values
-        ]
-        hint = f"there is none in {', '.join(patterns)} either" if patterns else "is this a supervisord.conf?"
+    read = _sections(text, directory)
+    patterns = [values["files"] for name, _, values in read if name == "include" and "files" in values]
+    for pattern in patterns:
+        read += _included(pool, pattern, directory)
+    sections: dict[str, NamedSection] = {}
+    for section in read:  # the last value of a key wins, as in supervisord
+        earlier = sections.get(section.name, section)
+        sections[section.name] = earlier._replace(values=earlier.values | section.values)
+    programs = [section for name, section in sections.items() if name.startswith(PROGRAM)]
+    if not programs:
+        files = ", ".join(pattern.text for pattern in patterns)
+        hint = f"there is none in {files} either" if files else "is this a supervisord.conf?"
         raise Unreadable("there is no [program:NAME] in it", hint, 1)
-    inherited = Section()
-    for name, _, values in sections:
-        if name == "supervisord":
-            inherited = {key: values[key] for key in INHERITED if key in values}
-            others = {key: value for key, value in values.items() if key not in inherited}
-            _settings(pool, others).remark_unread(
-                MEANINGLESS_IN_SUPERVISORD, defaults=DEFAULTS, advice=ADVICE
-            )
+    daemon = sections["supervisord"].values if "supervisord" in sections else {}
+    inherited = {key: daemon[key] for key in INHERITED if key in daemon}
+    others = {key: value for key, value in daemon.items() if key not in INHERITED}
+    _settings(pool, others, SUPERVISORD).remark_unread()
     # supervisord starts them in this order.
-    programs = [section for section in sections if section[0].startswith(PROGRAM)]
-    for name, line, values in sorted(programs, key=lambda section: _priority(section[2])):
+    for name, line, values in sorted(programs, key=lambda section: _priority(section.values)):
         _add_program(pool, name.removeprefix(PROGRAM).strip(), line, values, inherited)
-    for name, line, values in sections:
+    for name, line, values in sections.values():
         if name.startswith(GROUP):
             _tag(pool, name.removeprefix(GROUP).strip(), values)
-        elif name.startswith("eventlistener:"):
-            pool.remark(
-                f"[{name}]: [[notify]] runs a command for events, mandatory ends the pool with a server", line
-            )
-        elif name.startswith("fcgi-program:"):
-            pool.remark(f"[{name}]: {NO_EQUIVALENT}", line)
-        elif name == "inet_http_server":
-            pool.remark(f"[{name}]: [dashboard] has an address for browsers", line)
         elif name == "include":
-            others = {key: value for key, value in values.items() if key != "files"}
-            _settings(pool, others).remark_unread({})
-        elif not (
-            name == "supervisord" or name.startswith(PROGRAM) or is_meaningless(name, MEANINGLESS_SECTIONS)
-        ):
-            pool.remark(f"[{name}]: not a section of supervisord", line)
+            _settings(pool, values, {"files": _USED}).remark_unread()
+        elif not name.startswith(PROGRAM):
+            row = row_of(name, SECTIONS)
+            if not row.meaningless:
+                pool.remark(f"[{name}]: {row.advice or 'not a section of supervisord'}", line)
     return pool
 
 
-def _settings(about: Remarked, values: Section) -> Settings:
+def _settings(about: Remarked, values: Section, rows: Table) -> Settings:
     table = {key: value.text for key, value in values.items()}
-    return Settings(about, table, lambda key: values[key].line, sign="=")
+    return Settings(about, table, lambda key: values[key].line, rows, lambda key, text: f"{key}={text}")
 
 
-def _included(values: Section, directory: str) -> Iterator[tuple[str, int]]:
-    """The files of an [include], in the order of supervisord; a pattern without files stands for itself."""
-    text, line = values.get("files", NOT_SET)
-    for pattern in text.split():
+def _included(pool: ForeignPool, files: ValueWithLine, directory: str) -> Iterator[NamedSection]:
+    """The sections of included files, in the order of supervisord; a remark names one that cannot be read."""
+    for pattern in files.text.split():
         for file in sorted(glob.glob(os.path.join(directory, pattern))) or [pattern]:
-            yield file, line
-
-
-def _include(pool: ForeignPool, sections: list[NamedSection], file: str, line: int, directory: str) -> None:
-    """Add the sections of an included file; a remark names one that cannot be read. Raises Unreadable."""
-    path = os.path.join(directory, file)
-    try:
-        text = read_text(path)
-    except Problem as problem:
-        pool.remark(f"{file}: {problem.message}", line)
-        return
-    pool.files.append(path)
-    sections += _sections(text, os.path.dirname(path), os.path.relpath(path, directory))
-
-
-def _merged(sections: Iterable[NamedSection]) -> list[NamedSection]:
-    """Merge sections of the same name; the last value of a key wins, as in supervisord."""
-    merged: dict[str, NamedSection] = {}
-    for section in sections:
-        if earlier := merged.get(section.name):
-            section = earlier._replace(values=earlier.values | section.values)
-        merged[section.name] = section
-    return list(merged.values())
+            path = os.path.join(directory, file)
+            try:
+                text = read_text(path)
+            except Problem as problem:
+                pool.remark(f"{file}: {problem.message}", files.line)
+                continue
+            pool.files.append(path)
+            yield from _sections(text, os.path.dirname(path), os.path.relpath(path, directory))
 
 
 def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
@@ -197,14 +141,11 @@ def _sections(text: str, directory: str, file: str = "") -> list[NamedSection]:
         elif header := _section.match(content):
             sections.append(NamedSection(header[1].strip(), line, Section()))
             key = ""
+        elif setting := re.fullmatch(r"([^=:]*)[=:](.*)", content):
+            key = setting[1].strip().lower()
+            values[key] = ValueWithLine(setting[2].strip(), line)
         else:
-            key, sign, value = (
-                re.split(r"([=:])", content, maxsplit=1) if re.search("[=:]", content) else ("", "", "")
-            )
-            if not sign:
-                raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
-            key = key.strip().lower()
-            values[key] = ValueWithLine(value.strip(), line)
+            raise Unreadable(f"{content.strip()!r} is not KEY=VALUE", "is this a supervisord.conf?", line)
     return sections
 
 
@@ -216,8 +157,11 @@ def _add_program(pool: ForeignPool, program: str, line: int, values: Section, in
         values["environment"] = ValueWithLine(f"{inherited['environment'].text},{text}", at)
     count, first = values.get("numprocs", NOT_SET).text, values.get("numprocs_start", NOT_SET).text
     processes = int(count) if count.isdigit() else 1
-    numbered = any("%(process_num)" in value.text for key, value in values.items() if key != "process_name")
-    separate = processes > 1 and numbered
+    separate = processes > 1 and any(
+        "%(process_num)" in value.text for key, value in values.items() if key != "process_name"
+    )
+    if separate:
+        del values["numprocs"]
     for index in range(processes if separate else 1):
         process = index + (int(first) if first.isdigit() else 0)
         variables: dict[str, object] = {
@@ -225,13 +169,11 @@ def _add_program(pool: ForeignPool, program: str, line: int, values: Section, in
             "group_name": program, "host_node_name": socket.gethostname(),
         }  # fmt: skip
         server = pool.add(f"{program}-{process}" if separate else program, line)
-        settings = _settings(server, _expanded_values(server, values, variables))
         if separate:
             server.set("tags", [program])
-            settings.take("numprocs")
-        else:
-            settings.carry(server, {"numprocs": ("workers", number)})
-        _apply_settings(server, settings)
+        settings = _settings(server, _expanded_values(server, values, variables), SETTINGS)
+        settings.apply(server)
+        settings.remark_unread()
 
 
 def _priority(values: Section) -> int:
@@ -240,63 +182,47 @@ def _priority(values: Section) -> int:
 
 
 def _expanded_values(server: ForeignServer, values: Section, variables: Mapping[str, object]) -> Section:
-    """The values with `%(here)s` and similar expressions replaced; unknown ones become remarks."""
+    """The values with `%(here)s` and similar expressions replaced; unknown ones become remarks.
+
+    `%(ENV_HOME)s` becomes `${HOME}`.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        return f"${{{match[2]}}}" if match[1] else str(escaped(match[0] % variables))
+
     expanded = Section()
     for key, (raw, line) in values.items():
         try:
-            expanded[key] = ValueWithLine(_expanded(raw, variables), line)
+            expanded[key] = ValueWithLine(_expression.sub(replaced, str(escaped(raw))), line)
         except (KeyError, ValueError, TypeError):
             server.remark(f"{key}={raw}: an expression that is not understood", line)
     return expanded
 
 
-def _expanded(raw: str, variables: Mapping[str, object]) -> str:
-    """The text with `%(here)s` and similar references replaced; `%(ENV_HOME)s` becomes `${HOME}`."""
-
-    def replaced(match: re.Match[str]) -> str:
-        if match[0] == "%%":
-            return "%"
-        if match[1]:
-            return f"${{{match[2]}}}"
-        return str(escaped(match[0] % variables))
-
-    return _expression.sub(replaced, str(escaped(raw)))
-
-
-def _apply_settings(server: ForeignServer, settings: Settings) -> None:
-    settings.carry(server, _KEYS)
-    _environment(server, settings.take("environment") or "")
-    if command := settings.take("command"):
-        apply_quoted_command(server, command)
-    else:
-        server.leave_out("it has no command")
-    _restart(server, settings)
-    if _boolean(settings, "autostart") is False:
-        server.set("on_demand", True)
-    if _boolean(settings, "stopasgroup"):
-        server.set_stop_group("together")
-    _log(server, settings)
-    settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=ADVICE)
-
-
-def _environment(server: ForeignServer, text: str) -> None:
+def _environment(server: ForeignServer, settings: Settings) -> None:
+    text = settings.take("environment") or ""
     for name, value in _pair.findall(text):
-        server.set("env", {**server.keys.get("env", {}), name: value.strip().strip("\"'")})
+        server.set_env({name: value.strip().strip("\"'")})
     if rest := _pair.sub("", text).strip(" ,\n"):
         server.remark(f"environment: {rest}: not NAME=VALUE")
 
 
+def _command(server: ForeignServer, settings: Settings) -> None:
+    if command := settings.take("command"):
+        apply_quoted_command(server, command)
+    else:
+        server.leave_out("it has no command")
+
+
 def _restart(server: ForeignServer, settings: Settings) -> None:
-    settings.carry(server, {"autorestart": ("restart.policy", lambda text: _RESTART.get(text.lower()))})
-    settings.carry(server, {"startsecs": ("ready_after", _start_seconds)})
-    if "bind" in server.keys or "restart" in server.keys:
-        server.set("restart", {"policy": "on-failure", **server.keys.get("restart", {})})
-    ends = not _foreground.search(settings.peek("command") or "")
-    if (
-        ends
-        and server.keys.get("restart", {}).get("policy") == "no"
-        and server.keys.get("ready_after") == "0s"
-    ):
+    """Set what is supervisord's default, and whether the server is a job."""
+    restart = server.keys.get("restart", {})
+    if "bind" in server.keys or restart:
+        server.set("restart", {"policy": "on-failure", **restart})
+    ends = restart.get("policy") == "no" and server.keys.get("ready_after") == "0s"
+    if ends and not _foreground.search(settings.peek("command") or ""):
         del server.keys["ready_after"]
         server.set("job", True)
         server.remark(
@@ -310,53 +236,95 @@ def _log(server: ForeignServer, settings: Settings) -> None:
         settings.remark("stdout_logfile", NO_EQUIVALENT)
     elif path not in _DEFAULT_LOGS:
         server.set("log", {"path": path, **_LOG_SIZE})
-    if path not in _TO_TERMINAL:
-        settings.carry(server, _SIZES)
-    else:
-        for key in _SIZES:
-            settings.take(key)  # a stream is not rotated
+    for name, key, convert in (
+        ("stdout_logfile_maxbytes", "log.max_size", _size), ("stdout_logfile_backups", "log.keep", number),
+    ):  # fmt: skip
+        if path in _TO_TERMINAL:
+            settings.take(name)  # a stream is not rotated
+        else:
+            settings.carry(server, name, Becomes(key, convert))
     errors = settings.take("stderr_logfile") or ""
     if errors == "syslog" or errors not in (path, *_DEFAULT_LOGS):
-        settings.remark("stderr_logfile", "a server has one log, of both streams")
+        settings.remark("stderr_logfile", ONE_LOG)
 
 
 def _tag(pool: ForeignPool, group: str, values: Section) -> None:
-    settings = _settings(pool, values)
-    members = [name.strip() for name in (settings.take("programs") or "").split(",")]
+    settings = _settings(pool, values, {"programs": _USED, "priority": SETTINGS["priority"]})
+    members = {name.strip() for name in values.get("programs", NOT_SET).text.split(",")}
     for server in pool.servers:
-        if server.name in members or set(server.keys.get("tags", ())) & set(members):
-            server.set("tags", [*server.keys.get("tags", ()), re.sub(r"[\s,]+", "-", group)])
-    settings.remark_unread({}, defaults=DEFAULTS, advice=ADVICE)
-
-
-def _boolean(settings: Settings, key: str) -> bool | None:
-    """Take a setting that is true or false; None if it is missing or has another value, such as a reference."""
-    value = _BOOLEAN.get(str(settings.peek(key)).lower())
-    if value is not None:
-        settings.take(key)
-    return value
+        tags = server.keys.get("tags", [])
+        if members & {server.name, *tags}:
+            server.set("tags", [*tags, re.sub(r"[\s,]+", "-", group)])
+    settings.remark_unread()
 
 
 def _seconds(text: str) -> str | None:
     return f"{text}s" if text.isdigit() or REFERENCE.fullmatch(text) else None
 
 
-def _start_seconds(text: str) -> str | None:
-    return None if text == "1" else _seconds(text)
-
-
 def _size(text: str) -> str:
-    return _NEVER_ROTATED if text == "0" else re.sub(r"(?i)([KMG])B$", r"\1iB", text)
+    return "1TiB" if text == "0" else re.sub(r"(?i)([KMG])B$", r"\1iB", text)  # 0: never rotated
 
 
-_KEYS: Keys = {
-    "directory": ("cwd", lambda text: os.path.expanduser(text) if re.match("~[^/]", text) else text),
-    "user": ("user", lambda text: user_and_group(text, "")),
-    "umask": ("umask", lambda text: text.zfill(3)),
-    "stopwaitsecs": ("stop_timeout", lambda text: _seconds(text) or text),
-    "stopsignal": ("stop_signal", signal_name),
-}
-_SIZES: Keys = {
-    "stdout_logfile_maxbytes": ("log.max_size", _size),
-    "stdout_logfile_backups": ("log.keep", number),
+def _boolean(if_true: object, if_false: object) -> Callable[[str], object]:
+    values = {**dict.fromkeys(_TRUE, if_true), **dict.fromkeys(_FALSE, if_false)}
+    return lambda text: values.get(text.lower())
+
+
+_USED = Becomes(meaningless="it is read elsewhere")
+SETTINGS: Table = {
+    "numprocs": Becomes("workers", number),
+    "directory": Becomes("cwd", lambda text: os.path.expanduser(text) if re.match("~[^/]", text) else text),
+    "user": Becomes("user", lambda text: user_and_group(text, "")),
+    "umask": Becomes("umask", lambda text: text.zfill(3)),
+    "stopwaitsecs": Becomes("stop_timeout", lambda text: _seconds(text) or text),
+    "stopsignal": Becomes("stop_signal", signal_name),
+    "environment": _environment,
+    "command": _command,
+    "autorestart": Becomes("restart.policy", lambda text: _RESTART.get(text.lower())),
+    "startsecs": Becomes("ready_after", lambda text: AS_USUAL if text == "1" else _seconds(text)),
+    "restart": _restart,
+    "autostart": Becomes("on_demand", _boolean(AS_USUAL, True)),
+    "stopasgroup": Becomes("stop_group", _boolean("together", AS_USUAL)),
+    "stdout_logfile": _log,
+    "startretries": Becomes(
+        default="3",
+        advice="a server that was never ready is given up after 8 restarts in 5m, one that was ready never;"
+        " restart.limit would count each of its ends",
+    ),
+    "priority": Becomes(
+        default=str(DEFAULT_PRIORITY), advice="servers start at once; depends_on lets one wait for another"
+    ),
+    **defaults(
+        stdout_events_enabled="false", stderr_events_enabled="false", stdout_syslog="false", stderr_syslog="false",
+        exitcodes="0", serverurl="AUTO", stdout_capture_maxbytes="0", stderr_capture_maxbytes="0",
+    ),
+    **meaningless("poolctl numbers the processes of a server", "process_name", "numprocs_start"),
+    **meaningless("a server has one log, of both streams", "redirect_stderr", "stderr_logfile_*"),
+    **meaningless("what is left of a process group after stop_timeout is killed", "killasgroup"),
+}  # fmt: skip
+INHERITED = ("directory", "user", "umask", "environment")
+SUPERVISORD: Table = {
+    "minfds": Becomes(default="1024", advice="limits = { open_files } of a server"),
+    **defaults(minprocs="200", strip_ansi="false"),
+    **meaningless("poolctl start and poolctl run are two commands", "nodaemon"),
+    **meaningless("poolctl keeps the logs of its servers in one directory, too", "childlogdir"),
+    **meaningless(
+        "of the process supervisord", "logfile", "logfile_maxbytes", "logfile_backups", "loglevel", "pidfile",
+        "identifier", "silent", "nocleanup",
+    ),
+}  # fmt: skip
+SECTIONS: Table = {
+    "supervisord": _USED,
+    **meaningless(
+        "of supervisorctl: poolctl has a socket of its own",
+        "unix_http_server",
+        "supervisorctl",
+        "rpcinterface:*",
+    ),
+    **advice(
+        "[[notify]] runs a command for events, mandatory ends the pool with a server", "eventlistener:*"
+    ),
+    **advice(NO_EQUIVALENT, "fcgi-program:*"),
+    **advice("[dashboard] has an address for browsers", "inet_http_server"),
 }

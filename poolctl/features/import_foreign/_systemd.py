@@ -1,4 +1,4 @@
-"""Makes a pool with a server for each unit of a service (systemd.service(5), systemd.exec(5))."""
+"""Units of services (systemd.service(5), systemd.exec(5)) with their drop-ins and sockets."""
 
 from __future__ import annotations
 
@@ -16,42 +16,19 @@ from poolctl.config.files.read_file import EnvFileError, read_env_file
 from poolctl.config.values.problems import Problem, Tree
 
 from ._command_lines import apply_command_words
-from ._foreign_pool import (
-    ForeignPool,
-    ForeignServer,
-    Keys,
-    SourceLine,
-    Unreadable,
-    signal_name,
-    user_and_group,
+from ._foreign_pool import ForeignPool, ForeignServer, SourceLine, Unreadable, signal_name, user_and_group
+from ._settings import (
+    NO_EQUIVALENT,
+    ONE_LOG,
+    Becomes,
+    Settings,
+    Table,
+    defaults,
+    meaningless,
+    row_of,
+    shown,
 )
-from ._settings import NO_EQUIVALENT, Meaningless, Settings, is_meaningless, shown
 
-MEANINGLESS: Meaningless = {
-    "X-*": "systemd ignores it as well",
-    "Description": "of systemctl's pages: a server is called by its name",
-    "Documentation": "of systemctl's pages: a server is called by its name",
-    "NotifyAccess": "each process of a server may notify",
-    "RemainAfterExit": "a job stays completed, and so is done for the servers that wait for it",
-    "SyslogIdentifier": "poolctl logs names the server of each line",
-}
-MEANINGLESS_SECTIONS: Meaningless = {
-    "X-*": "systemd ignores it as well",
-    "Install": "a server starts with its pool, of which `poolctl export systemd` makes a unit",
-}
-MEANINGLESS_OF_SOCKET: Meaningless = {
-    "X-*": "systemd ignores it as well",
-    "Service": "the unit that was imported",
-}
-DEFAULTS_OF_SOCKET = {"Accept": "no"}
-DEFAULTS = {  # values that change nothing
-    "StandardInput": "null", "SendSIGKILL": "yes", "MemoryMax": "infinity", "MemoryHigh": "infinity",
-    "StartLimitIntervalSec": "0", "StartLimitInterval": "0", "StartLimitBurst": "0",
-}  # fmt: skip
-ADVICE = {
-    "ExecReload": "poolctl restart replaces the process, poolctl reload applies this file",
-    "WatchdogSec": "health.liveness asks a program whether it works",
-}
 _RESTART = {"no": "no", "always": "always", "on-failure": "on-failure"}
 # poolctl restarts after more exits than these name.
 _WIDER_RESTART = {
@@ -65,15 +42,13 @@ _INSTANCE = "${INSTANCE}"  # of a template
 # With `mixed` the main process gets the signal, and the others are killed when it has ended (systemd.kill(5)): here
 # they get the signal before that.
 _STOP_GROUPS = {"control-group": "together", "process": "leader", "mixed": "after"}
-_HOOKS = {"ExecStartPre": "before_start", "ExecStopPost": "after_stop"}
-_DEPENDENCIES = ("After", "Before", "Requires", "Wants", "BindsTo", "PartOf", "Sockets")
 _WITH_THE_POOL = ("Requires", "Wants")  # the servers of a pool start together
 _TO_JOURNAL = (
     "", "inherit", "journal", "journal+console", "syslog", "syslog+console", "kmsg", "kmsg+console",
 )  # fmt: skip
 _output_file = re.compile("(?:append|file|truncate):(.+)")
 _PREFIXES = "-@:+!|"  # prefixes of a command
-NETWORK = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
+_network = re.compile(r".*\.(target|socket|slice|mount)|systemd-.*|dbus\.service")
 _entry = re.compile(r"([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*)", re.DOTALL)
 _word_of_variable = re.compile(r"\$[A-Za-z_]\w*")
 _variable_in_word = re.compile(r"(?<!\$)(\$\{\w+\})")
@@ -130,69 +105,35 @@ def pool_of_units(paths: Sequence[str]) -> ForeignPool:
     A unit that is no service's is left out if there are others.
     """
     pool = ForeignPool()
-    readers: list[_UnitReader] = []
+    units: list[_Unit] = []
     for path in paths:
+        server = pool.add(os.path.basename(path).removesuffix(".service").rstrip("@"), 0)
         try:
-            readers.append(_reader_of_unit(pool, path, paths[0]))
+            units.append(_Unit(pool, server, path, paths[0]))
         except Unreadable as problem:
             if len(paths) == 1:
                 raise
-            pool.add(_server_name(os.path.basename(path)), problem.line).leave_out(problem.message)
-    units = {reader.unit_name: reader for reader in readers}
-    for reader in readers:
-        reader.read(units)
-    for reader in readers:
-        if reader.waits_for:
-            reader.server.at = next(iter(reader.waits_for.values()))
-            waits_for = [units[unit].as_dependency() for unit in reader.waits_for]
-            reader.server.set("depends_on", waits_for)
+            server.line = problem.line
+            server.leave_out(problem.message)
+    by_name = {unit.name: unit for unit in units}
+    for unit in units:
+        unit.apply(by_name)
+    for unit in units:
+        if unit.waits_for:
+            unit.server.at = next(iter(unit.waits_for.values()))
+            unit.server.set("depends_on", [by_name[name].as_dependency() for name in unit.waits_for])
     return pool
 
 
-def _reader_of_unit(pool: ForeignPool, path: str, first: str) -> _UnitReader:
-    """Add a server to the pool; the reader sets its keys. Lines of the unit `first` are shown without a file name."""
-    sections: dict[str, list[Setting]] = {}
-    beside = os.path.dirname(first)
-    file = os.path.relpath(path, beside) if path != first else ""
-    for setting in [*_parse_settings(read_text(path), file), *_drop_ins(pool, path, beside)]:
-        sections.setdefault(setting.section, []).append(setting)
-    starts = _assigned(sections.get("Service", ())).get("ExecStart", [])
-    if not starts:
-        raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", SourceLine(1, file))
-    for section, settings in sections.items():
-        if section not in ("Unit", "Service") and not is_meaningless(section, MEANINGLESS_SECTIONS):
-            pool.remark(f"[{section}]: not a section of a service", settings[0].line)
-    unit = os.path.basename(path)
-    return _UnitReader(pool.add(_server_name(unit), starts[0].line), sections, path)
-
-
-def _server_name(unit: str) -> str:
-    return unit.removesuffix(".service").rstrip("@")
-
-
-def _drop_ins(pool: ForeignPool, path: str, beside: str) -> Iterator[Setting]:
-    """Yield the settings in the drop-in files of a unit and of its template. Raises Unreadable.
-
-    Lines show the file relative to the directory `beside`.
-    """
+def _drop_ins(path: str) -> list[str]:
+    """The drop-in files of a unit and of its template."""
     directory, name = os.path.split(path)
-    template = re.sub("@.+", "@.service", name)
     files = {
         os.path.basename(file): file
-        for unit in (template, name)
+        for unit in (re.sub("@.+", "@.service", name), name)
         for file in glob.glob(os.path.join(glob.escape(directory), f"{glob.escape(unit)}.d", "*.conf"))
     }
-    for _, file in sorted(files.items()):
-        pool.files.append(file)
-        yield from _parse_settings(read_text(file), os.path.relpath(file, beside))
-
-
-def _assigned(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
-    """The assignments of each setting, in order; an empty value clears earlier ones, as in systemd."""
-    assignments: dict[str, list[Setting]] = {}
-    for setting in settings:
-        assignments[setting.name] = [*assignments.get(setting.name, ()), setting] if setting.value else []
-    return assignments
+    return [file for _, file in sorted(files.items())]
 
 
 def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
@@ -218,73 +159,83 @@ def _parse_settings(text: str, file: str = "") -> Iterator[Setting]:
             raise Unreadable(f"{content!r} is not NAME=VALUE", "is this a systemd unit?", start)
 
 
-class _Section:
-    """The settings of a section. A setting can be assigned several times."""
+class _Section(Settings):
+    """The settings of a section. A setting can be assigned several times; an empty value clears earlier ones."""
 
-    def __init__(self, server: ForeignServer, settings: Iterable[Setting]) -> None:
-        self._server = server
-        self._assigned = {name: entries for name, entries in _assigned(settings).items() if entries}
+    def __init__(
+        self, server: ForeignServer, settings: Iterable[Setting], rows: Table, prefix: str = ""
+    ) -> None:
+        assigned: dict[str, list[Setting]] = {}
+        for setting in settings:
+            assigned[setting.name] = [*assigned.get(setting.name, ()), setting] if setting.value else []
         values = {
             name: entries[-1].value
             if name in _OF_ONE_VALUE or len(entries) == 1
             else [entry.value for entry in entries]
-            for name, entries in self._assigned.items()
+            for name, entries in assigned.items()
+            if entries
         }
-        self.settings = Settings(server, values, lambda name: self._assigned[name][-1].line, sign="=")
+        self._server, self._assigned = server, assigned
+        super().__init__(
+            server,
+            values,
+            lambda name: assigned[name][-1].line,
+            rows,
+            lambda name, value: f"{prefix}{name}={shown(value)}",
+        )
 
     def each(self, name: str) -> Iterator[Setting]:
         """Take the assignments of a setting one by one."""
-        self.settings.take(name)
+        self.take(name)
         for setting in self._assigned.get(name, ()):
             self._server.at = setting.line
             yield setting
 
     def last(self, name: str) -> str:
         """Take the last value of a setting; "" if there is none."""
-        self.settings.take(name)
-        return self._assigned[name][-1].value if name in self._assigned else ""
+        return next((setting.value for setting in reversed([*self.each(name)])), "")
 
 
-class _UnitReader:
-    def __init__(self, server: ForeignServer, sections: Mapping[str, list[Setting]], path: str) -> None:
+class _Unit:
+    """A unit, and its server. Lines of the unit `first` are shown without a file name, others relative to it."""
+
+    def __init__(self, pool: ForeignPool, server: ForeignServer, path: str, first: str) -> None:
         self.server = server
-        self.unit = _Section(server, sections.get("Unit", ()))
-        self.service = _Section(server, sections.get("Service", ()))
-        self.directory, self.unit_name = os.path.split(path)
-        default_instance = _Section(server, sections.get("Install", ())).last("DefaultInstance")
-        self.specifiers = _specifiers(
-            self.unit_name.removesuffix(".service"), default_instance, self.directory
-        )
+        self.directory, self.name = os.path.split(path)
+        sections: dict[str, list[Setting]] = {}
+        drop_ins = _drop_ins(path)
+        pool.files += drop_ins
+        for file in (path, *drop_ins):
+            relative = os.path.relpath(file, os.path.dirname(first)) if file != first else ""
+            for setting in _parse_settings(read_text(file), relative):
+                sections.setdefault(setting.section, []).append(setting)
+        self.unit = _Section(server, sections.get("Unit", ()), _COMMON)
+        self.service = _Section(server, sections.get("Service", ()), SERVICE)
+        self.starts = [*self.service.each("ExecStart")]
+        if not self.starts:
+            file = os.path.relpath(path, os.path.dirname(first)) if path != first else ""
+            raise Unreadable(
+                "there is no ExecStart in it", "is this the unit of a service?", SourceLine(1, file)
+            )
+        for section, settings in sections.items():
+            if section not in ("Unit", "Service") and not row_of(section, SECTIONS).meaningless:
+                pool.remark(f"[{section}]: not a section of a service", settings[0].line)
+        instance = _Section(server, sections.get("Install", ()), {}).last("DefaultInstance")
+        self.specifiers = _specifiers(self.name.removesuffix(".service"), instance, self.directory)
+        server.line = server.at = self.starts[0].line
+        self.others: Mapping[str, _Unit] = {}
         self.sockets: list[str] = []
         self.is_listening = False
         self.waits_for: dict[str, int] = {}  # other units, and the lines that say so
 
-    def read(self, units: Mapping[str, _UnitReader]) -> None:
+    def apply(self, units: Mapping[str, _Unit]) -> None:
         """Set the keys of the server. `units` become servers of the same pool."""
-        server, service = self.server, self.service
-        self._user_and_directory()
-        self._environment()
-        starts = list(service.each("ExecStart"))
-        self._start(starts)
-        self._type()
-        self._stop()
-        self._restart()
-        service.settings.carry(server, _KEYS)
-        for name in ("MemoryMax", "MemoryLimit", "MemoryHigh"):
-            if "memory" not in server.keys.get("limits", {}):
-                service.settings.carry(server, {name: ("limits.memory", _memory)})
-        self._output()
-        for name in _HOOKS:
-            self._hook(name, list(service.each(name)))
-        advice = dict(ADVICE)
-        if sends := _kill.search(str(service.settings.peek("ExecStop"))):
-            advice["ExecStop"] = f'stop_signal = "{signal_name(sends[1] or "TERM")}" is for this'
-        for section in (self.unit, service):
-            for name in _DEPENDENCIES:
-                for setting in section.each(name):
-                    self._dependency(setting, units)
-            section.settings.remark_unread(MEANINGLESS, defaults=DEFAULTS, advice=advice)
-        server.at = starts[0].line
+        server, self.others = self.server, units
+        self.service.apply(server, self)
+        for section in (self.unit, self.service):
+            self._dependencies(section)
+            section.remark_unread()
+        server.at = self.starts[0].line
         socket_unit, timer = (f"{self.specifiers['N']}.{kind}" for kind in ("socket", "timer"))
         if socket_unit not in self.sockets and os.path.exists(os.path.join(self.directory, socket_unit)):
             self._socket(socket_unit, socket_unit)
@@ -305,10 +256,10 @@ class _UnitReader:
 
     def _last(self, name: str) -> str:
         """The last value of a setting of the service, with its specifiers replaced; "" if there is none."""
-        assignments = list(self.service.each(name))
+        assignments = [*self.service.each(name)]
         return self._expanded(assignments[-1], assignments[-1].value) if assignments else ""
 
-    def _user_and_directory(self) -> None:
+    def _user_and_directory(self, service: _Section) -> None:
         server, user, group = self.server, self._last("User"), self._last("Group")
         if user or group:
             server.set("user", user_and_group(user or "root", group))
@@ -320,11 +271,11 @@ class _UnitReader:
                 server.set("cwd", f"/home/{user}")
                 server.remark(f"WorkingDirectory=~: there is no user {user} here whose home it is")
 
-    def _environment(self) -> None:
-        server, env = self.server, {}
-        for setting in self.service.each("Environment"):
+    def _environment(self, service: _Section) -> None:
+        server, env, files = self.server, {}, []
+        for setting in service.each("Environment"):
             try:
-                words = split_words(setting.value)
+                words = [_unquoted(word) for word in _quoted_words(setting.value)]
             except ValueError as problem:
                 server.remark(f"Environment={setting.value}: it cannot be read ({problem})")
                 continue
@@ -334,8 +285,7 @@ class _UnitReader:
                     env[variable] = self._expanded(setting, text)
                 else:
                     server.remark(f"Environment={setting.value}: {variable} is not NAME=VALUE")
-        files = []
-        for setting in self.service.each("EnvironmentFile"):
+        for setting in service.each("EnvironmentFile"):
             pattern = self._expanded(setting, setting.value.removeprefix("-"))
             paths = sorted(glob.glob(pattern)) or [pattern]
             if setting.value.startswith("-") and not os.path.exists(paths[0]):
@@ -343,73 +293,60 @@ class _UnitReader:
                 continue
             for path in paths:
                 files.append({"path": path, "expand": False})
-                self._leave_to_file(setting, path, env)
-        if env:
-            server.at = self.service.settings.line("Environment")
-            server.set("env", env)
-        if files:
-            server.at = self.service.settings.line("EnvironmentFile")
-            server.set("env_file", files)
+                # In systemd the file takes precedence, here `env`.
+                try:
+                    for variable in read_env_file(path, os.environ, for_another_user=False)[0]:
+                        env.pop(variable, None)
+                except EnvFileError:
+                    if env:
+                        why = "it takes precedence over Environment=: take out of env what it sets"
+                        server.remark(f"EnvironmentFile={setting.value}: {why}")
+        for name, key, value in (("Environment", "env", env), ("EnvironmentFile", "env_file", files)):
+            if value:
+                server.at = service.line(name)
+                server.set(key, value)
 
-    def _leave_to_file(self, setting: Setting, path: str, env: dict[str, str]) -> None:
-        """Remove from `env` the variables that the file sets: in systemd the file takes precedence, here `env`."""
-        try:
-            variables, _ = read_env_file(path, os.environ, for_another_user=False)
-        except EnvFileError:
-            if env:
-                why = "it takes precedence over Environment=: take out of env what it sets"
-                self.server.remark(f"EnvironmentFile={setting.value}: {why}")
-            return
-        for variable in variables:
-            env.pop(variable, None)
-
-    def _start(self, settings: Sequence[Setting]) -> None:
+    def _start(self, service: _Section) -> None:
         """Set the command. The commands of a oneshot run one after the other."""
         server = self.server
+        server.at = self.starts[0].line
         try:
-            commands = [command for setting in settings for command in _commands(setting)]
+            commands = [command for setting in self.starts for command in _commands(setting)]
         except ValueError as problem:
-            server.at = settings[0].line
-            server.set("command", ["sh", "-c", "; ".join(escaped(setting.value) for setting in settings)])
+            server.set("command", ["sh", "-c", "; ".join(escaped(setting.value) for setting in self.starts)])
             server.leave_out(f"its command cannot be read ({problem})")
             return
-        server.at = settings[0].line
-        if self.service.last("Type") == "oneshot" and len(commands) > 1:
+        if service.last("Type") == "oneshot" and len(commands) > 1:
             self._remark_prefixes(commands, "+!|@")
-            apply_command_words(server, self._words(commands))
-            return
-        self._remark_prefixes(commands[:1], "-+!|@")
-        apply_command_words(
-            server, self._words([commands[0]._replace(prefixes=commands[0].prefixes.replace("-", ""))])
-        )
-        for other in commands[1:]:
-            server.remark(
-                f"ExecStart={shlex.join(other.words)}: a server has one command", other.setting.line
-            )
+        else:
+            for other in commands[1:]:
+                server.remark(
+                    f"ExecStart={shlex.join(other.words)}: a server has one command", other.setting.line
+                )
+            del commands[1:]
+            self._remark_prefixes(commands, "-+!|@")
+            commands = [commands[0]._replace(prefixes=commands[0].prefixes.replace("-", ""))]
+        server.at = self.starts[0].line
+        apply_command_words(server, self._words(commands))
 
     def _remark_prefixes(self, commands: Iterable[Command], without: str) -> None:
         """Add a remark for each prefix of a command that has no equivalent (`without`)."""
         for command in commands:
             what = f"{command.setting.name}={command.prefixes}{command.words[0]}"
-            for prefix in command.prefixes:
-                if prefix in without:
-                    why = (
-                        "the program is called by its path"
-                        if prefix == "@"
-                        else f"{NO_EQUIVALENT} of {prefix}"
-                    )
-                    self.server.remark(f"{what}: {why}", command.setting.line)
+            for prefix in set(command.prefixes) & set(without):
+                why = "the program is called by its path" if prefix == "@" else f"{NO_EQUIVALENT} of {prefix}"
+                self.server.remark(f"{what}: {why}", command.setting.line)
 
     def _words(self, commands: Sequence[Command]) -> list[str]:
         """The words that run the commands in turn until one fails, by a shell if necessary."""
-        if len(commands) == 1 and "-" not in commands[0].prefixes:
-            (command,) = commands
+        command, *others = commands
+        if not others and "-" not in command.prefixes:
             if command.is_literal:
                 return [self._expanded(command.setting, word) for word in command.literal_words]
             # systemd expands variables of the unit's environment; here a shell does that.
             return ["sh", "-c", f"exec {self._shell_line(command)}"]
         lines = [self._shell_line(command) for command in commands]
-        if len(commands) == 1:
+        if not others:
             return ["sh", "-c", f"{lines[0]} || true"]
         steps = [
             f"{{ {line} || true; }}" if "-" in command.prefixes else line
@@ -424,8 +361,8 @@ class _UnitReader:
         )
         return self._expanded(command.setting, " ".join(words))
 
-    def _type(self) -> None:
-        server, value = self.server, self.service.last("Type")
+    def _type(self, service: _Section) -> None:
+        server, value = self.server, service.last("Type")
         if value == "oneshot":
             server.set("job", True)
         elif value in ("notify", "notify-reload"):
@@ -435,46 +372,38 @@ class _UnitReader:
         elif value == "forking":
             server.remark("Type=forking: have the program stay in the foreground")
         elif value not in ("", "simple", "exec", "idle"):
-            self.service.settings.remark("Type", NO_EQUIVALENT)
-
-    def _stop(self) -> None:
-        server, settings = self.server, self.service.settings
+            service.remark("Type", NO_EQUIVALENT)
         if "stop_timeout" not in server.keys:  # an option of the program may have set it
             server.set("stop_timeout", _STOP_TIMEOUT)
-        for name, key in (
-            ("TimeoutSec", "stop_timeout"),
-            ("TimeoutSec", "start_timeout"),
-            ("TimeoutStopSec", "stop_timeout"),
-            ("TimeoutStartSec", "start_timeout"),
-        ):
-            settings.carry(server, {name: (key, _timeout)})
-        mode = self.service.last("KillMode") or "control-group"
-        if mode in _STOP_GROUPS:
-            server.set_stop_group(_STOP_GROUPS[mode])
-        else:
-            settings.remark("KillMode", NO_EQUIVALENT)
 
-    def _restart(self) -> None:
-        server = self.server
-        value = self.service.last("Restart") or "no"
-        server.set("restart.policy", _RESTART.get(value, _WIDER_RESTART.get(value, "no")))
+    def _kill_mode(self, service: _Section) -> None:
+        mode = service.last("KillMode") or "control-group"
+        if mode in _STOP_GROUPS:
+            self.server.set("stop_group", _STOP_GROUPS[mode])
+        else:
+            service.remark("KillMode", NO_EQUIVALENT)
+
+    def _restart(self, service: _Section) -> None:
+        value = service.last("Restart") or "no"
+        self.server.set("restart.policy", _RESTART.get(value, _WIDER_RESTART.get(value, "no")))
         if value not in _RESTART:
-            why = "poolctl restarts it after other exits, too" if value in _WIDER_RESTART else NO_EQUIVALENT
-            self.service.settings.remark("Restart", why)
-        for key in ("restart.backoff.initial", "restart.backoff.max"):
-            self.service.settings.carry(server, {"RestartSec": (key, _duration)})
-        sections = (self.service.settings, self.unit.settings)
+            is_wider = value in _WIDER_RESTART
+            service.remark(
+                "Restart", "poolctl restarts it after other exits, too" if is_wider else NO_EQUIVALENT
+            )
+        service.carry(self.server, "RestartSec", _RESTART_DELAY)
+        sections = (service, self.unit)
         is_off = "0" in (section.peek(name) for section in sections for name in _START_LIMIT_INTERVALS)
         for section in sections:
             if is_off:
                 section.remark("StartLimitBurst", "an interval of 0 switches it off")
             else:
-                section.carry(server, _START_LIMITS)
-        restart = server.keys["restart"]
+                section.apply(self.server, rows=_START_LIMITS)
+        restart = self.server.keys["restart"]
         if restart.keys() & _START_LIMIT.keys():
-            server.set("restart", {**_START_LIMIT, **restart})
+            self.server.set("restart", {**_START_LIMIT, **restart})
 
-    def _output(self) -> None:
+    def _output(self, service: _Section) -> None:
         for name in ("StandardOutput", "StandardError"):
             value = self._last(name)
             file = _output_file.fullmatch(value)
@@ -482,22 +411,26 @@ class _UnitReader:
             if file and log.get("path", file[1]) == file[1]:
                 self.server.set("log.path", file[1])
             elif value not in _TO_JOURNAL:
-                self.service.settings.remark(name, "a server has one log, of both streams")
+                service.remark(name, ONE_LOG)
 
-    def _hook(self, name: str, settings: Iterable[Setting]) -> None:
-        """Set a hook from the commands of ExecStartPre or ExecStopPost."""
-        commands = []
-        for setting in settings:
-            try:
-                parsed = _commands(setting)
-            except ValueError as problem:
-                self.server.remark(f"{name}={setting.value}: it cannot be read ({problem})", setting.line)
-                continue
-            self._remark_prefixes(parsed, "@+!|")
-            commands += [command for command in parsed if not set(command.prefixes) & set("@+!|")]
-        if commands:
-            self.server.at = commands[0].setting.line
-            self.server.set(f"hooks.{_HOOKS[name]}", self._words(commands))
+    def _hooks(self, service: _Section) -> None:
+        for name, hook in (("ExecStartPre", "before_start"), ("ExecStopPost", "after_stop")):
+            commands = []
+            for setting in service.each(name):
+                try:
+                    parsed = _commands(setting)
+                except ValueError as problem:
+                    self.server.remark(f"{name}={setting.value}: it cannot be read ({problem})")
+                    continue
+                self._remark_prefixes(parsed, "@+!|")
+                commands += [command for command in parsed if not set(command.prefixes) & set("@+!|")]
+            if commands:
+                self.server.at = commands[0].setting.line
+                self.server.set(f"hooks.{hook}", self._words(commands))
+
+    def _stop(self, service: _Section) -> None:
+        if sends := _kill.search(str(service.peek("ExecStop"))):
+            service.remark("ExecStop", f'stop_signal = "{signal_name(sends[1] or "TERM")}" is for this')
 
     def as_dependency(self) -> dict[str, Tree]:
         """The entry of `depends_on` by which a server waits for this server, as in systemd."""
@@ -505,19 +438,26 @@ class _UnitReader:
         condition = "completed" if keys.get("job") else "ready" if keys.get("notify") else "started"
         return {"name": self.server.name, "condition": condition}
 
-    def _dependency(self, setting: Setting, units: Mapping[str, _UnitReader]) -> None:
-        others = []
-        for unit in setting.value.split():
-            if unit.endswith(".socket"):
-                self._socket(unit, f"{setting.name}={unit}")
-            if unit in units and setting.name in ("After", "Before"):
-                waiting, awaited = (self, unit) if setting.name == "After" else (units[unit], self.unit_name)
-                waiting.waits_for.setdefault(awaited, setting.line)
-            elif not NETWORK.fullmatch(unit) and not (unit in units and setting.name in _WITH_THE_POOL):
-                others.append(unit)
-        if others:
-            what = f"{setting.name}={' '.join(others)}"
-            self.server.remark(f"{what}: depends_on, once it is a server of this file")
+    def _dependencies(self, section: _Section) -> None:
+        for name in ("After", "Before", "Requires", "Wants", "BindsTo", "PartOf", "Sockets"):
+            for setting in section.each(name):
+                missing = [unit for unit in setting.value.split() if self._is_missing(setting, unit)]
+                if missing:
+                    self.server.remark(
+                        f"{name}={' '.join(missing)}: depends_on, once it is a server of this file"
+                    )
+
+    def _is_missing(self, setting: Setting, name: str) -> bool:
+        """Take a dependency on a unit. Returns whether it should have been one of the pool."""
+        if name.endswith(".socket"):
+            self._socket(name, f"{setting.name}={name}")
+        if other := self.others.get(name):
+            if setting.name in ("After", "Before"):
+                waiting, awaited = (self, other) if setting.name == "After" else (other, self)
+                waiting.waits_for.setdefault(awaited.name, setting.line)
+                return False
+            return setting.name not in _WITH_THE_POOL
+        return not _network.fullmatch(name)
 
     def _socket(self, unit: str, what: str) -> None:
         """Set the address from a socket unit beside the service unit, once."""
@@ -530,8 +470,9 @@ class _UnitReader:
             settings = [setting._replace(line=server.at) for setting in _parse_settings(text)]
         except (Problem, Unreadable):
             settings = []
-        section = _Section(server, (setting for setting in settings if setting.section == "Socket"))
-        listening = list(section.each("ListenStream"))
+        of_socket = (setting for setting in settings if setting.section == "Socket")
+        section = _Section(server, of_socket, SOCKET, prefix=f"{unit}: ")
+        listening = [*section.each("ListenStream")]
         if not listening:
             server.remark(f"{what}: write its ListenStream as bind")
             return
@@ -554,8 +495,7 @@ class _UnitReader:
                 server.set("socket_owner", user_and_group(user or "root", group))
         else:
             server.set("bind", f":{address}" if address.isdigit() else address)
-        for name, value, _, why in section.settings.unread(MEANINGLESS_OF_SOCKET, DEFAULTS_OF_SOCKET):
-            server.remark(f"{unit}: {name}={shown(value)}: {why}")
+        section.remark_unread()
 
 
 def _specifiers(name: str, default_instance: str, directory: str) -> dict[str, str]:
@@ -579,11 +519,6 @@ def _unescaped(name: str) -> str:
     if name == _INSTANCE:
         return name
     return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name.replace("-", "/"))
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a line with the quotes and escapes of systemd (systemd.syntax(7)). Raises ValueError."""
-    return [_unquoted(word) for word in _quoted_words(text)]
 
 
 def _quoted_words(text: str) -> Iterator[str]:
@@ -657,10 +592,6 @@ def _timeout(text: str) -> str:
     return duration if not duration or re.search("[1-9]", duration) else _NO_LIMIT
 
 
-def _window(text: str) -> str:
-    return "" if text == "0" else _duration(text)
-
-
 def _number(text: str) -> int | None:
     return int(text) if text.isdigit() and int(text) else None
 
@@ -670,18 +601,57 @@ def _memory(text: str) -> str:
     return size[1] + (f"{size[2]}iB" if size[2] else "B") if size else ""
 
 
-# A value that is not understood (converted to "" or None) becomes a remark.
-_KEYS: Keys = {
-    "KillSignal": ("stop_signal", signal_name),
-    "UMask": ("umask", str),
-    "LimitNOFILE": ("limits.open_files", _number),
-}
 _START_LIMIT_INTERVALS = ("StartLimitIntervalSec", "StartLimitInterval")
-_START_LIMITS: Keys = {
-    "StartLimitBurst": ("restart.limit", _number),
-    **dict.fromkeys(_START_LIMIT_INTERVALS, ("restart.window", _window)),
+_START_LIMITS: Table = {
+    "StartLimitBurst": Becomes("restart.limit", _number),
+    **dict.fromkeys(
+        _START_LIMIT_INTERVALS, Becomes("restart.window", lambda text: "" if text == "0" else _duration(text))
+    ),
 }
-_OF_ONE_VALUE = (
-    *(*_KEYS, *_START_LIMITS, "MemoryMax", "MemoryLimit", "MemoryHigh", "RestartSec"),
-    *("TimeoutSec", "TimeoutStopSec", "TimeoutStartSec"),
-)
+_RESTART_DELAY = Becomes("restart.backoff.initial restart.backoff.max", _duration)
+_COMMON: Table = {
+    "ExecReload": Becomes(advice="poolctl restart replaces the process, poolctl reload applies this file"),
+    "WatchdogSec": Becomes(advice="health.liveness asks a program whether it works"),
+    **defaults(StandardInput="null", SendSIGKILL="yes"),
+    **defaults(StartLimitIntervalSec="0", StartLimitInterval="0", StartLimitBurst="0"),
+    **meaningless("systemd ignores it as well", "X-*"),
+    **meaningless("of systemctl's pages: a server is called by its name", "Description", "Documentation"),
+    **meaningless("each process of a server may notify", "NotifyAccess"),
+    **meaningless(
+        "a job stays completed, and so is done for the servers that wait for it", "RemainAfterExit"
+    ),
+    **meaningless("poolctl logs names the server of each line", "SyslogIdentifier"),
+}
+SERVICE: Table = {
+    "User": _Unit._user_and_directory,
+    "Environment": _Unit._environment,
+    "ExecStart": _Unit._start,
+    "Type": _Unit._type,
+    "TimeoutSec": Becomes("stop_timeout start_timeout", _timeout),
+    "TimeoutStopSec": Becomes("stop_timeout", _timeout),
+    "TimeoutStartSec": Becomes("start_timeout", _timeout),
+    "KillMode": _Unit._kill_mode,
+    "Restart": _Unit._restart,
+    "KillSignal": Becomes("stop_signal", signal_name),
+    "UMask": Becomes("umask"),
+    "LimitNOFILE": Becomes("limits.open_files", _number),
+    "MemoryMax": Becomes("limits.memory", _memory, default="infinity"),
+    "MemoryLimit": Becomes("limits.memory", _memory, unless_set=True),
+    "MemoryHigh": Becomes("limits.memory", _memory, unless_set=True, default="infinity"),
+    "StandardOutput": _Unit._output,
+    "ExecStartPre": _Unit._hooks,
+    "ExecStop": _Unit._stop,
+    **_COMMON,
+}
+SOCKET: Table = {
+    **defaults(Accept="no"),
+    **meaningless("systemd ignores it as well", "X-*"),
+    **meaningless("the unit that was imported", "Service"),
+}
+SECTIONS: Table = {
+    **meaningless("systemd ignores it as well", "X-*"),
+    **meaningless("a server starts with its pool, of which `poolctl export systemd` makes a unit", "Install"),
+}
+_OF_ONE_VALUE = {*_START_LIMITS, "RestartSec"} | {
+    name for name, row in SERVICE.items() if isinstance(row, Becomes) and row.key
+}

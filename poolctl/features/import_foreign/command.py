@@ -168,12 +168,8 @@ def _write_or_print(rendered: RenderedPoolFile, into: str | None, mode: int) -> 
     """
     if not rendered.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(rendered.left_out)))
-    warnings = [f"left out: {reason}" for reason in rendered.left_out]
-    if rendered.unset:
-        warnings.append(f"it refers to variables that are not set here: {', '.join(rendered.unset)}")
-    warnings += rendered.missing
     if into is None:
-        return Outcome(text=rendered.text, is_file=True, warnings=warnings)
+        return Outcome(text=rendered.text, is_file=True, warnings=rendered.warnings)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(into)), exist_ok=True)
         with open(into, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as file:
@@ -187,4 +183,4 @@ def _write_or_print(rendered: RenderedPoolFile, into: str | None, mode: int) -> 
     is_default = os.path.abspath(into) == os.path.abspath(DEFAULT_TARGET)
     command = "poolctl start" if is_default else f"poolctl -c {shlex.quote(into)} start"
     message = f"wrote {into}: {server_count_text(rendered.servers)}{remarks}; next: read it, then {command}"
-    return Outcome(message=message, warnings=warnings)
+    return Outcome(message=message, warnings=rendered.warnings)

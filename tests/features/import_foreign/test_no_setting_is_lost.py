@@ -1,6 +1,6 @@
 """Over generated files of each kind: taking out any setting changes what is imported, a key or a comment.
 
-Settings without a meaning here are those that the module of the kind lists with a reason.
+Settings without a meaning here are those that the table of the kind names with a reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from poolctl.config import Document, load, required_variables
 from poolctl.features.import_foreign import _command_lines, _compose, _pm2, _supervisord, _systemd
 from poolctl.features.import_foreign._foreign_pool import ForeignPool, pool_text
-from poolctl.features.import_foreign._settings import is_meaningless
+from poolctl.features.import_foreign._settings import Table, row_of
 from tests.examples import examples
 
 # The settings of a file by their paths, each with values that are not the defaults of the other tool.
@@ -26,11 +26,16 @@ File = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind of file: its settings, how a file of them is read, and whether one has no meaning here."""
+    """A kind of file: its settings, how a file of them is read, and the tables that say what becomes of them."""
 
     values: Values
     read: Callable[[File, Path], ForeignPool]
-    is_meaningless: Callable[[str], bool]
+    tables: Sequence[Table]
+
+    def is_meaningless(self, path: str) -> bool:
+        section, _, name = path.rpartition(".")
+        names = (path.removeprefix("services.a."), section, name)
+        return any(row_of(each, table).meaningless for table in self.tables for each in names)
 
 
 SECONDS = ("5", "7s", "soon")
@@ -186,31 +191,20 @@ def read_line(*words: str) -> Callable[[File, Path], ForeignPool]:
     return read
 
 
-def in_unit(path: str) -> bool:
-    section, _, name = path.partition(".")
-    listed = section, _systemd.MEANINGLESS_SECTIONS
-    return is_meaningless(*listed) or is_meaningless(name, _systemd.MEANINGLESS)
-
-
-def in_supervisord(path: str) -> bool:
-    section, _, name = path.rpartition(".")
-    own = _supervisord.MEANINGLESS_IN_SUPERVISORD if section == "supervisord" else _supervisord.MEANINGLESS
-    return is_meaningless(section, _supervisord.MEANINGLESS_SECTIONS) or is_meaningless(name, own)
-
-
-def listed_in(meaningless: Mapping[str, str]) -> Callable[[str], bool]:
-    return lambda path: is_meaningless(path.removeprefix("services.a."), meaningless)
-
-
-of_options = listed_in(_command_lines.MEANINGLESS)
 KINDS = {
-    "systemd": Kind(UNIT, read_unit, in_unit),
-    "supervisord": Kind(SUPERVISORD, read_supervisord, in_supervisord),
-    "pm2": Kind(PM2, read_pm2, listed_in(_pm2.MEANINGLESS)),
-    "compose": Kind(COMPOSE, read_compose, listed_in(_compose.MEANINGLESS)),
-    "uvicorn": Kind(UVICORN, read_line("uvicorn", "a:b"), of_options),
-    "gunicorn": Kind(GUNICORN, read_line("gunicorn", "a:b"), lambda path: False),
-    "gunicorn for ASGI": Kind(GUNICORN, read_line("gunicorn", "a:b", "-k", "asgi"), of_options),
+    "systemd": Kind(UNIT, read_unit, [_systemd.SERVICE, _systemd.SECTIONS]),
+    "supervisord": Kind(
+        SUPERVISORD,
+        read_supervisord,
+        [_supervisord.SETTINGS, _supervisord.SUPERVISORD, _supervisord.SECTIONS],
+    ),
+    "pm2": Kind(PM2, read_pm2, [_pm2.APP]),
+    "compose": Kind(COMPOSE, read_compose, [_compose.SERVICE, _compose.FILE]),
+    "uvicorn": Kind(UVICORN, read_line("uvicorn", "a:b"), [_command_lines.UVICORN]),
+    "gunicorn": Kind(GUNICORN, read_line("gunicorn", "a:b"), []),
+    "gunicorn for ASGI": Kind(
+        GUNICORN, read_line("gunicorn", "a:b", "-k", "asgi"), [_command_lines.GUNICORN]
+    ),
 }
 
 
@@ -248,38 +242,23 @@ def check(kind: Kind, file: File, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_each_setting_is_carried_or_remarked_and_the_result_is_valid(kind: Kind, tmp_path: Path) -> None:
-    @examples(60)
-    @given(files(kind.values))
-    def holds(file: File) -> None:
-        check(kind, file, tmp_path)
-
-    holds()
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_no_setting_of_ten_thousand_files_is_lost(kind: Kind, tmp_path: Path) -> None:
-    @settings(max_examples=10_000, deadline=None, database=None)
-    @given(files(kind.values))
-    def holds(file: File) -> None:
-        check(kind, file, tmp_path)
-
-    holds()
-
-
 @pytest.mark.parametrize(
-    "meaningless",
+    "limits",
     [
-        *(_systemd.MEANINGLESS, _systemd.MEANINGLESS_SECTIONS, _systemd.MEANINGLESS_OF_SOCKET),
-        *(
-            _supervisord.MEANINGLESS,
-            _supervisord.MEANINGLESS_SECTIONS,
-            _supervisord.MEANINGLESS_IN_SUPERVISORD,
+        examples(60),
+        pytest.param(
+            settings(max_examples=10_000, deadline=None, database=None),
+            marks=[pytest.mark.heavy, pytest.mark.timeout(1800)],
         ),
-        *(_pm2.MEANINGLESS, _compose.MEANINGLESS, _command_lines.MEANINGLESS),
     ],
+    ids=["some", "ten thousand"],
 )
-def test_setting_without_a_meaning_is_listed_with_the_reason(meaningless: Mapping[str, str]) -> None:
-    assert all(len(reason.split()) > 1 for reason in meaningless.values())
+def test_each_setting_is_carried_or_remarked_and_the_result_is_valid(
+    kind: Kind, limits: settings, tmp_path: Path
+) -> None:
+    @limits
+    @given(files(kind.values))
+    def holds(file: File) -> None:
+        check(kind, file, tmp_path)
+
+    holds()
