@@ -6,30 +6,30 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config import ServerConfig, load, with_resolved_references
+from poolctl.config import ServerConfig, load, table_text, with_resolved_references
 from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._environment import PodEnvironment
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
 from poolctl.features.kubernetes._objects import (
     Deployed,
     SharedSettings,
-    _quantity,
     in_pod,
     objects_of,
-    pod_configuration,
     with_service_addresses,
 )
 from poolctl.features.kubernetes.table import Kubernetes
 from poolctl.time_windows import BadWindow, parse_window
+from tests.configuration import server
 from tests.examples import examples
 
 from .valid_objects import assert_valid
@@ -79,10 +79,10 @@ settings = st.fixed_dictionaries(
 @given(keys=of_apps | of_commands, given_settings=settings)
 @examples(200)
 def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings: dict[str, Any]) -> None:
-    server = ServerConfig(name="web", **keys)
-    assert list(unsupported_keys(server)) == []
+    config = ServerConfig(name="web", **keys)
+    assert list(unsupported_keys(config)) == []
     pool = SharedSettings("shop", Kubernetes(**given_settings))
-    moved = in_pod(*with_service_addresses([server]))
+    moved = in_pod(*with_service_addresses([config]))
     deployed = Deployed(moved, PodEnvironment.of(moved, "/app"))
     objects = list(objects_of(deployed, pool))
     for each in objects:
@@ -91,27 +91,19 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     (text,) = (each["data"]["pool.json"] for each in objects if each["kind"] == "ConfigMap")
     with tempfile.TemporaryDirectory() as place:
         (path := Path(place) / "pool.json").write_text(text)
-        read = load(path, server.env)
+        read = load(path, config.env)
     assert [str(each) for each in read.problems] == [], "what serve would refuse in the pod"
     (there,) = with_resolved_references(read)
-    assert (there.command, there.app) == (server.command, server.app)
+    assert (there.command, there.app) == (config.command, config.app)
     kinds = [each["kind"] for each in objects]
-    assert ("Service" in kinds) == server.listens
-    assert ("Secret" in kinds) == bool(server.env)
-    assert ("PodDisruptionBudget" in kinds) == (server.scale.max > 1 and not server.disabled)
+    assert ("Service" in kinds) == config.listens
+    assert ("Secret" in kinds) == bool(config.env)
+    assert ("PodDisruptionBudget" in kinds) == (config.scale.max > 1 and not config.disabled)
     (spec,) = (each["spec"] for each in objects if each["kind"] == "Deployment")
-    assert spec["replicas"] == (0 if server.disabled else server.scale.min)
+    assert spec["replicas"] == (0 if config.disabled else config.scale.min)
     selected = spec["selector"]["matchLabels"]
     assert selected == {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web"}
     assert selected.items() <= spec["template"]["metadata"]["labels"].items()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0"), (1, "1"), (1500, "1500"), (200_000_000, "200M"), (2**30, str(2**30)), (5 * 10**15, "5000T")],
-)
-def test_memory_is_written_as_the_api_server_writes_it(size: int, text: str) -> None:
-    assert _quantity(size) == text
 
 
 def of_cron_job(schedule: str, moment: date) -> set[int]:
@@ -175,21 +167,42 @@ def test_schedule_has_numbers_alone(every: str, schedule: str | None) -> None:
     assert cron_schedule(every) == schedule
 
 
-def made(
-    *, awaited: tuple[str, ...] = (), table: Mapping[str, Any] = {}, handlers: str = "", **keys: Any
-) -> dict[str, Any]:
-    """The objects of a server by their kinds."""
-    server = in_pod(*with_service_addresses([ServerConfig(name="web", **keys)]))
-    settings = Kubernetes(**{"image": "shop:1", **table})
-    deployed = Deployed(server, PodEnvironment.of(server, "/app"), awaited)
-    found = list(objects_of(deployed, SharedSettings("shop", settings, handlers)))
-    for each in found:
-        assert_valid(each)
-    return {each["kind"]: each for each in found}
+Made = Callable[..., dict[str, Any]]
 
 
-def container(**keys: Any) -> dict[str, Any]:
-    found: dict[str, Any] = made(**keys)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+@pytest.fixture
+def made(poolctl: Any, directory: Path) -> Made:
+    """`made(**keys)`: the objects of the server "web" by their kinds, in order.
+
+    `table` is [kubernetes], and `others` are the tables of other servers.
+    """
+
+    def run(
+        *, table: Mapping[str, Any] = {}, handlers: str = "", others: str = "", **keys: Any
+    ) -> dict[str, Any]:
+        pool = table_text("[pool]", {"name": "shop", **({"handlers": handlers} if handlers else {})})
+        settings = table_text("[kubernetes]", {"image": "shop:1", **table})
+        (directory / "pool.toml").write_text("\n".join((pool, settings, server("web", **keys), others)))
+        done = poolctl("export", "kubernetes")
+        assert done.code == 0, done.err
+        objects = yaml.safe_load_all(done.out)
+        return {
+            each["kind"]: each
+            for each in objects
+            if each["metadata"]["labels"]["poolctl.dev/server"] == "web"
+        }
+
+    return run
+
+
+@pytest.fixture
+def container(made: Made) -> Made:
+    return lambda **keys: made(**keys)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def configuration(objects: dict[str, Any]) -> dict[str, Any]:
+    """The file that `poolctl serve` reads in the pod."""
+    found: dict[str, Any] = json.loads(objects["ConfigMap"]["data"]["pool.json"])
     return found
 
 
@@ -208,12 +221,12 @@ HEALTH = {
 }
 
 
-def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
+def test_app_has_a_configuration_variables_a_service_and_pods(made: Made) -> None:
     found = made(
         app="a.b:c", bind="127.0.0.1:8080", env={"B": "2", "A": "1"}, app_dir="/srv/x", cwd="/srv/x",
         limits={"memory": "1GiB", "open_files": 100}, log={"format": "json", "keep": 2}, health=HEALTH,
         start_timeout=10.5, drain_timeout=1.5, scale={"min": 2, "max": 2},
-        awaited=("db:5432",),
+        depends_on=["db"], others=server("db", command=["db"], bind=":5432"),
         table={
             "namespace": "ns", "secrets": ["known"], "requests": {"cpu": "100m", "memory": "1Gi"},
             "node_lost_after": 9.5,
@@ -231,9 +244,9 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
     (file,) = config["data"].items()
     pool = json.loads(file[1])
     assert (file[0], pool["pool"]) == ("pool.json", {"name": "shop"})
-    (server,) = pool["server"]
-    assert server.pop("health").keys() == {"readiness", "liveness"}, "others are of the kubelet"
-    assert server == {
+    (in_pod_file,) = pool["server"]
+    assert in_pod_file.pop("health").keys() == {"readiness", "liveness"}, "others are of the kubelet"
+    assert in_pod_file == {
         "name": "web", "app": "a.b:c", "app_dir": "/srv/x", "cwd": "/srv/x", "bind": "0.0.0.0:8080",
         "expose": "http://web:8080", "limits": {"open_files": 100}, "log": {"format": "json"}, "start_timeout": 10.5,
         "drain_timeout": 1.5, "scale": {"max": 2},
@@ -327,7 +340,7 @@ def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
     }  # fmt: skip
 
 
-def test_app_without_probes_is_asked_often_whether_it_is_ready() -> None:
+def test_app_without_probes_is_asked_often_whether_it_is_ready(container: Made) -> None:
     found = container(app="a:b", bind=":80")
     times = {
         kind: (found[kind]["periodSeconds"], found[kind]["timeoutSeconds"], found[kind]["failureThreshold"])
@@ -338,7 +351,7 @@ def test_app_without_probes_is_asked_often_whether_it_is_ready() -> None:
 
 
 @pytest.mark.parametrize(("port", "health"), [(8999, 9000), (9000, 9001), (9001, 9000)])
-def test_health_port_differs_from_the_port_of_the_app(port: int, health: int) -> None:
+def test_health_port_differs_from_the_port_of_the_app(container: Made, port: int, health: int) -> None:
     found = container(app="a:b", bind=f":{port}", table={"stop_delay": 0})
     assert [each["containerPort"] for each in found["ports"]] == [port, health]
     assert found["command"][5:] == ["--health", f"0.0.0.0:{health}", "--stop-delay", "0s"]
@@ -362,7 +375,7 @@ CONNECT = {"tcpSocket": {"port": "http"}}
     ],
 )  # fmt: skip
 def test_probes_of_a_command_are_run_by_the_kubelet(
-    health: dict[str, Any], startup: Any, readiness: Any, liveness: Any
+    container: Made, health: dict[str, Any], startup: Any, readiness: Any, liveness: Any
 ) -> None:
     found = container(command=["serve"], bind=":80", health=health)
     period = 5 if "startup" in health else 1
@@ -378,7 +391,9 @@ def test_probes_of_a_command_are_run_by_the_kubelet(
     assert "lifecycle" not in container(command=["serve"], bind=":80", table={"stop_delay": 0})
 
 
-def test_command_without_a_port_has_neither_a_service_nor_probes_and_never_runs_twice() -> None:
+def test_command_without_a_port_has_neither_a_service_nor_probes_and_never_runs_twice(
+    made: Made, container: Made
+) -> None:
     found = made(command=["tick"])
     assert list(found) == ["ConfigMap", "Deployment"]
     assert found["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
@@ -397,15 +412,17 @@ def test_command_without_a_port_has_neither_a_service_nor_probes_and_never_runs_
         ({"app": "a:b", "bind": ":80"}, "RollingUpdate"),
     ],
 )
-def test_pods_overlap_unless_two_may_not_run_at_the_same_time(keys: dict[str, Any], strategy: str) -> None:
+def test_pods_overlap_unless_two_may_not_run_at_the_same_time(
+    made: Made, keys: dict[str, Any], strategy: str
+) -> None:
     assert made(**keys)["Deployment"]["spec"]["strategy"]["type"] == strategy
 
 
-def test_disabled_server_has_no_pods() -> None:
+def test_disabled_server_has_no_pods(made: Made) -> None:
     assert made(app="a:b", bind=":80", disabled=True)["Deployment"]["spec"]["replicas"] == 0
 
 
-def test_job_runs_once_and_again_when_it_has_changed() -> None:
+def test_job_runs_once_and_again_when_it_has_changed(made: Made) -> None:
     found = made(command=["tick"], job=True)
     assert list(found) == ["ConfigMap", "Job"]
     job = found["Job"]
@@ -428,10 +445,19 @@ def test_job_runs_once_and_again_when_it_has_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("disabled", "table", "zone"), [(False, {}, {"timeZone": "Etc/UTC"}), (True, {"time_zone": ""}, {})]
+    ("disabled", "table", "zone"),
+    [
+        (False, {}, {"timeZone": "Etc/UTC"}),
+        (True, {"time_zone": ""}, {}),
+        (False, {"time_zone": "Europe/Berlin"}, {"timeZone": "Europe/Berlin"}),
+    ],
 )
-def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], zone: dict[str, str]) -> None:
-    found = made(command=["tick"], job=True, every="5 4 * * *", disabled=disabled, table=table)
+def test_scheduled_job_runs_at_its_times(
+    made: Made, disabled: bool, table: dict[str, str], zone: dict[str, str]
+) -> None:
+    db = server("db", command=["db"], bind=":5432")
+    keys = {"command": ["tick"], "job": True, "every": "5 4 * * *", "depends_on": ["db"]}
+    found = made(**keys, disabled=disabled, table=table, others=db)
     assert list(found) == ["ConfigMap", "CronJob"]
     cron = found["CronJob"]
     assert (cron["apiVersion"], cron["metadata"]["name"]) == ("batch/v1", "shop-web")
@@ -442,13 +468,14 @@ def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], 
     }  # fmt: skip
     assert template["metadata"] == {"labels": LABELS}
     assert template["spec"]["backoffLimit"] == 0
-    assert template["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    pod = template["spec"]["template"]["spec"]
+    assert (pod["restartPolicy"], pod["initContainers"][0]["command"][-1]) == ("Never", "db:5432")
 
 
 @pytest.mark.skipif("scaling" not in FEATURES, reason="the number of workers does not change")
 @pytest.mark.parametrize(("cores", "average"), [(0.25, "250m"), (0.0001, "1m")])
 def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled(
-    cores: float, average: str
+    made: Made, cores: float, average: str
 ) -> None:
     keys = {"app": "a:b", "bind": ":80", "scale": {"min": 1, "max": 3, "triggers": {"cpu": cores}}}
     found = made(**keys)
@@ -464,40 +491,30 @@ def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled(
     assert list(made(**keys, disabled=True))[-1] == "Deployment"
 
 
-def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
-    (tmp_path / "pool.toml").write_text(
-        '[pool]\nhandlers = "apps:all"\n'
-        '[[server]]\nname = "a"\nbind = ":80"\nhandler_key = "x"\napp_dir = "lib"\n'
-        '[[server]]\nname = "b"\nbind = ":81"\napp = "a:b"\ncwd = "/elsewhere"\n'
-    )
-    first, second = with_service_addresses(load(tmp_path / "pool.toml", {}))
-    pool = SharedSettings("shop", Kubernetes(image="i", directory="/srv"), "apps:all")
-    found = pod_configuration(first, pool)
+def test_paths_and_handlers_are_those_of_the_image(made: Made) -> None:
+    keys: dict[str, Any] = {"bind": ":80", "table": {"directory": "/srv"}, "handlers": "apps:all"}
+    found = configuration(made(handler_key="x", app_dir="lib", **keys))
     assert found["pool"] == {"name": "shop", "handlers": "apps:all"}
     assert [found["server"][0][key] for key in ("app_dir", "cwd", "handler_key")] == ["/srv/lib", "/srv", "x"]
-    found = pod_configuration(second, pool)
+    found = configuration(made(app="a:b", cwd="/elsewhere", **keys))
     assert found["pool"] == {"name": "shop"}
     assert [found["server"][0][key] for key in ("app_dir", "cwd")] == ["/srv", "/elsewhere"]
 
 
-def test_open_input_of_a_command_is_that_of_its_container() -> None:
-    pool = SharedSettings("shop", Kubernetes(image="i"))
-    inputs = []
-    for keys in ({}, {"stdin": "open"}):
-        server = ServerConfig(name="a", command=["x"], **keys)
-        objects = objects_of(Deployed(server, PodEnvironment.of(server, "/app")), pool)
-        (deployment,) = (each for each in objects if each["kind"] == "Deployment")
-        inputs.append(deployment["spec"]["template"]["spec"]["containers"][0].get("stdin"))
-        assert "stdin" not in pod_configuration(server, pool)["server"][0]
-    assert inputs == [None, True]
+@pytest.mark.parametrize(("keys", "stdin"), [({}, None), ({"stdin": "open"}, True)])
+def test_open_input_of_a_command_is_that_of_its_container(
+    made: Made, container: Made, keys: dict[str, str], stdin: bool | None
+) -> None:
+    assert container(command=["x"], **keys).get("stdin") is stdin
+    assert "stdin" not in configuration(made(command=["x"], **keys))["server"][0]
 
 
-def test_command_is_stopped_in_the_pod_as_in_the_file() -> None:
-    keys = {
-        "command": ["sh", "-c", "cd x && y"],
-        "stop_group": "together",
-        "stop_signal": "SIGINT",
-        "stop_timeout": 5,
-    }
-    found = pod_configuration(ServerConfig(name="a", **keys), SharedSettings("shop", Kubernetes(image="i")))
-    assert {key: found["server"][0][key] for key in keys} == {**keys, "stop_timeout": 5.0}
+def test_command_is_stopped_in_the_pod_as_in_the_file(made: Made) -> None:
+    keys = {"command": ["sh", "-c", "cd x && y"], "stop_group": "together", "stop_signal": "SIGINT"}
+    found = configuration(made(**keys, stop_timeout=5))["server"][0]
+    assert {key: found[key] for key in (*keys, "stop_timeout")} == {**keys, "stop_timeout": 5.0}
+
+
+@pytest.mark.parametrize(("size", "text"), [(1500, "1500"), (200_000_000, "200M"), (5 * 10**15, "5000T")])
+def test_memory_is_written_as_the_api_server_writes_it(container: Made, size: int, text: str) -> None:
+    assert container(command=["x"], limits={"memory": size})["resources"]["limits"] == {"memory": text}
