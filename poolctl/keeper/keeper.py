@@ -156,7 +156,11 @@ class Keeper:
             now = time.monotonic()
             due = self._supervisor.due
             if due is not None and now >= due and not self._shutdown.over and not self._shutdown.alone:
-                self._spawn_supervisor()
+                sock = self._supervisor.start(now)
+                if sock is not None:
+                    self.begin_client_session(sock)
+                else:
+                    self._choose_next_supervisor()
             self._poll()
             if self._supervisor.pid:
                 self._ping_or_kill_supervisor(time.monotonic())
@@ -171,13 +175,6 @@ class Keeper:
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         wait_or_kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
         pool_files.clean_up_pool_directory(self._directory)
-
-    def _spawn_supervisor(self) -> None:
-        sock = self._supervisor.start(time.monotonic())
-        if sock is not None:
-            self.begin_client_session(sock)
-        else:
-            self._choose_next_supervisor()
 
     def _choose_next_supervisor(self) -> None:
         """Choose the version of the supervisor to start after one has exited, or could not be started.

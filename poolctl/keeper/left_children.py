@@ -87,7 +87,7 @@ def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_second
     """
     until = time.monotonic() + timeout_seconds
     sent: dict[int, int] = {}
-    while pids := [pid for pid in find() if not _reap_if_exited(pid)]:
+    while pids := [pid for pid in find() if os.waitpid(pid, os.WNOHANG)[0] != pid]:
         late = time.monotonic() - until
         if late >= KILLED_SECONDS:
             return
@@ -98,10 +98,6 @@ def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_second
                 with contextlib.suppress(PermissionError):
                     deliver(partial(os.kill, pid), due)
         _await_any_exit(pids, -late if late < 0 else KILLED_SECONDS - late)
-
-
-def _reap_if_exited(pid: int) -> bool:
-    return os.waitpid(pid, os.WNOHANG)[0] == pid
 
 
 def _await_any_exit(pids: list[int], timeout_seconds: float) -> None:

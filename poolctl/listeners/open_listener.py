@@ -490,18 +490,18 @@ def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str,
         raise unresolved_host_error(address, str(error)) from error
 
 
-def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dict[str, list[int]]:
+def inherited_descriptors(env: Mapping[str, str]) -> dict[str, list[int]]:
     """The descriptors passed by systemd, by number and by name: `{"3": [3], "web": [3, 4], "4": [4]}`.
 
-    Empty if none were passed to process `pid` (default: this one). The descriptors are made close-on-exec, as by
-    sd_listen_fds(3); their numbers are valid in this process only.
+    Empty if none were passed to this process. They are made close-on-exec, as by sd_listen_fds(3); their numbers are
+    valid in this process only.
     """
     try:
         count = int(env.get("LISTEN_FDS", "0"))
         addressee = int(env.get("LISTEN_PID", "-1"))
     except ValueError:
         return {}
-    if addressee != (os.getpid() if pid is None else pid):
+    if addressee != os.getpid():
         return {}
     names = env.get("LISTEN_FDNAMES", "").split(":")
     descriptors: dict[str, list[int]] = {}

@@ -94,20 +94,18 @@ class LogFile:
         until_old = seconds_of(self._born) + self._max_age - clock.time()
         return max(until_old, self._rotate_at - clock.monotonic())
 
-    def close_for_reopen(self) -> None:
+    def close(self) -> None:
         """Close the file, so that the next line opens its path again (for example after logrotate)."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    close = close_for_reopen
 
     def _reopen_or_rotate_if_due(self) -> None:
         now = self._clock.monotonic()
         if self._fd >= 0 and self._regular and now >= self._check_at:
             self._check_at = now + _CHECK_SECONDS
             if not self._refresh_size_and_check_path():
-                self.close_for_reopen()
+                self.close()
         if self._fd < 0:
             self._try_open()
         if self._fd >= 0 and self._is_old():
@@ -215,7 +213,7 @@ class LogFile:
             self.error = f"cannot be rotated: {error.strerror}"
             self._rotate_at = self._clock.monotonic() + _ROTATE_AGAIN_AFTER_SECONDS
             return
-        self.close_for_reopen()
+        self.close()
         self._try_open()
 
     def _shift_log_files(self) -> None:

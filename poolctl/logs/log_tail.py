@@ -173,7 +173,7 @@ def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
             pieces.pop()
         first = False
         if len(pieces) > 1:
-            yield _joined([*pending, pieces.pop()])
+            yield b"".join(reversed([*pending, pieces.pop()]))
             pending = []
             while len(pieces) > 1:
                 yield pieces.pop()
@@ -181,11 +181,7 @@ def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
         if len(pending) * _BLOCK_BYTES > MAX_LINE_BYTES:
             break
     if end:
-        yield _joined(pending)
-
-
-def _joined(pieces: list[bytes]) -> bytes:
-    return b"".join(reversed(pieces))
+        yield b"".join(reversed(pending))
 
 
 _CHANGES = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200  # IN_MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE
@@ -392,7 +388,9 @@ class Follower:
         self._places: dict[str, set[str]] = {}
         self._last_times: dict[str, str] = {}
         self._missing: set[str] = set()
-        self._watch = _new_watch()
+        self._watch: DirectoryWatch | None = None
+        with contextlib.suppress(OSError):
+            self._watch = DirectoryWatch()
         self.first: list[LogLine] = []
         for name, path in paths.items():
             self._add(name, os.path.abspath(path), lines, since)
@@ -520,13 +518,6 @@ def follow(
                 follower.wait_for_new_lines(None, reader=reader)
     finally:
         follower.close()
-
-
-def _new_watch() -> DirectoryWatch | None:
-    try:
-        return DirectoryWatch()
-    except OSError:
-        return None
 
 
 class LogReorderBuffer:

@@ -247,7 +247,7 @@ class OutputLogger:
                 self._add(message, fds)
             elif kind == "reopen":
                 for file in self._files.values():
-                    file.close_for_reopen()
+                    file.close()
             elif kind == "performed":
                 for stream in list(self._streams.values()):
                     self._pump_backlog(stream)

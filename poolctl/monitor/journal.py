@@ -207,14 +207,10 @@ class Journal:
 
 def newest_first(path: str) -> Iterator[JournalEvent]:
     """The events of a journal and its rotated files, newest first; damaged lines are skipped."""
-    log = OpenLog(path)
-    try:
+    with contextlib.closing(OpenLog(path)) as log:
         for line in log.backwards():
-            event = parse_event(line)
-            if event is not None:
+            if (event := parse_event(line)) is not None:
                 yield event
-    finally:
-        log.close()
 
 
 def newest_number_and_damage(path: str) -> tuple[int, int]:

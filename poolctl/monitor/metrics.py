@@ -111,7 +111,16 @@ def _number(value: float) -> str:
     return "NaN" if math.isnan(value) else repr(float(value))
 
 
-WorkerUsage = tuple[Worker, Counts | None, Usage]
+class WorkerUsage(NamedTuple):
+    """A worker with its counts of requests and its memory and processor time; no counts if it does not count."""
+
+    worker: Worker
+    counts: Counts | None
+    usage: Usage
+
+    @property
+    def pid(self) -> int | None:
+        return self.worker.placement.pid if self.worker.placement is not None else None
 
 
 class ServerSnapshot:
@@ -155,7 +164,7 @@ def measure_server(entry: Entry, total: Counts, runner: Runner) -> ServerSnapsho
         counts = runner.counts(placement)
         if counts is not None:
             tally.add(total, counts)
-        workers.append((worker, counts, runner.usages.of(placement.pid)))
+        workers.append(WorkerUsage(worker, counts, runner.usages.of(placement.pid)))
     return ServerSnapshot(entry, total, workers, counts=not runner.in_this_process)
 
 
@@ -186,16 +195,6 @@ class ObservedServer(NamedTuple):
     def labels(self) -> Mapping[str, str]:
         """The labels of the server's metrics."""
         return {"server": self.name}
-
-
-class _WorkerSnapshot(NamedTuple):
-    worker: Worker
-    counts: tally.Counts | None
-    usage: Usage
-
-    @property
-    def pid(self) -> int | None:
-        return self.worker.placement.pid if self.worker.placement is not None else None
 
 
 Subject = TypeVar("Subject")
@@ -249,7 +248,7 @@ _ERRORS = {
     "disconnected": tally.DISCONNECTED,
     "malformed": tally.MALFORMED,
 }
-_WORKER: Sequence[Row[_WorkerSnapshot]] = (
+_WORKER: Sequence[Row[WorkerUsage]] = (
     ("poolctl_worker_memory_bytes", "gauge", "Memory (PSS) of the worker's processes.",
      lambda worker: worker.usage.memory_bytes),
     ("poolctl_worker_cpu_seconds", "counter", "Processor time of the worker's processes.",
@@ -326,18 +325,17 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_worker", "info", "The process of the worker.")
     labelled = []
     for server in servers:
-        for worker in _current_worker_per_index(server.snapshot):
+        # One per worker index: during a replacement the new worker, not the old one.
+        by_age = sorted(
+            server.snapshot.workers,
+            key=lambda each: (each.worker.phase not in LEAVING, each.worker.generation),
+        )
+        for worker in {each.worker.index: each for each in by_age}.values():
             labels = {**server.labels, "worker": str(worker.worker.index)}
             labelled.append((worker, labels))
             if worker.pid is not None:
                 info.add(1, **labels, pid=str(worker.pid), generation=str(worker.worker.generation))
     return info, *families_of(_WORKER, labelled)
-
-
-def _current_worker_per_index(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """The workers, one per worker index: during a replacement the new worker, not the old one."""
-    workers = sorted(seen.workers, key=lambda pair: (pair[0].phase not in LEAVING, pair[0].generation))
-    return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
 
 # Each function creates families for all servers. A caller with many servers can do other work between the calls.

@@ -203,7 +203,7 @@ class RequestProber:
         if self._outstanding:
             return
         if connection is None or connection.closed:
-            self._open()
+            self._connecting = asyncio.ensure_future(self._open_and_send())
         else:
             reused = connection.replies > 0
             connection.send(self._request, lambda problem: self._on_reply(connection, problem, reused=reused))
@@ -236,9 +236,6 @@ class RequestProber:
             self._connection.close()
             self._connection = None
 
-    def _open(self) -> None:
-        self._connecting = asyncio.get_running_loop().create_task(self._open_and_send())
-
     async def _open_and_send(self) -> None:
         try:
             sock = await self._connect()
@@ -260,7 +257,7 @@ class RequestProber:
         is_cut_off = problem and connection.closed and not connection.replying
         if is_cut_off and reused and self._on_result is not None:
             # The worker closed an idle connection while the request was on its way, which is not a failure.
-            self._open()
+            self._connecting = asyncio.ensure_future(self._open_and_send())
             return
         self._report(problem)
 

@@ -434,10 +434,6 @@ class LocalRunner(Runner):
         for worker in workers:
             self._workers.remove(worker)
         self._left_groups.kill_all()
-        await self._close_parts()
-
-    async def _close_parts(self) -> None:
-        """Close listeners, adoption pairs and held connections, and end the zygotes and the logger, but no worker."""
         self.activator.forget_all_and_close_held()
         await self.adoptions.close_all()
         await self.sockets.close_all()

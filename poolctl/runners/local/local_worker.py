@@ -423,8 +423,8 @@ def _fix_for_early_end(server: ServerConfig) -> str:
     return f"{', '.join(fixes[:-1])}, or {fixes[-1]}" if len(fixes) > 1 else fixes[0]
 
 
-def _settle(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
         future.set_result(None)
 
 

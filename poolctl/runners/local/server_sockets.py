@@ -254,8 +254,20 @@ class AdoptionPairs:
 
     def close_queued(self, key: str) -> None:
         """Close every handed-over connection that no worker of the server has taken yet."""
-        if key in self._pairs:
-            _close_queued_connections(self._pairs[key][2])
+        if key not in self._pairs:
+            return
+        # At most as many as fit into the pair, because an application could keep filling it.
+        for _ in range(_MAX_IN_A_PAIR):
+            try:
+                received = wire.receive(self._pairs[key][2], max_bytes=wire.MAX_PACKET_BYTES)
+            except wire.WireError:
+                continue
+            except OSError:
+                return
+            if received is None:
+                return
+            for fd in received[1]:
+                close_promptly(fd)
 
     async def close(self, key: str) -> None:
         """Close the server's socket pair in this process and in the keeper, and every connection queued in the pair."""
@@ -275,18 +287,3 @@ class AdoptionPairs:
 
     async def close_all(self) -> None:
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
-
-
-def _close_queued_connections(take: socket.socket) -> None:
-    # At most as many as fit into the pair, because an application could keep filling it.
-    for _ in range(_MAX_IN_A_PAIR):
-        try:
-            received = wire.receive(take, max_bytes=wire.MAX_PACKET_BYTES)
-        except wire.WireError:
-            continue
-        except OSError:
-            return
-        if received is None:
-            return
-        for fd in received[1]:
-            close_promptly(fd)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from poolctl import platform
 from poolctl.daemon_threads import THREADS, in_daemon_thread
 from poolctl.json_form import from_json
-from poolctl.worker.tally import ASK, ASK_AGAIN
+from poolctl.worker.tally import ASK, ASK_AGAIN, clear_and_rewind_stacks, read_stacks, writes_stacks
 
 from ..process_link import sanitize_and_truncate_text
 from ..stack_report import (
@@ -58,7 +58,7 @@ class StackReader:
                 source = PYTHON
             elif _handles_signal(worker, ASK_AGAIN):
                 source = PYTHON if await self._request_stack_dump(worker, ASK_AGAIN, until) else FAULTHANDLER
-            written = worker.tally.stacks() if worker.tally is not None else b""
+            written = read_stacks(worker.tally.fileno()) if worker.tally is not None else b""
             problem = _explain_missing_stacks(worker, source if written else "")
         directories = (worker.server.app_dir, worker.server.base_dir)
         # In a thread: the worker writes whatever it likes, up to 256 KiB.
@@ -81,7 +81,7 @@ class StackReader:
         """Signal the worker to write its stacks; returns whether it did so before `until`, a time of the event loop."""
         if worker.tally is None:
             return False  # it has exited
-        worker.tally.clear_stacks()
+        clear_and_rewind_stacks(worker.tally.fileno())
         worker.wrote_stacks.clear()
         try:
             async with asyncio.timeout_at(until):
@@ -113,7 +113,7 @@ def _reason_stacks_unavailable(worker: LocalWorker) -> str:
         return "a program has no Python stacks here; its threads, as the kernel sees them:"
     if platform.status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
         return "it is stopped (SIGSTOP, or a debugger): kill -CONT lets it continue"
-    if worker.tally is None or not worker.tally.has_stacks:
+    if worker.tally is None or not writes_stacks(worker.tally.fileno()):
         return "it cannot be asked: it has just been forked"
     return ""
 

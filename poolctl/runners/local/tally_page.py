@@ -68,19 +68,6 @@ class Tally(Descriptor):
         page = tally.read_tally_page(self._fd)
         return 0 if page is None else page[slot]
 
-    @property
-    def has_stacks(self) -> bool:
-        """Whether the worker can write its stacks into its memory page when it gets a signal."""
-        return tally.writes_stacks(self._fd)
-
-    def clear_stacks(self) -> None:
-        """Remove the stacks that the worker has written, so that it can write new ones."""
-        tally.clear_and_rewind_stacks(self._fd)
-
-    def stacks(self) -> bytes:
-        """The stacks that the worker has written; empty if it has written none."""
-        return tally.read_stacks(self._fd)
-
 
 class EventLoopIdleDetector:
     """Detects whether a worker's event loop is idle, without sending it a message.

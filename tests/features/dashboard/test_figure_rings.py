@@ -21,7 +21,7 @@ from poolctl.features.dashboard._figure_rings import (
     FigureRing,
     FigureRings,
 )
-from poolctl.monitor.metrics import ServerSnapshot
+from poolctl.monitor.metrics import ServerSnapshot, WorkerUsage
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.process_usage import Usage
 from poolctl.selection.selector import SelectorError
@@ -50,7 +50,7 @@ def seen(
         name=name, observed=SimpleNamespace(restarts=restarts), config=SimpleNamespace(command=None)
     )
     worker: Any = None
-    return ServerSnapshot(entry, total, [(worker, None, Usage(memory))], counts=True)
+    return ServerSnapshot(entry, total, [WorkerUsage(worker, None, Usage(memory))], counts=True)
 
 
 def last(ring: FigureRing, name: str = "web") -> list[float | None]:

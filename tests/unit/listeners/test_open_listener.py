@@ -743,7 +743,8 @@ def test_descriptors_for_another_process_are_not_taken(env: dict[str, str]) -> N
 
 
 def test_descriptors_that_are_not_open_are_passed_over() -> None:
-    assert inherited_descriptors({"LISTEN_FDS": "65000", "LISTEN_PID": "7"}, pid=7).get("64000") is None
+    env = {"LISTEN_FDS": "65000", "LISTEN_PID": str(os.getpid())}
+    assert inherited_descriptors(env).get("64000") is None
 
 
 def test_returned_listeners_are_used_where_they_listen_at_the_address(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ class TestFollower:
         assert texts(tail(str(path), None)) == [f"line {number}" for number in range(6)]
         path.unlink()
         path.symlink_to(tmp_path / "two" / "web.log")
-        log.close_for_reopen()
+        log.close()
         for number in range(6, 9):
             log.append_and_count_written(at(number, f"line {number}"))
             assert texts(follower.read()) == [f"line {number}"]
@@ -483,7 +483,7 @@ def test_following_ends_when_its_iterator_is_closed(path: Path) -> None:
 
 
 def test_log_is_followed_by_a_process_without_standard_input(tmp_path: Path) -> None:
-    numbers = set()
+    first = set()
     saved = os.dup(0)
     try:
         # The free number is that of the followed file or of a directory above it.
@@ -494,7 +494,7 @@ def test_log_is_followed_by_a_process_without_standard_input(tmp_path: Path) -> 
             file, log = TailedFile(str(path)), OpenLog(str(path))
             file.begin(log)
             log.close()
-            numbers.add(file._fd)
+            first.add(os.path.exists("/dev/fd/0") and os.path.samefile("/dev/fd/0", path))
             with path.open("ab") as output:
                 output.write(b"one\n")
             assert file.read() == [b"one"]
@@ -512,7 +512,7 @@ def test_log_is_followed_by_a_process_without_standard_input(tmp_path: Path) -> 
     finally:
         os.dup2(saved, 0)
         os.close(saved)
-    assert 0 in numbers
+    assert True in first
 
 
 class TestHostileFiles:

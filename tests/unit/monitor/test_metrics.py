@@ -20,6 +20,7 @@ from poolctl.monitor.metrics import (
     Family,
     ObservedServer,
     ServerSnapshot,
+    WorkerUsage,
     loop_lag_seconds,
     measure_server,
     pool_families,
@@ -202,8 +203,8 @@ def shop() -> list[ObservedServer]:
     web.desired.generation = 1
     web.observed.restarts, web.observed.failures, web.observed.certificate_ends = 4, 5, 1.9e9
     pairs = [
-        (worker_of(web, 1, 0), counts_of(REQUESTS), used(1000)),
-        (worker_of(web, 1, 1, pid=None), None, used(2000)),
+        WorkerUsage(worker_of(web, 1, 0), counts_of(REQUESTS), used(1000)),
+        WorkerUsage(worker_of(web, 1, 1, pid=None), None, used(2000)),
     ]
     up = Availability("running", "ok", 10.0009, 20.0021, 3.0032, 4.0041, 2, 1)
     off = entry_of("off")
@@ -304,7 +305,7 @@ def test_each_metric_says_what_it_is_in_this_order() -> None:
 def test_unknown_memory_and_processor_time_are_left_out() -> None:
     entry = entry_of("web")
     seen = ServerSnapshot(
-        entry, blank_page().tolist(), [(worker_of(entry, 1, 0), None, Usage())], counts=True
+        entry, blank_page().tolist(), [WorkerUsage(worker_of(entry, 1, 0), None, Usage())], counts=True
     )
     text = text_of([ObservedServer("web", "running", seen, Availability(), None, 0)])
     assert "poolctl_worker_info{" in text
@@ -328,8 +329,8 @@ def test_during_a_replacement_the_worker_that_stays_is_shown_for_its_index() -> 
     for leaving, staying in ((1, 2), (2, 1)):
         entry.observed.workers.clear()
         workers = [
-            (worker_of(entry, leaving, 0, WorkerPhase.DRAINING, pid=7), None, Usage()),
-            (worker_of(entry, staying, 0, pid=8), None, Usage()),
+            WorkerUsage(worker_of(entry, leaving, 0, WorkerPhase.DRAINING, pid=7), None, Usage()),
+            WorkerUsage(worker_of(entry, staying, 0, pid=8), None, Usage()),
         ]
         for order in (workers, workers[::-1]):
             seen = ServerSnapshot(entry, blank_page().tolist(), [*order], counts=True)
@@ -357,10 +358,15 @@ def test_usage_of_a_server_is_unknown_while_that_of_one_worker_is() -> None:
     late = counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 7_000_000})
     soon = counts_of({tally.BEAT_ANSWERED_NS: 1, tally.BEAT_LAG_NS: 1_000_000})
     known = ServerSnapshot(
-        entry, zeros, [(one, late, used(1, 1.234)), (other, soon, used(2, 2.345))], counts=True
+        entry,
+        zeros,
+        [WorkerUsage(one, late, used(1, 1.234)), WorkerUsage(other, soon, used(2, 2.345))],
+        counts=True,
     )
     assert (known.memory_bytes, known.cpu_percent, known.loop_lag_seconds) == (3, 3.58, 0.007)
-    unknown = ServerSnapshot(entry, zeros, [(one, zeros, used(1, 1.2)), (other, None, Usage())], counts=True)
+    unknown = ServerSnapshot(
+        entry, zeros, [WorkerUsage(one, zeros, used(1, 1.2)), WorkerUsage(other, None, Usage())], counts=True
+    )
     assert (unknown.memory_bytes, unknown.cpu_percent, unknown.loop_lag_seconds) == (None, None, None)
 
 

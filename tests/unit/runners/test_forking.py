@@ -8,9 +8,8 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -23,9 +22,11 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local.forking import DescriptorBudget, FallbackCertificates, LoadedCertificate
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
+from tests.deadline import until
 from tests.descriptors import open_descriptors
+from tests.serving import turns
 from tests.unit.runners.real_runner import kept, placed, served
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import run_in_virtual_time
 
 LIMIT, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 SERVERS = 500
@@ -43,125 +44,92 @@ class Descriptors:
         return self.in_use
 
 
-def _run(descriptors: Descriptors, work: Callable[[DescriptorBudget], object]) -> None:
-    async def scenario() -> None:
-        await work(DescriptorBudget(descriptors.count))  # type: ignore[misc]
-
-    asyncio.run(asyncio.wait_for(scenario(), 30))
-
-
-def test_exits_between_new_workers_cause_no_count_while_there_is_room() -> None:
+async def test_exits_between_new_workers_cause_no_count_while_there_is_room() -> None:
     descriptors = Descriptors(free=min(LIMIT, 1024))
-
-    async def restart(budget: DescriptorBudget) -> None:
-        for _ in range(SERVERS):
-            await budget.acquire()
-            budget.clear_exhausted()
-
-    _run(descriptors, restart)
+    budget = DescriptorBudget(descriptors.count)
+    for _ in range(SERVERS):
+        await budget.acquire()
+        budget.clear_exhausted()
     assert descriptors.counted <= 1 + SERVERS * 16 // min(LIMIT, 1024)
 
 
-def test_each_exit_causes_one_count_however_many_workers_wait_for_room() -> None:
+async def test_each_exit_causes_one_count_however_many_workers_wait_for_room() -> None:
     descriptors = Descriptors(free=0)
-
-    async def restart(budget: DescriptorBudget) -> None:
-        waiting = [asyncio.ensure_future(budget.acquire()) for _ in range(SERVERS)]
-        await asyncio.sleep(0)
-        for _ in range(3):
-            budget.clear_exhausted()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        assert not any(each.done() for each in waiting)
-        assert descriptors.counted <= 4
-        descriptors.in_use = LIMIT - 100
+    budget = DescriptorBudget(descriptors.count)
+    waiting = [asyncio.ensure_future(budget.acquire()) for _ in range(SERVERS)]
+    await asyncio.sleep(0)
+    for _ in range(3):
         budget.clear_exhausted()
-        while sum(each.done() for each in waiting) < 6:
-            await asyncio.sleep(0)
-        for each in waiting:
-            each.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await turns(2)
+    assert not any(each.done() for each in waiting)
+    assert descriptors.counted <= 4
+    descriptors.in_use = LIMIT - 100
+    budget.clear_exhausted()
+    await until(lambda: sum(each.done() for each in waiting) >= 6)
+    for each in waiting:
+        each.cancel()
 
-    _run(descriptors, restart)
 
-
-def test_as_many_workers_are_made_as_descriptors_are_free() -> None:
+async def test_as_many_workers_are_made_as_descriptors_are_free() -> None:
     descriptors = Descriptors(free=100)
-
-    async def start(budget: DescriptorBudget) -> None:
-        for _ in range(6):
-            await budget.acquire()
-            descriptors.in_use += 16
-        waiting = asyncio.ensure_future(budget.acquire())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-    _run(descriptors, start)
+    budget = DescriptorBudget(descriptors.count)
+    for _ in range(6):
+        await budget.acquire()
+        descriptors.in_use += 16
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(budget.acquire(), 0.01)
 
 
-CONTENTS = [b"certificate", b"key \xff\x00"]
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
+    descriptors, began = Descriptors(free=15), asyncio.get_running_loop().time()
+    budget = DescriptorBudget(descriptors.count)
+    with pytest.raises(ServerError, match=f"all {LIMIT} open files of the pool are in use") as caught:
+        await budget.acquire()
+    assert caught.value.hint == RAISE_OPEN_FILES
+    assert asyncio.get_running_loop().time() == pytest.approx(began + 10)
+    descriptors.in_use = LIMIT - 16
+    budget.clear_exhausted()
+    await budget.acquire()
 
 
 class Keeper:
-    """Holds the record."""
+    """Holds the record, and counts how often it was stored."""
 
     def __init__(self, record: bytes = b"") -> None:
         self.record = record
+        self.stored = 0
 
     def send(self, message: Any, fds: Any = ()) -> None:
         assert (message["op"], message["name"]) == ("put", "certificates")
         self.record = os.pread(fds[0], 1 << 20, 0)
+        self.stored += 1
 
     async def call(self, message: Any) -> tuple[Any, list[int]]:
         assert (message["op"], message["name"]) == ("get", "certificates")
         return {}, [memory_file("record", self.record)] if self.record else []
 
 
-def recalled(record: bytes) -> dict[str, LoadedCertificate]:
-    async def scenario() -> dict[str, LoadedCertificate]:
-        certificates = FallbackCertificates(Keeper(record))  # type: ignore[arg-type]
-        await certificates.load_saved(["web"])
-        return certificates._kept
+class Certificates:
+    """The fallback certificates that `keeper` holds, as workers of the server get them."""
 
-    return asyncio.run(scenario())
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self.keeper = keeper or Keeper()
+        self.kept = FallbackCertificates(cast(Any, self.keeper))
 
-
-def test_record_for_a_successor_is_json_with_a_version(tmp_path: Any) -> None:
-    for name, content in (("cert", CONTENTS[0]), ("key", CONTENTS[1])):
-        (tmp_path / name).write_bytes(content)
-    cert, key = str(tmp_path / "cert"), str(tmp_path / "key")
-    server = ServerConfig(name="web", bind=":8080", app="a:b", tls=TLSConfig(cert=cert, key=key))
-
-    async def scenario() -> bytes:
-        keeper = Keeper()
-        FallbackCertificates(keeper).read_certificate_with_expiry_fallback(server, 1)  # type: ignore[arg-type]
-        async with asyncio.timeout(60):
-            while not keeper.record:
-                await asyncio.sleep(0.01)
-        return keeper.record
-
-    record = asyncio.run(scenario())
-    assert json.loads(record)["version"] == 1
-    assert recalled(record) == {"web": LoadedCertificate((cert, key, None, None), CONTENTS, None)}
+    def given(self, server: ServerConfig, generation: int = 1) -> LoadedCertificate:
+        return self.kept.read_certificate_with_expiry_fallback(server, generation)
 
 
-def test_record_of_a_later_version_leaves_the_files_to_be_read(caplog: pytest.LogCaptureFixture) -> None:
-    assert recalled(b'{"version": 2, "certificates": []}') == {}
-    assert "certificates cannot be read" in caplog.text
+@pytest.fixture
+def certificates() -> Certificates:
+    return Certificates()
 
 
-def secured(directory: Path, *, days: float) -> ServerConfig:
+def secured(directory: Path, *, days: float, name: str = "web") -> ServerConfig:
+    directory.mkdir(exist_ok=True)
     cert, key = certificate(directory, days=days)
-    return ServerConfig(name="web", bind=":8080", app="a:b", tls=TLSConfig(cert=str(cert), key=str(key)))
-
-
-def with_certificates(work: Callable[[FallbackCertificates], None]) -> None:
-    async def scenario() -> None:
-        work(FallbackCertificates(Keeper()))  # type: ignore[arg-type]
-
-    asyncio.run(scenario())
+    return ServerConfig(name=name, bind=":8080", app="a:b", tls=TLSConfig(cert=str(cert), key=str(key)))
 
 
 def outcome(error: Exception | None = None, *, cancelled: bool = False) -> asyncio.Future[None]:
@@ -175,126 +143,91 @@ def outcome(error: Exception | None = None, *, cancelled: bool = False) -> async
     return future
 
 
-def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(tmp_path: Path) -> None:
-    def work(certificates: FallbackCertificates) -> None:
-        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
-        server = secured(tmp_path, days=-1)
-        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
-        certificates.force("web", 3)
-        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
-        expired = certificates.read_certificate_with_expiry_fallback(server, 3)
-        assert expired != valid
-        assert expired.ends is not None
-        assert valid.ends is not None
-        assert expired.ends < valid.ends
-
-    with_certificates(work)
-
-
-def test_an_expired_certificate_is_given_when_there_was_no_valid_one(tmp_path: Path) -> None:
-    def work(certificates: FallbackCertificates) -> None:
-        first = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=-2), 1)
-        assert certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=-1), 2) != first
-
-    with_certificates(work)
-
-
-def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(tmp_path: Path) -> None:
-    def work(certificates: FallbackCertificates) -> None:
-        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
-        (tmp_path / "other").mkdir()
-        assert (
-            certificates.read_certificate_with_expiry_fallback(secured(tmp_path / "other", days=-1), 2)
-            != valid
-        )
-
-    with_certificates(work)
-
-
-def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(tmp_path: Path) -> None:
-    def work(certificates: FallbackCertificates) -> None:
-        old = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
-        server = secured(tmp_path, days=60)
-        new = certificates.read_certificate_with_expiry_fallback(server, 2)
-        assert new != old
-        expired = secured(tmp_path, days=-1)
-        certificates.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
-        certificates.keep_if_ready(server, 2, new, outcome(cancelled=True))
-        assert certificates.read_certificate_with_expiry_fallback(expired, 3) == old
-        certificates.keep_if_ready(server, 2, new, outcome())
-        assert certificates.read_certificate_with_expiry_fallback(expired, 3) == new
-
-    with_certificates(work)
-
-
-def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_ready_or_it_is_renewed(
-    tmp_path: Path,
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_successor_has_the_last_valid_certificate_unless_its_record_is_of_a_later_version(
+    certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int
 ) -> None:
-    def work(certificates: FallbackCertificates) -> None:
-        valid = certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 1)
-        server = secured(tmp_path, days=-1)
-        certificates.force("web", 2)
-        certificates.keep_if_ready(server, 1, valid, outcome())
-        expired = certificates.read_certificate_with_expiry_fallback(server, 2)
-        assert expired != valid
-        certificates.keep_if_ready(server, 2, valid, outcome())
-        assert certificates.read_certificate_with_expiry_fallback(server, 2) == valid
-        certificates.force("web", 2)
-        assert certificates.reload_certificate(server) == expired
-        assert certificates.read_certificate_with_expiry_fallback(secured(tmp_path, days=30), 2) != expired
-
-    with_certificates(work)
+    valid = certificates.given(secured(tmp_path, days=30))
+    await until(lambda: certificates.keeper.stored)
+    record = json.loads(certificates.keeper.record)
+    assert record["version"] == 1
+    successor = Certificates(Keeper(json.dumps(record | {"version": version}).encode()))
+    await successor.kept.load_saved(["web"])
+    assert (successor.given(secured(tmp_path, days=-1)) == valid) == (version == 1)
+    assert ("certificates cannot be read" in caplog.text) == (version == 2)
 
 
-def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
-    descriptors = Descriptors(free=15)
-
-    async def work() -> None:
-        budget = DescriptorBudget(descriptors.count)
-        with pytest.raises(ServerError, match=f"all {LIMIT} open files of the pool are in use") as caught:
-            await budget.acquire()
-        assert caught.value.hint == RAISE_OPEN_FILES
-        assert asyncio.get_running_loop().time() == pytest.approx(began + 10)
-        descriptors.in_use = LIMIT - 16
-        budget.clear_exhausted()
-        await budget.acquire()
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        began = runner.get_loop().time()
-        runner.run(work())
+async def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    valid = certificates.given(secured(tmp_path, days=30))
+    server = secured(tmp_path, days=-1)
+    assert certificates.given(server, 2) == valid
+    certificates.kept.force("web", 3)
+    assert certificates.given(server, 2) == valid
+    expired = certificates.given(server, 3)
+    assert expired != valid
+    assert (expired.ends or 0) < (valid.ends or 0)
 
 
-async def test_certificates_of_servers_that_start_together_are_stored_together(tmp_path: Path) -> None:
-    keeper = Keeper()
-    stored: list[bytes] = []
-    send = keeper.send
+async def test_an_expired_certificate_is_given_when_there_was_no_valid_one(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    first = certificates.given(secured(tmp_path, days=-2))
+    assert certificates.given(secured(tmp_path, days=-1), 2) != first
 
-    def counted(message: Any, fds: Any = ()) -> None:
-        send(message, fds)
-        stored.append(keeper.record)
 
-    keeper.send = counted  # type: ignore[method-assign]
-    certificates = FallbackCertificates(keeper)  # type: ignore[arg-type]
+async def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    valid = certificates.given(secured(tmp_path, days=30))
+    assert certificates.given(secured(tmp_path / "other", days=-1), 2) != valid
+
+
+async def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    old = certificates.given(secured(tmp_path, days=30))
+    server = secured(tmp_path, days=60)
+    new = certificates.given(server, 2)
+    assert new != old
+    expired = secured(tmp_path, days=-1)
+    certificates.kept.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
+    certificates.kept.keep_if_ready(server, 2, new, outcome(cancelled=True))
+    assert certificates.given(expired, 3) == old
+    certificates.kept.keep_if_ready(server, 2, new, outcome())
+    assert certificates.given(expired, 3) == new
+
+
+async def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_ready_or_it_is_renewed(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    valid = certificates.given(secured(tmp_path, days=30))
+    server = secured(tmp_path, days=-1)
+    certificates.kept.force("web", 2)
+    certificates.kept.keep_if_ready(server, 1, valid, outcome())
+    expired = certificates.given(server, 2)
+    assert expired != valid
+    certificates.kept.keep_if_ready(server, 2, valid, outcome())
+    assert certificates.given(server, 2) == valid
+    certificates.kept.force("web", 2)
+    assert certificates.kept.reload_certificate(server) == expired
+    assert certificates.given(secured(tmp_path, days=30), 2) != expired
+
+
+async def test_certificates_of_servers_that_start_together_are_stored_together(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        server = secured(tmp_path / name, days=30)
-        certificates.read_certificate_with_expiry_fallback(
-            ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1
-        )
+        certificates.given(secured(tmp_path / name, days=30, name=name))
     plain = ServerConfig(name="plain", bind=":1", app="a:b")
-    assert certificates.read_certificate_with_expiry_fallback(plain, 1) == LoadedCertificate((), [], None)
-    async with asyncio.timeout(60):
-        while not stored:
-            await asyncio.sleep(0.01)
-    (record,) = stored
-    assert json.loads(record)["certificates"].keys() == {"one", "two"}
+    assert certificates.given(plain) == LoadedCertificate((), [], None)
+    await until(lambda: certificates.keeper.stored)
+    assert json.loads(certificates.keeper.record)["certificates"].keys() == {"one", "two"}
+    assert certificates.keeper.stored == 1
     # What is stored already is not stored again.
-    certificates.reload_certificate(
-        ServerConfig(name="one", bind=":1", app="a:b", tls=secured(tmp_path / "one", days=60).tls)
-    )
-    async with asyncio.timeout(60):
-        while len(stored) < 2:
-            await asyncio.sleep(0.01)
+    certificates.kept.reload_certificate(secured(tmp_path / "one", days=60, name="one"))
+    await until(lambda: certificates.keeper.stored == 2)
 
 
 def serial(server: ServerConfig) -> int:

@@ -313,19 +313,26 @@ async def test_worker_that_swallows_its_cancellation_counts_as_ended() -> None:
     assert len(release) - 1 == 25
     assert asyncio.get_running_loop().time() == pytest.approx(0.05 + 25 * 0.2)
     release[0].set()
-    await stage.worker._task
+    await turns()
     assert stage.worker.exited.result() == verdict
     await stage.close()
 
 
 @pytest.mark.loop(run=run_in_virtual_time)
 async def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
-    stage = Stage()
+    said: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        said.append((await receive())["type"])
+        await send({"type": "lifespan.startup.complete"})
+        said.append((await receive())["type"])
+        await send({"type": "lifespan.shutdown.complete"})
+
+    stage = Stage(app)
     client = await stage.started()
     stage.worker.begin_shutdown(drain=False)
     await stage.worker.kill(Exit(message="killed"))
-    assert not stage.worker._task.cancelled()
-    assert stage.worker._task.result() == Exit.from_returncode(0)
+    assert said == ["lifespan.startup", "lifespan.shutdown"]
     assert stage.worker.exited.result() == Exit(message="killed")
     client.close()
     await stage.close()

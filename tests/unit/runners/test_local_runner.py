@@ -194,8 +194,8 @@ class Adopting:
 
     async def close(self) -> None:
         # Only now, because the logger has to stay until no output is read.
-        for placement in [each.placement for each in self.runner._workers.values()]:
-            self.runner.handle_exit_report({"pid": placement.pid, "status": 0, "sequence": 9})
+        for pid in self.runner.pids:
+            self.runner.handle_exit_report({"pid": pid, "status": 0, "sequence": 9})
         await self.runner.aclose()
         self.logger.close()
         self.peer.keeper.reaper.close()

@@ -25,7 +25,16 @@ from poolctl.runners.local.stack_reader import StackReader
 from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.runners.stack_report import WorkerStacks
-from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDumper, promise_stacks, read_stacks
+from poolctl.worker.tally import (
+    ASK,
+    ASK_AGAIN,
+    STACK_BYTES,
+    StackDumper,
+    clear_and_rewind_stacks,
+    promise_stacks,
+    read_stacks,
+    writes_stacks,
+)
 from tests.deadline import wait_until
 
 # Longer than an answer takes, however busy the machine is.
@@ -266,7 +275,7 @@ async def test_worker_that_has_exited_has_no_stacks() -> None:
 def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_has_set_its_own() -> None:
     tally, ends = Tally.new(), os.pipe()
     before = signal.getsignal(ASK)
-    assert not tally.has_stacks
+    assert not writes_stacks(tally.fileno())
     try:
         for handler in (None, signal.SIG_IGN):
             dump = StackDumper()
@@ -276,7 +285,7 @@ def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_ha
                 signal.signal(ASK, handler)
             dump.disable_and_close()
             assert signal.getsignal(ASK) is (handler or signal.SIG_DFL)
-            assert tally.has_stacks
+            assert writes_stacks(tally.fileno())
     finally:
         signal.signal(ASK, before)
         tally.close()
@@ -287,15 +296,15 @@ def test_child_that_is_forked_has_the_systems_handlers_unless_the_application_ha
 def test_page_file_bounds_what_is_written_and_is_cleared_for_the_next_stacks() -> None:
     tally = Tally.new()
     try:
-        tally.clear_stacks()
+        clear_and_rewind_stacks(tally.fileno())
         assert os.write(tally.fileno(), b"x" * (2 * STACK_BYTES)) == STACK_BYTES
         with pytest.raises(PermissionError):
             os.write(tally.fileno(), b"x")
-        assert len(tally.stacks()) == STACK_BYTES
-        tally.clear_stacks()
-        assert tally.stacks() == b""
+        assert len(read_stacks(tally.fileno())) == STACK_BYTES
+        clear_and_rewind_stacks(tally.fileno())
+        assert read_stacks(tally.fileno()) == b""
         os.write(tally.fileno(), b"next")
-        assert tally.stacks() == b"next"
+        assert read_stacks(tally.fileno()) == b"next"
         assert tally.counts() is not None
     finally:
         tally.close()

@@ -12,7 +12,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired
 from poolctl.keeper.store import Store
-from poolctl.monitor.metrics import ServerSnapshot
+from poolctl.monitor.metrics import ServerSnapshot, WorkerUsage
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Placement
 from poolctl.supervisor.statistics import (
@@ -52,7 +52,7 @@ def test_requests_of_a_program_are_unknown_not_0(command: Any, known: bool) -> N
     )
     zeros = [0] * tally.COUNTED
     page = blank_page().tolist()
-    snapshot = ServerSnapshot(entry, zeros, [(worker, page, Usage(0, 0.0, 0.0))], counts=True)
+    snapshot = ServerSnapshot(entry, zeros, [WorkerUsage(worker, page, Usage(0, 0.0, 0.0))], counts=True)
     stats = Statistics(core, totals).figures(snapshot, with_errors=True)
     one = stats.workers[0]
     figures = (
