@@ -27,7 +27,7 @@ from ._foreign_pool import (
 )
 from ._known_servers import apply_known_server, apply_known_server_of_script, program_of
 from ._launchers import SHELLS, CommandLine, without_launchers
-from ._settings import Becomes, Settings, Table, meaningless, row_of, shown
+from ._settings import Becomes, Settings, Table, row_of, shown
 
 DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
 ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
@@ -35,10 +35,6 @@ _PASSWORD = "--ssl-keyfile-password"
 _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
 _call = re.compile(r"([^()]+)\((.*)\)", re.DOTALL)
 _umask = re.compile("(?:0o?)?[0-7]{1,3}")
-
-
-class _NeedsLaunchers(Exception):
-    """The command line becomes a command, not an app."""
 
 
 class _NotParsed(Exception):
@@ -97,11 +93,6 @@ def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
     keys, remarks = dict(server.keys), list(server.remarks)
     try:
         reader(server, line.words, line.words[program.first :], port)
-        if line.launchers and "app" not in server.keys:
-            raise _NeedsLaunchers
-    except _NeedsLaunchers:
-        server.keys, server.remarks = keys, remarks
-        return False
     except (_NotParsed, argparse.ArgumentError, ValueError) as problem:
         server.keys, server.remarks = keys, remarks
         server.remark(f"{program.name}: {problem}: taken over as a program like any other")
@@ -109,6 +100,9 @@ def _apply_as_app(server: ForeignServer, line: CommandLine, port: str) -> bool:
         return True
     if "app" in server.keys:
         _set_paths(server, line)
+    elif line.launchers:
+        server.keys, server.remarks = keys, remarks
+        return False
     return True
 
 
@@ -136,35 +130,6 @@ def _set_paths(server: ForeignServer, line: CommandLine) -> None:
 
 def _resolved(server: ForeignServer, path: str) -> str:
     return path if path.startswith("${") else os.path.join(server.keys.get("cwd", ""), path)
-
-
-def apply_quoted_command(server: ForeignServer, text: str) -> None:
-    """Set the server's command from a command line with quotes, for tools that start programs without a shell.
-
-    If the command line cannot be split into words, the server is written only as a comment.
-    """
-    try:
-        apply_command_words(server, shlex.split(text))
-    except ValueError as problem:
-        server.set("command", ["sh", "-c", text])
-        server.leave_out(f"its command cannot be read ({problem})")
-
-
-def apply_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
-    """Set the server's command from a shell command line, run by `sh -c` only if needed; `port` is its $PORT or "".
-
-    The server is left out if the line cannot be split.
-    """
-    with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
-    try:
-        words = shlex.split(with_port)
-    except ValueError as problem:
-        server.set("command", ["sh", "-c", escaped(text)])
-        server.leave_out(f"the shell cannot read its command ({problem})")
-        return
-    if needs_shell(with_port):
-        words = ["sh", "-c", with_port]
-    apply_command_words(server, [escaped(word) for word in words], port)
 
 
 def _proxies(value: str) -> list[str]:
@@ -216,7 +181,7 @@ UVICORN: Table = {
     "--server-header": Becomes(default=True),
     "--lifespan": Becomes(default="auto"),
     _PASSWORD: Becomes(advice='tls.password_env = "VARIABLE" names where the password is'),
-    **meaningless("the output of a server goes to its log", "--use-colors"),
+    **Becomes.nothing("the output of a server goes to its log", "--use-colors"),
 }  # fmt: skip
 GUNICORN: Table = {
     **_OF_BOTH,
@@ -236,15 +201,17 @@ GUNICORN: Table = {
     "--asgi-loop": Becomes(default="auto"),
     "--asgi-lifespan": Becomes(default="auto"),
     "--forwarder-headers": Becomes(default="SCRIPT_NAME,PATH_INFO"),
-    **meaningless("poolctl names its processes after their servers", "--name"),
-    **meaningless(
+    **Becomes.nothing("poolctl names its processes after their servers", "--name"),
+    **Becomes.nothing(
         "the log of a server has all that its processes print",
         "--enable-stdio-inheritance",
         "--capture-output",
     ),
-    **meaningless("of gunicorn's heartbeat: poolctl's is not a file", "--worker-tmp-dir"),
-    **meaningless("of gunicorn's master process: there is none", "--no-control-socket", "--control-socket*"),
-    **meaningless("gunicorn would end after it", "--check-config", "--print-config"),
+    **Becomes.nothing("of gunicorn's heartbeat: poolctl's is not a file", "--worker-tmp-dir"),
+    **Becomes.nothing(
+        "of gunicorn's master process: there is none", "--no-control-socket", "--control-socket*"
+    ),
+    **Becomes.nothing("gunicorn would end after it", "--check-config", "--print-config"),
 }
 # Options that take a value, switches with --no-…, and flags. An unknown option's value would be taken for the app.
 _UVICORN_OPTIONS = """
@@ -469,9 +436,17 @@ def pool_of_procfile(text: str) -> ForeignPool:
             server.set("job", True)
         port = str(FIRST_PORT + PORT_STEP * entries)
         entries += 1
-        apply_shell_command(server, command, port)
-        words = server.keys.get("command", [])
-        if name == WEB and not ("bind" in server.keys or server.opens_own_socket) and words:
+        with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, command)
+        try:
+            words = shlex.split(with_port)
+        except ValueError as problem:
+            server.set("command", ["sh", "-c", escaped(command)])
+            server.leave_out(f"the shell cannot read its command ({problem})")
+        else:
+            words = ["sh", "-c", with_port] if needs_shell(with_port) else words
+            apply_command_words(server, [escaped(word) for word in words], port)
+        is_command = "command" in server.keys and not ("bind" in server.keys or server.opens_own_socket)
+        if name == WEB and is_command:
             # The program reads PORT and binds the port itself.
             server.set_env({"PORT": PORT})
             server.set("bind", f"127.0.0.1:{port}")

@@ -7,18 +7,18 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from poolctl.config import Document, escaped, read_text
 from poolctl.config.files.read_file import EnvFileError, read_env_file
-from poolctl.config.values.problems import Problem
+from poolctl.config.values.problems import Problem, Tree
 from poolctl.units import parse_duration
 
 from ._command_lines import apply_command_words
-from ._compose_files import ComposeFile
+from ._compose_files import ComposeFile, alike
 from ._foreign_pool import HOST, PORT, ForeignPool, ForeignServer, Unreadable, bind_address, signal_name
-from ._settings import NO_EQUIVALENT, Becomes, Settings, Table, advice, meaningless, text_of
+from ._settings import NO_EQUIVALENT, Becomes, Settings, Table, text_of
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
@@ -56,9 +56,6 @@ class _Variables:
                 self.of_file, _ = read_env_file(path, os.environ, for_another_user=False)
             except EnvFileError as problem:
                 raise Unreadable(str(problem), "correct or remove it") from None
-
-    def __repr__(self) -> str:
-        return f"<_Variables with {len(self.of_file)} of .env>"
 
     def resolved(self, text: str) -> str:
         """The text with the values of its references."""
@@ -153,8 +150,7 @@ class _Reader:
             self.pool.files.append(self.env_file)
         self.file.read()
         self.pool.files += self.file.files
-        for text, line in self.file.remarks:
-            self.pool.remark(text, line)
+        self.pool.remarks += self.file.remarks
         file = Settings(self.pool, self.file.data, self.file.line, FILE)
         tables = file.table("services")
         services = []
@@ -174,7 +170,7 @@ class _Reader:
             self._replace_hosts(server)
         file.remark_unread()
         if not services:
-            raise Unreadable("there is no service in it", "; ".join(text for text, _ in self.file.remarks))
+            raise Unreadable("there is no service in it", "; ".join(text for _, text in self.file.remarks))
         return self.pool
 
     def _name_hosts(self, server: ForeignServer, name: str, service: Settings) -> None:
@@ -200,26 +196,22 @@ class _Reader:
     def _apply_command(self, server: ForeignServer, service: Settings) -> None:
         """Set the server's environment, and its app or command, which may read its port from the environment."""
         entrypoint, command = service.take("entrypoint", str, list), service.take("command", str, list)
-        build = service.table("build")
-        context = (
-            service.take("build", str) or build.take("context", str) or ("." if "build" in service else "")
-        )
-        dockerfile = build.take("dockerfile", str) or "Dockerfile"
-        target = build.take("target", str) or ""
-        image = service.take("image", str)
+        build, image = service.table("build"), service.take("image", str)
+        context = service.take("build", str) or build.take("context", str) or ""
+        if "build" in service:
+            context = context or "."
+        dockerfile, target = build.take("dockerfile", str) or "Dockerfile", build.take("target", str) or ""
         environment = service.take("environment", dict, list)
         server.at = service.line("command" if command else "entrypoint")
         is_cleared = service.peek("entrypoint") in ("", [])
         entry, words = self._words(server, entrypoint), self._words(server, command)
         if context:
             path = os.path.join(self.variables.resolved(context), self.variables.resolved(dockerfile))
-            start = self._image_start(
-                path, self.variables.resolved(target), build.take("dockerfile_inline", str)
-            )
-            self._apply_image(server, start)
+            inline = build.take("dockerfile_inline", str)
+            instructions = self._image(server, path, self.variables.resolved(target), inline)
             if not entry:  # else the image's CMD does not count
-                entry = [] if is_cleared else [escaped(word) for word in start.entrypoint]
-                words = words or [escaped(word) for word in start.command]
+                entry = [] if is_cleared else escaped(_instruction_words(instructions.get("ENTRYPOINT", "")))
+                words = words or escaped(_instruction_words(instructions.get("CMD", "")))
         words = [*entry, *words]
         if environment is not None:
             server.at = service.line("environment")
@@ -228,8 +220,9 @@ class _Reader:
             server.set("cwd", self.variables.converted(context))
         server.at = service.line("command" if command else "entrypoint")
         if not words or words[0].startswith("-"):
-            of_image = f"the command of the image {image}" if image else "one"
-            what = "the CMD of its Dockerfile" if context else of_image
+            what = f"the command of the image {image}" if image else "one"
+            if context:
+                what = "the CMD of its Dockerfile"
             server.set("command", ["…"])
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return
@@ -246,24 +239,31 @@ class _Reader:
                 value = ["sh", "-c", value]
         return [self.variables.converted(text_of(word)) for word in value or []]
 
-    def _image_start(self, dockerfile: str, target: str, inline: str | None) -> ImageStart:
-        """What the image of the Dockerfile starts; `inline` is its text if the compose file has it."""
-        if inline:
-            return image_start(inline, target)
-        path = os.path.join(self.document.base_dir, dockerfile)
-        start = read_dockerfile(path, target)
-        if start.env:
-            self.pool.files.append(path)
-        return start
+    def _image(
+        self, server: ForeignServer, dockerfile: str, target: str, inline: str | None
+    ) -> dict[str, Any]:
+        """The instructions of the server's image; `inline` is its Dockerfile's text if the compose file has it.
 
-    def _apply_image(self, server: ForeignServer, start: ImageStart) -> None:
-        """Set the ENV and STOPSIGNAL of an image, and record its HEALTHCHECK."""
-        for variable, text in start.env.items():
-            if variable not in OF_CONTAINERS and "$" not in text:
-                server.set_env({variable: escaped(text)})
-        if signal := start.others.get("STOPSIGNAL"):
+        Sets ENV and STOPSIGNAL, and records HEALTHCHECK.
+        """
+        path = os.path.join(self.document.base_dir, dockerfile)
+        try:
+            image = stage_of(inline or read_text(path), target)
+        except Problem:
+            image = {}
+        env = {
+            name: escaped(text)
+            for name, text in image.get("ENV", {}).items()
+            if name not in OF_CONTAINERS and "$" not in text
+        }
+        if "ENV" in image and not inline:
+            self.pool.files.append(path)
+        if env:
+            server.set_env(env)
+        if signal := image.get("STOPSIGNAL"):
             server.set("stop_signal", signal_name(signal))
-        self.checks[server.name] = _health_check(start.others.get("HEALTHCHECK", ""))
+        self.checks[server.name] = _health_check(image.get("HEALTHCHECK", ""))
+        return image
 
     def _ports(self, server: ForeignServer, service: Settings) -> None:
         """Set `bind` to the published address of the command's port, and the health check, which may ask that port.
@@ -281,9 +281,11 @@ class _Reader:
         elif bind or server.unusable:
             chosen = None
         else:
-            chosen = _bind_to_published(server, [entry for entry in entries if len(entry.here) == 1])
+            chosen = _bind_to_published(server, entries)
             inner = next(iter(chosen.here)) if chosen else ""
-        if chosen is not None and chosen.host not in ("", "0.0.0.0") and _may_listen_elsewhere(server):
+        texts = " ".join([*server.keys.get("command", ()), *server.keys.get("env", {}).values()])
+        opens_itself = ("socket" in server.keys or PORT in texts) and HOST not in texts
+        if chosen is not None and chosen.host not in ("", "0.0.0.0") and opens_itself:
             server.remark(f"ports: {chosen.host}:{chosen.text}: see that it listens on that address alone")
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for entry in entries:
@@ -309,7 +311,7 @@ class _Reader:
 
     def _labels(self, server: ForeignServer, service: Settings) -> None:
         value = service.take("labels", dict, list)
-        labels = {name: self.variables.converted(text or "") for name, text in _pairs(value)}
+        labels = {name: self.variables.converted(text or "") for name, text in _pairs(value).items()}
         for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
             if name.startswith("traefik."):
                 server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
@@ -320,7 +322,7 @@ class _Reader:
     def _environment(self, server: ForeignServer, value: Any, *, has_env_file: bool) -> None:
         """Set the variables. With an env_file, the server does not get the variables of `.env`."""
         env = {}
-        for name, text in _pairs(value):
+        for name, text in _pairs(value).items():
             if text is None or text in (f"${name}", f"${{{name}}}"):
                 if not has_env_file or name not in self.variables.of_file:
                     continue  # it is in the environment of the pool, or in .env
@@ -336,7 +338,8 @@ class _Reader:
         for name, text in env.items():
             is_host = re.search("HOST|SERVER|ADDR|UR[IL]|ENDPOINT|BROKER|NODE|DSN", name.upper()) is not None
             env[name] = self._with_hosts(server, text, name, line, is_host=is_host)
-        for key, words in _word_lists(server):
+        probe = server.keys.get("health", {}).get("readiness", {}).get("exec", [])
+        for key, words in (("command", server.keys.get("command", [])), ("health", probe)):
             line = server.lines.get(key, server.line)
             for index, word in enumerate(words):
                 is_host = word in self.hosts and words[index - 1] in ("-h", "--host", "--hostname")
@@ -391,17 +394,16 @@ class _Reader:
         value = service.take("env_file", str, list, dict)
         if not value:
             return
-        entries = value if isinstance(value, list) else [value]
         files = []
-        for entry in entries:
-            path = entry.get("path") if isinstance(entry, dict) else entry
-            is_optional = isinstance(entry, dict) and not _is_true(entry.get("required", True))
-            if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
+        for entry in value if isinstance(value, list) else [value]:
+            table = entry if isinstance(entry, dict) else {"path": entry}
+            path = table.get("path")
+            is_there = os.path.exists(os.path.join(self.document.base_dir, str(path)))
+            if not (is_there or _is_true(table.get("required", True))):
                 server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
                 path = self.variables.converted(path)
-                is_raw = isinstance(entry, dict) and entry.get("format") == "raw"
-                files.append({"path": path, "expand": False} if is_raw else path)
+                files.append({"path": path, "expand": False} if table.get("format") == "raw" else path)
         server.set("env_file", files)
 
     def _apply_dependencies(self, server: ForeignServer, service: Settings) -> None:
@@ -430,26 +432,16 @@ def pool_of_compose(document: Document, overrides: Sequence[str] | None = None) 
     return _Reader(document, overrides).read()
 
 
-def _word_lists(server: ForeignServer) -> Iterable[tuple[str, list[str]]]:
-    """The command and the program of the probe, with their keys."""
-    if "command" in server.keys:
-        yield "command", server.keys["command"]
-    words = server.keys.get("health", {}).get("readiness", {}).get("exec")
-    if words:
-        yield "health", words
-
-
 def _bind_to_published(server: ForeignServer, ports: Iterable[_Published]) -> _Published | None:
-    """Set `bind` to the first port that can be passed to the server, or on which it listens anyway.
+    """Set `bind` to the first single port that can be passed to the server, or on which it listens anyway.
 
     Returns None if there is no such port.
     """
-    for port in ports:
-        ((inner, published),) = port.here.items()
+    single = [(port, *next(iter(port.here.items()))) for port in ports if len(port.here) == 1]
+    for port, inner, published in single:
         if _replace_container_port(server, port.host, published, inner):
             return port
-    for port in ports:
-        ((inner, published),) = port.here.items()
+    for port, inner, published in single:
         if inner == published:
             server.set("bind", bind_address(port.host, inner))
             server.set("socket", "program")
@@ -483,20 +475,10 @@ def _replace_container_port(server: ForeignServer, host: str, published: str, ta
     return True
 
 
-def _may_listen_elsewhere(server: ForeignServer) -> bool:
-    """Whether the command opens its socket itself without being told the host."""
-    texts = " ".join([*server.keys.get("command", ()), *server.keys.get("env", {}).values()])
-    return ("socket" in server.keys or PORT in texts) and HOST not in texts
-
-
-def _pairs(value: dict[Any, Any] | list[Any] | None) -> Iterator[tuple[str, str | None]]:
+def _pairs(value: Tree) -> dict[str, str | None]:
     """The names and texts of a table, or of a list of `NAME=VALUE`; None for a name alone."""
-    for entry in value or ():
-        name, equals, text = str(entry).partition("=")
-        if isinstance(value, dict):
-            yield str(entry), None if value[entry] is None else text_of(value[entry])
-        else:
-            yield name, text if equals else None
+    pairs = alike("labels", value or {})
+    return {str(name): None if text is None else text_of(text) for name, text in pairs.items()}
 
 
 def _published(entry: Any) -> _Published:
@@ -609,10 +591,10 @@ def _apply_check(server: ForeignServer, check: Settings, variables: _Variables, 
 START_TIMEOUT = 30  # of poolctl, in seconds
 DEFAULT_INTERVAL, DEFAULT_RETRIES = 30, 3  # of a health check
 FILE: Table = {
-    **meaningless("an extension, which compose ignores as well", "x-*", "*.x-*"),
-    **meaningless("compose ignores it", "version"),
-    **meaningless("of the project: poolctl names a pool after its directory", "name"),
-    **meaningless("servers share the network of this machine", "networks"),
+    **Becomes.nothing("an extension, which compose ignores as well", "x-*", "*.x-*"),
+    **Becomes.nothing("compose ignores it", "version"),
+    **Becomes.nothing("of the project: poolctl names a pool after its directory", "name"),
+    **Becomes.nothing("servers share the network of this machine", "networks"),
 }
 SERVICE: Table = {
     "command": _Reader._apply_command,
@@ -640,16 +622,16 @@ SERVICE: Table = {
     "logging.driver": Becomes(default="json-file"),
     "privileged": Becomes(default=False),
     "read_only": Becomes(default=False),
-    **advice("a server is called by the name of its service", "container_name"),
-    **advice("its files have to be where the program looks for them", "volumes"),
-    **advice("other services reach it at 127.0.0.1", "hostname"),
-    **advice("a directory of the container; cwd is the working directory", "working_dir"),
-    **meaningless("an extension, which compose ignores as well", "x-*", "*.x-*"),
-    **meaningless("the name of the image that is built; a remark names one that is not", "image"),
-    **meaningless("servers share the network of this machine", "networks"),
-    **meaningless("of networks between containers: here servers reach each other at 127.0.0.1", "expose"),
-    **meaningless("the keeper reaps the processes that a program leaves behind", "init"),
-    **meaningless("the output of a server goes to its log", "tty"),
+    **Becomes.advised("a server is called by the name of its service", "container_name"),
+    **Becomes.advised("its files have to be where the program looks for them", "volumes"),
+    **Becomes.advised("other services reach it at 127.0.0.1", "hostname"),
+    **Becomes.advised("a directory of the container; cwd is the working directory", "working_dir"),
+    **Becomes.nothing("an extension, which compose ignores as well", "x-*", "*.x-*"),
+    **Becomes.nothing("the name of the image that is built; a remark names one that is not", "image"),
+    **Becomes.nothing("servers share the network of this machine", "networks"),
+    **Becomes.nothing("of networks between containers: here servers reach each other at 127.0.0.1", "expose"),
+    **Becomes.nothing("the keeper reaps the processes that a program leaves behind", "init"),
+    **Becomes.nothing("the output of a server goes to its log", "tty"),
 }
 _RESTART_POLICY: Table = {
     "condition": Becomes("restart.policy", {"none": "no", "any": "always", "on-failure": "on-failure"}.get),
@@ -669,32 +651,11 @@ _option_of_check = re.compile(r"--([a-z-]+)=(\S+)\s+")
 _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
 
 
-class ImageStart(NamedTuple):
-    """ENTRYPOINT, CMD and ENV of a Dockerfile's stage, and others of its instructions as they were written."""
-
-    entrypoint: list[str]
-    command: list[str]
-    env: dict[str, str]
-    others: dict[str, str]
-
-
-NO_START = ImageStart([], [], {}, {})
-
-
-def read_dockerfile(path: str, target: str = "") -> ImageStart:
-    """Return what stage `target` starts, else the last stage; NO_START if the file is unreadable."""
-    try:
-        text = read_text(path)
-    except Problem:
-        return NO_START
-    return image_start(text, target)
-
-
-def image_start(text: str, target: str = "") -> ImageStart:
-    """Return what stage `target` of a Dockerfile starts, else the last stage."""
+def stage_of(text: str, target: str) -> dict[str, Any]:
+    """The instructions of stage `target` of a Dockerfile, else of its last stage: the last of each, and all of ENV."""
     text = re.sub(r"(?m)^[ \t]*#.*\n?", "", text)
-    stages: dict[str, ImageStart] = {}
-    name, stage = "", NO_START
+    stages: dict[str, dict[str, Any]] = {}
+    name, stage = "", {}
     for row in re.sub(r"\\\s*\n", " ", text).splitlines():
         instruction = _instruction.fullmatch(row.strip())
         if instruction is None:
@@ -705,15 +666,13 @@ def image_start(text: str, target: str = "") -> ImageStart:
                 break
             base = _from.fullmatch(rest)
             image, name = base.groups("") if base else ("", "")
-            stage = stages.get(image, NO_START)
-        elif kind == "CMD":
-            stage = stage._replace(command=_instruction_words(rest))
-        elif kind == "ENTRYPOINT":
-            stage = stage._replace(entrypoint=_instruction_words(rest), command=[])
+            stage = stages.get(image, {})
         elif kind == "ENV":
-            stage = stage._replace(env={**stage.env, **_image_variables(rest)})
+            stage = {**stage, "ENV": {**stage.get("ENV", {}), **_image_variables(rest)}}
+        elif kind == "ENTRYPOINT":
+            stage = {**stage, "ENTRYPOINT": rest, "CMD": ""}
         else:
-            stage = stage._replace(others={**stage.others, kind: rest})
+            stage = {**stage, kind: rest}
         stages[name] = stage
     return stage
 
@@ -733,12 +692,13 @@ def _health_check(instruction: str) -> dict[str, Any]:
 
 
 def _instruction_words(text: str) -> list[str]:
+    """The words of CMD, ENTRYPOINT and the command of a HEALTHCHECK; [] for none."""
     if text.startswith("["):
         try:
             return [str(word) for word in json.loads(text)]
         except ValueError:
             pass
-    return ["sh", "-c", text]
+    return ["sh", "-c", text] if text else []
 
 
 def _image_variables(env_arguments: str) -> dict[str, str]:

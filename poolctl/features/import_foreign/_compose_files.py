@@ -11,7 +11,7 @@ from poolctl.config import Document, read_text
 from poolctl.config.files.yaml_parser import parse_yaml
 from poolctl.config.values.problems import KeyPath, Problem, Tree
 
-from ._foreign_pool import SourceLine
+from ._foreign_pool import Remarked, SourceLine
 from ._settings import text_of
 
 # Lists that another file replaces, tables that may be lists of NAME=VALUE, and names that may be a table.
@@ -32,10 +32,10 @@ def document_of_compose(path: str) -> Document:
     return Document(path) if without == text else Document(path, without)
 
 
-class ComposeFile:
+class ComposeFile(Remarked):
     """The tables of a file, with the services that they extend. `line` finds lines in all files that were read.
 
-    `marks` are the paths with `!reset` and `!override`, and `remarks` are texts with lines.
+    `marks` are the paths with `!reset` and `!override`.
     """
 
     def __init__(
@@ -47,23 +47,23 @@ class ComposeFile:
         main: str = "",
         by_path: dict[str, ComposeFile] | None = None,
     ) -> None:
+        super().__init__()
         self.path, self.resolved = document.path, resolved
         self.directory = os.path.dirname(self.path)
         self.main = main or self.path
         self._overrides = overrides
         self._by_path = {} if by_path is None else by_path
         self._by_path[self.path] = self
-        self.remarks: list[tuple[str, int]] = []
         data = document.data
         if document.kind == "yaml":
             data = parse_yaml(document.text, truth_values=("true", "false"))
         self.data: dict[str, Any] = data if isinstance(data, dict) else {}
-        self._places = {path: self._line(line) for path, (line, _) in document.positions().items()}
+        file = "" if self.path == self.main else os.path.relpath(self.path, os.path.dirname(self.main))
+        self._places: dict[KeyPath, int] = {
+            path: SourceLine(line, file) for path, (line, _) in document.positions().items()
+        }
         self.marks = dict(self._marks(document))
         self._extending: list[str] = []
-
-    def __repr__(self) -> str:
-        return f"<ComposeFile {self.path}>"
 
     @property
     def files(self) -> list[str]:
@@ -82,7 +82,12 @@ class ComposeFile:
             self._extend(name)
         self._add_included()
         if self.path == self.main:
-            for override in self._own_overrides() if self._overrides is None else self._overrides:
+            overrides = self._overrides
+            if overrides is None:
+                stem = _OVERRIDES.get(os.path.basename(self.path))
+                names = [f"{stem}.yml", f"{stem}.yaml"] if stem else []
+                overrides = [name for name in names if os.path.isfile(os.path.join(self.directory, name))][:1]
+            for override in overrides:
                 other = self._other(override)
                 other.read()
                 self._merge(other)
@@ -90,11 +95,6 @@ class ComposeFile:
             for path, mark in self.marks.items():
                 if mark == "reset":
                     _remove(self.data, path)
-
-    def _line(self, line: int) -> int:
-        if self.path == self.main:
-            return line
-        return SourceLine(line, os.path.relpath(self.path, os.path.dirname(self.main)))
 
     def _marks(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
         places = document.positions()
@@ -115,11 +115,6 @@ class ComposeFile:
             document_of_compose(path), self.resolved, main=self.main, by_path=self._by_path
         )
 
-    def _own_overrides(self) -> list[str]:
-        stem = _OVERRIDES.get(os.path.basename(self.path), "")
-        names = [f"{stem}.{end}" for end in ("yml", "yaml")] if stem else []
-        return [name for name in names if os.path.isfile(os.path.join(self.directory, name))][:1]
-
     def _extend(self, name: str) -> None:
         """Merge the service into the service that it extends. If that is impossible, a remark says why."""
         service = self._services()[name]
@@ -136,13 +131,13 @@ class ComposeFile:
         self._extending.append(name)
         try:
             other = self._other(path) if path else self
-            why = "it extends itself" if base in other._extending else "there is no such service"
-            if base in other._extending or base not in other._services():
-                self.remarks.append((f"{what}: {why}", line))
-                return
+            if base in other._extending:
+                raise Problem("it extends itself")
+            if base not in other._services():
+                raise Problem("there is no such service")
             other._extend(base)
         except Problem as problem:
-            self.remarks.append((f"{what}: {_reason(problem)}", line))
+            self.remark(f"{what}: {_reason(problem)}", line)
             return
         finally:
             self._extending.remove(name)
@@ -160,13 +155,13 @@ class ComposeFile:
             table = entry if isinstance(entry, dict) else {"path": entry}
             paths = table.get("path")
             for key in table.keys() - {"path"}:
-                self.remarks.append((f"include: {key}: {table[key]}: no equivalent", line))
+                self.remark(f"include: {key}: {table[key]}: no equivalent", line)
             for path in paths if isinstance(paths, list) else [paths]:
                 try:
                     other = self._other(text_of(path))
                     other.read()
                 except Problem as problem:
-                    self.remarks.append((f"include: {path}: {_reason(problem)}", line))
+                    self.remark(f"include: {path}: {_reason(problem)}", line)
                     continue
                 self.remarks += [remark for remark in other.remarks if remark not in self.remarks]
                 services = {
@@ -214,9 +209,12 @@ def _remove(data: Any, path: KeyPath) -> None:
 def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str]) -> Tree:
     """Merge the value `other` of another file into `base`, by the rules of compose (compose-spec, 13-merge.md)."""
     key = path[-1] if path else ""
-    base, other = _alike(key, base), _alike(key, other)
+    base, other = alike(key, base), alike(key, other)
     if key in _OF_NAMES and isinstance(base, dict) != isinstance(other, dict):
-        base, other = _as_table(base), _as_table(other)
+        base, other = (
+            {text_of(name): {} for name in names} if isinstance(names, list) else names
+            for names in (base, other)
+        )
     if marks.get(path) == "override" or other is None:
         return other if path in marks else base
     if isinstance(base, dict) and isinstance(other, dict):
@@ -233,7 +231,7 @@ def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str])
     return other
 
 
-def _alike(key: str | int, value: Tree) -> Tree:
+def alike(key: str | int, value: Tree) -> Tree:
     """The value in the form in which it can be merged."""
     if key in _OF_PAIRS and isinstance(value, list):
         pairs = (text_of(pair).partition("=") for pair in value)
@@ -241,7 +239,3 @@ def _alike(key: str | int, value: Tree) -> Tree:
     if key == "build" and isinstance(value, str):
         return {"context": value}
     return [value] if key == "env_file" and isinstance(value, str) else value
-
-
-def _as_table(names: Tree) -> Tree:
-    return {text_of(name): {} for name in names} if isinstance(names, list) else names

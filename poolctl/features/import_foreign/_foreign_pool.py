@@ -41,23 +41,19 @@ class SourceLine(int):
         return instance
 
 
-class Remark(NamedTuple):
-    """A note, such as on a setting without an equivalent, and its line; 0 for a command line."""
-
-    line: int
-    text: str
-
-
 class Remarked:
-    """The subject of remarks: a server or the whole file. `at` is the line being read."""
+    """The subject of remarks: a server or the whole file. `at` is the line being read.
+
+    A remark is a line, 0 for a command line, and a text, such as a setting without an equivalent.
+    """
 
     def __init__(self, line: int = 0) -> None:
         self.at = line
-        self.remarks: list[Remark] = []
+        self.remarks: list[tuple[int, str]] = []
 
     def remark(self, text: str, line: int | None = None) -> None:
         """Add a remark about `line`, by default the line being read."""
-        self.remarks.append(Remark(self.at if line is None else line, text))
+        self.remarks.append((self.at if line is None else line, text))
 
 
 class ForeignServer(Remarked):
@@ -71,9 +67,6 @@ class ForeignServer(Remarked):
         self.lines: dict[str, int] = {}  # by key
         self.opens_own_socket = False  # a Unix socket, which `bind` cannot be
         self.unusable = ""  # the reason for writing it only as a comment
-
-    def __repr__(self) -> str:
-        return f"<ForeignServer {self.name} of line {self.line}>"
 
     def set(self, key: str, value: Tree) -> None:
         """Set the value of a key. A dot leads into a table: `http.keep_alive` sets keep_alive in the table http."""
@@ -306,7 +299,7 @@ def _drop_missing_dependencies(pool: ForeignPool) -> None:
 def _file_text(pool: ForeignPool, source: str) -> str:
     head = f"# Made from {source} by `poolctl import`.\n"
     if pool.remarks:
-        head += "\n" + "".join(_comment(source, remark) for remark in pool.remarks)
+        head += "\n" + "".join(_comment(source, *remark) for remark in pool.remarks)
     return "\n".join([head, *(_server_text(server, source) for server in pool.servers)])
 
 
@@ -318,12 +311,12 @@ def _server_text(server: ForeignServer, source: str) -> str:
         del keys["workers"]
     text = table_text("[[server]]", {"name": server.name, **keys})
     if server.unusable:
-        text = _comment(source, Remark(server.line, f"left out: {server.unusable}")) + _as_comment(text)
-    return text + "".join(_comment(source, remark) for remark in sorted(set(server.remarks)))
+        text = _comment(source, server.line, f"left out: {server.unusable}") + _as_comment(text)
+    return text + "".join(_comment(source, *remark) for remark in sorted(set(server.remarks)))
 
 
-def _comment(source: str, remark: Remark) -> str:
-    return _as_comment(place_prefix(source, remark.line) + " ".join(remark.text.split()))
+def _comment(source: str, line: int, text: str) -> str:
+    return _as_comment(place_prefix(source, line) + " ".join(text.split()))
 
 
 def _as_comment(text: str) -> str:

@@ -23,9 +23,8 @@ class KnownServer(NamedTuple):
     address: str = ""  # with host and port in one value
     path: str = ""  # of a Unix socket
     tls: str = ""
-    fd: tuple[
-        str, ...
-    ] = ()  # makes it take the pool's socket; of IPv4, if there is an own option for a `path`
+    # Makes it take the pool's socket; of IPv4, if there is an own option for a `path`.
+    fd: tuple[str, ...] = ()
     config: str = ""  # a file that may set the address
     default: str = ""
     host_variable: str = ""
@@ -33,72 +32,61 @@ class KnownServer(NamedTuple):
     is_positional: bool = False  # the address is an argument
 
 
-_DJANGO = KnownServer(default="127.0.0.1:8000", is_positional=True)
-_FLASK = KnownServer("-h --host", "-p --port", tls="--cert --certfile", default="127.0.0.1:5000",
-                     host_variable="FLASK_RUN_HOST", port_variable="FLASK_RUN_PORT")  # fmt: skip
+_LOCAL = "127.0.0.1:8000"
+_DJANGO = KnownServer(default=_LOCAL, is_positional=True)
+_FLASK = KnownServer("-h --host", "-p --port", tls="--cert --certfile", default="127.0.0.1:5000")
+_WAITRESS = KnownServer("--host", "--port", "--listen", path="--unix-socket", default=":8080")
 _NEXT = KnownServer(
     "-H --hostname", "-p --port", default=":3000", host_variable="HOSTNAME", port_variable="PORT"
 )
+_NUXT = KnownServer("-H --host", "-p --port", default="127.0.0.1:3000", port_variable="PORT")
+_VITE = KnownServer("--host", "--port", default="127.0.0.1:5173")
 _RAILS = KnownServer("-b --binding", "-p --port", default="127.0.0.1:3000", port_variable="PORT")
 _JUPYTER = KnownServer("--ip --ServerApp.ip", "--port --ServerApp.port", default="127.0.0.1:8888")
-_MLFLOW = KnownServer("-h --host", "-p --port", default="127.0.0.1:5000")
-# By program and subcommand, which is "" for a program without one, and "-" where there may be one but is none.
-_KNOWN: dict[tuple[str, str], KnownServer] = {
-    ("uvicorn", ""): KnownServer("--host", "--port", path="--uds", tls="--ssl-certfile", fd=("--fd", FD),
-                                 default="127.0.0.1:8000", host_variable="UVICORN_HOST", port_variable="UVICORN_PORT"),
-    ("gunicorn", ""): KnownServer(address="-b --bind", tls="--certfile", config="-c --config",
-                                  default="127.0.0.1:8000", port_variable="PORT"),
-    ("hypercorn", ""): KnownServer(address="-b --bind", tls="--certfile", fd=("--bind", f"fd://{FD}"),
-                                   config="-c --config", default="127.0.0.1:8000"),
-    ("daphne", ""): KnownServer("-b --bind", "-p --port", path="-u --unix-socket", fd=("--fd", FD),
-                                default="127.0.0.1:8000"),
-    ("granian", ""): KnownServer("--host", "--port", path="--uds", tls="--ssl-certificate", default="127.0.0.1:8000",
-                                 host_variable="GRANIAN_HOST", port_variable="GRANIAN_PORT"),
-    ("fastapi", "run"): KnownServer("--host", "--port", default=":8000"),
-    ("fastapi", "dev"): KnownServer("--host", "--port", default="127.0.0.1:8000"),
-    ("flask", "run"): _FLASK,
-    ("quart", "run"): _FLASK._replace(host_variable="", port_variable=""),
-    ("litestar", "run"): KnownServer("-H --host", "-p --port", path="-U --uds", tls="--ssl-certfile",
-                                     default="127.0.0.1:8000", host_variable="LITESTAR_HOST",
-                                     port_variable="LITESTAR_PORT"),
-    ("sanic", ""): KnownServer("-H --host", "-p --port", path="-u --unix", tls="--cert", default="127.0.0.1:8000"),
-    ("waitress-serve", ""): KnownServer("--host", "--port", "--listen", path="--unix-socket", default=":8080"),
-    ("waitress", ""): KnownServer("--host", "--port", "--listen", path="--unix-socket", default=":8080"),
-    ("uwsgi", ""): KnownServer(address="--http --http-socket --https --https-socket --uwsgi-socket --socket -s"),
-    ("manage.py", "runserver"): _DJANGO,
-    ("manage.py", "runserver_plus"): _DJANGO,
-    ("django-admin", "runserver"): _DJANGO,
-    ("django", "runserver"): _DJANGO,
-    ("http.server", ""): KnownServer("-b --bind", default=":8000", is_positional=True),
-    ("streamlit", "run"): KnownServer("--server.address", "--server.port", default=":8501",
-                                      host_variable="STREAMLIT_SERVER_ADDRESS", port_variable="STREAMLIT_SERVER_PORT"),
-    ("jupyter", "lab"): _JUPYTER,
-    ("jupyter", "notebook"): _JUPYTER,
-    ("jupyter", "server"): _JUPYTER,
-    ("jupyter-lab", ""): _JUPYTER,
-    ("mlflow", "server"): _MLFLOW,
-    ("bokeh", "serve"): KnownServer("--address", "--port", default=":5006"),
-    ("celery", "flower"): KnownServer("--address", "--port", default=":5555"),
-    ("vllm", "serve"): KnownServer("--host", "--port", default=":8000"),
-    ("mkdocs", "serve"): KnownServer(address="-a --dev-addr", default="127.0.0.1:8000"),
-    ("next", "start"): _NEXT,
-    ("next", "dev"): _NEXT,
-    ("nuxt", "start"): KnownServer("-H --host", "-p --port", default="127.0.0.1:3000", port_variable="PORT"),
-    ("nuxt", "dev"): KnownServer("-H --host", "-p --port", default="127.0.0.1:3000", port_variable="PORT"),
-    ("vite", "-"): KnownServer("--host", "--port", default="127.0.0.1:5173"),
-    ("vite", "dev"): KnownServer("--host", "--port", default="127.0.0.1:5173"),
-    ("vite", "preview"): KnownServer("--host", "--port", default="127.0.0.1:4173"),
-    ("ng", "serve"): KnownServer("--host", "--port", default="127.0.0.1:4200"),
-    ("http-server", ""): KnownServer("-a", "-p --port", default=":8080", port_variable="PORT"),
-    ("puma", ""): KnownServer("", "-p --port", "-b --bind", config="-C --config", default=":9292",
-                              port_variable="PORT"),
-    ("rails", "server"): _RAILS,
-    ("rails", "s"): _RAILS,
-    ("rackup", ""): KnownServer("-o --host", "-p --port", default="127.0.0.1:9292"),
-    ("php", "-S"): KnownServer(address="-S"),
-    ("artisan", "serve"): KnownServer("--host", "--port", default="127.0.0.1:8000", port_variable="SERVER_PORT"),
-    ("redis-server", "-"): KnownServer("--bind", "--port", default="127.0.0.1:6379"),
-    ("valkey-server", "-"): KnownServer("--bind", "--port", default="127.0.0.1:6379"),
+_REDIS = KnownServer("--bind", "--port", default="127.0.0.1:6379")
+# By program and subcommand; `-` stands for one where there may be one but is none.
+_KNOWN = {
+    "uvicorn": KnownServer("--host", "--port", path="--uds", tls="--ssl-certfile", fd=("--fd", FD), default=_LOCAL,
+                           host_variable="UVICORN_HOST", port_variable="UVICORN_PORT"),
+    "gunicorn": KnownServer(address="-b --bind", tls="--certfile", config="-c --config", default=_LOCAL,
+                            port_variable="PORT"),
+    "hypercorn": KnownServer(address="-b --bind", tls="--certfile", fd=("--bind", f"fd://{FD}"), config="-c --config",
+                             default=_LOCAL),
+    "daphne": KnownServer("-b --bind", "-p --port", path="-u --unix-socket", fd=("--fd", FD), default=_LOCAL),
+    "granian": KnownServer("--host", "--port", path="--uds", tls="--ssl-certificate", default=_LOCAL,
+                           host_variable="GRANIAN_HOST", port_variable="GRANIAN_PORT"),
+    "fastapi run": KnownServer("--host", "--port", default=":8000"),
+    "fastapi dev": KnownServer("--host", "--port", default=_LOCAL),
+    "flask run": _FLASK._replace(host_variable="FLASK_RUN_HOST", port_variable="FLASK_RUN_PORT"),
+    "quart run": _FLASK,
+    "litestar run": KnownServer("-H --host", "-p --port", path="-U --uds", tls="--ssl-certfile", default=_LOCAL,
+                                host_variable="LITESTAR_HOST", port_variable="LITESTAR_PORT"),
+    "sanic": KnownServer("-H --host", "-p --port", path="-u --unix", tls="--cert", default=_LOCAL),
+    **dict.fromkeys(("waitress-serve", "waitress"), _WAITRESS),
+    "uwsgi": KnownServer(address="--http --http-socket --https --https-socket --uwsgi-socket --socket -s"),
+    **dict.fromkeys(("manage.py runserver", "manage.py runserver_plus"), _DJANGO),
+    **dict.fromkeys(("django-admin runserver", "django runserver"), _DJANGO),
+    "http.server": KnownServer("-b --bind", default=":8000", is_positional=True),
+    "streamlit run": KnownServer("--server.address", "--server.port", default=":8501",
+                                 host_variable="STREAMLIT_SERVER_ADDRESS", port_variable="STREAMLIT_SERVER_PORT"),
+    **dict.fromkeys(("jupyter lab", "jupyter notebook", "jupyter server", "jupyter-lab"), _JUPYTER),
+    "mlflow server": KnownServer("-h --host", "-p --port", default="127.0.0.1:5000"),
+    "bokeh serve": KnownServer("--address", "--port", default=":5006"),
+    "celery flower": KnownServer("--address", "--port", default=":5555"),
+    "vllm serve": KnownServer("--host", "--port", default=":8000"),
+    "mkdocs serve": KnownServer(address="-a --dev-addr", default=_LOCAL),
+    **dict.fromkeys(("next start", "next dev"), _NEXT),
+    **dict.fromkeys(("nuxt start", "nuxt dev"), _NUXT),
+    **dict.fromkeys(("vite -", "vite dev"), _VITE),
+    "vite preview": _VITE._replace(default="127.0.0.1:4173"),
+    "ng serve": _VITE._replace(default="127.0.0.1:4200"),
+    "http-server": KnownServer("-a", "-p --port", default=":8080", port_variable="PORT"),
+    "puma": KnownServer("", "-p --port", "-b --bind", config="-C --config", default=":9292", port_variable="PORT"),
+    **dict.fromkeys(("rails server", "rails s"), _RAILS),
+    "rackup": KnownServer("-o --host", "-p --port", default="127.0.0.1:9292"),
+    "php -S": KnownServer(address="-S"),
+    "artisan serve": KnownServer("--host", "--port", default=_LOCAL, port_variable="SERVER_PORT"),
+    **dict.fromkeys(("redis-server -", "valkey-server -"), _REDIS),
 }  # fmt: skip
 _interpreter = re.compile(r"python[0-9.]*|pypy[0-9.]*|node|ruby|php|bun|deno")
 _ENDS_FLAGS = ("-c", "-e", "-S")  # of interpreters: no file follows
@@ -143,10 +131,9 @@ def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> N
     `port` is the port that the other tool assigns, or ""; PORT in the words stands for it.
     """
     server.set("command", line.argv)
-    if (match := _known(line.words)) is None:
+    if (address := _address(server, line.words, port)) is None:
         return
-    program, first = match
-    address = _Address(program, line.words, first, _environment(server, port))
+    program = address.server
     if program_of(line.words).name == "uwsgi" and "--die-on-term" not in line.words:
         server.keys.setdefault("stop_signal", "SIGINT")  # it reloads at SIGTERM
     if address.unknown or (address.path and (line.launchers or program.path or not program.fd)):
@@ -155,12 +142,13 @@ def apply_known_server(server: ForeignServer, line: CommandLine, port: str) -> N
         server.set("bind", f"unix:{address.path}")
         server.set("command", [*address.words_without(), *program.fd])
     else:
-        server.set("bind", bind_address(address.host, address.port.replace(PORT, port)))
+        listens_on = address.port.replace(PORT, port)
+        server.set("bind", bind_address(address.host, listens_on))
         takes = program.fd and not (line.launchers or address.others or ":" in address.host)
         words = [*address.words_without(), *program.fd] if takes else address.words_with_placeholders()
         server.set("command", [*line.launchers, *words])
-        if program.tls and any(True for _ in _values(line.words, first, program.tls)):
-            server.set("expose", "https://" + bind_address("localhost", address.port.replace(PORT, port)))
+        if program.tls and [*_values(line.words, address.first, program.tls)]:
+            server.set("expose", "https://" + bind_address("localhost", listens_on))
     for other in address.others:
         server.remark(f"{other}: a server has one address")
 
@@ -186,9 +174,8 @@ def apply_known_server_of_script(server: ForeignServer, script: str, port: str) 
             line = without_launchers(shlex.split(text))
         except ValueError:
             continue
-        if (match := _known(line.words)) is None:
+        if (address := _address(server, line.words, port)) is None:
             continue
-        address = _Address(match[0], line.words, match[1], _environment(server, port))
         if address.unknown or address.path:
             _remark_own_address(server, address)
         else:
@@ -201,22 +188,16 @@ def apply_known_server_of_script(server: ForeignServer, script: str, port: str) 
         return
 
 
-def _environment(server: ForeignServer, port: str) -> dict[str, str]:
+def _address(server: ForeignServer, words: Sequence[str], port: str) -> _Address | None:
+    """The address of the known server that the words start; `port` is its $PORT or ""."""
+    name, first, *_ = program_of(words)
+    arguments = words[first:]
+    names = [f"{name} {word}" for word in arguments]
+    if not arguments or arguments[0].startswith("-"):
+        names.append(f"{name} -")
+    known = next((_KNOWN[key] for key in (*names, name) if key in _KNOWN), None)
     env = server.keys.get("env", {})
-    return {"PORT": port, **env} if port else env
-
-
-def _known(words: Sequence[str]) -> tuple[KnownServer, int] | None:
-    """The known server that the words start, and the index of its first argument."""
-    program = program_of(words)
-    arguments = words[program.first :]
-    for word in arguments:
-        if known_server := _KNOWN.get((program.name, word)):
-            return known_server, program.first
-    if (not arguments or arguments[0].startswith("-")) and (known_server := _KNOWN.get((program.name, "-"))):
-        return known_server, program.first
-    known_server = _KNOWN.get((program.name, ""))
-    return (known_server, program.first) if known_server else None
+    return known and _Address(known, words, first, {"PORT": port, **env} if port else env)
 
 
 def _values(words: Sequence[str], first: int, names: str) -> Iterator[tuple[int, str, str]]:
@@ -239,7 +220,7 @@ class _Address:
     """
 
     def __init__(self, server: KnownServer, words: Sequence[str], first: int, env: Mapping[str, str]) -> None:
-        self._server, self._words = server, list(words)
+        self.server, self.first, self._words = server, first, list(words)
         self._placeholders: dict[int, str] = {}  # words with them, by index
         self.path = self.unknown = ""
         self.others: list[str] = []
@@ -249,23 +230,18 @@ class _Address:
         if self.port and server.port_variable in env and not server.port:
             self.host = ""  # gunicorn listens everywhere then
         self._read_address(first)
-        for index, value, before in _values(words, first, server.path):
-            self.path = value
-            self._placeholders[index] = before
-        for index, value, before in _values(words, first, server.host):
-            self.host = value
-            self._placeholders[index] = f"{before}{HOST}"
-        for index, value, before in _values(words, first, server.port):
-            self.port = value
-            self._placeholders[index] = f"{before}{PORT}"
+        for attribute, placeholder in (("path", ""), ("host", HOST), ("port", PORT)):
+            for index, value, before in _values(words, first, getattr(server, attribute)):
+                setattr(self, attribute, value)
+                self._placeholders[index] = before + placeholder
         if not self.path and not _port.fullmatch(self.port or ""):
             self.unknown = self.port or os.path.basename(self._words[0])
         if server.config and not self._placeholders:
             self.unknown = next((value for _, value, _ in _values(words, first, server.config)), self.unknown)
 
     def _read_address(self, first: int) -> None:
-        values = list(_values(self._words, first, self._server.address))
-        if self._server.is_positional:
+        values = list(_values(self._words, first, self.server.address))
+        if self.server.is_positional:
             values += [
                 (index, word, "")
                 for index, word in enumerate(self._words[first:], first)
@@ -289,14 +265,14 @@ class _Address:
                 )
                 self.port = match["port"] or self.port
                 host = match["host"] if "[" in self.host else f"{HOST}"
-                alone = self._server.host and self._server.is_positional and match["host"] is None
+                alone = self.server.host and self.server.is_positional and match["host"] is None
                 self._placeholders[index] = (
                     f"{before}{match['scheme'] or ''}{'' if alone else f'{host}:'}{PORT}"
                 )
 
     def words_without(self) -> list[str]:
         """The words without the options of the address."""
-        server, dropped = self._server, set(self._placeholders)
+        server, dropped = self.server, set(self._placeholders)
         options = f"{server.host} {server.port} {server.address} {server.path}".split()
         # An option and its value can be two words.
         dropped |= {index - 1 for index in dropped if self._words[index - 1] in options}
@@ -304,7 +280,7 @@ class _Address:
 
     def words_with_placeholders(self) -> list[str]:
         """The words with placeholders as values of the address options; missing options are added."""
-        server = self._server
+        server = self.server
         words = [self._placeholders.get(index, word) for index, word in enumerate(self._words)]
         placeholders = " ".join(self._placeholders.values())
         if PORT not in placeholders:

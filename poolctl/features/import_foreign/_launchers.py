@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from poolctl.config import needs_shell
 
@@ -17,61 +16,42 @@ SHELLS = ("sh", "bash", "dash", "ash", "zsh")
 _WITHOUT_EFFECT = ("exec", "dumb-init", "tini", "catatonit", "nohup", "setsid")
 _RUN_AS_USER = ("gosu", "su-exec")
 # Choose the environment of Python. For an app, `python` does that.
-_OF_PYTHON = (("uv", "run"), ("poetry", "run"), ("pipenv", "run"), ("pdm", "run"), ("rye", "run"))
+_OF_PYTHON = ("uv run", "poetry run", "pipenv run", "pdm run", "rye run")
 # Flags of these that have no effect on a program that is already installed.
 _INSTALLER_FLAGS = ("--frozen", "--locked", "--no-sync", "--no-dev", "--offline", "--quiet", "-q", "-n", "--")
-
-
-class Launcher(NamedTuple):
-    """The options of a launcher that have a value, and the number of words between its options and the program."""
-
-    values: str = ""
-    words: int = 0
-
-
-_LAUNCHERS: dict[tuple[str, ...], Launcher] = {
-    ("env",): Launcher("-u --unset -C --chdir"),
-    ("nice",): Launcher("-n"),
-    ("ionice",): Launcher("-c -n"),
-    ("chrt",): Launcher("-T -P -D", 1),
-    ("taskset",): Launcher("", 1),
-    ("numactl",): Launcher("-i -N -m -C -l -p"),
-    ("stdbuf",): Launcher("-i -o -e"),
-    ("timeout",): Launcher("-k -s", 1),
-    ("time",): Launcher("-f -o"),
-    ("sudo",): Launcher("-u -g -C -D -h -p -R -r -t -T -U"),
-    ("runuser",): Launcher("-u -g -G"),
-    ("setpriv",): Launcher(),
-    ("chpst",): Launcher("-u -U -b -/ -C -P -n -l -L -m -d -o -p -f -c -r -t"),
-    ("authbind",): Launcher(),
-    ("xvfb-run",): Launcher("-e -f -n -p -s -w"),
-    ("dumb-init",): Launcher("-r"),
-    ("tini",): Launcher("-p -e"),
-    ("wait-for-it",): Launcher("-h -p -t", 1),
-    ("wait-for-it.sh",): Launcher("-h -p -t", 1),
-    ("wait-for",): Launcher("-t", 1),
-    ("dockerize",): Launcher("-wait -timeout -template -stdout -stderr -wait-retry-interval -delims"),
-    ("opentelemetry-instrument",): Launcher("--traces_exporter --metrics_exporter --logs_exporter --service_name"),
-    ("ddtrace-run",): Launcher(),
-    ("newrelic-admin", "run-program"): Launcher(),
-    ("uv", "run"): Launcher("--with --extra --group --only-group --env-file --directory --project -p --python -w"),
-    ("poetry", "run"): Launcher("-C --directory -P --project"),
-    ("pipenv", "run"): Launcher(),
-    ("pdm", "run"): Launcher("-p --project --venv"),
-    ("rye", "run"): Launcher(),
-    ("hatch", "run"): Launcher(),
-    ("conda", "run"): Launcher("-n --name -p --prefix --cwd"),
-    ("mamba", "run"): Launcher("-n --name -p --prefix --cwd"),
-    ("micromamba", "run"): Launcher("-n --name -p --prefix --cwd"),
-    ("dotenv", "run"): Launcher("-f --file"),
-    ("doppler", "run"): Launcher("-p --project -c --config -t --token"),
-    ("bundle", "exec"): Launcher(),
-    ("npx",): Launcher("-p --package -w --workspace"),
-    ("bunx",): Launcher(),
-    ("npm", "exec"): Launcher(),
-    ("pnpm", "exec"): Launcher("-C --dir"),
-    ("yarn", "exec"): Launcher(),
-}  # fmt: skip
+# Options of launchers that have a value.
+_LAUNCHERS = {
+    **dict.fromkeys(("setpriv", "authbind", "ddtrace-run", "newrelic-admin run-program", "pipenv run"), ""),
+    **dict.fromkeys(("rye run", "hatch run", "bundle exec", "bunx", "npm exec", "yarn exec", "taskset"), ""),
+    "env": "-u --unset -C --chdir",
+    "nice": "-n",
+    "ionice": "-c -n",
+    "chrt": "-T -P -D",
+    "numactl": "-i -N -m -C -l -p",
+    "stdbuf": "-i -o -e",
+    "timeout": "-k -s",
+    "time": "-f -o",
+    "sudo": "-u -g -C -D -h -p -R -r -t -T -U",
+    "runuser": "-u -g -G",
+    "chpst": "-u -U -b -/ -C -P -n -l -L -m -d -o -p -f -c -r -t",
+    "xvfb-run": "-e -f -n -p -s -w",
+    "dumb-init": "-r",
+    "tini": "-p -e",
+    **dict.fromkeys(("wait-for-it", "wait-for-it.sh"), "-h -p -t"),
+    "wait-for": "-t",
+    "dockerize": "-wait -timeout -template -stdout -stderr -wait-retry-interval -delims",
+    "opentelemetry-instrument": "--traces_exporter --metrics_exporter --logs_exporter --service_name",
+    "uv run": "--with --extra --group --only-group --env-file --directory --project -p --python -w",
+    "poetry run": "-C --directory -P --project",
+    "pdm run": "-p --project --venv",
+    **dict.fromkeys(("conda run", "mamba run", "micromamba run"), "-n --name -p --prefix --cwd"),
+    "dotenv run": "-f --file",
+    "doppler run": "-p --project -c --config -t --token",
+    "npx": "-p --package -w --workspace",
+    "pnpm exec": "-C --dir",
+}
+# Launchers with an argument between their options and the program.
+_WITH_ARGUMENT = ("chrt", "taskset", "timeout", "wait-for-it", "wait-for-it.sh", "wait-for")
 
 _assignment = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _reference = re.compile(r"(?<!\$)\$\{[^{}]*\}")  # of poolctl, not of the shell, where it is written $${NAME}
@@ -96,9 +76,6 @@ class CommandLine:
     directory: str = ""
     python: str = ""
     user: str = ""
-
-    def __repr__(self) -> str:
-        return f"<CommandLine {shlex.join([*self.launchers, *self.words])}>"
 
     @property
     def argv(self) -> list[str]:
@@ -140,30 +117,26 @@ def _take_launcher(line: CommandLine, port: str) -> bool:
 
 
 def _take_known_launcher(line: CommandLine, name: str) -> bool:
-    words = line.words
-    of_two = (name, words[1])
-    key = of_two if of_two in _LAUNCHERS else (name,) if (name,) in _LAUNCHERS else ()
-    if not key:
+    words, of_two = line.words, f"{name} {line.words[1]}"
+    key = of_two if of_two in _LAUNCHERS else name
+    if key not in _LAUNCHERS:
         return False
-    launcher, at = _LAUNCHERS[key], len(key)
-    first_option = at
-    ends = ("--", "-m") if key == ("uv", "run") else ("--",)
+    first_option = at = len(key.split())
+    ends = ("--", "-m") if key == "uv run" else ("--",)
     while at < len(words) and words[at].startswith("-") and words[at] not in ends:
-        at += 2 if words[at] in launcher.values.split() else 1
+        at += 2 if words[at] in _LAUNCHERS[key].split() else 1
     options = words[first_option:at]
-    if launcher.words and "--" in words[at:]:
-        at = words.index("--", at)
-    else:
-        at += launcher.words
+    if key in _WITH_ARGUMENT:
+        at = words.index("--", at) if "--" in words[at:] else at + 1
     if words[at : at + 1] == ["--"]:
         at += 1
-    if key in (("env",), ("sudo",)):
+    if key in ("env", "sudo"):
         at = next((index for index in range(at, len(words)) if "=" not in words[index]), at)
     if at >= len(words):
         return False
     if key in _OF_PYTHON and all(option in _INSTALLER_FLAGS for option in options):
-        line.python_launcher = " ".join(key)
-    if words[at] == "-m" and key == ("uv", "run"):
+        line.python_launcher = key
+    if words[at] == "-m" and key == "uv run":
         words = [*words[:at], "python", *words[at:]]
     line.launchers += words[:at]
     line.words = words[at:]
@@ -206,13 +179,9 @@ def shell_steps(script: str) -> list[tuple[str, str]]:
 
     [] if the line cannot be parsed, for example because a quote is not closed.
     """
-    pieces, at = [], 0
-    while at < len(script):
-        match = _step.match(script, at)
-        if match is None:
-            return []
-        pieces.append(match)
-        at = match.end()
+    pieces = [*_step.finditer(script)]
+    if sum(len(piece[0]) for piece in pieces) < len(script):
+        return []
     steps: list[tuple[str, str]] = []
     text = ""
     for piece in pieces:

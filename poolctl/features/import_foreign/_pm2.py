@@ -16,18 +16,7 @@ from poolctl.features.gateway.program import program_path, program_problem
 
 from ._command_lines import apply_command_words
 from ._foreign_pool import PORT, ForeignPool, ForeignServer, Unreadable, in_seconds, user_and_group
-from ._settings import (
-    OF_ANOTHER_TYPE,
-    ONE_LOG,
-    Becomes,
-    Settings,
-    Table,
-    advice,
-    defaults,
-    meaningless,
-    shown,
-    text_of,
-)
+from ._settings import OF_ANOTHER_TYPE, ONE_LOG, Becomes, Settings, Table, shown, text_of
 
 _INTERPRETERS = {  # lib/API/interpreter.json
     ".js": "node", ".cjs": "node", ".mjs": "node", ".py": "python3", ".rb": "ruby", ".sh": "bash", ".php": "php",
@@ -297,24 +286,24 @@ APP: Table = {
     "watch": Becomes(default=False, advice="poolctl run --watch"),
     "source_map_support": Becomes(default=False, advice="node --enable-source-maps does this"),
     "time": Becomes(default=False, advice=_LOGS),
-    **advice(_LOGS, "log_date_format"),
-    **advice("watch = { exclude } of poolctl run --watch", "ignore_watch"),
-    **advice("POOLCTL_INDEX has the number of the process", "instance_var", "increment_var"),
-    **advice("start_timeout limits how long a start takes", "listen_timeout"),
-    **advice("poolctl list -o name,pids shows the pids", "pid_file", "pid"),
-    **advice(ONE_LOG, "error_file", "error", "err", "err_file", "err_log"),
-    **defaults(
+    **Becomes.advised(_LOGS, "log_date_format"),
+    **Becomes.advised("watch = { exclude } of poolctl run --watch", "ignore_watch"),
+    **Becomes.advised("POOLCTL_INDEX has the number of the process", "instance_var", "increment_var"),
+    **Becomes.advised("start_timeout limits how long a start takes", "listen_timeout"),
+    **Becomes.advised("poolctl list -o name,pids shows the pids", "pid_file", "pid"),
+    **Becomes.advised(ONE_LOG, "error_file", "error", "err", "err_file", "err_log"),
+    **Becomes.unless(
         disable_source_map_support=True, disable_logs=False, shutdown_with_message=False, append_env_to_name=False,
         filter_env=False, cron_restart=0,
     ),
-    **meaningless("a server is called by it", "name"),
-    **meaningless("a server has one log, of all its processes", "merge_logs", "combine_logs"),
-    **meaningless(
+    **Becomes.nothing("a server is called by it", "name"),
+    **Becomes.nothing("a server has one log, of all its processes", "merge_logs", "combine_logs"),
+    **Becomes.nothing(
         "of pm2's monitoring", "pmx", "automation", "io", "trace", "disable_trace", "deep_monitoring", "v8",
         "event_loop_inspector",
     ),
-    **meaningless("it reads the version of the source for pm2's own pages", "vizion"),
-    **meaningless("of Windows", "windowsHide"),
-    **meaningless("of the command pm2 start", "force"),
-    **meaningless("of several processes", "exec_mode"),
+    **Becomes.nothing("it reads the version of the source for pm2's own pages", "vizion"),
+    **Becomes.nothing("of Windows", "windowsHide"),
+    **Becomes.nothing("of the command pm2 start", "force"),
+    **Becomes.nothing("of several processes", "exec_mode"),
 }  # fmt: skip

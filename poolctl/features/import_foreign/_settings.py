@@ -31,23 +31,25 @@ class Becomes(NamedTuple):
     advice: str = ""
     meaningless: str = ""
 
+    @classmethod
+    def nothing(cls, why: str, *names: str) -> dict[str, Becomes]:
+        """Rows of settings without a meaning here."""
+        return dict.fromkeys(names, cls(meaningless=why))
+
+    @classmethod
+    def advised(cls, advice: str, *names: str) -> dict[str, Becomes]:
+        """Rows of settings without an equivalent key."""
+        return dict.fromkeys(names, cls(advice=advice))
+
+    @classmethod
+    def unless(cls, **defaults: object) -> dict[str, Becomes]:
+        """Rows of settings without an equivalent, unless they have these values, which change nothing."""
+        return {name: cls(default=default) for name, default in defaults.items()}
+
 
 # By the path of a setting, such as `deploy.mode`, or a pattern, in the order in which keys are set. A function takes
 # the setting and others from their table.
 Table = Mapping[str, Becomes | Callable[..., None]]
-
-
-def meaningless(why: str, *names: str) -> dict[str, Becomes]:
-    return dict.fromkeys(names, Becomes(meaningless=why))
-
-
-def advice(text: str, *names: str) -> dict[str, Becomes]:
-    return dict.fromkeys(names, Becomes(advice=text))
-
-
-def defaults(**values: object) -> dict[str, Becomes]:
-    """Settings without an equivalent, with the values that change nothing."""
-    return {name: Becomes(default=value) for name, value in values.items()}
 
 
 def row_of(path: str, table: Table) -> Becomes:

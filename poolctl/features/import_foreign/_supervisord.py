@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import apply_quoted_command
+from ._command_lines import apply_command_words
 from ._foreign_pool import (
     REFERENCE,
     ForeignPool,
@@ -24,18 +25,7 @@ from ._foreign_pool import (
     signal_name,
     user_and_group,
 )
-from ._settings import (
-    AS_USUAL,
-    NO_EQUIVALENT,
-    ONE_LOG,
-    Becomes,
-    Settings,
-    Table,
-    advice,
-    defaults,
-    meaningless,
-    row_of,
-)
+from ._settings import AS_USUAL, NO_EQUIVALENT, ONE_LOG, Becomes, Settings, Table, row_of
 
 PROGRAM = "program:"
 GROUP = "group:"
@@ -210,10 +200,15 @@ def _environment(server: ForeignServer, settings: Settings) -> None:
 
 
 def _command(server: ForeignServer, settings: Settings) -> None:
-    if command := settings.take("command"):
-        apply_quoted_command(server, command)
-    else:
+    command = settings.take("command")
+    if not command:
         server.leave_out("it has no command")
+        return
+    try:
+        apply_command_words(server, shlex.split(command))
+    except ValueError as problem:
+        server.set("command", ["sh", "-c", command])
+        server.leave_out(f"its command cannot be read ({problem})")
 
 
 def _restart(server: ForeignServer, settings: Settings) -> None:
@@ -295,36 +290,36 @@ SETTINGS: Table = {
     "priority": Becomes(
         default=str(DEFAULT_PRIORITY), advice="servers start at once; depends_on lets one wait for another"
     ),
-    **defaults(
+    **Becomes.unless(
         stdout_events_enabled="false", stderr_events_enabled="false", stdout_syslog="false", stderr_syslog="false",
         exitcodes="0", serverurl="AUTO", stdout_capture_maxbytes="0", stderr_capture_maxbytes="0",
     ),
-    **meaningless("poolctl numbers the processes of a server", "process_name", "numprocs_start"),
-    **meaningless("a server has one log, of both streams", "redirect_stderr", "stderr_logfile_*"),
-    **meaningless("what is left of a process group after stop_timeout is killed", "killasgroup"),
+    **Becomes.nothing("poolctl numbers the processes of a server", "process_name", "numprocs_start"),
+    **Becomes.nothing("a server has one log, of both streams", "redirect_stderr", "stderr_logfile_*"),
+    **Becomes.nothing("what is left of a process group after stop_timeout is killed", "killasgroup"),
 }  # fmt: skip
 INHERITED = ("directory", "user", "umask", "environment")
 SUPERVISORD: Table = {
     "minfds": Becomes(default="1024", advice="limits = { open_files } of a server"),
-    **defaults(minprocs="200", strip_ansi="false"),
-    **meaningless("poolctl start and poolctl run are two commands", "nodaemon"),
-    **meaningless("poolctl keeps the logs of its servers in one directory, too", "childlogdir"),
-    **meaningless(
+    **Becomes.unless(minprocs="200", strip_ansi="false"),
+    **Becomes.nothing("poolctl start and poolctl run are two commands", "nodaemon"),
+    **Becomes.nothing("poolctl keeps the logs of its servers in one directory, too", "childlogdir"),
+    **Becomes.nothing(
         "of the process supervisord", "logfile", "logfile_maxbytes", "logfile_backups", "loglevel", "pidfile",
         "identifier", "silent", "nocleanup",
     ),
 }  # fmt: skip
 SECTIONS: Table = {
     "supervisord": _USED,
-    **meaningless(
+    **Becomes.nothing(
         "of supervisorctl: poolctl has a socket of its own",
         "unix_http_server",
         "supervisorctl",
         "rpcinterface:*",
     ),
-    **advice(
+    **Becomes.advised(
         "[[notify]] runs a command for events, mandatory ends the pool with a server", "eventlistener:*"
     ),
-    **advice(NO_EQUIVALENT, "fcgi-program:*"),
-    **advice("[dashboard] has an address for browsers", "inet_http_server"),
+    **Becomes.advised(NO_EQUIVALENT, "fcgi-program:*"),
+    **Becomes.advised("[dashboard] has an address for browsers", "inet_http_server"),
 }

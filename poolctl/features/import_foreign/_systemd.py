@@ -17,17 +17,7 @@ from poolctl.config.values.problems import Problem, Tree
 
 from ._command_lines import apply_command_words
 from ._foreign_pool import ForeignPool, ForeignServer, SourceLine, Unreadable, signal_name, user_and_group
-from ._settings import (
-    NO_EQUIVALENT,
-    ONE_LOG,
-    Becomes,
-    Settings,
-    Table,
-    defaults,
-    meaningless,
-    row_of,
-    shown,
-)
+from ._settings import NO_EQUIVALENT, ONE_LOG, Becomes, Settings, Table, row_of, shown
 
 _RESTART = {"no": "no", "always": "always", "on-failure": "on-failure"}
 # poolctl restarts after more exits than these name.
@@ -612,15 +602,15 @@ _RESTART_DELAY = Becomes("restart.backoff.initial restart.backoff.max", _duratio
 _COMMON: Table = {
     "ExecReload": Becomes(advice="poolctl restart replaces the process, poolctl reload applies this file"),
     "WatchdogSec": Becomes(advice="health.liveness asks a program whether it works"),
-    **defaults(StandardInput="null", SendSIGKILL="yes"),
-    **defaults(StartLimitIntervalSec="0", StartLimitInterval="0", StartLimitBurst="0"),
-    **meaningless("systemd ignores it as well", "X-*"),
-    **meaningless("of systemctl's pages: a server is called by its name", "Description", "Documentation"),
-    **meaningless("each process of a server may notify", "NotifyAccess"),
-    **meaningless(
+    **Becomes.unless(StandardInput="null", SendSIGKILL="yes"),
+    **Becomes.unless(StartLimitIntervalSec="0", StartLimitInterval="0", StartLimitBurst="0"),
+    **Becomes.nothing("systemd ignores it as well", "X-*"),
+    **Becomes.nothing("of systemctl's pages: a server is called by its name", "Description", "Documentation"),
+    **Becomes.nothing("each process of a server may notify", "NotifyAccess"),
+    **Becomes.nothing(
         "a job stays completed, and so is done for the servers that wait for it", "RemainAfterExit"
     ),
-    **meaningless("poolctl logs names the server of each line", "SyslogIdentifier"),
+    **Becomes.nothing("poolctl logs names the server of each line", "SyslogIdentifier"),
 }
 SERVICE: Table = {
     "User": _Unit._user_and_directory,
@@ -644,13 +634,15 @@ SERVICE: Table = {
     **_COMMON,
 }
 SOCKET: Table = {
-    **defaults(Accept="no"),
-    **meaningless("systemd ignores it as well", "X-*"),
-    **meaningless("the unit that was imported", "Service"),
+    **Becomes.unless(Accept="no"),
+    **Becomes.nothing("systemd ignores it as well", "X-*"),
+    **Becomes.nothing("the unit that was imported", "Service"),
 }
 SECTIONS: Table = {
-    **meaningless("systemd ignores it as well", "X-*"),
-    **meaningless("a server starts with its pool, of which `poolctl export systemd` makes a unit", "Install"),
+    **Becomes.nothing("systemd ignores it as well", "X-*"),
+    **Becomes.nothing(
+        "a server starts with its pool, of which `poolctl export systemd` makes a unit", "Install"
+    ),
 }
 _OF_ONE_VALUE = {*_START_LIMITS, "RestartSec"} | {
     name for name, row in SERVICE.items() if isinstance(row, Becomes) and row.key

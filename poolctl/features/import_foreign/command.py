@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 DEFAULT_TARGET = "pool.toml"
-_ANY_MODE = 0o666  # less the umask
 
 
 @app.command(
@@ -63,7 +62,11 @@ def import_foreign(
     if bool(files) == bool(words):
         raise UsageError("import takes a file, or a command after --", hint="poolctl import Procfile")
     target = os.path.abspath(into or DEFAULT_TARGET)
-    _check_overwrite_allowed(target, bool(into), force=force)
+    if into and not target.endswith(".toml"):
+        raise UsageError(f"import writes a new TOML file, not {into.name!r}", hint="-o pool.toml")
+    if into and os.path.lexists(target) and not force:
+        message = f"{os.path.relpath(target)} already exists"
+        raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
     from poolctl.config.values.problems import Problem
 
     from ._command_lines import pool_of_command
@@ -81,20 +84,10 @@ def import_foreign(
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(files[0])) if files else os.getcwd()
     name = os.path.basename(files[0]) if files else shlex.join(words)
-    mode = _ANY_MODE
+    mode = 0o666  # less the umask
     for file in (*files, *pool.files):
         mode &= os.stat(file).st_mode
     return _write_or_print(pool_text(pool, name, base_dir, target), str(into) if into else None, mode)
-
-
-def _check_overwrite_allowed(target: str, written: bool, *, force: bool) -> None:
-    if written and not target.endswith(".toml"):
-        raise UsageError(
-            f"import writes a new TOML file, not {os.path.basename(target)!r}", hint="-o pool.toml"
-        )
-    if written and os.path.lexists(target) and not force:
-        message = f"{os.path.relpath(target)} already exists"
-        raise Failure(Outcome.failed(CONFLICT, message, "use --force to overwrite"))
 
 
 def _pool_of_files(paths: Sequence[str]) -> ForeignPool:
@@ -117,47 +110,36 @@ def _pool_of_files(paths: Sequence[str]) -> ForeignPool:
     if kind == config.JAVASCRIPT:
         hint = config.foreign_file_hint(path, kind)
         raise Unreadable("this is JavaScript, which poolctl does not run", hint)
-    if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
+    is_document = os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json")
+    if is_document:
         document = document_of_pm2(path) if path.endswith(".json") else document_of_compose(path)
         kind = config.foreign_format(path, document.data)
-        _check_imported(path, kind)
-        if kind not in (config.COMPOSE, config.ECOSYSTEM):
-            message = "it has neither services (docker compose) nor apps (pm2)"
-            raise Unreadable(message, "poolctl import --help names the files")
-        if kind == config.COMPOSE:
-            return pool_of_compose(document, others or None)
-        _check_alone(others)
-        return pool_of_pm2(document)
-    text = config.read_text(path)
-    if not kind:
+        known = {config.COMPOSE, config.ECOSYSTEM}
+        message = "it has neither services (docker compose) nor apps (pm2)"
+    else:
+        text = config.read_text(path)
+        known = {config.UNIT, config.PROCFILE, config.SUPERVISORD}
         message = "neither its name nor its sections are those of another tool's file"
+    if kind in config.NOT_IMPORTED:
+        hint = config.foreign_file_hint(path, kind)
+        raise Unreadable(f"this is {kind}, which import does not read", hint)
+    if kind not in known:
         raise Unreadable(message, "poolctl import --help names the files")
-    _check_imported(path, kind)
-    if kind == config.UNIT and all(config.foreign_format(other) == config.UNIT for other in others):
-        return pool_of_units([path, *others])
-    _check_alone(others)
-    if kind == config.PROCFILE:
-        return pool_of_procfile(text)
-    return pool_of_supervisord(text, os.path.dirname(path))
-
-
-def _check_alone(others: Sequence[str]) -> None:
-    from ._foreign_pool import Unreadable
-
-    if others:
+    kinds = {kind, *map(config.foreign_format, others)}
+    if others and kind != config.COMPOSE and kinds != {config.UNIT}:
         raise Unreadable(
             "only units of systemd, or compose files, are imported together",
             "import each with -o, and name all with -c: poolctl -c one.toml -c two.toml start",
         )
-
-
-def _check_imported(path: str, kind: str) -> None:
-    from poolctl import config
-
-    from ._foreign_pool import Unreadable
-
-    if kind in config.NOT_IMPORTED:
-        raise Unreadable(f"this is {kind}, which import does not read", config.foreign_file_hint(path, kind))
+    if kind == config.COMPOSE:
+        return pool_of_compose(document, others or None)
+    if kind == config.ECOSYSTEM:
+        return pool_of_pm2(document)
+    if kind == config.UNIT:
+        return pool_of_units([path, *others])
+    if kind == config.PROCFILE:
+        return pool_of_procfile(text)
+    return pool_of_supervisord(text, os.path.dirname(path))
 
 
 def _write_or_print(rendered: RenderedPoolFile, into: str | None, mode: int) -> Outcome:

@@ -220,10 +220,10 @@ def imported(kind: Kind, file: File, directory: Path) -> object:
     """What is written of a file, without the lines of comments."""
     pool = kind.read(file, directory)
     servers = [
-        (server.name, server.keys, server.unusable, sorted(remark.text for remark in server.remarks))
+        (server.name, server.keys, server.unusable, sorted(text for _, text in server.remarks))
         for server in pool.servers
     ]
-    return servers, sorted(remark.text for remark in pool.remarks)
+    return servers, sorted(text for _, text in pool.remarks)
 
 
 def check(kind: Kind, file: File, directory: Path) -> None:
