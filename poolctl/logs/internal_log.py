@@ -11,7 +11,6 @@ import sys
 from poolctl.clock import Clock, RateLimit
 from poolctl.keeper.spawn import copytruncate_if_large
 
-from .log_line import stamp
 from .log_tail import DirectoryWatch
 
 _MAX_MESSAGE_LENGTH = 4096
@@ -26,15 +25,12 @@ class InternalLog(logging.Handler):
     """Writes records to standard error, which may be redirected to the file `path`; rotates that to `path.1`.
 
     A message that repeats the previous one is counted instead of written ("repeated 12,345 times"). Messages above
-    the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`,
-    lines have the same format as in the logs of servers.
+    the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file.
     """
 
-    def __init__(self, path: str = "", clock: Clock | None = None, *, stamped: bool = False) -> None:
+    def __init__(self, path: str = "", clock: Clock | None = None) -> None:
         super().__init__()
-        self.setFormatter(
-            _Stamped() if stamped else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-        )
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._path = path
         self._clock = clock or Clock()
         self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
@@ -103,14 +99,6 @@ class InternalLog(logging.Handler):
                 copytruncate_if_large(self._path)
         with contextlib.suppress(OSError):  # a full disk
             os.write(_STDERR, line)
-
-
-class _Stamped(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s: %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return stamp(record.created)
 
 
 class InternalLogRotator:

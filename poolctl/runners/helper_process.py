@@ -29,6 +29,7 @@ from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
+from poolctl.platform import close_all
 
 from .left_overs import ProcessNote, ProcessNotes
 from .process_link import (
@@ -40,7 +41,6 @@ from .process_link import (
     NoAnswer,
     ProcessWatchdog,
     Reply,
-    close_fds,
     identity,
     kill,
     spawn,
@@ -277,7 +277,7 @@ class HelperProcess(HelperChild, LinkHandler):
 
     def __init__(self, kind: HelperKind, sock: socket.socket, process: Table, mark: str) -> None:
         super().__init__(kind, process, mark)
-        self._receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_fds(fds)
+        self._receive: Callable[[wire.Message, list[int]], None] = lambda message, fds: close_all(fds)
         self.link = Link(sock, self)
         self.watch()
 
@@ -405,7 +405,7 @@ class HelperOwner(Generic[Child]):
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         """Handle a message of the process, and own its descriptors."""
-        close_fds(fds)
+        close_all(fds)
 
     def on_lost(self, process: Child) -> None:
         """Handle an unexpected exit of the process in use."""

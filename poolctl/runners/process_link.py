@@ -182,7 +182,7 @@ class LinkHandler:
 
     def received(self, message: Message, fds: list[int]) -> None:
         """Handle a message that is not a reply, and own its descriptors. Raises Malformed for an invalid message."""
-        close_fds(fds)
+        close_all(fds)
 
     def on_link_lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
@@ -373,7 +373,7 @@ class Link:
         if future is None:
             self._deliver_message(message, fds)
         elif future.done():
-            close_fds(fds)
+            close_all(fds)
         else:
             future.set_result((message, fds))
 
@@ -430,13 +430,6 @@ async def spawn(
     order = {"op": "spawn", "argv": argv, "output": path, "session": session, "without": left_out}
     reply, _ = await keeper.call(order, [*fds, *write])
     return int(reply["pid"])
-
-
-def close_fds(fds: Sequence[int]) -> None:
-    """Close these descriptors."""
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 async def stored_entries(keeper: Link, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:

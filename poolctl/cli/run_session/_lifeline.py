@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from poolctl.control import sd_notify
 from poolctl.daemon_threads import DaemonThreads
 from poolctl.keeper import wire
-from poolctl.platform import signals_blocked
-from poolctl.runners.process_link import Link, LinkHandler, close_fds
+from poolctl.platform import close_all, signals_blocked
+from poolctl.runners.process_link import Link, LinkHandler
 
 # A service manager that reads nothing for this long misses the message.
 _SEND_SECONDS = 10.0
@@ -44,4 +44,4 @@ class Lifeline(LinkHandler):
         try:
             sd_notify.notify(self._env, *lines, fds=fds, timeout_seconds=_SEND_SECONDS)
         finally:
-            close_fds(fds)
+            close_all(fds)

@@ -14,7 +14,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from poolctl.address import AddressError, parse
 from poolctl.config import ServerConfig
@@ -126,13 +126,15 @@ class WorkerAdoption:
         if meta["start"] is not None:
             # The keeper watches its own children already; this is for other processes.
             self.keeper.send({"op": "watch", "pid": pid, "start": meta["start"]})
-        placement = Placement.of(
-            server.name, int(meta["generation"]), int(meta["index"]), where=f"pid {pid}", pid=pid
+        placement = Placement(
+            name,
+            server.name,
+            int(meta["generation"]),
+            int(meta["index"]),
+            where=f"pid {pid}",
+            pid=pid,
+            address="" if private is None else private.key,
         )
-        if private is not None:
-            placement = replace(placement, address=private.key)
-        if hook:
-            placement = replace(placement, id=name)
         output, protocol = str(meta["output"]), meta["protocol"]
         worker = LocalWorker(self.children, self.events, placement, server, output, protocol, private)
         worker.start, worker.hook = meta["start"], hook

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import h11
 import pytest
 
-from poolctl.http.http_client import ForwardProxy, NoResponse, ProxyError, exchange, proxy_for
+from poolctl.http.http_client import (
+    ForwardProxy,
+    NoResponse,
+    ProxyError,
+    StreamedResponse,
+    exchange,
+    proxy_for,
+)
 from poolctl.http.messages import ResponseReader
 from tests.asyncio_server import listening
 from tests.certificates import certificate
@@ -71,20 +79,18 @@ async def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: b
     async def refuse(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")
         writer.write(answer)
-        writer.close()
 
-    async with listening(refuse, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        proxy = ForwardProxy("127.0.0.1", port)
-        with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{port} {problem}"):
-            await proxy.open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
+    async with served(refuse) as where:
+        with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{where[1]} {problem}"):
+            await ForwardProxy(*where).open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def served(handler: Handler, use: Callable[[int], Awaitable[Any]], **options: Any) -> Any:
-    """What `use` returns, given the port of a server with this handler."""
+@contextlib.asynccontextmanager
+async def served(handler: Handler, *place: Any, **options: Any) -> AsyncIterator[tuple[str, int]]:
+    """The address of a server that handles each connection so, and closes it."""
 
     async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -92,8 +98,9 @@ async def served(handler: Handler, use: Callable[[int], Awaitable[Any]], **optio
         finally:
             writer.close()
 
-    async with asyncio.timeout(60), listening(handle, "127.0.0.1", 0, **options) as server:
-        return await use(server.sockets[0].getsockname()[1])
+    where = place or ("127.0.0.1", 0)
+    async with asyncio.timeout(60), listening(handle, *where, **options) as server:
+        yield "127.0.0.1", 0 if place else server.sockets[0].getsockname()[1]
 
 
 def answering(answer: bytes, heads: list[bytes], size: int = 0) -> Handler:
@@ -103,6 +110,21 @@ def answering(answer: bytes, heads: list[bytes], size: int = 0) -> Handler:
         await writer.drain()
 
     return handler
+
+
+async def body_of(response: StreamedResponse) -> bytes:
+    return b"".join([piece async for piece in response.body()])
+
+
+def secure(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server for localhost, and of a client that trusts it."""
+    cert, key = certificate(directory)
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(cert, key)
+    return inside, ssl.create_default_context(cafile=str(cert))
+
+
+HOST = [("host", "a")]
 
 
 @pytest.mark.parametrize(
@@ -118,81 +140,63 @@ def answering(answer: bytes, heads: list[bytes], size: int = 0) -> Handler:
         ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b""),
     ],
 )
-def test_request_is_sent_and_its_response_read(method: str, answer: bytes, body: bytes) -> None:
+async def test_request_is_sent_and_its_response_read(method: str, answer: bytes, body: bytes) -> None:
     heads: list[bytes] = []
-
-    async def use(port: int) -> bytes:
-        fields = [("host", "a.test"), ("content-length", "2")]
-        async with exchange(("127.0.0.1", port), method, "/x?y", fields, b"ab") as response:
-            assert (response.status, response.head.reason) == (200, b"OK")
-            assert repr(response) == "<StreamedResponse 200>"
-            return b"".join([piece async for piece in response.body()])
-
-    assert asyncio.run(served(answering(answer, heads, 2), use)) == body
+    fields = [("host", "a.test"), ("content-length", "2")]
+    async with (
+        served(answering(answer, heads, 2)) as where,
+        exchange(where, method, "/x?y", fields, b"ab") as response,
+    ):
+        assert (response.status, response.head.reason) == (200, b"OK")
+        assert repr(response) == "<StreamedResponse 200>"
+        assert await body_of(response) == body
     assert heads == [method.encode() + b" /x?y HTTP/1.1\r\nhost: a.test\r\ncontent-length: 2\r\n\r\nab"]
 
 
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"]
 )
-def test_response_that_ends_early_is_an_error(answer: bytes) -> None:
-    async def use(port: int) -> None:
+async def test_response_that_ends_early_is_an_error(answer: bytes) -> None:
+    async with served(answering(answer, [])) as where:
         with pytest.raises(NoResponse, match="closed before the response was complete"):
-            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]) as response:
-                assert [piece async for piece in response.body()] == []
-
-    asyncio.run(served(answering(answer, []), use))
+            async with exchange(where, "GET", "/", HOST) as response:
+                await body_of(response)
 
 
-def test_reset_before_the_response_is_an_error() -> None:
+async def test_reset_before_the_response_is_an_error() -> None:
     async def reset(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")
         at_once = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
 
-    async def use(port: int) -> None:
+    async with served(reset) as where:
         with pytest.raises(NoResponse, match="reset"):
-            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]):
+            async with exchange(where, "GET", "/", HOST):
                 pass
-
-    asyncio.run(served(reset, use))
 
 
 def test_body_above_the_limit_is_cut_off_and_ends_the_response() -> None:
-    request = h11.Request(method="GET", target="/", headers=[("host", "a")])
+    request = h11.Request(method="GET", target="/", headers=HOST)
     for limit, body in ((4, b"hell"), (5, b"hello"), (6, b"hello")):
         reader = ResponseReader(request, max_body_bytes=limit)
         reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello")
         assert (reader.complete, reader.body) == (limit < 5, body)
 
 
-def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
+async def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
     heads: list[bytes] = []
     path = str(tmp_path / "s")
-
-    async def scenario() -> int:
-        handler = answering(b"HTTP/1.0 204 No Content\r\n\r\n", heads)
-
-        async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await handler(stream, writer)
-            writer.close()
-
-        async with (
-            asyncio.timeout(60),
-            listening(handle, path),
-            exchange(path, "GET", "/", [("host", "a")]) as response,
-        ):
-            return response.status
-
-    assert asyncio.run(scenario()) == 204
+    async with (
+        served(answering(b"HTTP/1.0 204 No Content\r\n\r\n", heads), path),
+        exchange(path, "GET", "/", HOST) as response,
+    ):
+        assert response.status == 204
     assert heads == [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"]
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"299 Odd"])
-def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, status: bytes) -> None:
-    cert, key = certificate(tmp_path)
-    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    inside.load_cert_chain(cert, key)
+async def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, status: bytes) -> None:
+    inside, trusting = secure(tmp_path)
     asked: list[bytes] = []
 
     async def proxying(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,14 +205,10 @@ def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, stat
         await writer.start_tls(inside)
         await answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", asked)(stream, writer)
 
-    async def use(port: int) -> bytes:
-        proxy = ForwardProxy("127.0.0.1", port, "Basic bWU6cyB0")
-        context = ssl.create_default_context(cafile=str(cert))
-        where = ("localhost", 8443)
-        async with exchange(where, "GET", "/x", [("host", "a")], tls=context, proxy=proxy) as response:
-            return b"".join([piece async for piece in response.body()])
-
-    assert asyncio.run(served(proxying, use)) == b"ok"
+    async with served(proxying) as where:
+        proxy = ForwardProxy(*where, "Basic bWU6cyB0")
+        async with exchange(("localhost", 8443), "GET", "/x", HOST, tls=trusting, proxy=proxy) as response:
+            assert await body_of(response) == b"ok"
     assert asked == [
         b"CONNECT localhost:8443 HTTP/1.1\r\nhost: localhost:8443\r\nproxy-authorization: Basic bWU6cyB0\r\n\r\n",
         b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -216,14 +216,8 @@ def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, stat
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 6\r\n", b""])
-def test_body_is_yielded_in_the_pieces_in_which_it_arrives(length: bytes) -> None:
-    async def use(port: int) -> list[bytes]:
-        async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]) as response:
-            found = []
-            async for piece in response.body():
-                found.append(piece)
-                taken.set()
-            return found
+async def test_body_is_yielded_in_the_pieces_in_which_it_arrives(length: bytes) -> None:
+    taken = asyncio.Event()
 
     async def handler(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n")
@@ -232,67 +226,50 @@ def test_body_is_yielded_in_the_pieces_in_which_it_arrives(length: bytes) -> Non
             await taken.wait()
             taken.clear()
 
-    async def scenario() -> list[bytes]:
-        nonlocal taken
-        taken = asyncio.Event()
-        return await served(handler, use)  # type: ignore[no-any-return]
+    found = []
+    async with served(handler) as where, exchange(where, "GET", "/", HOST) as response:
+        async for piece in response.body():
+            found.append(piece)
+            taken.set()
+    assert found == [b"ab", b"cd", b"ef"]
 
-    taken: asyncio.Event
-    assert asyncio.run(scenario()) == [b"ab", b"cd", b"ef"]
 
-
-def test_request_without_tls_is_sent_to_the_proxy_itself() -> None:
+async def test_request_without_tls_is_sent_to_the_proxy_itself() -> None:
     asked: list[bytes] = []
-
-    async def use(port: int) -> int:
-        proxy = ForwardProxy("127.0.0.1", port)
-        where = ("a.test", 80)
-        async with exchange(where, "GET", "http://a.test/", [("host", "a.test")], proxy=proxy) as response:
-            return response.status
-
-    assert asyncio.run(served(answering(b"HTTP/1.1 204 No Content\r\n\r\n", asked), use)) == 204
-    assert asked == [b"GET http://a.test/ HTTP/1.1\r\nhost: a.test\r\n\r\n"]
+    async with (
+        served(answering(b"HTTP/1.1 204 No Content\r\n\r\n", asked)) as where,
+        exchange(("a.test", 80), "GET", "http://a.test/", HOST, proxy=ForwardProxy(*where)) as response,
+    ):
+        assert response.status == 204
+    assert asked == [b"GET http://a.test/ HTTP/1.1\r\nhost: a\r\n\r\n"]
 
 
-def test_host_with_tls_is_reached_without_a_proxy(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    inside.load_cert_chain(cert, key)
-
-    async def use(port: int) -> int:
-        context = ssl.create_default_context(cafile=str(cert))
-        async with exchange(("localhost", port), "GET", "/", [("host", "a")], tls=context) as response:
-            return response.status
-
+async def test_host_with_tls_is_reached_without_a_proxy(tmp_path: Path) -> None:
+    inside, trusting = secure(tmp_path)
     handler = answering(b"HTTP/1.1 204 No Content\r\n\r\n", [])
-    assert asyncio.run(served(handler, use, ssl=inside)) == 204
+    async with (
+        served(handler, ssl=inside) as (_, port),
+        exchange(("localhost", port), "GET", "/", HOST, tls=trusting) as response,
+    ):
+        assert response.status == 204
 
 
 @pytest.mark.parametrize("through", ["exchange", "tunnel"])
-def test_connection_is_closed_when_the_exchange_ends(through: str) -> None:
+async def test_connection_is_closed_when_the_exchange_ends(through: str) -> None:
+    seen = asyncio.Event()
+
     async def handler(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await stream.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
         await seen.wait()
 
-    async def use(port: int) -> int:
+    async with served(handler) as where:
         before = len(os.listdir("/proc/self/fd"))
         if through == "exchange":
-            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]):
+            async with exchange(where, "GET", "/", HOST):
                 pass
         else:
             with pytest.raises(ProxyError, match="answered 403"):
-                await ForwardProxy("127.0.0.1", port).open_tunnel(
-                    "a", 443, ssl.create_default_context(), limit=65536
-                )
-        found = len(os.listdir("/proc/self/fd")) - before
+                await ForwardProxy(*where).open_tunnel("a", 443, ssl.create_default_context(), limit=65536)
+        assert len(os.listdir("/proc/self/fd")) - before == 1, "the server's side"
         seen.set()
-        return found
-
-    async def scenario() -> int:
-        nonlocal seen
-        seen = asyncio.Event()
-        return await served(handler, use)  # type: ignore[no-any-return]
-
-    seen: asyncio.Event
-    assert asyncio.run(scenario()) == 1, "the server's side"

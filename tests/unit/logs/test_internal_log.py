@@ -130,13 +130,6 @@ async def test_log_is_rotated_after_its_directory_was_created_again(tmp_path: Pa
     logs.close()
 
 
-def test_line_begins_with_its_time_in_utc_and_its_level(tmp_path: Path) -> None:
-    record = logging.LogRecord("poolctl", logging.WARNING, "", 1, "%s is gone", ("web",), None)
-    record.created = 1_700_000_000.25
-    handler = InternalLog(str(tmp_path / "own.log"), ManualClock(), stamped=True)
-    assert handler.format(record) == "2023-11-14T22:13:20.250000Z WARNING: web is gone"
-
-
 def large(path: Path) -> Path:
     path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))
     return path

@@ -391,18 +391,6 @@ def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
     watch.close()
 
 
-def test_following_gives_the_last_lines_then_new_ones(path: Path) -> None:
-    path.write_bytes(at(1, "a", "b"))
-    found = []
-    lines = follow({"web": str(path)}, lines=1)
-    for line, new in zip(lines, ("c", "d", ""), strict=False):
-        found.append(line.text)
-        with open(path, "ab") as file:
-            file.write(at(2, new))
-    lines.close()
-    assert found == ["b", "c", "d"]
-
-
 def test_following_begins_with_new_lines_unless_earlier_ones_are_asked_for(path: Path) -> None:
     path.write_bytes(at(1, "old"))
     found: list[str] = []

@@ -160,16 +160,6 @@ def test_a_line_without_end_is_broken_up_instead_of_filling_the_memory(session: 
     assert [len(text) for text in session.texts()] == [65_536, 65_536, 48_928]
 
 
-def test_files_are_rotated_as_the_order_says(session: Session) -> None:
-    os.write(session.add("web.0", max_size=100, keep=2, max_age=3600), b"0123456789\n" * 20)
-    session.sync()
-    assert len(session.texts("web.log.2")) > 0
-    assert not (session.directory / "web.log.3").exists()
-    os.write(session.add("other.0", file="other.log", max_size=100), b"0123456789\n" * 20)
-    session.sync()
-    assert not (session.directory / "other.log.1").exists(), "no rotated file is kept unless it is ordered"
-
-
 def test_a_file_is_rotated_when_it_is_old_enough_though_nothing_comes(session: Session) -> None:
     os.write(session.add("web.0", max_age=0.2, keep=2), b"hello\n")
     other = session.add("other.0", file="other.log")
@@ -236,17 +226,6 @@ def test_lines_that_one_worker_lost_are_counted_when_its_successor_prints(sessio
     gap, stored = session.texts("logs/web.log")
     assert gap.startswith("[poolctl: 5 bytes of output were lost here")
     assert stored == "stored"
-
-
-def test_reopen_follows_a_file_that_was_moved_away(session: Session) -> None:
-    write = session.add("web.0")
-    os.write(write, b"old\n")
-    session.sync()
-    (session.directory / "web.log").rename(session.directory / "moved.log")
-    wire.send(session.control, {"t": "reopen"})
-    os.write(write, b"new\n")
-    session.sync()
-    assert (session.texts("moved.log"), session.texts()) == (["old"], ["new"])
 
 
 def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Session) -> None:

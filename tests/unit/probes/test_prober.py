@@ -37,7 +37,7 @@ from poolctl.probes.worker_probes import WorkerProbe
 from poolctl.selection.regular_expressions import SLOW, matching_texts, run_in_turn
 from tests.asyncio_server import listening
 from tests.certificates import certificate
-from tests.deadline import wait_until
+from tests.deadline import until, wait_until
 from tests.descriptors import free_descriptors
 from tests.http_corpus import LAST, RESPONSES, STREAM, ResponseCase
 from tests.processes import is_alive
@@ -90,9 +90,7 @@ class Probed:
                 await asyncio.sleep(0)
 
     async def verdict(self) -> str:
-        async with asyncio.timeout(60):
-            while not self.results:
-                await asyncio.sleep(0)
+        await until(lambda: self.results)
         return self.results.pop()
 
     async def send(self, data: bytes) -> None:
@@ -258,8 +256,7 @@ async def test_connection_is_kept_and_opened_again_after_it_has_ended() -> None:
     probed.ends[-1].close()
     await asyncio.sleep(0.01)
     probed.prober.start(probed.results.append)
-    while len(probed.ends) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(probed.ends) == 2)
     await probed.heard()
     assert await probed.answer(OK) == ""
 
@@ -270,8 +267,7 @@ async def test_probe_that_meets_the_end_of_a_kept_connection_is_sent_again() -> 
     await probed.answer(OK)
     probed.prober.start(probed.results.append)
     probed.ends[-1].close()  # with the question on its way
-    while len(probed.ends) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(probed.ends) == 2)
     await probed.heard()
     assert await probed.answer(OK) == ""
 
@@ -329,8 +325,7 @@ async def test_data_without_a_request_ends_the_connection() -> None:
     assert await probed.heard() == b""
     assert probed.results == []
     probed.prober.start(probed.results.append)
-    while len(probed.ends) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(probed.ends) == 2)
     await probed.heard()
     assert await probed.answer(OK) == ""
 
@@ -409,8 +404,7 @@ async def test_body_that_is_judged_late_is_not_the_result_of_the_next_probe() ->
     probed.prober.start(probed.results.append)
     await run_in_turn(matching_texts, ["^a+$"], ["a"])
     assert probed.results == []
-    while len(probed.ends) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(probed.ends) == 2)
     await probed.heard()
     assert await probed.answer(b"HTTP/1.1 500 \r\ncontent-length: 0\r\n\r\n") == "GET /health: status 500"
 
@@ -424,9 +418,7 @@ async def test_expression_that_takes_too_long_is_not_tried_with_the_next_respons
     results: list[str] = []
     request.judge(reply, results.append)
     assert results == []
-    async with asyncio.timeout(60):
-        while not results:
-            await asyncio.sleep(0.01)
+    await until(lambda: results)
     request.judge(reply, results.append)
     assert results == [f"GET /: status 200, body: {SLOW}"] * 2
 
@@ -448,7 +440,7 @@ class Connecting:
 
 
 @pytest.mark.parametrize(("client_auth", "plain"), [("none", False), ("optional", False), ("required", True)])
-def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the_client(
+async def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the_client(
     tmp_path: Path, client_auth: str, plain: bool
 ) -> None:
     cert, key = certificate(tmp_path)
@@ -464,26 +456,21 @@ def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the
         writer.write(OK)
         await reader.read()
 
-    async def scenario() -> None:
-        async with listening(respond, "127.0.0.1", 0, ssl=None if plain else context) as listener:
-            runner = Connecting(listener.sockets[0].getsockname()[1])
-            tls = {"cert": str(cert), "key": str(key), "client_auth": client_auth}
-            tls |= {} if client_auth == "none" else {"ca": str(cert)}
-            server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=tls, health="/")
-            assert server.health.readiness is not None
-            prober = make_prober(server.health.readiness, server, runner, None, {})  # type: ignore[arg-type]
-            results: list[str] = []
-            prober.start(results.append)
-            async with asyncio.timeout(60):
-                while not results:
-                    await asyncio.sleep(0.001)
-            assert results == [""]
-            assert runner.asked == [("http", plain)]
-            assert spoken == [None if plain else "http/1.1"]
-            prober.close()
-            await turns()
-
-    asyncio.run(scenario())
+    async with listening(respond, "127.0.0.1", 0, ssl=None if plain else context) as listener:
+        runner = Connecting(listener.sockets[0].getsockname()[1])
+        tls = {"cert": str(cert), "key": str(key), "client_auth": client_auth}
+        tls |= {} if client_auth == "none" else {"ca": str(cert)}
+        server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=tls, health="/")
+        assert server.health.readiness is not None
+        prober = make_prober(server.health.readiness, server, runner, None, {})  # type: ignore[arg-type]
+        results: list[str] = []
+        prober.start(results.append)
+        await until(lambda: results)
+        assert results == [""]
+        assert runner.asked == [("http", plain)]
+        assert spoken == [None if plain else "http/1.1"]
+        prober.close()
+        await turns()
 
 
 @pytest.mark.parametrize(
@@ -498,9 +485,7 @@ async def test_handshake_that_fails_is_a_problem(said: bytes, problem: str) -> N
     with theirs:
         theirs.send(said)
         theirs.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(60):
-            while not results:
-                await asyncio.sleep(0.001)
+        await until(lambda: results)
     assert results[0].startswith(problem)
     assert connection.closed
 
@@ -511,8 +496,7 @@ async def test_tcp_probe_succeeds_when_its_byte_comes_back() -> None:
     assert await probed.answer(b"?") == ""
     await probed.request()
     probed.ends[-1].close()
-    while len(probed.ends) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(probed.ends) == 2)
     await probed.heard()
     probed.ends[-1].close()
     assert await probed.verdict() == "it closed the connection"
@@ -556,9 +540,7 @@ async def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
     with listener.accept()[0] as theirs:
         assert theirs.recv(1) == b"", "ended, so that it can go on at once"
         prober.start(results.append)
-        async with asyncio.timeout(60):
-            while not results:
-                await asyncio.sleep(0)
+        await until(lambda: results)
     assert results == [""]
     listener.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -615,9 +597,7 @@ async def test_program_that_does_not_listen_is_a_problem() -> None:
         runner = Connecting(unused.getsockname()[1])
         prober = AcceptProber(partial(runner.connect_for_probe, None, "echo", True))
         prober.start(results.append)
-        async with asyncio.timeout(60):
-            while not results:
-                await asyncio.sleep(0)
+        await until(lambda: results)
     assert results == ["no connection: Connection refused"]
 
 
@@ -711,8 +691,7 @@ async def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_read
     probe = Probe(http="/", timeout=0.1)
     probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
     passing = asyncio.ensure_future(probing.probe_until_ok())
-    while not probing.message:
-        await asyncio.sleep(0.01)
+    await until(lambda: probing.message)
     await asyncio.sleep(0.5)
     assert (passing.done(), probing.message) == (False, "its connection is waiting to be accepted")
     with listener.accept()[0] as theirs:
@@ -759,9 +738,7 @@ async def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener
     probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
     passing = asyncio.ensure_future(probing.probe_until_ok())
     with (await asyncio.to_thread(listener.accept))[0]:
-        async with asyncio.timeout(60):
-            while probing.message != "no answer within 100ms":
-                await asyncio.sleep(0.01)
+        await until(lambda: probing.message == "no answer within 100ms")
     passing.cancel()
     probing.stop()
     await asyncio.sleep(0)
@@ -773,9 +750,7 @@ async def test_processes_that_a_program_leaves_behind_are_killed_with_its_end(tm
 
     probed = Probed(exec=["sh", "-c", f"sleep 600 & echo $! >{file}"])
     probed.prober.start(probed.results.append)
-    async with asyncio.timeout(60):
-        while not probed.results:
-            await asyncio.sleep(0.001)
+    await until(lambda: probed.results)
     assert probed.results == [""]
     left_behind = int(file.read_text())
     wait_until(lambda: not is_alive(left_behind))

@@ -26,6 +26,7 @@ from poolctl.probes.worker_probes import (
 )
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.states import Status
+from tests.deadline import until
 from tests.virtual_loop import VirtualLoop
 
 LEVELS = [Status.KO, Status.WARN, Status.OK]
@@ -159,11 +160,8 @@ def test_every_probe_runs_about_when_it_is_due(wishes: list[float]) -> None:
     loop = VirtualLoop()
     ran: dict[int, float] = {}
 
-    async def begin() -> None:
-        for place, wish in enumerate(wishes):
-            call_at_rounded_time(wish, lambda place=place: ran.update({place: loop.time()}))
-
-    loop.run_until_complete(begin())
+    for place, wish in enumerate(wishes):
+        loop.call_soon(call_at_rounded_time, wish, lambda place=place: ran.update({place: loop.time()}))
     loop.pass_time(6)
     loop.close()
     for place, wish in enumerate(wishes):
@@ -173,10 +171,6 @@ def test_every_probe_runs_about_when_it_is_due(wishes: list[float]) -> None:
 def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
     turns = [0] * 1000
 
-    async def begin() -> None:
-        for place in range(1000):
-            run(place, (place + 100) / 1000)
-
     def run(place: int, when: float) -> None:
         call_at_rounded_time(when, lambda: again(place))
 
@@ -184,7 +178,8 @@ def test_thousand_probes_are_served_by_few_wake_ups(loop: CountingLoop) -> None:
         turns[place] += 1
         run(place, loop.time() + 1)
 
-    loop.run_until_complete(begin())
+    for place in range(1000):
+        loop.call_soon(run, place, (place + 100) / 1000)
     loop.pass_time(4.9)
     assert all(4 <= count <= 5 for count in turns)
     assert loop.wake_ups <= 5 / GRAIN_SECONDS + 2
@@ -195,11 +190,8 @@ def test_failing_callback_does_not_prevent_the_others(loop: CountingLoop) -> Non
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: reported.append(context))
 
-    async def begin() -> None:
-        call_at_rounded_time(1, lambda: 1 // 0)
-        call_at_rounded_time(1, lambda: ran.append(1))
-
-    loop.run_until_complete(begin())
+    loop.call_soon(call_at_rounded_time, 1, lambda: 1 // 0)
+    loop.call_soon(call_at_rounded_time, 1, lambda: ran.append(1))
     loop.pass_time(2)
     assert ran == [1]
     assert len(reported) == 1
@@ -241,10 +233,7 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
     prober = TimedProber(loop)
     probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, print)  # type: ignore[arg-type]
 
-    async def begin() -> None:
-        probe.start(Status.OK)
-
-    loop.run_until_complete(begin())
+    loop.call_soon(probe.start, Status.OK)
     loop.pass_time(5.5)
     pauses = prober.pauses
     assert len(pauses) >= 4
@@ -259,10 +248,7 @@ def test_probe_that_could_not_be_sent_leaves_the_status(loop: CountingLoop) -> N
     prober = TimedProber(loop, Unsent("true: Resource temporarily unavailable"))
     probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, jitter=0), prober, print)  # type: ignore[arg-type]
 
-    async def begin() -> None:
-        probe.start(Status.OK)
-
-    loop.run_until_complete(begin())
+    loop.call_soon(probe.start, Status.OK)
     loop.pass_time(9.5)
     assert len(prober.asked) >= 5
     assert (probe.status, probe.message) == (Status.OK, "true: Resource temporarily unavailable")
@@ -278,10 +264,7 @@ def test_probe_without_an_answer_fails_at_its_timeout_and_once(loop: CountingLoo
         lambda result: found.append(repr(result)),
     )
 
-    async def begin() -> None:
-        probe.start(Status.OK)
-
-    loop.run_until_complete(begin())
+    loop.call_soon(probe.start, Status.OK)
     while not prober.cancelled and loop.time() < 20:
         loop.pass_time(0.5)
     assert prober.cancelled == pytest.approx([prober.asked[0] + 2])
@@ -297,10 +280,7 @@ def test_probe_that_takes_longer_than_its_interval_is_repeated_at_once(loop: Cou
     prober = TimedProber(loop, seconds=3)
     probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, timeout=5, jitter=0), prober, lambda _: None)  # type: ignore[arg-type]
 
-    async def begin() -> None:
-        probe.start(Status.OK)
-
-    loop.run_until_complete(begin())
+    loop.call_soon(probe.start, Status.OK)
     loop.pass_time(13)
     assert prober.pauses[:3] == pytest.approx([3] * 3, abs=GRAIN_SECONDS)
     assert probe.latency_seconds == pytest.approx(3)
@@ -317,11 +297,8 @@ def test_probes_are_spread_over_their_interval_but_come_soon_if_the_worker_is_no
     probe = Probe(tcp=True, interval=60, jitter=0.1)
     probes = [WorkerProbe("liveness", probe, each, lambda _: None) for each in probers]  # type: ignore[arg-type]
 
-    async def begin() -> None:
-        for each in probes:
-            each.start(status)
-
-    loop.run_until_complete(begin())
+    for each in probes:
+        loop.call_soon(each.start, status)
     loop.pass_time(latest_seconds + 67)
     first = [each.asked[0] for each in probers]
     assert min(first) < latest_seconds / 2 < max(first) <= latest_seconds + GRAIN_SECONDS
@@ -357,17 +334,14 @@ def test_probe_in_progress_is_cancelled_with_the_wait_for_it(loop: CountingLoop)
     assert len(prober.asked) == 1
 
 
-def test_started_probes_keep_what_they_have_found_and_others_begin_with_the_workers_status() -> None:
-    async def scenario() -> None:
-        found = worker_probes(**BOTH)
-        readiness, liveness = found.probes
-        readiness.hysteresis.record(False)
-        assert not found.started
-        found.start(Status.OK)
-        assert (found.started, readiness.status, liveness.status) == (True, Status.WARN, Status.OK)
-        found.stop()
-
-    asyncio.run(scenario())
+async def test_started_probes_keep_what_they_have_found_and_others_begin_with_the_workers_status() -> None:
+    found = worker_probes(**BOTH)
+    readiness, liveness = found.probes
+    readiness.hysteresis.record(False)
+    assert not found.started
+    found.start(Status.OK)
+    assert (found.started, readiness.status, liveness.status) == (True, Status.WARN, Status.OK)
+    found.stop()
 
 
 def worker_probes(**health: Any) -> WorkerProbes:
@@ -387,25 +361,19 @@ class Refusing:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
 
-def test_only_the_probes_of_a_worker_that_is_not_ready_must_reach_that_worker() -> None:
-    async def scenario() -> None:
-        health = {"readiness": {"tcp": True, "interval": "50ms"}}
-        server = ServerConfig(name="web", bind="127.0.0.1:8080", command=["prog"], health=health)
-        runner = Refusing()
-        found = WorkerProbes(server, Placement.of("web", 1, 0, pid=17), runner, lambda *_: None)  # type: ignore[arg-type]
-        waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
-        async with asyncio.timeout(60):
-            while len(runner.exact) < 2:
-                await asyncio.sleep(0.01)
-            waiting.cancel()
-            found.start(Status.OK)
-            count = len(runner.exact)
-            while len(runner.exact) < count + 2:
-                await asyncio.sleep(0.01)
-        found.stop()
-        assert runner.exact == [True] * count + [False] * (len(runner.exact) - count)
-
-    asyncio.run(scenario())
+async def test_only_the_probes_of_a_worker_that_is_not_ready_must_reach_that_worker() -> None:
+    health = {"readiness": {"tcp": True, "interval": "50ms"}}
+    server = ServerConfig(name="web", bind="127.0.0.1:8080", command=["prog"], health=health)
+    runner = Refusing()
+    found = WorkerProbes(server, Placement.of("web", 1, 0, pid=17), runner, lambda *_: None)  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
+    await until(lambda: len(runner.exact) >= 2)
+    waiting.cancel()
+    found.start(Status.OK)
+    count = len(runner.exact)
+    await until(lambda: len(runner.exact) >= count + 2)
+    found.stop()
+    assert runner.exact == [True] * count + [False] * (len(runner.exact) - count)
 
 
 BOTH = {"readiness": {"tcp": True}, "liveness": {"tcp": True}}
@@ -453,44 +421,34 @@ def show(variables: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["startup", "readiness"])
-def test_worker_that_ends_before_its_probes_succeed_fails_with_what_they_found(kind: str) -> None:
-    async def scenario() -> None:
-        found = worker_probes(**{"readiness": None, kind: show("$POOLCTL_NAME $POOLCTL_PID $HOST $PORT")})
-        ending: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        waiting = asyncio.ensure_future(found.wait_until_ready(ending, "look into its log"))
-        while not found.message:
-            await asyncio.sleep(0.01)
-        assert found.message == f"{kind}: /bin/sh: exited with status 1: web 17 127.0.0.1 8080"
-        ending.set_result(Exit.from_signal(9))
-        with pytest.raises(WorkerFailed, match="before it was ready") as caught:
-            await waiting
-        assert (caught.value.hint, caught.value.exit) == ("look into its log", ending.result())
-        found.stop()
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
-
-
-def test_worker_is_ready_once_its_startup_and_then_its_readiness_probe_succeed(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-
-    async def scenario() -> None:
-        found = worker_probes(
-            startup={"exec": ["/bin/ls", str(first)], "interval": 0.1},
-            readiness={"exec": ["/bin/ls", str(second)], "interval": 0.1},
-        )
-        waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
-        second.touch()
-        while "startup" not in found.message:
-            await asyncio.sleep(0.01)
-        second.unlink()
-        first.touch()
-        while "readiness" not in found.message:
-            await asyncio.sleep(0.01)
-        assert "startup" not in found.message
-        assert not waiting.done()
-        second.touch()
+async def test_worker_that_ends_before_its_probes_succeed_fails_with_what_they_found(kind: str) -> None:
+    found = worker_probes(**{"readiness": None, kind: show("$POOLCTL_NAME $POOLCTL_PID $HOST $PORT")})
+    ending: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.ensure_future(found.wait_until_ready(ending, "look into its log"))
+    await until(lambda: found.message)
+    assert found.message == f"{kind}: /bin/sh: exited with status 1: web 17 127.0.0.1 8080"
+    ending.set_result(Exit.from_signal(9))
+    with pytest.raises(WorkerFailed, match="before it was ready") as caught:
         await waiting
-        assert (found.status, found.message) == (Status.OK, "")
-        found.stop()
+    assert (caught.value.hint, caught.value.exit) == ("look into its log", ending.result())
+    found.stop()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+async def test_worker_is_ready_once_its_startup_and_then_its_readiness_probe_succeed(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    found = worker_probes(
+        startup={"exec": ["/bin/ls", str(first)], "interval": 0.1},
+        readiness={"exec": ["/bin/ls", str(second)], "interval": 0.1},
+    )
+    waiting = asyncio.ensure_future(found.wait_until_ready(asyncio.get_running_loop().create_future()))
+    second.touch()
+    await until(lambda: "startup" in found.message)
+    second.unlink()
+    first.touch()
+    await until(lambda: "readiness" in found.message)
+    assert "startup" not in found.message
+    assert not waiting.done()
+    second.touch()
+    await waiting
+    assert (found.status, found.message) == (Status.OK, "")
+    found.stop()

@@ -15,8 +15,9 @@ from poolctl.bootstrap import command
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
+from poolctl.platform import close_all
 from poolctl.runners.helper_process import HelperKind, HelperOwner, HelperProcess
-from poolctl.runners.process_link import LinkLost, close_fds, stored_entries
+from poolctl.runners.process_link import LinkLost, stored_entries
 from poolctl.supervisor.active_configuration import SupervisorContext
 
 _BACKLOG = 4096
@@ -101,7 +102,7 @@ class Forwarding(HelperOwner[ForwarderProcess]):
                 while self._helper.process is not None:
                     answer, fds = await process.ask({"t": "give_waiting"})
                     self._helper.process.link.send({"t": "waiting", "keys": answer["keys"]}, fds)
-                    close_fds(fds)
+                    close_all(fds)
                     if not fds:
                         break
         except (LinkLost, TimeoutError) as error:
