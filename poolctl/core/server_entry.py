@@ -913,14 +913,14 @@ class Availability:
     def note(self, now: float, *, state: str | None = None, health: str | None = None) -> None:
         """Record a new state or health, or both, at this time."""
         self.add_elapsed(now)
-        was_up, was_off = self.is_up, self.status == Status.UNKNOWN
+        was_up = self.is_up
         self.state = self.state if state is None else state
         self.health = self.health if health is None else health
         status = self.status
         if status != Status.WARN:
             self._level = status
         self.rise += self.is_up and not was_up
-        self.fall += was_up and not self.is_up and status != Status.UNKNOWN and not was_off
+        self.fall += was_up and not self.is_up and status != Status.UNKNOWN
 
     def add_elapsed(self, now: float) -> None:
         """Add the time since the last update to `uptime` or `downtime`, unless the server is off."""

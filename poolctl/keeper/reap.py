@@ -307,7 +307,8 @@ class Watcher:
         """Kill all watched processes, and wait at most `limit_seconds` until they have exited."""
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
-        while self.starts and self._epoll.poll(limit_seconds):
+        deadline = time.monotonic() + limit_seconds
+        while self.starts and self._epoll.poll(max(0.0, deadline - time.monotonic())):
             for pid, start in self.unwatch_exited():
                 kill_rest_of_group(pid, start)
 
