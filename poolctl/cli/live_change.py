@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from poolctl import exit_codes
@@ -86,16 +87,11 @@ def _require_selection(verb: str, place: Place, selection: ExplicitSelection, po
         if selection.everything:
             raise UsageError(f"{verb}: --all and a selection cannot be combined")
     elif not selection.everything:
-        needed = missing_selection_error(verb, _count_pool_servers(place, pool))
+        count = None  # unknown if no supervisor answers and the files cannot be used
+        with suppress(Failure, PoolError, ControlError):
+            count = len(selected(replace(place, quiet=True), Filters(), pool, command="list").items)
+        needed = missing_selection_error(verb, count)
         raise UsageError(needed.message, hint=needed.hint)
-
-
-def _count_pool_servers(place: Place, pool: PoolRef) -> int | None:
-    """The number of servers in the pool; None if no supervisor answers and the files cannot be used."""
-    try:
-        return len(selected(replace(place, quiet=True), Filters(), pool, command="list").items)
-    except (Failure, PoolError, ControlError):
-        return None
 
 
 def _selected_items_and_is_live(

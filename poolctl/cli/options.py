@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import select
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime, timedelta
 from datetime import time as clock_time
@@ -75,17 +75,14 @@ def examples(*lines: str) -> str:
     return "\n\n".join(("Examples:", *lines))
 
 
-def one_of(words: Iterable[str], otherwise: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Settings of an option that takes one of these words. For words known before run time, use an enum.
-
-    `otherwise` has hints for other words.
-    """
+def one_of(words: Iterable[str]) -> dict[str, Any]:
+    """Settings of an option that takes one of these words. For words known before run time, use an enum."""
     allowed = tuple(dict.fromkeys(words))
 
     def parse(text: str) -> str:
         if text.lower() in allowed:
             return text.lower()
-        raise BadValue(f"unknown value {text!r}", (otherwise or {}).get(text) or near_or_all(text, allowed))
+        raise BadValue(f"unknown value {text!r}", near_or_all(text, allowed))
 
     def complete(incomplete: str) -> list[str]:
         return [word for word in allowed if word.startswith(incomplete)]

@@ -164,9 +164,9 @@ def _with_escaped_marks(text: str, escape: str) -> str:
     return text
 
 
-def is_github(env: Mapping[str, str] = os.environ) -> bool:
+def is_github() -> bool:
     """Whether GitHub's runner or a compatible one reads the output."""
-    return env.get("GITHUB_ACTIONS") == "true"
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 class Annotations:

@@ -243,7 +243,10 @@ class PolledDirectories:
         deadline = math.inf if seconds is None else monotonic() + seconds
         while not self._changed and (left_seconds := deadline - monotonic()) > 0:
             sleep(min(self._interval_seconds, left_seconds))
-            self._compare()
+            for directory, before in self._entries.items():
+                now = self._entries[directory] = self._look_at(directory)
+                names = {name for name, _ in before.items() ^ now.items()}
+                self._changed |= {os.path.join(directory, name) for name in names}
         return bool(self._changed)
 
     def changed(self) -> set[str]:
@@ -254,12 +257,6 @@ class PolledDirectories:
     def close(self) -> None:
         """Forget the directories."""
         self._entries = {}
-
-    def _compare(self) -> None:
-        for directory, before in self._entries.items():
-            now = self._entries[directory] = self._look_at(directory)
-            names = {name for name, _ in before.items() ^ now.items()}
-            self._changed |= {os.path.join(directory, name) for name in names}
 
     def _look_at(self, directory: str) -> dict[str, Stamp]:
         is_shallow = directory in self._shallow

@@ -160,7 +160,9 @@ class Defaults:
         table = {**self.ready, **server}
         if self.tls is not None:
             self._apply_default_tls(table, server)
-        elif self._tls_is_invalid and _lacks_certificate(server.get("tls")):
+        elif self._tls_is_invalid and (
+            (tls := server.get("tls")) is True or (isinstance(tls, dict) and "cert" not in tls)
+        ):
             del table["tls"]  # its certificate is in the defaults, where the problem is reported
         for key, inherited in self.raw.items():
             if isinstance(inherited, dict) and isinstance(server.get(key), dict):
@@ -221,10 +223,6 @@ def _is_ready_by_running(table: dict[str, Tree]) -> bool:
         and "bind" not in table
         and not (shows or "ready_line" in table or health.get("startup") or health.get("readiness"))
     )
-
-
-def _lacks_certificate(tls: Tree) -> bool:
-    return tls is True or (isinstance(tls, dict) and "cert" not in tls)
 
 
 def _needs_address(name: str, value: Tree) -> bool:

@@ -25,15 +25,13 @@ def configured_values(config: Table, origin: Mapping[str, str] | None) -> list[C
     # Places are unknown once the files have changed, and the place of a table does not apply to its keys.
     places = {key: _place(key, origin) if origin else "" for key, _ in leaves}
     unsure = [key for key in places if key not in origin and places[key] != DEFAULT]
-    usual = _default_values() if unsure else {}
+    usual: Table = {}
+    if unsure:
+        from poolctl.config import Section, ServerConfig
+
+        usual = dict(_flattened(Section.to_dict(ServerConfig(name="example", bind=":80"))))
     places |= {key: DEFAULT for key, value in leaves if key in unsure and usual.get(key) == value}
     return [ConfiguredValue(key, value, places[key]) for key, value in leaves]
-
-
-def _default_values() -> Table:
-    from poolctl.config import Section, ServerConfig
-
-    return dict(_flattened(Section.to_dict(ServerConfig(name="example", bind=":80"))))
 
 
 def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:

@@ -6,6 +6,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 
 from poolctl.address import Address, AddressError, parse
 from poolctl.cli.group import PoolCommand
-from poolctl.cli.options import Form, Save, Wait, examples, with_options
+from poolctl.cli.options import Form, Save, Wait, examples, flags, with_options
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -91,19 +92,32 @@ def add(
     tables, base_dir = server_tables_with_base_dir(new, file, pool)
 
     def add_each(base_dir: str) -> Outcome:
-        return _combined([_add_one(place, wait, save.save, pool, table, base_dir) for table in tables])
+        outcomes = []
+        for table in tables:
+            options = {
+                "wait": not wait.no_wait,
+                "server": table,
+                "base_dir": base_dir,
+                **flags(saves=save.save),
+            }
+            result = ask(Request("add", place, options=options, timeout=wait.timeout), pool)
+            added = [f"added {item.name}, {'ready' if item.ready else item.state}" for item in result.items]
+            outcomes.append(Outcome.of(result, "".join(added[:1])))
+        return _combined(outcomes)
 
     if not save.save:
         return add_each(base_dir)
     from poolctl.cli.live_change import WriteBack
-    from poolctl.config import relocated
+    from poolctl.config import Surroundings, added_server, relocated
 
     files = WriteBack(pool, dry_run=save.dry_run)
     home = files.draft.file_for_new_server().base_dir
     tables = [relocated(table, base_dir if file else home, home) for table in tables]
     _refuse_taken(files, tables, home)
+    first = files.draft.documents[0].base_dir if files.draft.documents else home
+    surroundings = Surroundings(files.now.defaults, first, files.now.settings.handlers)
     for table in tables:
-        _refuse_invalid_server(files, table, home)
+        added_server(surroundings, table, home, os.environ)  # raises problems without a place in a file
         files.draft.add(table)
     if files.supervised:
         return files.apply_and_write(lambda: add_each(home))
@@ -115,26 +129,15 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
     from poolctl.config import conflicts
 
     servers = [(server.name, server.address) for server in files.now]
-    new = [(str(table.get("name", "")), _address_of_table(table, base_dir)) for table in tables]
+    new: list[tuple[str, Address | None]] = []
+    for table in tables:
+        address = None
+        with suppress(AddressError):
+            address = parse(str(table.get("bind", table.get("listen", ""))), base_dir=base_dir)
+        new.append((str(table.get("name", "")), address))
     taken = [finding for index, _, finding in conflicts([*servers, *new]) if index >= len(servers)]
     if taken:
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
-
-
-def _refuse_invalid_server(files: WriteBack, table: Table, base_dir: str) -> None:
-    """Raise PoolValidateError if the new server itself is invalid; the problems name no file and line."""
-    from poolctl.config import Surroundings, added_server
-
-    first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
-    surroundings = Surroundings(files.now.defaults, first, files.now.settings.handlers)
-    added_server(surroundings, table, base_dir, os.environ)
-
-
-def _address_of_table(table: Table, base_dir: str) -> Address | None:
-    try:
-        return parse(str(table.get("bind", table.get("listen", ""))), base_dir=base_dir)
-    except AddressError:
-        return None
 
 
 def _offline_add_outcome(files: WriteBack, tables: list[Table]) -> Outcome:
@@ -235,15 +238,6 @@ def _from_file(path: str) -> list[Table]:
     except Problem as problem:
         raise PoolValidateError("the file cannot be used", [problem]) from None
     return data
-
-
-def _add_one(place: Place, wait: Wait, saves: bool, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
-    options = {"wait": not wait.no_wait, "server": table, "base_dir": base_dir}
-    if saves:
-        options["saves"] = True
-    result = ask(Request("add", place, options=options, timeout=wait.timeout), pool)
-    added = [f"added {item.name}, {'ready' if item.ready else item.state}" for item in result.items]
-    return Outcome.of(result, "".join(added[:1]))
 
 
 def _combined(outcomes: list[Outcome]) -> Outcome:

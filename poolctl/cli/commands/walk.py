@@ -105,12 +105,8 @@ class ParallelWalk:
     With `keep` the output goes into the results, otherwise each line is passed on as it arrives.
     """
 
-    def __init__(
-        self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool,
-        patience_seconds: float = _PATIENCE_SECONDS,
-    ) -> None:  # fmt: skip
+    def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
         self.command = command
-        self.patience_seconds = patience_seconds
         self.jobs = jobs
         self.fail_fast = fail_fast
         self.keep = keep
@@ -204,12 +200,13 @@ class ParallelWalk:
         """Wait until the child has exited, and end the processes that it has left behind."""
         with contextlib.suppress(ChildProcessError):  # reaped meanwhile
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        end_processes(lambda: self._left_by(name), signal.SIGTERM, self.patience_seconds)
 
-    def _left_by(self, name: str) -> list[int]:
-        # Several commands may run, each with the name of another server.
-        pids = {child.pid for child in self.children.copy()}
-        return [pid for pid in left_children(pids) if process_variable(pid, f"{PREFIX}NAME") == name]
+        def left() -> list[int]:
+            # Several commands may run, each with the name of another server.
+            pids = {child.pid for child in self.children.copy()}
+            return [pid for pid in left_children(pids) if process_variable(pid, f"{PREFIX}NAME") == name]
+
+        end_processes(left, signal.SIGTERM, _PATIENCE_SECONDS)
 
     def _start_unless_ending(
         self, argv: list[str], environ: dict[str, str]
@@ -230,7 +227,7 @@ class ParallelWalk:
             deliver(child.send_signal, signal.SIGTERM)
         for child in list(self.children):
             try:
-                child.wait(self.patience_seconds)
+                child.wait(_PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
@@ -279,7 +276,13 @@ def walk(
                 writers[event.is_error](event)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
-    errors = [_failure(run) for run in done if run.exit_code]
+    errors = []
+    for run in done:
+        if run.exit_code:
+            last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
+            message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
+            entry = error(FAILED, message, name=run.name, bind=run.bind)
+            errors.append(replace(entry, error="ErrorCommand"))
     return Outcome(done, errors=errors, exit_code=FAILED if errors else 0, text=None if output else "")
 
 
@@ -317,14 +320,6 @@ def _refuse_placeholders_in_script(command: Sequence[str]) -> None:
                 hint = f'use "${PREFIX}{match[1].upper()}", which walk sets in its environment'
                 raise UsageError(message, hint=hint)
             return
-
-
-def _failure(run: ServerRun) -> ErrorEntry:
-    """The error for a run that failed."""
-    last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
-    message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
-    entry = error(FAILED, message, name=run.name, bind=run.bind)
-    return replace(entry, error="ErrorCommand")
 
 
 def _decoded(output: bytes) -> str:

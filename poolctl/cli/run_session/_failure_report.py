@@ -47,7 +47,7 @@ def last_lines(
         name: merged_tails(
             {name: path},
             _LINES,
-            since=_start_of_last_attempt(died.get(name, ()), begun),
+            since=deaths[-2].time if len(deaths := died.get(name, ())) > 1 else stamp(begun),
             wanted=wanted,
             unreadable=lambda name, error: None,
         )
@@ -82,14 +82,8 @@ def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
     return others if any(line.text.strip() for line in others) else []
 
 
-def _start_of_last_attempt(deaths: Sequence[Death], begun: float) -> str:
-    """When the last failed process began: after the previous exit, or at `begun`, the start of the pool."""
-    return deaths[-2].time if len(deaths) > 1 else stamp(begun)
-
-
 def log_sections(
     logs: Mapping[str, Sequence[LogLine]],
-    env: Mapping[str, str] = os.environ,
     *,
     objects: bool,
     which: str = "last",
@@ -102,22 +96,18 @@ def log_sections(
     for name, lines in logs.items():
         if lines:
             texts += (
-                map(log_rendering.json_line, lines)
-                if objects
-                else _foldable_log_section(name, lines, env, which)
+                map(log_rendering.json_line, lines) if objects else _foldable_log_section(name, lines, which)
             )
     return "".join(texts)
 
 
-def _foldable_log_section(
-    name: str, lines: Sequence[LogLine], env: Mapping[str, str], which: str
-) -> Iterator[str]:
+def _foldable_log_section(name: str, lines: Sequence[LogLine], which: str) -> Iterator[str]:
     count = len(lines)
     head = f"{which} {count} lines of {name}" if count > 1 else f"{which} line of {name}"
     before, after = f"{head}:\n", ""
-    if is_github(env):
+    if is_github():
         before, after = f"::group::{head}\n", "::endgroup::\n"
-    elif env.get("GITLAB_CI") == "true":
+    elif os.environ.get("GITLAB_CI") == "true":
         moment, section = int(time()), f"poolctl_{name}"
         before = f"\x1b[0Ksection_start:{moment}:{section}[collapsed=true]\r\x1b[0K{head}\n"
         after = f"\x1b[0Ksection_end:{moment}:{section}\r\x1b[0K\n"

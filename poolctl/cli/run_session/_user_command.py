@@ -86,10 +86,8 @@ def _spawn(path: str, command: list[str], env: Mapping[str, str], stdout: int | 
         raise Failure(Outcome.failed(code, f"{command[0]}: {why}")) from None
 
 
-def command_environment(
-    pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """`base` with POOLCTL_CONFIG, and the URL and port of each server.
+def command_environment(pool: PoolRef, items: Sequence[Item]) -> dict[str, str]:
+    """This process's environment with POOLCTL_CONFIG, and the URL and port of each server.
 
     Raises Failure (exit 5) if variables of two servers would have the same name.
     """
@@ -108,7 +106,7 @@ def command_environment(
             parts["url"] = f"http://{item.address}"
         name = word(item.name)
         env |= {f"POOLCTL_{part.upper()}_{name}": parts[part] for part in ("url", "port") if part in parts}
-    return {**base, **env}
+    return {**os.environ, **env}
 
 
 def word(name: str) -> str:

@@ -143,10 +143,6 @@ def checked_networks(value: Tree, words: tuple[str, ...] = ("*",)) -> Tree:
     return tuple(value)
 
 
-def _trusted_peers(value: Tree) -> Tree:
-    return checked_networks(value, (EVERY, UNIX))
-
-
 def _refuse_numeric_umask(value: Tree) -> Tree:
     if isinstance(value, int) and not isinstance(value, bool):
         # A parsed number does not show whether it was written as octal or decimal.
@@ -459,7 +455,10 @@ FilePath = Annotated[
 ]
 Interpreter = Annotated[FilePath, Relative(absolute_interpreter)]
 Proxies = Accepts[Annotated[tuple[Text, ...], BeforeValidator(checked_networks)], Sequence[str]]
-TrustedPeers = Accepts[Annotated[tuple[Text, ...], BeforeValidator(_trusted_peers)], Sequence[str]]
+TrustedPeers = Accepts[
+    Annotated[tuple[Text, ...], BeforeValidator(lambda value: checked_networks(value, (EVERY, UNIX)))],
+    Sequence[str],
+]
 Windows = Accepts[Annotated[tuple[Text, ...], BeforeValidator(_validated_windows)], Sequence[str]]
 Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]

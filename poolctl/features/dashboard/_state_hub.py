@@ -105,12 +105,11 @@ class StatusLevelHistory:
 
     def since(self, now: float) -> dict[str, Changes]:
         """Return {server: [(time, level)]}: the level (ok, ko, …) an hour before `now` if known, then each change."""
-        return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
-
-
-def _recent(changes: Changes, begin: float) -> Changes:
-    within = next((index for index, (when, _) in enumerate(changes) if when > begin), len(changes))
-    return changes[max(0, within - 1) :]
+        recent = {}
+        for name, changes in self._changes.items():
+            before = sum(when <= now - SPAN_SECONDS for when, _ in changes)
+            recent[name] = changes[max(0, before - 1) :]
+        return recent
 
 
 class Hub:
@@ -208,7 +207,10 @@ class Hub:
         result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
         await self._load_failure_reasons(changed)
-        files, known_files = self._changed_files_warning(result), self._files
+        files, known_files = "", self._files
+        if result.changed is not None:
+            first = (self._about.get("files") or [""])[0]
+            files = drift_line_without_values(result.changed, os.path.dirname(first))
         self._files = files
         if is_first:
             self._gone = None
@@ -229,13 +231,6 @@ class Hub:
         if files != known_files:
             self._send_event("files", {"message": files})
 
-    def _changed_files_warning(self, result: StatsResult) -> str:
-        """The warning of commands that the pool's files have changed since they were read, or ""."""
-        if result.changed is None:
-            return ""
-        first = (self._about.get("files") or [""])[0]
-        return drift_line_without_values(result.changed, os.path.dirname(first))
-
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
         """Store the result of the verb `stats`. A new uptime alone does not count as a change of a server.
 
@@ -253,8 +248,10 @@ class Hub:
                 item["reason"] = server.end_text
             self._items[server.name] = item
             self._figures[server.name] = to_json(server.stats, *FIGURES)
-            self._series[server.name] = {
-                figure: None if values is None else [_rounded(value) for value in values]
+            self._series[server.name] = {  # rounded to four digits to save bytes
+                figure: None
+                if values is None
+                else [value if value is None else float(f"{value:.4g}") for value in values]
                 for figure, values in to_json(server.stats.history, *SERIES).items()
             }
             if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
@@ -354,11 +351,6 @@ class Hub:
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(message)
-
-
-def _rounded(value: float | None) -> float | None:
-    """The value for a chart, rounded to four digits to save bytes."""
-    return value if value is None else float(f"{value:.4g}")
 
 
 def event_message(name: str, document: object) -> str:

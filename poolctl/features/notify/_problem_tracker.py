@@ -68,8 +68,20 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
-    words = [f"{count} {_noun(status, count)}" for status, count in counts.items() if count]
-    title = _headline(lines[0]) if len(lines) == 1 else f"{', '.join(words)}{_server_names_suffix(lines)}"
+    if len(lines) == 1:
+        event = lines[0].event  # the line itself says why
+        title = f"{event.server}: {event.event}" if event.server else event.event
+        if status == RESOLVED:
+            title = _end_text(event)
+    else:
+        nouns = {
+            PROBLEM: "problems" if counts[PROBLEM] > 1 else "problem",
+            RESOLVED: "resolved",
+            NEWS: "news",
+        }
+        title = ", ".join(f"{count} {nouns[status]}" for status, count in counts.items() if count)
+        if names := list(dict.fromkeys(line.event.server for line in lines if line.event.server)):
+            title += f" ({', '.join(names[:_NAMED])}{' …' if len(names) > _NAMED else ''})"
     return Message(
         status,
         SEVERITIES[worst] if status != RESOLVED else INFO,
@@ -78,26 +90,6 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
         now,
         tuple(line.event for line in lines),
     )
-
-
-def _headline(line: MessageLine) -> str:
-    """What has happened to which server; the line itself says why."""
-    event = line.event
-    if line.status == RESOLVED:
-        return _end_text(event)
-    return f"{event.server}: {event.event}" if event.server else event.event
-
-
-def _server_names_suffix(lines: Sequence[MessageLine]) -> str:
-    names = list(dict.fromkeys(line.event.server for line in lines if line.event.server))
-    shown = ", ".join(names[:_NAMED])
-    return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
-
-
-def _noun(status: str, count: int) -> str:
-    if status == PROBLEM:
-        return "problems" if count > 1 else "problem"
-    return "resolved" if status == RESOLVED else "news"
 
 
 @dataclass(slots=True)

@@ -73,11 +73,14 @@ class PoolOperator(GatewayPart):
     def __init__(self, site: PartContext) -> None:
         super().__init__(site)
         self._table: OperatorTable | None = None
-        self.address = WebAddress(site.web, "operator", self._site_settings)
+        environment = site.environment
+        self.address = WebAddress(
+            site.web, "operator", lambda table: site_settings(table, environment.configuration.environment)
+        )
         self._reports = ReportLimit()  # by service
         self._gateway: GatewayManager | None = None
         self._client: OperatorClient | None = None
-        self._counted = CountedRequests(site.environment.directory)
+        self._counted = CountedRequests(environment.directory)
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -93,9 +96,6 @@ class PoolOperator(GatewayPart):
         self._gateway = gateway
         gateway.figures.counted = self._count
         self._configure_client()
-
-    def _site_settings(self, table: OperatorTable) -> SiteSettings:
-        return site_settings(table, self.site.environment.configuration.environment)
 
     async def _wake_service(self, call: Call) -> Result:
         """Wake the service that a client reports on, or ask for more workers."""

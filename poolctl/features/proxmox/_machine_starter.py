@@ -7,6 +7,7 @@ wait, and start it again. Machines that were already running, or that someone el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -77,7 +78,9 @@ class MachinePowerManager:
         self._idle_since: dict[int, tuple[Activity, float]] = {}  # time of the last activity
         self._watching: asyncio.Task[None] | None = None
         self._epoch = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        self.started = self._read_started()
+        self.started: dict[int, float] = {}
+        with contextlib.suppress(ValueError, TypeError):
+            self.started = {int(vmid): float(at) for vmid, at in read_json_object(self._path).items()}
 
     @property
     def states_by_url(self) -> dict[str, MachineState]:
@@ -100,7 +103,10 @@ class MachinePowerManager:
             guests = {url: new._replace(status=seen.get(new.vmid, new.status)) for url, new in guests.items()}
         self._guests = dict(guests)
         if freshly_read:
-            self._forget_stopped()
+            stopped = {guest.vmid for guest in guests.values() if guest.status == STOPPED}
+            for vmid in stopped & self.started.keys():  # someone else has stopped them
+                if (case := self._start_states.get(vmid)) is None or case.work is None:
+                    self._forget_started(vmid)
         for guest in guests.values() if freshly_read else ():
             case = self._start_states.get(guest.vmid)
             if case is None or case.work is not None:
@@ -231,13 +237,6 @@ class MachinePowerManager:
         if self.started.pop(vmid, None) is not None:
             self._idle_since.pop(vmid, None)
             self._save_started_and_watch_idle()
-
-    def _forget_stopped(self) -> None:
-        """Forget started machines that someone else has stopped."""
-        stopped = {guest.vmid for guest in self._guests.values() if guest.status == STOPPED}
-        for vmid in stopped & self.started.keys():
-            if (case := self._start_states.get(vmid)) is None or case.work is None:
-                self._forget_started(vmid)
 
     async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         status = await api.status(guest)
@@ -394,9 +393,3 @@ class MachinePowerManager:
             logger.warning("which machines were started is not known to the next supervisor: %s", error)
         if self._watching is None or not self.started:
             self._restart_idle_watch_if_needed()
-
-    def _read_started(self) -> dict[int, float]:
-        try:
-            return {int(vmid): float(at) for vmid, at in read_json_object(self._path).items()}
-        except (ValueError, TypeError):
-            return {}

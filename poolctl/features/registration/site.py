@@ -50,7 +50,8 @@ class AuthorizedClient:
         if not separator:
             return "a Unix socket is of this machine: register it there" if ":" in url else ""
         try:
-            host = parse(place if _has_port(place) else f"{place}:80").host
+            has_port = ":" in (place.rpartition("]")[2] if place.startswith("[") else place)
+            host = parse(place if has_port else f"{place}:80").host
         except ValueError:
             return ""
         try:
@@ -147,7 +148,3 @@ def read_options(body: bytes, verb: str) -> Table:
     if "ttl" in options and options["ttl"] in (0, "0", "0s"):
         raise Refused(400, "a service that is elsewhere needs a ttl")
     return options
-
-
-def _has_port(place: str) -> bool:
-    return ":" in (place.rpartition("]")[2] if place.startswith("[") else place)

@@ -142,7 +142,12 @@ class Cpu(Trigger):
         self._cores: float | None = None
 
     def measure(self, sample: Sample) -> Part:
-        usages, pids = self.runner.usages, _pids_of_ready_workers(sample.entry)
+        workers = sample.entry.observed.workers.values()
+        placements = [worker.placement for worker in workers if worker.phase is WorkerPhase.READY]
+        pids = [
+            placement.pid for placement in placements if placement is not None and placement.pid is not None
+        ]
+        usages = self.runner.usages
         self._note_measured({pid: usages.of(pid) for pid in pids})
         is_busy = sample.counted[tally.STARTED] or sample.in_flight
         seconds = _CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS
@@ -170,13 +175,6 @@ class Cpu(Trigger):
         ]
         self._cores = max(0.0, sum(used)) if used else None
         self._seen, self._noted_at = measured, newest_at
-
-
-def _pids_of_ready_workers(entry: Entry) -> list[int]:
-    placements = [
-        worker.placement for worker in entry.observed.workers.values() if worker.phase is WorkerPhase.READY
-    ]
-    return [placement.pid for placement in placements if placement is not None and placement.pid is not None]
 
 
 class LatencyQuantile(Trigger):

@@ -47,7 +47,10 @@ class SingleServerProcess:
             self._health.begin()
             if self._stacks is not None:
                 self._stacks.begin()
-            config = self._load_app_config()
+            set_argv_and_path(self._spec)
+            settings = apply_and_drop_level(self._spec["uvicorn"] | {"access_log": False})
+            config = configure(load_app(self._spec), settings)
+            config = load_config(config, self._spec["requests"], self._spec["tls"], self._tls_fds)
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
@@ -65,12 +68,6 @@ class SingleServerProcess:
             if self._stacks is not None:
                 self._stacks.close()
         return 0
-
-    def _load_app_config(self) -> uvicorn.Config:
-        set_argv_and_path(self._spec)
-        settings = apply_and_drop_level(self._spec["uvicorn"] | {"access_log": False})
-        config = configure(load_app(self._spec), settings)
-        return load_config(config, self._spec["requests"], self._spec["tls"], self._tls_fds)
 
     async def _serve(self, config: uvicorn.Config) -> None:
         spec = self._spec

@@ -446,10 +446,15 @@ def table_frame(
     elif height < _LOW:
         del head[1:]
     if height >= _LOW or board.filter or typing:
-        is_filtered = bool(board.filter or typing)
-        head.append(
-            _filter_line(board, typing) if is_filtered else _end_line(servers.selected, routes is None)
-        )
+        if board.filter or typing:
+            count = f"  {len(board.shown)} of {len(board.rows)}"
+            cursor = ("_", "blink") if typing else ""
+            line = Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (count, FAINT))
+        elif routes is None and (selected := servers.selected) is not None and selected.ended:
+            line = _end_line(selected)
+        else:
+            line = Text()
+        head.append(line)
     board.resize(height - len(head) - 2)
     table = table_lines(board, width, SERVER_COLUMNS if routes is None else ROUTE_COLUMNS)
     lines = [*head, *table]
@@ -460,17 +465,9 @@ def table_frame(
     return [*lines, _last_line(board, hints, notice, typing, width)]
 
 
-def _end_line(selected: MeasuredServer | None, shown: bool) -> Text:
-    """How the selected server, if it is shown, has ended by itself; otherwise an empty line."""
-    if selected is None or not shown or not selected.ended:
-        return Text()
-    return Text(f" {printable(f'{selected.name} {selected.end_text}')}", "yellow")
-
-
-def _filter_line(board: Board[Any], typing: bool) -> Text:
-    count = f"  {len(board.shown)} of {len(board.rows)}"
-    cursor = ("_", "blink") if typing else ""
-    return Text.assemble((" filter ", "bold cyan"), board.filter, cursor, (count, FAINT))
+def _end_line(server: MeasuredServer) -> Text:
+    """How the server has ended by itself."""
+    return Text(f" {printable(f'{server.name} {server.end_text}')}", "yellow")
 
 
 def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: bool, width: int) -> Text:
@@ -570,7 +567,7 @@ def frame_text(
     )
     rows, columns = (board, SERVER_COLUMNS) if routes is None else (routes, ROUTE_COLUMNS)
     table = table_lines(rows, width, columns, is_printed=True)
-    table += [_end_line(row, shown=True) for row in board.shown if row.ended and routes is None]
+    table += [_end_line(row) for row in board.shown if row.ended and routes is None]
     console.print(
         *head_lines(board, gateway, pool, width), *table, sep="\n", no_wrap=True, crop=True, overflow="crop"
     )

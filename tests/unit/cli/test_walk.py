@@ -159,13 +159,13 @@ def test_several_targets_without_a_match_may_have_been_the_command(poolctl: Comm
     assert hint not in poolctl("walk", "echo", "hello", "--", "true").err
 
 
-@pytest.mark.parametrize(("ignores", "code"), [(False, 143), (True, 137)])
+@pytest.mark.parametrize(("ignores", "code"), [(False, 143), pytest.param(True, 137, marks=pytest.mark.slow)])
 def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
     directory: Path, ignores: bool, code: int
 ) -> None:
     script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
     command = ["sh", "-c", script]
-    walk = ParallelWalk(command, jobs=1, fail_fast=False, keep=False, patience_seconds=0.1)
+    walk = ParallelWalk(command, jobs=1, fail_fast=False, keep=False)
     children: list[subprocess.Popen[bytes]] = []
 
     def end() -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from poolctl.config import ServerConfig, Tables
+from poolctl.config import Tables
 from poolctl.control.pool_paths import GATEWAY_ACCESS_LOG
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Entry
@@ -110,7 +110,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.targets = Targets(self.facts_of_server, self.hosts, self.counts, self._record_event, now)
         self.figures = GatewayFigures(self.targets, lambda: self.gateway, self._update, now)
         self.probes = TargetProbes(self._update)
-        self.routes = RouteTableManager(self._route_source, self._on_routes_computed, environment.directory)
+        self.routes = RouteTableManager(
+            lambda: ([entry.config for entry in core.entries.values()], self.tables),
+            self._on_routes_computed,
+            environment.directory,
+        )
         self.processes = HaproxyProcesses(
             environment.directory,
             output,
@@ -290,15 +294,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
-            if self._must_change_listener(entry):
-                self._reconcile()
+            if (plan := self._current) is not None and entry.config.is_proxied:
+                is_listening = entry.config.address.bind in plan.listeners
+                if is_listening == entry.wants_no_worker:
+                    self._reconcile()
             self._update()
-
-    def _must_change_listener(self, entry: Entry) -> bool:
-        """Whether the address of a proxied server has to be opened or closed."""
-        if (plan := self._current) is None or not entry.config.is_proxied:
-            return False
-        return (entry.config.address.bind in plan.listeners) == entry.wants_no_worker
 
     def _open_streams(self) -> list[StreamRoute]:
         """The streams to listen for: the address of a proxied server is closed while it should not run."""
@@ -313,9 +313,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _schedule_recomputation(self) -> None:
         self._revision = self._core.servers.revision
         self.routes.schedule_computation()
-
-    def _route_source(self) -> tuple[list[ServerConfig], Tables]:
-        return [entry.config for entry in self._core.entries.values()], self.tables
 
     def _on_routes_computed(self) -> None:
         routes = self.routes.routes

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import (
     PRIVATE,
     Identity,
-    SocketAccess,
     change_access,
     socket_file_identity,
 )
@@ -258,7 +258,9 @@ class GatewayListeners:
             if is_open and self.settings[key] != listener:
                 self._store(key, listener)
             try:
-                allowed = await _access_of(listener)
+                allowed = PRIVATE
+                if listener.mode:
+                    allowed = await in_daemon_thread(partial(socket_access, listener.mode, listener.owner))
                 if is_open:
                     change_access(parse(listener.bind), self._open[key], allowed)
             except ServerError as error:
@@ -295,9 +297,3 @@ class GatewayListeners:
             self._opener.close(parse(key).key, sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
-
-
-async def _access_of(listener: ListenerSettings) -> SocketAccess:
-    if not listener.mode:
-        return PRIVATE
-    return await in_daemon_thread(lambda: socket_access(listener.mode, listener.owner))

@@ -64,8 +64,10 @@ def test_lines_that_the_reason_quotes_are_not_repeated() -> None:
     ],
 )
 def test_last_lines_are_folded_where_logs_can_be(
-    tmp_path: Path, env: dict[str, str], before: str, after: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], before: str, after: str
 ) -> None:
+    for name in ("GITHUB_ACTIONS", "GITLAB_CI"):
+        monkeypatch.setenv(name, env.get(name, ""))
     log = tmp_path / "a.log"
     lines = [(7, "too early"), (8, "one"), (9, "::error::two\x1b[31m ##[error]")]
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
@@ -73,9 +75,9 @@ def test_last_lines_are_folded_where_logs_can_be(
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
     since = "2026-11-20T08:47:07.500000Z"
     logs = {name: tail(path, 20, since=since, name=name) for name, path in paths.items()}
-    found = re.sub(r"(section_\w+):\d+", r"\1:99", log_sections(logs, env, objects=False))
+    found = re.sub(r"(section_\w+):\d+", r"\1:99", log_sections(logs, objects=False))
     assert found == f"{before}a | one\na | ::error::two #\\x23[error]\n{after}"
-    objects = [json.loads(line) for line in log_sections(logs, env, objects=True).splitlines()]
+    objects = [json.loads(line) for line in log_sections(logs, objects=True).splitlines()]
     assert [(each["server"], each["message"]) for each in objects] == [
         ("a", "one"),
         ("a", "::error::two\x1b[31m ##[error]"),

@@ -39,9 +39,9 @@ def test_environment_has_the_pool_and_the_addresses_of_its_servers() -> None:
         item("given", "fd:3", "fd:3", address="127.0.0.1:90"),
         item("off", "127.0.0.1:1", "http://127.0.0.1:1", state="disabled"),
     ]
-    found = command_environment(PoolRef(["/a/pool.toml", "/a/dev.toml"], "/run/a"), items, {"HOME": "/root"})
+    found = command_environment(PoolRef(["/a/pool.toml", "/a/dev.toml"], "/run/a"), items)
     assert found == {
-        "HOME": "/root",
+        **os.environ,
         "POOLCTL_CONFIG": "/a/pool.toml",
         "POOLCTL_URL_USERS_V1_A": "http://localhost:8081",
         "POOLCTL_PORT_USERS_V1_A": "8081",
