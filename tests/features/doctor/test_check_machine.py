@@ -84,15 +84,6 @@ def test_few_open_files(real_pool: RealPool) -> None:
 
 @pytest.mark.integration
 @needs_root
-def test_few_processes(real_pool: RealPool) -> None:
-    public(real_pool)
-    code, found = examined(real_pool, around=f'exec prlimit --nproc=3:3 {AS_OTHER_USER} "$@"')
-    assert code == 1
-    assert "may have 3" in only(found, "processes", "problem")["message"]
-
-
-@pytest.mark.integration
-@needs_root
 @pytest.mark.parametrize(("controller", "file", "value", "check"), [
     ("pids", "pids.max", "5", "processes"), ("memory", "memory.limit_in_bytes", "64M", "memory"),
 ])  # fmt: skip
@@ -190,20 +181,6 @@ def test_a_short_queue_and_ports_of_outgoing_connections(real_pool: RealPool) ->
     only(found, "port range", "ok")
 
 
-@pytest.mark.integration
-@needs_root
-@pytest.mark.parametrize(("options", "fill", "said"), [
-    ("size=64k", "", "KiB left"), ("nr_inodes=20", "", "more files"), ("ro", "", "read-only"),
-    ("size=100m", "", "MiB left"),
-])  # fmt: skip
-def test_a_runtime_directory_without_room(real_pool: RealPool, options: str, fill: str, said: str) -> None:
-    real_pool.write_hello("web")
-    prepare = f"mount -t tmpfs -o {options} none {real_pool.runtime}"
-    code, found = examined(real_pool, around=in_namespace("--mount", prepare))
-    assert code == (options != "size=100m")
-    assert said in only(found, "runtime directory", "warning" if code == 0 else "problem")["message"]
-
-
 @pytest.mark.heavy_variants
 @pytest.mark.integration
 @needs_root
@@ -261,28 +238,6 @@ def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     only(found, "leftovers", "ok")
 
 
-@pytest.mark.heavy_variants
-@pytest.mark.integration
-@pytest.mark.parametrize("kind", ["stale", "taken", "file", "nowhere"])
-def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> None:
-    real_pool.write_hello("web")
-    path = real_pool.runtime / ("no/such/a.sock" if kind == "nowhere" else "a.sock")
-    real_pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "unix:{path}"\napp = "hello:app"\n')
-    with socket.socket(socket.AF_UNIX) as listener:
-        if kind in ("stale", "taken"):
-            listener.bind(str(path))
-        if kind == "taken":
-            listener.listen()
-        if kind == "file":
-            path.write_text("")
-        code, found = examined(real_pool)
-    assert code == (kind != "stale")
-    if kind == "nowhere":
-        assert only(found, "ports", "problem")["fix"].startswith("mkdir -p ")
-    else:
-        only(found, "sockets", "ok" if kind == "stale" else "problem")
-
-
 @pytest.mark.integration
 @needs_root
 def test_proc_that_lists_no_processes_is_a_problem(real_pool: RealPool) -> None:
@@ -306,21 +261,6 @@ def test_a_kernel_that_forbids(real_pool: RealPool) -> None:
     code, found = in_sandbox(319)
     assert code == 1
     assert "memfd_create" in next(each["message"] for each in found["kernel"] if each["status"] == "problem")
-
-
-@pytest.mark.integration
-@needs_root
-def test_a_session_whose_end_is_the_pools(real_pool: RealPool) -> None:
-    public(real_pool)
-    if not Path("/etc/systemd").is_dir():
-        pytest.skip("no /etc/systemd")
-    prepare = (
-        "mount -t tmpfs none /run; mkdir -p /run/systemd/system; mount -t tmpfs none /etc/systemd; "
-        "mkdir /etc/systemd/logind.conf.d; "
-        "echo KillUserProcesses=yes > /etc/systemd/logind.conf.d/a.conf"
-    )
-    _, found = examined(real_pool, around=in_namespace("--mount", prepare, f'{AS_OTHER_USER} "$@"'))
-    assert "enable-linger" in only(found, "logout", "warning")["fix"]
 
 
 MOUNTS = """

@@ -17,79 +17,6 @@ from tests.stand_in import Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
 
-
-@pytest.mark.parametrize(
-    ("args", "items", "line"),
-    [
-        (["scale", "web", "3"], [item("web", workers=3)], "1 server scaled to 3 workers"),
-        (["scale", "--all", "1"], [item("a"), item("b")], "2 servers scaled to 1 worker"),
-        (["scale", "--all", "2"], [item("a", workers=2), item("b")], "1 of 2 servers scaled to 2 workers"),
-        (["drain", "a"], [item("a", state="draining", ready=False)], "1 server out of rotation"),
-        (["drain", "--all"], [item("a", state="draining"), item("b")], "1 of 2 servers out of rotation"),
-        (["undrain", "--all"], [item("a")], "1 server in rotation"),
-        (["undrain", "--all"], [item("a"), item("b", ready=False)], "1 of 2 servers in rotation"),
-        (["disable", "--all"], [item("a", state="disabled"), item("b")], "1 of 2 servers disabled"),
-        (["enable", "a"], [item("a")], "1 server enabled, 1 ready"),
-        (["disable", "a"], [item("a", state="disabled", ready=False)], "1 server disabled"),
-        (["remove", "a"], [item("a", state="stopped")], "removed a 127.0.0.1:8081"),
-        (["disable", "--tag", "x", "--allow-empty"], [], "no server selected"),
-    ],
-)  # fmt: skip
-def test_the_line_for_people(
-    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
-) -> None:
-    with supervised(always(*items)) as requests:
-        assert poolctl(*args) == (0, f"{line}\n", "")
-        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
-    assert {verb for verb, _ in requests} == {args[0]}
-
-
-IDLE = {"state": "stopped", "ready": False}
-
-
-@pytest.mark.parametrize(
-    ("items", "unchanged", "lines"),
-    [
-        ([item("a")], ["a"], ["1 server enabled already"]),
-        (
-            [item("a", **IDLE)],
-            ["a"],
-            ["a is enabled already, and stopped: `poolctl start a` starts it"],
-        ),
-        (
-            [item("a", **IDLE | {"state": "failed"})],
-            ["a"],
-            ["a is enabled already, and failed: `poolctl start a` starts it"],
-        ),
-        ([item("job", state="completed", ready=True)], ["job"], ["1 server enabled already"]),
-        (
-            [item("a"), item("b", **IDLE), item("c", **IDLE), item("d")],
-            ["b", "c", "d"],
-            [
-                "1 server enabled, 1 ready",
-                "1 server enabled already",
-                "2 servers enabled already, and not running: `poolctl start b c` starts them",
-            ],
-        ),
-        (
-            [item(f"s{number}", **IDLE) for number in range(11)],
-            [f"s{number}" for number in range(11)],
-            ["11 servers enabled already, and not running: `poolctl start NAME...` starts them"],
-        ),
-    ],
-)
-def test_enable_says_which_servers_were_enabled_already(
-    poolctl: Command,
-    supervised: Supervised,
-    items: list[dict[str, Any]],
-    unchanged: list[str],
-    lines: list[str],
-) -> None:
-    with supervised(always(*items, unchanged=unchanged)):
-        assert poolctl("enable", "--all").out.splitlines() == lines
-        assert poolctl("enable", "--all", "-o", "json").json == {"schema": 1, "items": items, "errors": []}
-
-
 CHANGES_OF_SELECTED = [["remove"], ["disable"], ["enable"], ["drain"], ["undrain"], ["scale", "2"]]
 
 
@@ -470,28 +397,6 @@ def test_a_file_that_cannot_be_written_is_7_before_anything_is_done(
         assert poolctl("enable", "orders", "--save").code == 7
     finally:
         directory.chmod(0o700)
-
-
-def test_enable_counts_a_selected_dependent_once(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(item("db"), item("web"), dependents=["web"])):
-        said = poolctl("enable", "--all").out
-    assert said == "1 server enabled, 1 ready, and 1 that depends on it started\n"
-
-
-@pytest.mark.parametrize(
-    ("args", "state", "dependents", "line"),
-    [
-        (["disable", "a"], "disabled", ["v", "w"], "1 server disabled, and 2 that depend on it stopped"),
-        (["enable", "a"], "running", ["w"], "1 server enabled, 1 ready, and 1 that depends on it started"),
-    ],
-)
-def test_dependents_of_the_selected_servers_are_counted_apart(
-    poolctl: Command, supervised: Supervised, args: list[str], state: str, dependents: list[str], line: str
-) -> None:
-    items = [item("a", state=state, ready=state == "running")]
-    with supervised(always(*items, dependents=dependents)):
-        assert poolctl(*args).out == f"{line}\n"
-        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
 @pytest.mark.parametrize(

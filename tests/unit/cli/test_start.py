@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -78,24 +77,6 @@ def test_interpreter_that_cannot_run_the_supervisor_is_8_with_its_reason(
     said = poolctl(command)
     assert (said.code, said.out) == (8, "")
     assert said.err.startswith(f"error: the supervisor could not start: {why}\n")
-
-
-@pytest.mark.parametrize(
-    ("args", "items", "line"),
-    [
-        (["start"], [item("a"), item("b", ready=False, state="failed")], "1 of 2 servers ready"),
-        (["start"], [item("a"), item("b", ready=False, state="disabled")], "1 server ready (1 disabled)"),
-        (["start", "--no-wait"], [item("a"), item("b", ready=False)], "2 servers starting, 1 ready"),
-        (["start", "--tag", "x", "--allow-empty"], [], "no server selected"),
-    ],
-)
-def test_line_counts_the_servers_that_are_ready(
-    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
-) -> None:
-    with supervised(always(*items)):
-        assert poolctl(*args).out.splitlines()[0] == line
-        assert poolctl(*args, "--quiet").out == ""
-        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
-import pytest
-
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -38,24 +36,6 @@ def test_wait_goes_on_when_the_supervisor_goes_away_meanwhile(
     with supervised(answer):
         assert poolctl("wait", "--timeout", "600").code == 0
     assert 500 < asked[2] < asked[0] <= 600
-
-
-@pytest.mark.parametrize(
-    ("args", "items", "line"),
-    [
-        (["wait"], [item("a")], "1 server ready"),
-        (["wait", "--for", "healthy"], [item("a"), item("b")], "2 servers healthy"),
-        (["wait"], [item("a"), item("b", state="sleeping", ready=False)], "1 server ready (1 sleeping)"),
-        (["wait", "--for", "sleeping"], [item("b", state="sleeping", ready=False)], "1 server sleeping"),
-    ],
-)
-def test_line_counts_the_servers_that_reached_the_goal(
-    poolctl: Command, supervised: Supervised, args: list[str], items: list[dict[str, Any]], line: str
-) -> None:
-    with supervised(always(*items)):
-        assert poolctl(*args).out.splitlines()[0] == line
-        assert poolctl(*args, "--quiet").out == ""
-        assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
 
 
 def test_wait_that_fails_prints_no_line(poolctl: Command, supervised: Supervised) -> None:

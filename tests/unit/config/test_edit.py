@@ -7,13 +7,12 @@ import stat
 import subprocess
 import sys
 import textwrap
-import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.config.edit import Draft, FileChanged, replace_file_content
-from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 from tests.descriptors import no_descriptor_left
 
@@ -59,65 +58,168 @@ def written(directory: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_a_value_is_replaced_in_its_place_and_its_comment_stays(tmp_path: Path) -> None:
-    file = written(tmp_path, "pool.toml", POOL)
-    draft = drafted(file)
-    draft.set("orders", ("disabled",), False)
-    draft.set("users", ("env", "LEVEL"), "debug")
-    assert draft.write() == [str(file)]
-    assert file.read_text() == POOL.replace("disabled = true ", "disabled = false ").replace(
-        '"info"', '"debug"'
-    )
+A = '[[server]]\nname = "a"\n'
+_BEFORE, _, _REST = POOL.partition("# Who buys.")
+_INNER = _REST[_REST.index("# --- inner") :]
 
 
-def test_new_key_is_written_behind_the_keys_of_its_table(tmp_path: Path) -> None:
-    file = written(tmp_path, "pool.toml", POOL)
-    draft = drafted(file)
-    draft.scale("users", 3)
-    draft.set("users", ("env", "B"), "1")
-    draft.set("users", ("http", "root_path"), "/x")
-    draft.set("orders", ("log", "keep"), 2)
-    draft.write()
-    expected = POOL.replace(
-        'http.keep_alive = "5s"\n', 'http.keep_alive = "5s"\nworkers = 3\nhttp.root_path = "/x"\n'
-    )
-    expected = expected.replace('  LEVEL = "info"\n', '  LEVEL = "info"\n  B = "1"\n')
-    expected = expected.replace("until the migration\n", "until the migration\nlog = { keep = 2 }\n")
-    assert sorted(file.read_text().splitlines()) == sorted(expected.splitlines())
-    assert load(str(file), {}).problems == []
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        pytest.param(
+            {"pool.toml": POOL},
+            [("set", "orders", ("disabled",), False), ("set", "users", ("env", "LEVEL"), "debug")],
+            {"pool.toml": POOL.replace("disabled = true ", "disabled = false ").replace('"info"', '"debug"')},
+            id="a value is replaced in its place, and its comment stays",
+        ),
+        pytest.param(
+            {"pool.toml": POOL},
+            [
+                ("scale", "users", 3), ("set", "users", ("env", "B"), "1"),
+                ("set", "users", ("http", "root_path"), "/x"), ("set", "orders", ("log", "keep"), 2),
+            ],
+            {
+                "pool.toml": POOL.replace('"5s"\n', '"5s"\nhttp.root_path = "/x"\nworkers = 3\n')
+                .replace('"info"\n', '"info"\n  B = "1"\n')
+                .replace("until the migration\n", "until the migration\nlog = { keep = 2 }\n")
+            },
+            id="a new key is written behind the keys of its table",
+        ),
+        pytest.param(
+            {"pool.toml": POOL}, [("remove", "USERS")], {"pool.toml": _BEFORE + _INNER},
+            id="a server goes with its comments",
+        ),
+        pytest.param(
+            {"pool.toml": _BEFORE + _INNER}, [("remove", "orders")],
+            {"pool.toml": f"{_BEFORE}# --- inner ones ---\n"}, id="a comment that is not of the server stays",
+        ),
+        pytest.param(
+            {"pool.toml": f"# About this file.\n{A}"}, [("remove", "a")],
+            {"pool.toml": "# About this file.\n"}, id="the comment that a file begins with stays",
+        ),
+        pytest.param(
+            {"pool.toml": f"[pool]\n#:schema ./pool.schema.json\n{A}"}, [("remove", "a")],
+            {"pool.toml": "[pool]\n#:schema ./pool.schema.json\n"}, id="the schema stays",
+        ),
+        pytest.param(
+            {"pool.toml": POOL}, [("add", {"name": "new", "bind": ":9", "env": {"A": "x"}})],
+            {"pool.toml": f'{POOL}\n[[server]]\nname = "new"\nbind = ":9"\nenv = {{ A = "x" }}\n'},
+            id="a new server has the layout of the file",
+        ),
+        pytest.param(
+            {
+                "pool.toml": f'{A}scale = {{ min = 0, max = 2, idle = "5m" }}  # sleeps\n[[server]]\nname = "b"\n'
+                'scale.min = 2   # two\nscale.max = 2\n[[server]]\nname = "c"\n'
+            },
+            [("scale", "a", 4), ("scale", "b", 4), ("scale", "c", 4)],
+            {
+                "pool.toml": f'{A}scale = {{ min = 0, max = 4, idle = "5m" }}  # sleeps\n[[server]]\nname = "b"\n'
+                'scale.min = 4   # two\nscale.max = 4\n[[server]]\nname = "c"\nworkers = 4\n'
+            },
+            id="other keys of scale stay",
+        ),
+        pytest.param(
+            {"pool.toml": 'server = [{ name = "a" }, { name = "b" }, { name = "c" }]\n'},
+            [("remove", "a"), ("remove", "b")], {"pool.toml": 'server = [{ name = "c" }]\n'},
+            id="several servers of a list in brackets are removed",
+        ),
+        pytest.param(
+            {"pool.toml": 'server = [{ name = "a", env.X = "1" }, # first\n  { name = "b" }]\n'},
+            [("set", "a", ("disabled",), True)],
+            {"pool.toml": 'server = [{ name = "a", env.X = "1", disabled = true}, # first\n  { name = "b" }]\n'},
+            id="a server in braces is changed",
+        ),
+        pytest.param(
+            {"pool.toml": f'{A}[pool]\nname = "p"\n[[server]]\nname = "b"\n'},
+            [("set", "a", ("disabled",), True)],
+            {"pool.toml": f'{A}disabled = true\n[pool]\nname = "p"\n[[server]]\nname = "b"\n'},
+            id="a server before other tables is changed",
+        ),
+        pytest.param(
+            {"pool.toml": f"{A}disabled = true\n"}, [("reset", "a", "disabled", False)], {"pool.toml": A},
+            id="a key is taken out for its default",
+        ),
+        pytest.param(
+            {"pool.toml": f"{A}disabled = true # for now\n"}, [("reset", "a", "disabled", False)],
+            {"pool.toml": f"{A}disabled = false # for now\n"}, id="a key with a comment gets its default",
+        ),
+        pytest.param(
+            {"pool.toml": f"[defaults]\ndisabled = true\n{A}disabled = true\n"},
+            [("reset", "a", "disabled", False)],
+            {"pool.toml": f"[defaults]\ndisabled = true\n{A}disabled = false\n"},
+            id="a key of [defaults] gets its default",
+        ),
+        pytest.param(
+            {"1.toml": f"{A}disabled = true\n", "2.toml": f"{A}disabled = true\n"},
+            [("reset", "a", "disabled", False)], {"2.toml": f"{A}disabled = false\n"},
+            id="a key of two files gets its default in the last",
+        ),
+        *(
+            pytest.param(
+                {"pool.toml": text}, [("add", {"name": "n"})], {"pool.toml": added},
+                id=f"a new server is set apart from {text!r}",
+            )
+            for text, added in (
+                ("", '[[server]]\nname = "n"\n'),
+                ("# pool", '# pool\n\n[[server]]\nname = "n"\n'),
+                (A[:-1], f'{A}\n[[server]]\nname = "n"\n'),
+                (f"{A}\n", f'{A}\n[[server]]\nname = "n"\n\n'),
+                (f'{A}[pool]\nname = "p"\n', f'{A}\n[[server]]\nname = "n"\n\n[pool]\nname = "p"\n'),
+            )
+        ),
+        pytest.param(
+            {"1.toml": POOL, "2.toml": '[[server]]\nname = "users"\ndisabled = false\nenv = { LEVEL = "x" }\n'},
+            [
+                ("set", "users", ("disabled",), True), ("set", "users", ("bind",), "127.0.0.1:9"),
+                ("set", "users", ("env", "NEW"), "y"), ("set", "users", ("workers",), 2),
+            ],
+            {
+                "1.toml": POOL.replace("127.0.0.1:8081", "127.0.0.1:9"),
+                "2.toml": '[[server]]\nname = "users"\ndisabled = true\nenv = { LEVEL = "x", NEW = "y"}\n'
+                "workers = 2\n",
+            },
+            id="the last of several files that has the key is changed",
+        ),
+        pytest.param(
+            {"1.toml": POOL, "2.toml": '[[server]]\nname = "users"\n'},
+            [("set", "users", ("http", "max_requests"), 5)],
+            {"1.toml": POOL.replace('"5s"\n', '"5s"\nhttp.max_requests = 5\n')},
+            id="a new key goes into the file that has its table",
+        ),
+        pytest.param(
+            {"1.toml": f'{A}\n[[server]]\nname = "x"\n', "2.toml": f"[pool]\n{A}", "3.yaml": "pool: {name: p}\n"},
+            [("remove", "a"), ("add", {"name": "new"})],
+            {"1.toml": '[[server]]\nname = "x"\n', "2.toml": '[pool]\n\n[[server]]\nname = "new"\n'},
+            id="a server is removed from every file, and added to the last one with servers",
+        ),
+        pytest.param(
+            {"pyproject.toml": f"[project]\n\n{A.replace('server', 'tool.poolctl.server')}\n[tool.x]  # after it\n"},
+            [("scale", "a", 2), ("add", {"name": "b"})],
+            {
+                "pyproject.toml": '[project]\n\n[[tool.poolctl.server]]\nname = "a"\nworkers = 2\n\n'
+                '[[tool.poolctl.server]]\nname = "b"\n\n[tool.x]  # after it\n'
+            },
+            id="a pyproject.toml is changed",
+        ),
+    ],
+)  # fmt: skip
+def test_change_leaves_what_it_does_not_change(
+    tmp_path: Path, before: dict[str, str], changes: list[tuple[Any, ...]], after: dict[str, str]
+) -> None:
+    draft = drafted(*(written(tmp_path, name, text) for name, text in before.items()))
+    for method, *arguments in changes:
+        getattr(draft, method)(*arguments)
+    assert {*draft.write()} == {str(tmp_path / name) for name in after}
+    assert {name: (tmp_path / name).read_text() for name in before} == before | after
 
 
-def test_removing_a_server_takes_its_comments_and_leaves_the_others(tmp_path: Path) -> None:
-    file = written(tmp_path, "pool.toml", POOL)
-    draft = drafted(file)
-    draft.remove("USERS")
-    draft.write()
-    before, _, after = POOL.partition("# Who buys.")
-    assert file.read_text() == before + after[after.index("# --- inner") :]
-    draft = drafted(file)
-    draft.remove("orders")
-    draft.write()
-    assert file.read_text() == before + "# --- inner ones ---\n"
-
-
-def test_comment_that_the_file_begins_with_stays_when_its_first_server_is_removed(tmp_path: Path) -> None:
-    text = '# About this file.\n[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\n'
-    file = written(tmp_path, "pool.toml", text)
-    draft = drafted(file)
-    draft.remove("a")
-    draft.write()
-    assert file.read_text() == "# About this file.\n"
-
-
-def test_added_server_is_written_in_the_layout_of_the_file(tmp_path: Path) -> None:
-    table = {"name": "new", "bind": ":9", "app": "a:b", "env": {"A": "x"}}
-    toml = written(tmp_path, "pool.toml", POOL)
-    draft = drafted(toml)
-    draft.add(table)
-    draft.write()
-    assert toml.read_text() == (
-        f'{POOL}\n[[server]]\nname = "new"\nbind = ":9"\napp = "a:b"\nenv = {{ A = "x" }}\n'
-    )
+def test_file_of_the_server_in_a_directory_is_changed(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    one, two = written(tmp_path, "conf/1.toml", POOL), written(tmp_path, "conf/2.toml", A)
+    draft = drafted(tmp_path / "conf")
+    draft.scale("a", 2)
+    assert draft.write() == [str(two)]
+    assert (one.read_text(), two.read_text()) == (POOL, f"{A}workers = 2\n")
 
 
 @pytest.mark.slow
@@ -135,123 +237,6 @@ def test_tomlkit_is_imported_only_to_change_a_file(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
-
-
-def test_scaling_keeps_the_other_keys_of_scale(tmp_path: Path) -> None:
-    file = written(
-        tmp_path,
-        "pool.toml",
-        """\
-        [[server]]
-        name = "a"
-        scale = { min = 0, max = 2, idle = "5m" }  # sleeps
-        [[server]]
-        name = "b"
-        scale.min = 2   # two
-        scale.max = 2
-        [[server]]
-        name = "c"
-        """,
-    )
-    draft = drafted(file)
-    for name in "abc":
-        draft.scale(name, 4)
-    draft.write()
-    assert file.read_text() == (
-        '[[server]]\nname = "a"\nscale = { min = 0, max = 4, idle = "5m" }  # sleeps\n'
-        '[[server]]\nname = "b"\nscale.min = 4   # two\nscale.max = 4\n[[server]]\nname = "c"\nworkers = 4\n'
-    )
-
-
-def test_of_several_files_the_last_that_has_the_key_is_changed(tmp_path: Path) -> None:
-    base = written(tmp_path, "base.toml", POOL)
-    local = written(
-        tmp_path, "local.toml", '[[server]]\nname = "users"\ndisabled = false\nenv = { LEVEL = "x" }\n'
-    )
-    draft = drafted(base, local)
-    draft.set("users", ("disabled",), True)
-    draft.set("users", ("bind",), "127.0.0.1:9")
-    draft.set("users", ("env", "NEW"), "y")
-    draft.set("users", ("workers",), 2)
-    assert set(draft.write()) == {str(base), str(local)}
-    assert base.read_text() == POOL.replace("127.0.0.1:8081", "127.0.0.1:9")
-    assert local.read_text() == (
-        '[[server]]\nname = "users"\ndisabled = true\nenv = { LEVEL = "x", NEW = "y"}\nworkers = 2\n'
-    )
-
-
-def test_new_key_of_a_table_is_written_to_the_file_with_the_table(tmp_path: Path) -> None:
-    first, second = (
-        written(tmp_path, "a.toml", POOL),
-        written(tmp_path, "b.toml", '[[server]]\nname = "users"\n'),
-    )
-    draft = drafted(first, second)
-    draft.set("users", ("http", "max_requests"), 5)
-    assert draft.write() == [str(first)]
-    assert "http.max_requests = 5\n" in first.read_text()
-
-
-def test_several_servers_of_a_list_in_brackets_are_removed(tmp_path: Path) -> None:
-    servers = [f'{{ name = "{name}", bind = ":{port}", app = "a:b" }}' for port, name in enumerate("abc", 1)]
-    file = written(tmp_path, "pool.toml", f"server = [{', '.join(servers)}]\n")
-    draft = drafted(file)
-    draft.remove("a")
-    draft.remove("b")
-    draft.write()
-    assert [each["name"] for each in tomllib.loads(file.read_text())["server"]] == ["c"]
-
-
-def test_a_server_is_removed_from_every_file_and_added_to_the_last(tmp_path: Path) -> None:
-    base = written(tmp_path, "base.toml", POOL)
-    local = written(
-        tmp_path,
-        "local.toml",
-        '[[server]]\nname = "users"\ndisabled = true\n\n[[server]]\nname = "x"\nbind = ":1"\n',
-    )
-    settings = written(tmp_path, "pool.yaml", "pool: {name: p}\n")
-    draft = drafted(base, local, settings)
-    draft.remove("users")
-    draft.add({"name": "new", "bind": ":2"})
-    draft.write()
-    assert "users" not in base.read_text()
-    assert local.read_text() == (
-        '[[server]]\nname = "x"\nbind = ":1"\n\n[[server]]\nname = "new"\nbind = ":2"\n'
-    )
-    assert settings.read_text() == "pool: {name: p}\n"
-
-
-def test_a_pyproject_and_a_directory_are_changed_too(tmp_path: Path) -> None:
-    project = written(
-        tmp_path,
-        "pyproject.toml",
-        """\
-        [project]
-        name = "x"
-
-        [[tool.poolctl.server]]
-        name = "a"
-        bind = ":1"
-
-        [tool.ruff]   # after it
-        line-length = 100
-        """,
-    )
-    draft = drafted(project)
-    draft.scale("a", 2)
-    draft.add({"name": "b", "bind": ":2"})
-    draft.write()
-    assert project.read_text().endswith(
-        'bind = ":1"\nworkers = 2\n\n[[tool.poolctl.server]]\nname = "b"\nbind = ":2"\n\n'
-        "[tool.ruff]   # after it\nline-length = 100\n"
-    )
-    (tmp_path / "conf").mkdir()
-    one = written(tmp_path, "conf/1.toml", POOL)
-    two = written(tmp_path, "conf/2.toml", '[[server]]\nname = "b"\nbind = ":2"\n')
-    draft = drafted(tmp_path / "conf")
-    draft.scale("b", 2)
-    assert draft.write() == [str(two)]
-    assert two.read_text() == '[[server]]\nname = "b"\nbind = ":2"\nworkers = 2\n'
-    assert one.read_text() == POOL
 
 
 def test_change_of_a_table_apart_from_its_server_is_refused_with_its_place(tmp_path: Path) -> None:
@@ -327,60 +312,6 @@ def test_the_owner_stays_when_a_file_is_replaced(tmp_path: Path) -> None:
     assert (file.stat().st_uid, file.stat().st_gid) == (12345, 54321)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            'server = [{ name = "a", env.X = "1" }, # first\n  { name = "b" }]\n',
-            'server = [{ name = "a", env.X = "1", disabled = true}, # first\n  { name = "b" }]\n',
-        ),
-        (
-            '[[server]]\nname = "a"\n[pool]\nname = "p"\n[[server]]\nname = "b"\n',
-            '[[server]]\nname = "a"\ndisabled = true\n[pool]\nname = "p"\n[[server]]\nname = "b"\n',
-        ),
-    ],
-)
-def test_every_way_of_writing_servers_can_be_changed(tmp_path: Path, text: str, expected: str) -> None:
-    file = written(tmp_path, "pool.toml", text)
-    draft = drafted(file)
-    draft.set("a", ("disabled",), True)
-    draft.write()
-    assert file.read_text() == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('[[server]]\nname = "a"\ndisabled = true\n', '[[server]]\nname = "a"\n'),
-        (
-            '[[server]]\nname = "a"\ndisabled = true # for now\n',
-            '[[server]]\nname = "a"\ndisabled = false # for now\n',
-        ),
-        (
-            '[defaults]\ndisabled = true\n[[server]]\nname = "a"\ndisabled = true\n',
-            '[defaults]\ndisabled = true\n[[server]]\nname = "a"\ndisabled = false\n',
-        ),
-    ],
-)
-def test_key_is_taken_out_for_its_default_unless_a_comment_or_the_defaults_forbid_it(
-    tmp_path: Path, text: str, expected: str
-) -> None:
-    file = written(tmp_path, "pool.toml", text)
-    draft = drafted(file)
-    draft.reset("a", "disabled", False)
-    draft.write()
-    assert file.read_text() == expected
-
-
-def test_key_of_two_files_gets_its_default_in_the_last(tmp_path: Path) -> None:
-    first = written(tmp_path, "pool.toml", '[[server]]\nname = "a"\ndisabled = true\n')
-    last = written(tmp_path, "local.toml", '[[server]]\nname = "a"\ndisabled = true\n')
-    draft = drafted(first, last)
-    draft.reset("a", "disabled", False)
-    assert draft.write() == [str(last)]
-    assert last.read_text() == '[[server]]\nname = "a"\ndisabled = false\n'
-
-
 def test_problem_of_a_change_is_reported_at_its_line_in_the_file(tmp_path: Path) -> None:
     file = written(
         tmp_path,
@@ -404,15 +335,6 @@ def test_problem_of_a_change_is_reported_at_its_line_in_the_file(tmp_path: Path)
         draft.load_validated()
     (problem,) = raised.value.exceptions
     assert (getattr(problem, "line", None), "db" in str(problem)) == (10, True)
-
-
-def test_schema_directive_stays_when_the_server_below_it_is_removed(tmp_path: Path) -> None:
-    text = '[pool]\nname = "p"\n#:schema ./pool.schema.json\n[[server]]\nname = "a"\n'
-    file = written(tmp_path, "pool.toml", text)
-    draft = drafted(file)
-    draft.remove("a")
-    draft.write()
-    assert file.read_text() == text[: text.index("[[server]]")]
 
 
 YAML = """\
@@ -531,27 +453,6 @@ def test_changes_to_toml_files_are_shown_together_with_those_to_others(tmp_path:
         draft.manual_changes()[-1].message
         == 'write this after the server:\n[[server]]\nname = "new"\nbind = ":9"'
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "added"),
-    [
-        ("", '[[server]]\nname = "n"\n'),
-        ("# pool", '# pool\n\n[[server]]\nname = "n"\n'),
-        ('[[server]]\nname = "a"', '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n'),
-        ('[[server]]\nname = "a"\n\n', '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n\n'),
-        (
-            '[[server]]\nname = "a"\n[pool]\nname = "p"\n',
-            '[[server]]\nname = "a"\n\n[[server]]\nname = "n"\n\n[pool]\nname = "p"\n',
-        ),
-    ],
-)
-def test_added_server_is_set_apart_by_empty_lines(tmp_path: Path, text: str, added: str) -> None:
-    file = written(tmp_path, "pool.toml", text)
-    draft = drafted(file)
-    draft.add({"name": "n"})
-    draft.write()
-    assert file.read_text() == added
 
 
 def test_changes_are_applied_again_to_files_that_have_changed_meanwhile(tmp_path: Path) -> None:
