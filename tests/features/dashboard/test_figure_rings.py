@@ -28,6 +28,7 @@ from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.statistics import WATCHED_SECONDS, ServerHistory
 from poolctl.worker import tally
 from tests.examples import examples
+from tests.played import staged_by
 from tests.unit.core.ordered_core import run, turns
 from tests.unit.runners.test_tallies import readings, writes_over_time
 from tests.unit.supervisor.test_reading_verbs import Recorded
@@ -176,44 +177,40 @@ def scenario(tmp_path: Path) -> Callable[..., None]:
     return begin
 
 
-def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., None]) -> None:
-    async def work(desk: WithHistory) -> None:
-        assert (await desk.ask("history"))["series"] == {}, "none is kept without a dashboard"
-        desk.history.enable_or_clear(True)
-        await turns()
-        found = await desk.ask("history", "s1", span="day")
-        assert (found["slot_seconds"], found["slots"]) == (900, 96)
-        assert set(found["series"]) == {
-            "requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts"
-        }  # fmt: skip
-        for targets, span in ((("s1", "s2"), "hour"), ((), "week")):
-            with pytest.raises(SelectorError):
-                await desk.ask("history", *targets, span=span)
-        assert desk.core.take_changed() == []
-        desk.clock.advance(61)
-        async with asyncio.timeout(30):
-            while b'"s1"' not in (await desk.store.read("history") or b""):
-                await asyncio.sleep(0.001)
-
-    scenario(work)
-
-
-def test_samples_for_a_dashboard_leave_nothing_to_a_successor(scenario: Callable[..., None]) -> None:
-    async def work(desk: WithHistory) -> None:
-        before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
-        kept: list[Any] = []
-        desk.link.send = lambda message, fds=(): kept.append(message)  # type: ignore[method-assign]
-        desk.history.enable_or_clear(True)
-        samples: list[float] = []
-        while len(samples) < 10:
+@staged_by("scenario")
+async def test_history_is_that_of_one_server_or_of_the_pool(desk: WithHistory, /) -> None:
+    assert (await desk.ask("history"))["series"] == {}, "none is kept without a dashboard"
+    desk.history.enable_or_clear(True)
+    await turns()
+    found = await desk.ask("history", "s1", span="day")
+    assert (found["slot_seconds"], found["slots"]) == (900, 96)
+    assert set(found["series"]) == {
+        "requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts"
+    }  # fmt: skip
+    for targets, span in ((("s1", "s2"), "hour"), ((), "week")):
+        with pytest.raises(SelectorError):
+            await desk.ask("history", *targets, span=span)
+    assert desk.core.take_changed() == []
+    desk.clock.advance(61)
+    async with asyncio.timeout(30):
+        while b'"s1"' not in (await desk.store.read("history") or b""):
             await asyncio.sleep(0.001)
-            document = (await desk.ask("stats", "s1"))["items"][0]
-            samples = document["stats"]["history"]["memory_bytes"]
-        assert desk.core.take_changed() == []
-        assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
-        assert kept == []
 
-    scenario(work)
+
+@staged_by("scenario")
+async def test_samples_for_a_dashboard_leave_nothing_to_a_successor(desk: WithHistory, /) -> None:
+    before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
+    kept: list[Any] = []
+    desk.link.send = lambda message, fds=(): kept.append(message)  # type: ignore[method-assign]
+    desk.history.enable_or_clear(True)
+    samples: list[float] = []
+    while len(samples) < 10:
+        await asyncio.sleep(0.001)
+        document = (await desk.ask("stats", "s1"))["items"][0]
+        samples = document["stats"]["history"]["memory_bytes"]
+    assert desk.core.take_changed() == []
+    assert {name: record_of(entry) for name, entry in desk.core.entries.items()} == before
+    assert kept == []
 
 
 @pytest.mark.parametrize(("slots", "unknown"), [(1, 0), (2, 1), (3, 2), (60, 59), (1000, 59)])

@@ -29,8 +29,9 @@ from poolctl.selection.regular_expressions import SLOW
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
+from tests.played import played_by
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
-from tests.virtual_loop import VirtualLoop, run_in_virtual_time
+from tests.virtual_loop import run_in_virtual_time
 
 HEARTBEAT = "event: heartbeat\ndata: 0\n\n"
 
@@ -325,17 +326,6 @@ def test_no_element_has_the_name_of_a_view_to_which_the_browser_would_scroll() -
     assert not ids & set(json.loads(views))
 
 
-def test_page_gets_the_first_routes_and_the_number_of_others(client: Client, stage: Stage) -> None:
-    stage.pool.routes = [to_json(RouteReport(alias=f"r{number}")) for number in range(510)]
-    client.login()
-    found = client.send("GET", "/poolctl/routes").json()
-    assert [each["alias"] for each in found["routes"][-2:]] == ["r498", "r499"]
-    assert (found["more_routes"], found["hosts"], found["problem"]) == (10, [], "")
-    assert found["gateway"] is None
-    stage.pool.gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "routes": 510}
-    assert client.send("GET", "/poolctl/routes").json()["gateway"] == stage.pool.gateway
-
-
 @pytest.fixture
 def user(client: Client) -> Client:
     """A client that has logged in."""
@@ -535,33 +525,25 @@ class Reads(ThreadPoolExecutor):
         return super().submit(*arguments, **named)
 
 
-def test_quiet_log_is_not_read_again_until_it_has_news(tmp_path: Path) -> None:
+@played_by(asyncio.run)
+async def test_quiet_log_is_not_read_again_until_it_has_news(tmp_path: Path) -> None:
     log = tmp_path / "web.log"
     log.write_text("first\n")
-
-    async def play() -> None:
-        reads = Reads()
-        asyncio.get_running_loop().set_default_executor(reads)
-        messages = log_line_events({"web": str(log)}, LogSearch({}, 0), asyncio.Semaphore())
-        assert "first" in await anext(messages)
-        with log.open("a") as file:
-            file.write("second\n")
-        assert "second" in await anext(messages)
-        upcoming = asyncio.ensure_future(anext(messages))
-        before = reads.count
-        await asyncio.sleep(0.5)
-        assert reads.count - before < 3
-        with log.open("a") as file:
-            file.write("third\n")
-        assert "third" in await upcoming
-        await messages.aclose()
-
-    asyncio.run(asyncio.wait_for(play(), 60))
-
-
-def test_state_of_the_pool_is_streamed(user: Client) -> None:
-    with streamed(user, "/poolctl/stream") as response:
-        assert next_event(response, "pool")
+    reads = Reads()
+    asyncio.get_running_loop().set_default_executor(reads)
+    messages = log_line_events({"web": str(log)}, LogSearch({}, 0), asyncio.Semaphore())
+    assert "first" in await anext(messages)
+    with log.open("a") as file:
+        file.write("second\n")
+    assert "second" in await anext(messages)
+    upcoming = asyncio.ensure_future(anext(messages))
+    before = reads.count
+    await asyncio.sleep(0.5)
+    assert reads.count - before < 3
+    with log.open("a") as file:
+        file.write("third\n")
+    assert "third" in await upcoming
+    await messages.aclose()
 
 
 def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
@@ -587,49 +569,30 @@ def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
             assert next_event(open_stream, "lines")[0][2] == "second"
 
 
-def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
-    async def play() -> None:
-        over, more = asyncio.Event(), asyncio.Event()
-        closed = []
+@played_by(run_in_virtual_time)
+async def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
+    over, more = asyncio.Event(), asyncio.Event()
+    closed = []
 
-        async def messages() -> AsyncGenerator[str]:
-            try:
-                yield "first"
-                await more.wait()
-                yield "second"
-            finally:
-                closed.append(True)
+    async def messages() -> AsyncGenerator[str]:
+        try:
+            yield "first"
+            await more.wait()
+            yield "second"
+        finally:
+            closed.append(True)
 
-        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
-        assert [await anext(stream) for _ in range(4)] == [
-            "retry: 1000\n\n", "first", HEARTBEAT, HEARTBEAT,
-        ]  # fmt: skip
-        more.set()
-        assert [each async for each in stream if each != HEARTBEAT] == ["second"]
-        assert closed == [True]
-        more.clear()
-        stream = with_heartbeats([messages()], over.wait, every_seconds=0.01)
-        assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
-        over.set()
-        assert [each async for each in stream] == []
-        assert closed == [True, True]
-
-    run_in_virtual_time(play())
-
-
-def test_silence_is_filled_every_five_seconds() -> None:
-    async def silence() -> AsyncGenerator[str]:
-        await asyncio.Event().wait()
-        yield "never"
-
-    async def play() -> None:
-        stream = with_heartbeats([silence()], asyncio.Event().wait)
-        assert await anext(stream) == "retry: 1000\n\n"
-        for seconds in (5, 10):
-            assert await anext(stream) == HEARTBEAT
-            assert loop.time() == pytest.approx(seconds)
-        await stream.aclose()
-
-    loop = VirtualLoop()
-    with closing(loop):
-        loop.run_until_complete(play())
+    began, stream = asyncio.get_running_loop().time(), with_heartbeats([messages()], over.wait)
+    assert [await anext(stream) for _ in range(4)] == [
+        "retry: 1000\n\n", "first", HEARTBEAT, HEARTBEAT,
+    ]  # fmt: skip
+    assert asyncio.get_running_loop().time() - began == pytest.approx(10)
+    more.set()
+    assert [each async for each in stream if each != HEARTBEAT] == ["second"]
+    assert closed == [True]
+    more.clear()
+    stream = with_heartbeats([messages()], over.wait)
+    assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
+    over.set()
+    assert [each async for each in stream] == []
+    assert closed == [True, True]

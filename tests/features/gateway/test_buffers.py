@@ -16,6 +16,7 @@ from poolctl.routing.route import Header, Route, Target
 from tests.asyncio_server import listening
 from tests.features.gateway.test_access_log import Log
 from tests.features.gateway.test_haproxy_configuration import WEB, ask, haproxy, haproxy_program
+from tests.played import played_by
 
 DEADLINE = 60.0
 APP = Route(alias="a", to=WEB)
@@ -34,68 +35,63 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.capability
-def test_head_that_is_too_large_gets_431_and_a_line_in_the_log_that_names_the_key(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with Log() as log, haproxy(tmp_path, [APP], stderr=log.pipe) as port:
-            assert (await ask(port, "GET", "a.test", "/", head_of(16_000)))[0] == 200
-            assert (await ask(port, "GET", "a.test", "/p?secret", head_of(17_000)))[0] == 431
-            (line,) = await log.lines(1)
-            assert "GET a.test/p of 127.0.0.1 gets 431" in line
-            assert "max_head_size of [gateway] is 16384" in line
-
-    run(work())
+@played_by(run)
+async def test_head_that_is_too_large_gets_431_and_a_line_in_the_log_that_names_the_key(
+    tmp_path: Path,
+) -> None:
+    async with Log() as log, haproxy(tmp_path, [APP], stderr=log.pipe) as port:
+        assert (await ask(port, "GET", "a.test", "/", head_of(16_000)))[0] == 200
+        assert (await ask(port, "GET", "a.test", "/p?secret", head_of(17_000)))[0] == 431
+        (line,) = await log.lines(1)
+        assert "GET a.test/p of 127.0.0.1 gets 431" in line
+        assert "max_head_size of [gateway] is 16384" in line
 
 
 @pytest.mark.slow
-def test_head_over_http2_that_is_too_large_gets_431(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with Log() as log, haproxy(tmp_path, [APP], stderr=log.pipe) as port:
-            async with Http2(port) as client:
-                assert await client.status(client.request(fields=head_of(15_000))) == "200"
-                assert await client.status(client.request(fields=head_of(17_500))) == "431"
-            (line,) = await log.lines(1)
-            assert "GET a.test/ of 127.0.0.1 gets 431" in line
-
-    run(work())
+@played_by(run)
+async def test_head_over_http2_that_is_too_large_gets_431(tmp_path: Path) -> None:
+    async with Log() as log, haproxy(tmp_path, [APP], stderr=log.pipe) as port:
+        async with Http2(port) as client:
+            assert await client.status(client.request(fields=head_of(15_000))) == "200"
+            assert await client.status(client.request(fields=head_of(17_500))) == "431"
+        (line,) = await log.lines(1)
+        assert "GET a.test/ of 127.0.0.1 gets 431" in line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
-def test_access_log_names_the_key_of_a_head_that_is_too_large(tmp_path: Path, as_json: bool) -> None:
-    async def work() -> None:
-        form = "json" if as_json else True
-        async with (
-            Log() as log,
-            haproxy(tmp_path, [APP], log_descriptor=log.pipe, access_log=form) as port,
-        ):
-            await log.lines(1)
-            await ask(port, "GET", "a.test", "/", head_of(17_000))
-            await ask(port, "GET", "a.test", "/", {})
-            refused, served = await log.lines(2)
-            assert "max_head_size of [gateway] is 16384" in refused
-            assert "max_head_size" not in served
-
-    run(work())
+@played_by(run)
+async def test_access_log_names_the_key_of_a_head_that_is_too_large(tmp_path: Path, as_json: bool) -> None:
+    form = "json" if as_json else True
+    async with (
+        Log() as log,
+        haproxy(tmp_path, [APP], log_descriptor=log.pipe, access_log=form) as port,
+    ):
+        await log.lines(1)
+        await ask(port, "GET", "a.test", "/", head_of(17_000))
+        await ask(port, "GET", "a.test", "/", {})
+        refused, served = await log.lines(2)
+        assert "max_head_size of [gateway] is 16384" in refused
+        assert "max_head_size" not in served
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [4096, 16_384, 50_000])
-def test_longest_head_reaches_a_server_with_all_that_is_added(tmp_path: Path, size: int) -> None:
-    async def work() -> None:
-        long = (Header(name="x-added", value="v" * 4000),)
-        route = Route(alias="a", to=WEB, add_headers=long, response_headers=long, sticky_cookie="c")
-        async with haproxy(tmp_path, [route], max_head_size=size, trusted_proxies=("127.0.0.1",)) as port:
-            hops = ", ".join(["192.0.2.7"] * 20)
-            fields = head_of(size - 600) | {"X-Forwarded-For": hops}
-            status, got = await ask(port, "GET", "a.test", "/", fields)
-            assert status == 200
-            assert dict(got["headers"])["x-added"] == "v" * 4000
-
-    run(work())
+@played_by(run)
+async def test_longest_head_reaches_a_server_with_all_that_is_added(tmp_path: Path, size: int) -> None:
+    long = (Header(name="x-added", value="v" * 4000),)
+    route = Route(alias="a", to=WEB, add_headers=long, response_headers=long, sticky_cookie="c")
+    async with haproxy(tmp_path, [route], max_head_size=size, trusted_proxies=("127.0.0.1",)) as port:
+        hops = ", ".join(["192.0.2.7"] * 20)
+        fields = head_of(size - 600) | {"X-Forwarded-For": hops}
+        status, got = await ask(port, "GET", "a.test", "/", fields)
+        assert status == 200
+        assert dict(got["headers"])["x-added"] == "v" * 4000
 
 
 @pytest.mark.slow
-def test_downloads_that_a_client_does_not_read_need_little_memory(tmp_path: Path) -> None:
+@played_by(run)
+async def test_downloads_that_a_client_does_not_read_need_little_memory(tmp_path: Path) -> None:
     connections, streams = 2, 100
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,65 +106,56 @@ def test_downloads_that_a_client_does_not_read_need_little_memory(tmp_path: Path
             writer.close()
 
     begun: list[asyncio.StreamWriter] = []
-
-    async def work() -> None:
-        async with served(endless) as route, haproxy_program(tmp_path, [route]) as program:
-            before = resident_bytes(program.pid)
-            clients = [Http2(program.port, window=0) for _ in range(connections)]
-            for client in clients:
-                await client.__aenter__()
-                for _ in range(streams):
-                    client.request()
-            await until(lambda: len(begun) == connections * streams)
-            # HAProxy reads no more than fits into its buffers.
-            await until_steady(lambda: resident_bytes(program.pid))
-            each = (resident_bytes(program.pid) - before) / (connections * streams)
-            assert each < 84_000, "80 MiB for a thousand"
-            for client in clients:
-                await client.__aexit__()
-
-    run(work())
+    async with served(endless) as route, haproxy_program(tmp_path, [route]) as program:
+        before = resident_bytes(program.pid)
+        clients = [Http2(program.port, window=0) for _ in range(connections)]
+        for client in clients:
+            await client.__aenter__()
+            for _ in range(streams):
+                client.request()
+        await until(lambda: len(begun) == connections * streams)
+        # HAProxy reads no more than fits into its buffers.
+        await until_steady(lambda: resident_bytes(program.pid))
+        each = (resident_bytes(program.pid) - before) / (connections * streams)
+        assert each < 84_000, "80 MiB for a thousand"
+        for client in clients:
+            await client.__aexit__()
 
 
 @pytest.mark.slow
-def test_upload_over_http2_does_not_wait_for_acknowledgements(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [APP]) as port, Http2(port) as client:
-            stream = client.request(method="POST", ends=False)
-            settings = await client.settings()
-            assert settings[4] == 1 << 20, "a megabyte in one round trip"
-            for _ in range(60):
-                client.send(DATA, 0, stream, bytes(16_000))
-            client.send(DATA, END_STREAM, stream)
-            assert await client.status(stream) == "200"
-
-    run(work())
+@played_by(run)
+async def test_upload_over_http2_does_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    async with haproxy(tmp_path, [APP]) as port, Http2(port) as client:
+        stream = client.request(method="POST", ends=False)
+        settings = await client.settings()
+        assert settings[4] == 1 << 20, "a megabyte in one round trip"
+        for _ in range(60):
+            client.send(DATA, 0, stream, bytes(16_000))
+        client.send(DATA, END_STREAM, stream)
+        assert await client.status(stream) == "200"
 
 
 @pytest.mark.slow
-def test_upload_that_its_backend_does_not_read_leaves_other_connections_alone(tmp_path: Path) -> None:
+@played_by(run)
+async def test_upload_that_its_backend_does_not_read_leaves_other_connections_alone(tmp_path: Path) -> None:
     async def unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         stalled.append(writer)
 
     stalled: list[asyncio.StreamWriter] = []
-
-    async def work() -> None:
-        async with served(unread, path="/upload") as route, haproxy(tmp_path, [route, APP]) as port:
-            async with Http2(port) as client:
-                stream = client.request(method="POST", path="/upload", ends=False)
-                await until(lambda: bool(stalled))
-                flood = asyncio.ensure_future(client.flood(stream))
-                await until_steady(lambda: client.sent_bytes)
-                async with Http2(port) as other:
-                    assert await other.status(other.request()) == "200"
-                assert (await ask(port, "GET", "a.test", "/", {}))[0] == 200
-                assert not flood.done()
-                flood.cancel()
-            for each in stalled:
-                each.close()
-
-    run(work())
+    async with served(unread, path="/upload") as route, haproxy(tmp_path, [route, APP]) as port:
+        async with Http2(port) as client:
+            stream = client.request(method="POST", path="/upload", ends=False)
+            await until(lambda: bool(stalled))
+            flood = asyncio.ensure_future(client.flood(stream))
+            await until_steady(lambda: client.sent_bytes)
+            async with Http2(port) as other:
+                assert await other.status(other.request()) == "200"
+            assert (await ask(port, "GET", "a.test", "/", {}))[0] == 200
+            assert not flood.done()
+            flood.cancel()
+        for each in stalled:
+            each.close()
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from tests.asyncio_server import listening
 from tests.deadline import until
 from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.played import played_by
 from tests.processes import is_alive
 
 KEY = "http://vm:80"
@@ -109,114 +110,104 @@ async def target(port: int = 0) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port, down=True)})
-            asked = asyncio.ensure_future(made.ask("x"))
-            while not made.woken:
-                await asyncio.sleep(0.005)
-            assert made.woken == [(KEY, 1)]
-            made.forwarding.apply({KEY: made.await_order(port)})
-            assert await asked == "got x"
-
-    run(work())
+@played_by(run)
+async def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port, down=True)})
+        asked = asyncio.ensure_future(made.ask("x"))
+        while not made.woken:
+            await asyncio.sleep(0.005)
+        assert made.woken == [(KEY, 1)]
+        made.forwarding.apply({KEY: made.await_order(port)})
+        assert await asked == "got x"
 
 
-def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port)})
-            await made.applied()
-            os.kill(made.keeper.pids[-1], signal.SIGKILL)
-            assert await made.ask("x") == "got x"
-            assert made.events.recorded == ["forwarder ended"]
-
-    run(work())
+@played_by(run)
+async def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port)})
+        await made.applied()
+        os.kill(made.keeper.pids[-1], signal.SIGKILL)
+        assert await made.ask("x") == "got x"
+        assert made.events.recorded == ["forwarder ended"]
 
 
-def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_end_by_themselves(
+@played_by(run)
+async def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_end_by_themselves(
     tmp_path: Path,
 ) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port)})
-            reader, writer = await made.connect()
-            assert await reader.readexactly(4) == b"got "
-            made.forwarding.apply({KEY: made.await_order(port, down=True)})
-            asked = [asyncio.ensure_future(made.ask(f"{each}")) for each in range(20)]
-            await until(lambda: len(made.woken) == 21)
-            (first,) = made.keeper.pids
-            (helper,) = made.environment.helpers
-            helper.kind = replace(helper.kind, version="99.0")
-            helper.reconcile()
-            await until(lambda: len(made.woken) == 41)
-            assert helper.pid != first
-            made.forwarding.apply({KEY: made.await_order(port)})
-            assert await asyncio.gather(*asked) == [f"got {each}" for each in range(20)]
-            assert is_alive(first)
-            writer.write(b"a")
-            writer.write_eof()
-            assert await reader.read() == b"a"
-            writer.close()
-            await until(lambda: not is_alive(first))
-
-    run(work())
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port)})
+        reader, writer = await made.connect()
+        assert await reader.readexactly(4) == b"got "
+        made.forwarding.apply({KEY: made.await_order(port, down=True)})
+        asked = [asyncio.ensure_future(made.ask(f"{each}")) for each in range(20)]
+        await until(lambda: len(made.woken) == 21)
+        (first,) = made.keeper.pids
+        (helper,) = made.environment.helpers
+        helper.kind = replace(helper.kind, version="99.0")
+        helper.reconcile()
+        await until(lambda: len(made.woken) == 41)
+        assert helper.pid != first
+        made.forwarding.apply({KEY: made.await_order(port)})
+        assert await asyncio.gather(*asked) == [f"got {each}" for each in range(20)]
+        assert is_alive(first)
+        writer.write(b"a")
+        writer.write_eof()
+        assert await reader.read() == b"a"
+        writer.close()
+        await until(lambda: not is_alive(first))
 
 
-def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port)})
-            await made.applied()
-            made.forwarding.apply({})
-            await made.keeper.wait_for_exits()
-
-    run(work())
+@played_by(run)
+async def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port)})
+        await made.applied()
+        made.forwarding.apply({})
+        await made.keeper.wait_for_exits()
 
 
 @pytest.mark.slow
-def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(tmp_path: Path) -> None:
-    """A route is removed, and then the supervisor is replaced: neither may cut a WebSocket."""
-
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port)})
-            reader, writer = await made.connect()
-            assert await reader.readexactly(4) == b"got "
-            (helper,) = made.environment.helpers
-            process: Any = helper.process
-            made.forwarding.apply({})
-            await until(lambda: helper.process is None)
-            process.link.close()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(reader.read(1), FORWARDER.end_seconds + 1.0)
-            writer.write(b"a")
-            writer.write_eof()
-            assert await reader.read() == b"a"
-            writer.close()
-            await made.keeper.wait_for_exits()
-
-    run(work())
-
-
-def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_has_its_own(
+@played_by(run)
+async def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(
     tmp_path: Path,
 ) -> None:
-    async def work() -> None:
-        async with stage(tmp_path) as made, target() as port:
-            made.forwarding.apply({KEY: made.await_order(port)})
-            await made.applied()
-            process: Any = next(iter(made.environment.helpers)).process
-            environment: Any = made.environment
-            Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
-            await process.wait_until_performed()
-            assert await made.ask("x") == "got x"
+    """A route is removed, and then the supervisor is replaced: neither may cut a WebSocket."""
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port)})
+        reader, writer = await made.connect()
+        assert await reader.readexactly(4) == b"got "
+        (helper,) = made.environment.helpers
+        process: Any = helper.process
+        made.forwarding.apply({})
+        await until(lambda: helper.process is None)
+        process.link.close()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), FORWARDER.end_seconds + 1.0)
+        writer.write(b"a")
+        writer.write_eof()
+        assert await reader.read() == b"a"
+        writer.close()
+        await made.keeper.wait_for_exits()
 
-    run(work())
+
+@played_by(run)
+async def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_has_its_own(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path) as made, target() as port:
+        made.forwarding.apply({KEY: made.await_order(port)})
+        await made.applied()
+        process: Any = next(iter(made.environment.helpers)).process
+        environment: Any = made.environment
+        Forwarding(environment, cast(Any, made.events)).use(process, is_new=False)
+        await process.wait_until_performed()
+        assert await made.ask("x") == "got x"
 
 
-def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> None:
+@played_by(run)
+async def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> None:
     class ListingKeeper(HelperKeeper):
         async def call(self, message: Any, fds: Any = ()) -> Any:
             if message["op"] == "list":
@@ -224,43 +215,39 @@ def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> N
                 return {"entries": [(name, None) for name in names]}, []
             return await super().call(message, fds)
 
-    async def work() -> None:
-        keeper = ListingKeeper()
-        environment: Any = Environment(keeper, str(tmp_path))
-        first, second = WaitingListeners(environment), WaitingListeners(environment)
-        made, other = first.of(KEY), first.of("http://other")
-        assert made.name != other.name
-        first.close_others([KEY])
-        await second.adopt()
-        assert second.of(KEY).address == made.address
-        assert os.fstat(second.of(KEY).sock.fileno()).st_ino == os.fstat(made.sock.fileno()).st_ino
-        first.close_others(())
-        second.close_others(())
-        keeper.close()
-
-    run(work())
+    keeper = ListingKeeper()
+    environment: Any = Environment(keeper, str(tmp_path))
+    first, second = WaitingListeners(environment), WaitingListeners(environment)
+    made, other = first.of(KEY), first.of("http://other")
+    assert made.name != other.name
+    first.close_others([KEY])
+    await second.adopt()
+    assert second.of(KEY).address == made.address
+    assert os.fstat(second.of(KEY).sock.fileno()).st_ino == os.fstat(made.sock.fileno()).st_ino
+    first.close_others(())
+    second.close_others(())
+    keeper.close()
 
 
-def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(tmp_path: Path) -> None:
+@played_by(run)
+async def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(
+    tmp_path: Path,
+) -> None:
     """A supervisor that has forgotten a target, because its file has changed meanwhile."""
-
-    async def work() -> None:
-        async with stage(tmp_path) as made:
-            kept = made.await_order(1)
-            made.forwarding.apply({KEY: kept})
-            await made.applied()
-            process: Any = next(iter(made.environment.helpers)).process
-            with socket.create_server(("127.0.0.1", 0)) as earlier:
-                content = {"t": "await", "key": "http://earlier", "value": kept.value, "uids": kept.uids}
-                process.link.send(content, [earlier])
-                await process.wait_until_performed()
-                inode = os.fstat(earlier.fileno()).st_ino
-            assert inode in open_sockets(process.pid)
-            made.forwarding.use(process, is_new=False)
-            await until(lambda: inode not in open_sockets(process.pid))
-            assert os.fstat(kept.listener.fileno()).st_ino in open_sockets(process.pid)
-
-    run(work())
+    async with stage(tmp_path) as made:
+        kept = made.await_order(1)
+        made.forwarding.apply({KEY: kept})
+        await made.applied()
+        process: Any = next(iter(made.environment.helpers)).process
+        with socket.create_server(("127.0.0.1", 0)) as earlier:
+            content = {"t": "await", "key": "http://earlier", "value": kept.value, "uids": kept.uids}
+            process.link.send(content, [earlier])
+            await process.wait_until_performed()
+            inode = os.fstat(earlier.fileno()).st_ino
+        assert inode in open_sockets(process.pid)
+        made.forwarding.use(process, is_new=False)
+        await until(lambda: inode not in open_sockets(process.pid))
+        assert os.fstat(kept.listener.fileno()).st_ino in open_sockets(process.pid)
 
 
 def open_sockets(pid: int) -> set[int]:

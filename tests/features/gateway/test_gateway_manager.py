@@ -26,6 +26,7 @@ from tests.features.gateway.other_machine import backend
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
+from tests.played import staged_by
 from tests.ports import claim_port
 from tests.processes import freeze
 from tests.real_pool import RealPool, pool_in
@@ -423,17 +424,16 @@ def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_pool_without_a_gateway_is_not_waited_for() -> None:
-    async def scene(manager: Manager) -> None:
-        assert await manager.wait_until_serving() is None
-        assert await manager.fetch_activity_by_host() is None
-        assert (manager.listeners, manager.problem) == ((), "")
-        assert manager.why_unavailable == "its process is starting"
-
-    with_manager(scene)
+@staged_by(with_manager)
+async def test_pool_without_a_gateway_is_not_waited_for(manager: Manager, /) -> None:
+    assert await manager.wait_until_serving() is None
+    assert await manager.fetch_activity_by_host() is None
+    assert (manager.listeners, manager.problem) == ((), "")
+    assert manager.why_unavailable == "its process is starting"
 
 
-def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none() -> None:
+@staged_by(with_manager)
+async def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none(manager: Manager, /) -> None:
     class Services:
         tried = False
 
@@ -443,13 +443,10 @@ def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none() -> Non
                 raise OSError("no memory")
             return lambda routes, servers, tables: routes
 
-    async def scene(manager: Manager) -> None:
-        services: Any = Services()
-        manager.routes.services = services
-        manager.routes.schedule_computation()
-        with pytest.raises(ServerError, match="its route table cannot be made: no memory"):
-            await manager.settings()
-        await manager.routes.wait_until_current()
-        assert (manager.routes.problem, manager.routes.table is None) == ("", False)
-
-    with_manager(scene)
+    services: Any = Services()
+    manager.routes.services = services
+    manager.routes.schedule_computation()
+    with pytest.raises(ServerError, match="its route table cannot be made: no memory"):
+        await manager.settings()
+    await manager.routes.wait_until_current()
+    assert (manager.routes.problem, manager.routes.table is None) == ("", False)

@@ -28,6 +28,7 @@ from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.runners.listener_opener import Opener
 from tests.certificates import certificate
+from tests.played import played_by
 from tests.ports import claim_port
 from tests.unit.core.ordered_core import run
 
@@ -104,102 +105,92 @@ def listen(listeners: GatewayListeners, key: str) -> None:
     ("before", "after"),
     [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", ""), ("", "0.0.0.0"), ("", "127.0.0.1")],
 )
-def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listens(
+@played_by(run)
+async def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listens(
     before: str, after: str
 ) -> None:
-    async def scenario() -> None:
-        port = claim_port()
-        old, new = http(f"{before}:{port}"), http(f"{after}:{port}")
-        store: Any = Store()
-        listeners = GatewayListeners(store, Opener())
-        assert await listeners.open_missing(by_key(old)) == []
-        assert accepting(listeners, port) == []
-        listen(listeners, old.bind)
-        assert await listeners.open_missing(by_key(new)) == []
-        assert listeners.settings == by_key(old, new)
-        for _ in range(8):
-            assert accepting(listeners, port) == [old.bind]
-        listen(listeners, new.bind)
-        await listeners.close_others(by_key(new))
-        assert store.names == {f"gateway listener {new.bind}"}
-        assert accepting(listeners, port) == [new.bind]
-        assert bool(accepting(listeners, port, "127.0.0.2")) == (after != "127.0.0.1")
-        await listeners.close_others(())
-
-    run(scenario())
+    port = claim_port()
+    old, new = http(f"{before}:{port}"), http(f"{after}:{port}")
+    store: Any = Store()
+    listeners = GatewayListeners(store, Opener())
+    assert await listeners.open_missing(by_key(old)) == []
+    assert accepting(listeners, port) == []
+    listen(listeners, old.bind)
+    assert await listeners.open_missing(by_key(new)) == []
+    assert listeners.settings == by_key(old, new)
+    for _ in range(8):
+        assert accepting(listeners, port) == [old.bind]
+    listen(listeners, new.bind)
+    await listeners.close_others(by_key(new))
+    assert store.names == {f"gateway listener {new.bind}"}
+    assert accepting(listeners, port) == [new.bind]
+    assert bool(accepting(listeners, port, "127.0.0.2")) == (after != "127.0.0.1")
+    await listeners.close_others(())
 
 
-def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
-        inodes = set()
-        for mode in ("0666", "0600", "0660"):
-            tables = Tables(
-                gateway=GatewayConfig(bind=({"bind": f"unix:{path}", "mode": mode},)),
-                stream=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
-            )
-            streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
-            found = plan_of(tables, streams, {})
-            assert found is not None
-            assert await listeners.open_missing(found.listeners) == []
-            statuses = [os.stat(each) for each in (path, f"{path}2")]
-            assert [f"{stat.S_IMODE(each.st_mode):04o}" for each in statuses] == [mode, mode]
-            inodes.update(each.st_ino for each in statuses)
-        assert len(inodes) == 2, "the sockets stay"
-        os.unlink(path)
-        (error,) = await listeners.open_missing(found.listeners)
-        assert error.message.startswith(f"the mode of {path} cannot be set")
-        await listeners.close_others(())
-
-    run(scenario())
-
-
-def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
-        for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
-            bind = ({"bind": f"unix:{path}", "owner": owner},)
-            found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
-            assert found is not None
-            problems = await listeners.open_missing(found.listeners)
-            messages = [each.message for each in problems]
-            missing = "there is no user or group 'no-such-user' that its socket could belong to"
-            assert messages == ([] if owner is None else [missing])
-            assert bool(listeners.of(f"unix:{path}")) == path.exists() == is_open
-        await listeners.close_others(())
-
-    run(scenario())
-
-
-def test_address_without_a_host_is_open_for_both_families() -> None:
-    async def scenario() -> None:
-        listeners, port = GatewayListeners(Store(), Opener()), claim_port()
-        tables = Tables(gateway=GatewayConfig(bind=(f":{port}",)))
-        found = plan_of(tables, (), {})
+@played_by(run)
+async def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
+    listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
+    inodes = set()
+    for mode in ("0666", "0600", "0660"):
+        tables = Tables(
+            gateway=GatewayConfig(bind=({"bind": f"unix:{path}", "mode": mode},)),
+            stream=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
+        )
+        streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
+        found = plan_of(tables, streams, {})
         assert found is not None
         assert await listeners.open_missing(found.listeners) == []
-        assert {each.family for each in listeners.of(f":{port}")} == {socket.AF_INET, socket.AF_INET6}
-        await listeners.close_others(())
+        statuses = [os.stat(each) for each in (path, f"{path}2")]
+        assert [f"{stat.S_IMODE(each.st_mode):04o}" for each in statuses] == [mode, mode]
+        inodes.update(each.st_ino for each in statuses)
+    assert len(inodes) == 2, "the sockets stay"
+    os.unlink(path)
+    (error,) = await listeners.open_missing(found.listeners)
+    assert error.message.startswith(f"the mode of {path} cannot be set")
+    await listeners.close_others(())
 
-    run(scenario())
+
+@played_by(run)
+async def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
+    listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
+    for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
+        bind = ({"bind": f"unix:{path}", "owner": owner},)
+        found = plan_of(Tables(gateway=GatewayConfig(bind=bind)), [], {})
+        assert found is not None
+        problems = await listeners.open_missing(found.listeners)
+        messages = [each.message for each in problems]
+        missing = "there is no user or group 'no-such-user' that its socket could belong to"
+        assert messages == ([] if owner is None else [missing])
+        assert bool(listeners.of(f"unix:{path}")) == path.exists() == is_open
+    await listeners.close_others(())
 
 
-def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> None:
-    async def scenario() -> None:
-        port = claim_port()
-        narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
-        store: Any = Store()
-        listeners = GatewayListeners(store, Opener())
-        assert await listeners.open_missing(by_key(narrow)) == []
-        with socket.create_server(("127.0.0.2", port)):
-            (error,) = await listeners.open_missing(by_key(wide))
-        assert error.bind == wide.bind
-        assert f"port {port} is in use" in error.message
-        listen(listeners, narrow.bind)
-        assert accepting(listeners, port) == [narrow.bind]
-        await listeners.close_others(())
+@played_by(run)
+async def test_address_without_a_host_is_open_for_both_families() -> None:
+    listeners, port = GatewayListeners(Store(), Opener()), claim_port()
+    tables = Tables(gateway=GatewayConfig(bind=(f":{port}",)))
+    found = plan_of(tables, (), {})
+    assert found is not None
+    assert await listeners.open_missing(found.listeners) == []
+    assert {each.family for each in listeners.of(f":{port}")} == {socket.AF_INET, socket.AF_INET6}
+    await listeners.close_others(())
 
-    run(scenario())
+
+@played_by(run)
+async def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> None:
+    port = claim_port()
+    narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
+    store: Any = Store()
+    listeners = GatewayListeners(store, Opener())
+    assert await listeners.open_missing(by_key(narrow)) == []
+    with socket.create_server(("127.0.0.2", port)):
+        (error,) = await listeners.open_missing(by_key(wide))
+    assert error.bind == wide.bind
+    assert f"port {port} is in use" in error.message
+    listen(listeners, narrow.bind)
+    assert accepting(listeners, port) == [narrow.bind]
+    await listeners.close_others(())
 
 
 def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> None:
@@ -272,44 +263,40 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     assert failed.value.hint == "check `tls` of [gateway]"
 
 
-def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
-    async def scenario() -> None:
-        listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
-        store: Any = Predecessors(*listeners)
-        made = GatewayListeners(store, Opener())
-        await made.adopt()
-        assert made.settings == by_key(*listeners)
-        sockets = {each.bind: made.of(each.bind) for each in listeners}
-        assert all(len(each) == 1 for each in sockets.values())
-        got = [*store.got]
-        assert sorted(got) == sorted(store.kept)
-        await made.adopt()
-        assert (store.got, {each.bind: made.of(each.bind) for each in listeners}) == (got, sockets)
-        assert made.of("other") == []
-        first = listeners[0]
-        await made.close_others([first.bind])
-        assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.bind}"})
-        assert (made.of(first.bind), made.of(listeners[1].bind)) == (sockets[first.bind], [])
-        await made.close_others(())
-
-    run(scenario())
+@played_by(run)
+async def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
+    listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
+    store: Any = Predecessors(*listeners)
+    made = GatewayListeners(store, Opener())
+    await made.adopt()
+    assert made.settings == by_key(*listeners)
+    sockets = {each.bind: made.of(each.bind) for each in listeners}
+    assert all(len(each) == 1 for each in sockets.values())
+    got = [*store.got]
+    assert sorted(got) == sorted(store.kept)
+    await made.adopt()
+    assert (store.got, {each.bind: made.of(each.bind) for each in listeners}) == (got, sockets)
+    assert made.of("other") == []
+    first = listeners[0]
+    await made.close_others([first.bind])
+    assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.bind}"})
+    assert (made.of(first.bind), made.of(listeners[1].bind)) == (sockets[first.bind], [])
+    await made.close_others(())
 
 
-def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
-    async def scenario() -> None:
-        store: Any = Store()
-        listeners, plain = GatewayListeners(store, Opener()), http(f"127.0.0.1:{claim_port()}")
-        assert await listeners.open_missing(by_key(plain)) == []
-        sockets = [*listeners.of(plain.bind)]
-        secure = replace(plain, tls=True)
-        assert await listeners.open_missing(by_key(secure)) == []
-        assert await listeners.open_missing(by_key(secure)) == []
-        assert (listeners.settings, listeners.of(plain.bind)) == (by_key(secure), sockets)
-        fds = [each.fileno() for each in listeners.of(plain.bind)]
-        name = f"gateway listener {plain.bind}"
-        assert store.sent == [
-            ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
-        ]
-        await listeners.close_others(())
-
-    run(scenario())
+@played_by(run)
+async def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
+    store: Any = Store()
+    listeners, plain = GatewayListeners(store, Opener()), http(f"127.0.0.1:{claim_port()}")
+    assert await listeners.open_missing(by_key(plain)) == []
+    sockets = [*listeners.of(plain.bind)]
+    secure = replace(plain, tls=True)
+    assert await listeners.open_missing(by_key(secure)) == []
+    assert await listeners.open_missing(by_key(secure)) == []
+    assert (listeners.settings, listeners.of(plain.bind)) == (by_key(secure), sockets)
+    fds = [each.fileno() for each in listeners.of(plain.bind)]
+    name = f"gateway listener {plain.bind}"
+    assert store.sent == [
+        ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
+    ]
+    await listeners.close_others(())

@@ -24,6 +24,7 @@ from poolctl.runners.process_usage import ProcessUsages
 from poolctl.states import Status
 from poolctl.worker import tally
 from tests.manual_clock import ManualClock
+from tests.played import played_by
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
@@ -75,123 +76,109 @@ class Stage(Desk):
         self.stage.count(SHOP, stot=count, **{f"hrsp_{status // 100}xx": count})
 
 
-def test_state_and_addresses_are_those_of_the_process() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        found = await stage.gateway("list")
-        whole = {
-            "state": "running", "problem": "", "pid": os.getpid(), "routes": 1, "restarts": 2,
-            "addresses": [
-                "http://0.0.0.0:80", "https://0.0.0.0:443", "tcp://127.0.0.1:53", "unix:/run/shop.sock",
-            ],
-        }  # fmt: skip
-        assert found.pop("uptime_seconds") > 0
-        assert found == whole
-        stage.manager.instability = "it was restarted twice"
-        routes = stage.manager.routes.routes
-        stage.manager.routes.routes = routes._replace(streams=(StreamRoute(alias="db", bind=":1"),))
-        found = await stage.gateway("list")
-        assert (found["state"], found["problem"], found["routes"]) == ("running", "it was restarted twice", 2)
-        stage.manager.pid = None
-        away = {"state": "starting", "problem": "it was restarted twice", "pid": None, "routes": 2}
-        assert await stage.gateway("list") == {**whole, **away, "uptime_seconds": 0.0}
-        stage.manager.problem = "port 80 is in use"
-        found = await stage.gateway("status")
-        assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
-        stage.manager.is_configured = False
-        assert await stage.gateway("list") is await stage.gateway("status") is None
-
-    run(scenario())
+@played_by(run)
+async def test_state_and_addresses_are_those_of_the_process() -> None:
+    stage = Stage()
+    found = await stage.gateway("list")
+    whole = {
+        "state": "running", "problem": "", "pid": os.getpid(), "routes": 1, "restarts": 2,
+        "addresses": [
+            "http://0.0.0.0:80", "https://0.0.0.0:443", "tcp://127.0.0.1:53", "unix:/run/shop.sock",
+        ],
+    }  # fmt: skip
+    assert found.pop("uptime_seconds") > 0
+    assert found == whole
+    stage.manager.instability = "it was restarted twice"
+    routes = stage.manager.routes.routes
+    stage.manager.routes.routes = routes._replace(streams=(StreamRoute(alias="db", bind=":1"),))
+    found = await stage.gateway("list")
+    assert (found["state"], found["problem"], found["routes"]) == ("running", "it was restarted twice", 2)
+    stage.manager.pid = None
+    away = {"state": "starting", "problem": "it was restarted twice", "pid": None, "routes": 2}
+    assert await stage.gateway("list") == {**whole, **away, "uptime_seconds": 0.0}
+    stage.manager.problem = "port 80 is in use"
+    found = await stage.gateway("status")
+    assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
+    stage.manager.is_configured = False
+    assert await stage.gateway("list") is await stage.gateway("status") is None
 
 
-def test_uptime_is_the_age_of_the_process() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        before = age_seconds(os.getpid())
-        assert round(before, 3) <= (await stage.gateway("list"))["uptime_seconds"] < before + 60
-
-    run(scenario())
+@played_by(run)
+async def test_uptime_is_the_age_of_the_process() -> None:
+    stage = Stage()
+    before = age_seconds(os.getpid())
+    assert round(before, 3) <= (await stage.gateway("list"))["uptime_seconds"] < before + 60
 
 
-def test_selection_of_servers_is_without_the_gateway() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        for verb in ("list", "status"):
-            assert await stage.gateway(verb, "*") is None
-            assert await stage.gateway(verb, "web") is None
-
-    run(scenario())
+@played_by(run)
+async def test_selection_of_servers_is_without_the_gateway() -> None:
+    stage = Stage()
+    for verb in ("list", "status"):
+        assert await stage.gateway(verb, "*") is None
+        assert await stage.gateway(verb, "web") is None
 
 
-def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        stage.serve(10)
-        stage.stage.count(DB, stot=2)
-        first = await stage.stats()
-        assert (first["requests_total"], first["errors_total"]) == (12, 0)
-        assert first["requests_per_second"] is None, "there is nothing to compare with"
-        stage.stage.count_unrouted(2)
-        refused = await stage.stats()
-        assert (refused["requests_total"], refused["refused_total"]) == (14, 2)
-        stage.serve(20, 500)
-        stage.stage.clock.advance(10)
-        second = await stage.stats()
-        assert (second["requests_per_second"], second["errors_per_second"]) == (2.2, 2.0)
-        stage.stage.haproxy.hung = True
-        assert "stats" not in await stage.gateway("status"), "a hung gateway holds up no status"
-
-    run(scenario())
+@played_by(run)
+async def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
+    stage = Stage()
+    stage.serve(10)
+    stage.stage.count(DB, stot=2)
+    first = await stage.stats()
+    assert (first["requests_total"], first["errors_total"]) == (12, 0)
+    assert first["requests_per_second"] is None, "there is nothing to compare with"
+    stage.stage.count_unrouted(2)
+    refused = await stage.stats()
+    assert (refused["requests_total"], refused["refused_total"]) == (14, 2)
+    stage.serve(20, 500)
+    stage.stage.clock.advance(10)
+    second = await stage.stats()
+    assert (second["requests_per_second"], second["errors_per_second"]) == (2.2, 2.0)
+    stage.stage.haproxy.hung = True
+    assert "stats" not in await stage.gateway("status"), "a hung gateway holds up no status"
 
 
-def test_status_has_all_figures() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        stage.serve(3)
-        stage.serve(1, 502)
-        stage.stage.count_unrouted(1)
-        stage.stage.haproxy.count("gateway", "FRONTEND", scur=5)
-        found = await stage.stats()
-        assert found.pop("memory_bytes") > 1_000_000
-        assert found.pop("cpu_percent") > 0
-        assert found == {
-            "requests_total": 5, "refused_total": 1, "errors_total": 1, "requests_per_second": None,
-            "errors_per_second": None, "connections": 5, "replaced_processes": 2,
-        }  # fmt: skip
-
-    run(scenario())
+@played_by(run)
+async def test_status_has_all_figures() -> None:
+    stage = Stage()
+    stage.serve(3)
+    stage.serve(1, 502)
+    stage.stage.count_unrouted(1)
+    stage.stage.haproxy.count("gateway", "FRONTEND", scur=5)
+    found = await stage.stats()
+    assert found.pop("memory_bytes") > 1_000_000
+    assert found.pop("cpu_percent") > 0
+    assert found == {
+        "requests_total": 5, "refused_total": 1, "errors_total": 1, "requests_per_second": None,
+        "errors_per_second": None, "connections": 5, "replaced_processes": 2,
+    }  # fmt: skip
 
 
-def test_rates_are_those_of_the_last_four_seconds_and_none_after_the_gateway_was_hung() -> None:
-    async def scenario() -> None:
-        stage, found = Stage(), []
-        for number in range(8):
-            found.append((await stage.stats())["requests_per_second"])
-            stage.serve(2**number)
-            stage.stage.clock.advance(0.5)
-            await stage.stats()
-            stage.stage.clock.advance(0.5)
-        assert found == [None, 1, (1 + 2) / 2, 2.333, 15 / 4, 30 / 4, 60 / 4, 120 / 4]
-        stage.stage.haproxy.hung = True
-        assert await stage.stats() is None
-        stage.stage.haproxy.hung = False
-        assert (await stage.stats())["requests_per_second"] is None
-
-    run(scenario())
-
-
-def test_counts_of_another_process_are_added_to_those_before() -> None:
-    async def scenario() -> None:
-        stage = Stage()
-        stage.serve(100)
+@played_by(run)
+async def test_rates_are_those_of_the_last_four_seconds_and_none_after_the_gateway_was_hung() -> None:
+    stage, found = Stage(), []
+    for number in range(8):
+        found.append((await stage.stats())["requests_per_second"])
+        stage.serve(2**number)
+        stage.stage.clock.advance(0.5)
         await stage.stats()
-        stage.stage.replace_haproxy()
-        stage.serve(5)
-        stage.stage.clock.advance(10)
-        found = await stage.stats()
-        assert (found["requests_total"], found["requests_per_second"]) == (105, 0.5)
+        stage.stage.clock.advance(0.5)
+    assert found == [None, 1, (1 + 2) / 2, 2.333, 15 / 4, 30 / 4, 60 / 4, 120 / 4]
+    stage.stage.haproxy.hung = True
+    assert await stage.stats() is None
+    stage.stage.haproxy.hung = False
+    assert (await stage.stats())["requests_per_second"] is None
 
-    run(scenario())
+
+@played_by(run)
+async def test_counts_of_another_process_are_added_to_those_before() -> None:
+    stage = Stage()
+    stage.serve(100)
+    await stage.stats()
+    stage.stage.replace_haproxy()
+    stage.serve(5)
+    stage.stage.clock.advance(10)
+    found = await stage.stats()
+    assert (found["requests_total"], found["requests_per_second"]) == (105, 0.5)
 
 
 class RoutePool:

@@ -43,6 +43,7 @@ from poolctl.routing.route import (
 from tests.asyncio_server import hang_up, start_server
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
+from tests.played import played_by
 from tests.programs import program
 
 WEB = (Target(server="web"),)
@@ -224,35 +225,31 @@ def test_any_number_of_values_and_any_time_is_accepted(tmp_path: Path) -> None:
 ODD = "x!#$%&'*+.^_`|~"  # every character that a name may have beside letters and digits (RFC 9110 §5.6.2)
 
 
-def test_names_may_have_every_character_of_a_token(tmp_path: Path) -> None:
-    async def work() -> None:
-        route = Route(alias=ODD, host="a.example", headers=(Header(name=ODD, value=ODD),), to=WEB)
-        sticky = replace(route, alias="sticky", host="b.example", headers=(), sticky_cookie=ODD)
-        routes = [route, sticky]
-        async with haproxy_program(tmp_path, routes, header_for_host=f"{ODD}-host") as running:
-            asked = {f"{ODD}-host": "a.example", ODD: ODD}
-            assert (await ask(running.port, "GET", "b", "/", asked))[0] == 200
-            assert (await ask(running.port, "GET", "b", "/", asked | {ODD: "x"}))[0] == 404
-            cookie = {f"{ODD}-host": "b.example", "Cookie": f"{ODD}={sticky_value('web')}"}
-            assert (await ask(running.port, "GET", "b", "/", cookie))[0] == 200
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_names_may_have_every_character_of_a_token(tmp_path: Path) -> None:
+    route = Route(alias=ODD, host="a.example", headers=(Header(name=ODD, value=ODD),), to=WEB)
+    sticky = replace(route, alias="sticky", host="b.example", headers=(), sticky_cookie=ODD)
+    routes = [route, sticky]
+    async with haproxy_program(tmp_path, routes, header_for_host=f"{ODD}-host") as running:
+        asked = {f"{ODD}-host": "a.example", ODD: ODD}
+        assert (await ask(running.port, "GET", "b", "/", asked))[0] == 200
+        assert (await ask(running.port, "GET", "b", "/", asked | {ODD: "x"}))[0] == 404
+        cookie = {f"{ODD}-host": "b.example", "Cookie": f"{ODD}={sticky_value('web')}"}
+        assert (await ask(running.port, "GET", "b", "/", cookie))[0] == 200
 
 
-def test_request_without_the_header_that_names_the_host_is_matched_by_its_host(tmp_path: Path) -> None:
-    async def work() -> None:
-        route = Route(alias="a", host="a.example", to=WEB)
-        async with haproxy(tmp_path, [route], header_for_host="X-Host") as port:
-            for host, fields, status in (
-                ("a.example", {}, 200),
-                ("a.example", {"X-Host": ""}, 200),
-                ("b.example", {"X-Host": "A.example.:80"}, 200),
-                ("a.example", {"X-Host": "b.example"}, 404),
-                ("b.example", {}, 404),
-            ):
-                assert (await ask(port, "GET", host, "/", fields))[0] == status, (host, fields)
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_request_without_the_header_that_names_the_host_is_matched_by_its_host(tmp_path: Path) -> None:
+    route = Route(alias="a", host="a.example", to=WEB)
+    async with haproxy(tmp_path, [route], header_for_host="X-Host") as port:
+        for host, fields, status in (
+            ("a.example", {}, 200),
+            ("a.example", {"X-Host": ""}, 200),
+            ("b.example", {"X-Host": "A.example.:80"}, 200),
+            ("a.example", {"X-Host": "b.example"}, 404),
+            ("b.example", {}, 404),
+        ):
+            assert (await ask(port, "GET", host, "/", fields))[0] == status, (host, fields)
 
 
 @pytest.mark.parametrize(
@@ -274,59 +271,55 @@ def test_request_without_the_header_that_names_the_host_is_matched_by_its_host(t
         ("POST / HTTP/1.0", "Host: a\r\nTransfer-Encoding: chunked", 400),
     ],
 )
-def test_invalid_request_is_refused(tmp_path: Path, request_line: str, fields: str, status: int) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            lines = [request_line, "Connection: close", *filter(None, [fields]), "", ""]
-            writer.write("\r\n".join(lines).encode())
-            # HAProxy 3.0 waits for the rest of a body, and does not close the connection before.
-            assert int((await reader.readline()).split()[1]) == status
-            writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_invalid_request_is_refused(
+    tmp_path: Path, request_line: str, fields: str, status: int
+) -> None:
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        lines = [request_line, "Connection: close", *filter(None, [fields]), "", ""]
+        writer.write("\r\n".join(lines).encode())
+        # HAProxy 3.0 waits for the rest of a body, and does not close the connection before.
+        assert int((await reader.readline()).split()[1]) == status
+        writer.close()
 
 
 @pytest.mark.parametrize(
     "query", ["", "sale=100%", "q=%zz%", "signature=%2f%3D%7e%61", "next=/../a//b;c\\d?e&%00", "a={b}|c"]
 )
-def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str) -> None:
-    async def work() -> None:
-        stripped = Route(alias="b", path="/v1", strip_path=True, to=WEB)
-        moved = Route(alias="m", path="/old", redirect=Redirect(to="https://new.example"))
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB), stripped, moved]) as port:
-            status, got = await ask(port, "GET", "a", f"/x/../%7eb%2fc?{query}", {})
-            assert (status, got["target"]) == (200, f"/~b%2Fc?{query}")
-            status, got = await ask(port, "GET", "a", f"http://a/v1?{query}", {})
-            assert (status, got["target"]) == (200, f"http://a/?{query}")
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"GET /old/%7e?{query} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
-            assert f"location: https://new.example/old/~?{query}\r\n".encode() in await reader.read()
-            writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str) -> None:
+    stripped = Route(alias="b", path="/v1", strip_path=True, to=WEB)
+    moved = Route(alias="m", path="/old", redirect=Redirect(to="https://new.example"))
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB), stripped, moved]) as port:
+        status, got = await ask(port, "GET", "a", f"/x/../%7eb%2fc?{query}", {})
+        assert (status, got["target"]) == (200, f"/~b%2Fc?{query}")
+        status, got = await ask(port, "GET", "a", f"http://a/v1?{query}", {})
+        assert (status, got["target"]) == (200, f"http://a/?{query}")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET /old/%7e?{query} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        assert f"location: https://new.example/old/~?{query}\r\n".encode() in await reader.read()
+        writer.close()
 
 
 @pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 431)])
-def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_size=8192) as port:
-            assert (await ask(port, "GET", "a", "/", {"X-A": "a" * size_bytes}))[0] == status
-            assert (await ask(port, "GET", "a", f"/{'a' * size_bytes}", {}))[0] == status
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_size=8192) as port:
+        assert (await ask(port, "GET", "a", "/", {"X-A": "a" * size_bytes}))[0] == status
+        assert (await ask(port, "GET", "a", f"/{'a' * size_bytes}", {}))[0] == status
 
 
-def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_timeout=1.0) as port:
-            for sent, status in ((b"", []), (b"GET / HTTP/1.1\r\n", [b"408"])):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(sent)
-                assert (await reader.read()).split()[1:2] == status
-                writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(
+    tmp_path: Path,
+) -> None:
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB)], head_timeout=1.0) as port:
+        for sent, status in ((b"", []), (b"GET / HTTP/1.1\r\n", [b"408"])):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            assert (await reader.read()).split()[1:2] == status
+            writer.close()
 
 
 UPLOAD = bytes(20_000_000)
@@ -341,52 +334,42 @@ UPLOAD = bytes(20_000_000)
         ("Content-Length: 1000", bytes(1000), 200),
     ],
 )
-def test_client_that_sends_all_before_it_reads_learns_that_its_body_is_refused(
+@played_by(asyncio.run)
+async def test_client_that_sends_all_before_it_reads_learns_that_its_body_is_refused(
     tmp_path: Path, field: str, body: bytes, status: int
 ) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode() + body)
-            await writer.drain()
-            assert int((await reader.readuntil(b"\r\n\r\n")).split()[1]) == status
-            writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode() + body)
+        await writer.drain()
+        assert int((await reader.readuntil(b"\r\n\r\n")).split()[1]) == status
+        writer.close()
 
 
-def test_client_that_asks_first_is_refused_before_it_sends_its_body(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(
-                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n"
-            )
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
-            writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_client_that_asks_first_is_refused_before_it_sends_its_body(tmp_path: Path) -> None:
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        writer.close()
 
 
-def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert b"keep-alive" not in (await reader.readuntil(b"\r\n\r\n")).lower()
-            writer.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_path: Path) -> None:
+    async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"keep-alive" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+        writer.close()
 
 
-def test_client_gets_no_tunnel(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy_program(tmp_path, [Route(alias="a", to=WEB)]) as running:
-            for method, target in (("CONNECT", "a.example:80"), ("TRACE", "/")):
-                assert (await ask(running.port, method, "a.example:80", target, {}))[0] == 405
-            assert not running.requests
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_client_gets_no_tunnel(tmp_path: Path) -> None:
+    async with haproxy_program(tmp_path, [Route(alias="a", to=WEB)]) as running:
+        for method, target in (("CONNECT", "a.example:80"), ("TRACE", "/")):
+            assert (await ask(running.port, method, "a.example:80", target, {}))[0] == 405
+        assert not running.requests
 
 
 def test_path_of_a_socket_may_have_every_character(tmp_path: Path) -> None:
@@ -737,15 +720,13 @@ def test_request_over_tls_is_looked_up_among_the_routes_that_do_not_redirect_to_
 @pytest.mark.parametrize(
     ("proto", "status"), [("https", 200), ("HTTPS, http", 200), ("wss", 200), ("http", 308), ("ws", 308)]
 )
-def test_request_of_which_a_trusted_proxy_says_that_it_came_over_tls_is_not_redirected(
+@played_by(asyncio.run)
+async def test_request_of_which_a_trusted_proxy_says_that_it_came_over_tls_is_not_redirected(
     tmp_path: Path, proto: str, status: int
 ) -> None:
-    async def work() -> None:
-        routes = [Route(alias="to-https", redirect=Redirect(to="https")), Route(alias="a", to=WEB)]
-        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
-            assert (await ask(port, "GET", "a.example", "/", {"X-Forwarded-Proto": proto}))[0] == status
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+    routes = [Route(alias="to-https", redirect=Redirect(to="https")), Route(alias="a", to=WEB)]
+    async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+        assert (await ask(port, "GET", "a.example", "/", {"X-Forwarded-Proto": proto}))[0] == status
 
 
 # What the program decides.
@@ -972,52 +953,48 @@ def test_haproxy_decides_as_the_gateway_does(tmp_path: Path, routes: list[Route]
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
-    async def work() -> None:
-        async with haproxy(tmp_path, [Route(alias="web", to=WEB)]) as port:
-            forged = {
-                "X-Forwarded-For": "6.6.6.6",
-                "X_Forwarded_Host": "x",
-                "Forwarded": "for=6.6.6.6",
-                "Proxy": "x",
-                "Script_Name": "/x",
-                "Daphne-Root-Path": "/x",
-            }
-            status, got = await ask(port, "GET", "a.example:80", "/", forged)
-            assert status == 200
-            reports = ("x", "f", "p", "s", "d")
-            assert {name: value for name, value in got["headers"] if name.startswith(reports)} == {
-                "x-forwarded-for": "127.0.0.1",
-                "x-forwarded-proto": "http",
-                "x-forwarded-host": "a.example:80",
-            }
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
+    async with haproxy(tmp_path, [Route(alias="web", to=WEB)]) as port:
+        forged = {
+            "X-Forwarded-For": "6.6.6.6",
+            "X_Forwarded_Host": "x",
+            "Forwarded": "for=6.6.6.6",
+            "Proxy": "x",
+            "Script_Name": "/x",
+            "Daphne-Root-Path": "/x",
+        }
+        status, got = await ask(port, "GET", "a.example:80", "/", forged)
+        assert status == 200
+        reports = ("x", "f", "p", "s", "d")
+        assert {name: value for name, value in got["headers"] if name.startswith(reports)} == {
+            "x-forwarded-for": "127.0.0.1",
+            "x-forwarded-proto": "http",
+            "x-forwarded-host": "a.example:80",
+        }
 
 
-def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path: Path) -> None:
-    async def work() -> None:
-        routes = [Route(alias="web", to=WEB)]
-        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
-            said = {
-                "X-Forwarded-For": "192.0.2.1",
-                "X_Forwarded_For": "6.6.6.6",
-                "X-Forwarded_For": "6.6.6.6",
-                "X-Real-IP": "6.6.6.6",
-                "X-Poolctl-Route": "other",
-                "Proxy": "x",
-                "SCRIPT_NAME": "/shop",
-            }
-            status, got = await ask(port, "GET", "a.example", "/", said)
-            assert status == 200
-            found = [
-                each
-                for each in got["headers"]
-                if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p", "s"))
-            ]
-            assert found == [["script_name", "/shop"], ["x-forwarded-for", "192.0.2.1, 127.0.0.1"]]
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path: Path) -> None:
+    routes = [Route(alias="web", to=WEB)]
+    async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+        said = {
+            "X-Forwarded-For": "192.0.2.1",
+            "X_Forwarded_For": "6.6.6.6",
+            "X-Forwarded_For": "6.6.6.6",
+            "X-Real-IP": "6.6.6.6",
+            "X-Poolctl-Route": "other",
+            "Proxy": "x",
+            "SCRIPT_NAME": "/shop",
+        }
+        status, got = await ask(port, "GET", "a.example", "/", said)
+        assert status == 200
+        found = [
+            each
+            for each in got["headers"]
+            if each[0].startswith(("x-r", "x-p", "x-forwarded-f", "x_", "p", "s"))
+        ]
+        assert found == [["script_name", "/shop"], ["x-forwarded-for", "192.0.2.1, 127.0.0.1"]]
 
 
 @pytest.mark.parametrize("trusted", [("*",), tuple(f"10.{number}.0.0/16" for number in range(50))])

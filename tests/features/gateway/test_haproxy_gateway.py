@@ -36,6 +36,7 @@ from tests.certificates import certificate
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles, server
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
+from tests.played import played_by
 from tests.ports import claim_port
 from tests.programs import program
 
@@ -236,280 +237,255 @@ def context() -> ssl.SSLContext:
     return made
 
 
-def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_haproxy(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first, one = stage.pid, stage.facts["one"]
-            assert await stage.answers() == {"one", "two"}
-            await stage.change("one", target=server(TargetState.DOWN).target)
-            assert await stage.answers() == {"two"}
-            await stage.change("one", target=server().target)
-            assert await stage.answers() == {"one", "two"}
-            # Another address, as after a restart on another port.
-            await stage.change("one", bind=stage.facts["two"].bind)
-            assert await stage.answers() == {"two"}
-            # The same address, written in another way.
-            for bind in ("[::1]:9", "[0:0::1]:9", one.bind):
-                await stage.change("one", bind=bind)
-            assert await stage.answers() == {"one", "two"}
-            assert stage.pid == first
-
-    run(work())
+@played_by(run)
+async def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_haproxy(short: Path) -> None:
+    async with gateway(short) as stage:
+        first, one = stage.pid, stage.facts["one"]
+        assert await stage.answers() == {"one", "two"}
+        await stage.change("one", target=server(TargetState.DOWN).target)
+        assert await stage.answers() == {"two"}
+        await stage.change("one", target=server().target)
+        assert await stage.answers() == {"one", "two"}
+        # Another address, as after a restart on another port.
+        await stage.change("one", bind=stage.facts["two"].bind)
+        assert await stage.answers() == {"two"}
+        # The same address, written in another way.
+        for bind in ("[::1]:9", "[0:0::1]:9", one.bind):
+            await stage.change("one", bind=bind)
+        assert await stage.answers() == {"one", "two"}
+        assert stage.pid == first
 
 
 @pytest.mark.slow
-def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_route(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            began, writers = asyncio.Semaphore(0), list[asyncio.StreamWriter]()
+@played_by(run)
+async def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_route(short: Path) -> None:
+    async with gateway(short) as stage:
+        began, writers = asyncio.Semaphore(0), list[asyncio.StreamWriter]()
 
-            async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            await reader.readuntil(b"\r\n\r\n")
+            began.release()
+
+        silent = await start_server(keep_waiting, "127.0.0.1", 0)
+        stage.backends.append(silent)
+        stage.facts["one"] = replace(
+            stage.facts["one"], bind=f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        )
+        for change in range(3):
+            limit = TrafficLimits(concurrency=2)
+            await stage.route(Route(alias="one", path=f"/{change}", to=(Target(server="one"),), limit=limit))
+            for _ in range(2):
+                _, writer = await asyncio.open_connection("127.0.0.1", stage.port)
                 writers.append(writer)
-                await reader.readuntil(b"\r\n\r\n")
-                began.release()
-
-            silent = await start_server(keep_waiting, "127.0.0.1", 0)
-            stage.backends.append(silent)
-            stage.facts["one"] = replace(
-                stage.facts["one"], bind=f"127.0.0.1:{silent.sockets[0].getsockname()[1]}"
-            )
-            for change in range(3):
-                limit = TrafficLimits(concurrency=2)
-                await stage.route(
-                    Route(alias="one", path=f"/{change}", to=(Target(server="one"),), limit=limit)
-                )
-                for _ in range(2):
-                    _, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-                    writers.append(writer)
-                    writer.write(f"GET /{change} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-                    await began.acquire()
-                assert await stage.get(f"/{change}") == "503", "each process admits two"
-            # The first process has no request, and ends.
-            await until(lambda: len(stage.manager.processes.replaced_pids) == 2)
-            for writer in writers:
-                writer.close()
-
-    run(work())
+                writer.write(f"GET /{change} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                await began.acquire()
+            assert await stage.get(f"/{change}") == "503", "each process admits two"
+        # The first process has no request, and ends.
+        await until(lambda: len(stage.manager.processes.replaced_pids) == 2)
+        for writer in writers:
+            writer.close()
 
 
 @pytest.mark.capability
-def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            woken = asyncio.Queue[str]()
-            await stage.route(Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
-            stage.core.entries["one"], stage.core.wake = "one", woken.put_nowait
-            pid = stage.pid
-            await stage.change("one", target=server(TargetState.SLEEPING).target)
-            assert await stage.get(accept="text/html") == "503"
-            assert await woken.get() == "one"
-            await stage.change("one", target=server(TargetState.STARTING).target)
-            assert await stage.get(accept="text/html") == "503"
-            await stage.change("one", target=server().target)
-            assert await stage.get(accept="text/html") == "one"
-            assert stage.pid == pid
-            assert woken.empty()
-
-    run(work())
+@played_by(run)
+async def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(short: Path) -> None:
+    async with gateway(short) as stage:
+        woken = asyncio.Queue[str]()
+        await stage.route(Route(alias="paged", to=(Target(server="one"),), waiting_page=True))
+        stage.core.entries["one"], stage.core.wake = "one", woken.put_nowait
+        pid = stage.pid
+        await stage.change("one", target=server(TargetState.SLEEPING).target)
+        assert await stage.get(accept="text/html") == "503"
+        assert await woken.get() == "one"
+        await stage.change("one", target=server(TargetState.STARTING).target)
+        assert await stage.get(accept="text/html") == "503"
+        await stage.change("one", target=server().target)
+        assert await stage.get(accept="text/html") == "one"
+        assert stage.pid == pid
+        assert woken.empty()
 
 
-def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
-            await stage.manager.announce_workers_exit("one")
-            assert await stage.answers() == {"two"}
-            # With a change of routes another HAProxy serves, and gets what idle clients of the one before still ask.
-            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await reader.readuntil(b"two")
-            await stage.add("three")
-            stage.publish(Route(alias="new", to=(Target(server="three"),)))
-            await stage.manager.announce_workers_exit("two")
-            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert (await reader.read()).endswith(b"three")
-            writer.close()
-
-    run(work())
+@played_by(run)
+async def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None:
+    async with gateway(short) as stage:
+        stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
+        await stage.manager.announce_workers_exit("one")
+        assert await stage.answers() == {"two"}
+        # With a change of routes another HAProxy serves, and gets what idle clients of the one before still ask.
+        reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"two")
+        await stage.add("three")
+        stage.publish(Route(alias="new", to=(Target(server="three"),)))
+        await stage.manager.announce_workers_exit("two")
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await reader.read()).endswith(b"three")
+        writer.close()
 
 
-def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            await stage.change("one", target=server(TargetState.SLEEPING).target)
-            assert await stage.answers() == {"two"}
-            await stage.change("two", target=server(TargetState.STOPPED).target)
-            assert await stage.answers() == {"one"}
-
-    run(work())
+@played_by(run)
+async def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
+    async with gateway(short) as stage:
+        await stage.change("one", target=server(TargetState.SLEEPING).target)
+        assert await stage.answers() == {"two"}
+        await stage.change("two", target=server(TargetState.STOPPED).target)
+        assert await stage.answers() == {"one"}
 
 
 @pytest.mark.slow
-def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
+@played_by(run)
+async def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
     short: Path,
 ) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first = stage.manager.gateway
-            assert first is not None
-            await stage.add("three")
-            await stage.route(replace(BOTH, to=(Target(server="two"), Target(server="three"))))
-            assert await stage.answers() == {"two", "three"}
-            assert stage.manager.gateway is first
+    async with gateway(short) as stage:
+        first = stage.manager.gateway
+        assert first is not None
+        await stage.add("three")
+        await stage.route(replace(BOTH, to=(Target(server="two"), Target(server="three"))))
+        assert await stage.answers() == {"two", "three"}
+        assert stage.manager.gateway is first
 
-            over = asyncio.Event()
-            failed = []
+        over = asyncio.Event()
+        failed = []
 
-            async def load() -> None:
-                while not over.is_set():
-                    if (answer := await stage.get()) not in ("two", "three"):
-                        failed.append(answer)
+        async def load() -> None:
+            while not over.is_set():
+                if (answer := await stage.get()) not in ("two", "three"):
+                    failed.append(answer)
 
-            clients = [asyncio.ensure_future(load()) for _ in range(3)]
-            for number in range(3):
-                await stage.route(
-                    replace(BOTH, to=(Target(server="three"),)),
-                    Route(alias="two", path=f"/{number}", to=(Target(server="two"),)),
-                )
-                assert await stage.get(f"/{number}") == "two"
-                assert stage.manager.gateway is not first
-            over.set()
-            await asyncio.gather(*clients)
-            assert failed == []
-            await first.exited
-
-    run(work())
+        clients = [asyncio.ensure_future(load()) for _ in range(3)]
+        for number in range(3):
+            await stage.route(
+                replace(BOTH, to=(Target(server="three"),)),
+                Route(alias="two", path=f"/{number}", to=(Target(server="two"),)),
+            )
+            assert await stage.get(f"/{number}") == "two"
+            assert stage.manager.gateway is not first
+        over.set()
+        await asyncio.gather(*clients)
+        assert failed == []
+        await first.exited
 
 
 @pytest.mark.slow
-def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            assert stage.manager.gateway is not None
-            stage.manager.gateway.began += 4.0  # a busy machine is slow
-            await stage.change("one", target=server(TargetState.DOWN).target)
-            first = stage.pid
-            for number in range(5):
-                stage.publish(BOTH, Route(alias="two", path=f"/{number}", to=(Target(server="two"),)))
-                await stage.settle()
-            stage.facts["one"] = replace(stage.facts["one"], target=server().target)
-            stage.facts["two"] = replace(stage.facts["two"], target=server(TargetState.DOWN).target)
-            stage.manager.report_machines()
+@played_by(run)
+async def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(
+    short: Path,
+) -> None:
+    async with gateway(short) as stage:
+        assert stage.manager.gateway is not None
+        stage.manager.gateway.began += 4.0  # a busy machine is slow
+        await stage.change("one", target=server(TargetState.DOWN).target)
+        first = stage.pid
+        for number in range(5):
+            stage.publish(BOTH, Route(alias="two", path=f"/{number}", to=(Target(server="two"),)))
             await stage.settle()
-            assert (stage.pid, await stage.answers()) == (first, {"one"})
-            assert await stage.manager.wait_until_applied() == ""
-            assert stage.pid != first
-            assert await stage.get("/4") == "503"
-            assert len([each for each in stage.keeper.spawned if "-D" in each["argv"]]) == 2
-
-    run(work())
-
-
-def test_listener_moves_to_another_address_and_haproxy_ends_without_one(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first, before = stage.manager.gateway, stage.port
-            assert first is not None
-            stage.port = claim_port()
-            await stage.configure()
-            assert await stage.answers() == {"one", "two"}
-            second = stage.manager.gateway
-            assert second is not None
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", before)
-            stage.manager.apply_tables(Tables())
-            await asyncio.gather(first.exited, second.exited)
-            with pytest.raises(ConnectionRefusedError):
-                await stage.get()
-            assert [kind for kind, _ in stage.events] == ["gateway started", "gateway moved"]
-            assert (stage.manager.problem, stage.manager.restarts) == ("", 0)
-
-    run(work())
+        stage.facts["one"] = replace(stage.facts["one"], target=server().target)
+        stage.facts["two"] = replace(stage.facts["two"], target=server(TargetState.DOWN).target)
+        stage.manager.report_machines()
+        await stage.settle()
+        assert (stage.pid, await stage.answers()) == (first, {"one"})
+        assert await stage.manager.wait_until_applied() == ""
+        assert stage.pid != first
+        assert await stage.get("/4") == "503"
+        assert len([each for each in stage.keeper.spawned if "-D" in each["argv"]]) == 2
 
 
-def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follows_its_servers(
+@played_by(run)
+async def test_listener_moves_to_another_address_and_haproxy_ends_without_one(short: Path) -> None:
+    async with gateway(short) as stage:
+        first, before = stage.manager.gateway, stage.port
+        assert first is not None
+        stage.port = claim_port()
+        await stage.configure()
+        assert await stage.answers() == {"one", "two"}
+        second = stage.manager.gateway
+        assert second is not None
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", before)
+        stage.manager.apply_tables(Tables())
+        await asyncio.gather(first.exited, second.exited)
+        with pytest.raises(ConnectionRefusedError):
+            await stage.get()
+        assert [kind for kind, _ in stage.events] == ["gateway started", "gateway moved"]
+        assert (stage.manager.problem, stage.manager.restarts) == ("", 0)
+
+
+@played_by(run)
+async def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follows_its_servers(
     short: Path,
 ) -> None:
     cert, key = certificate(short)
-
-    async def work() -> None:
-        async with gateway(short, (cert, key)) as stage:
-            first = stage.pid
-            bad = short / "bad.pem"
-            bad.write_text("no certificate")
-            stage.tls.append(TLSConfig(cert=str(bad), key=str(key)))
-            await stage.configure()
-            why, _, refusal = stage.manager.problem.partition(": ")
-            assert why == "the configuration before is in use, as HAProxy refuses this one"
-            assert "unable to load certificate from file" in refusal
-            assert [each.message for each in stage.manager.failures] == [stage.manager.problem]
-            assert ("gateway failed", refusal) in stage.events
-            assert stage.pid == first
-            assert await stage.answers(ssl=context()) == {"one", "two"}
-            await stage.change("one", target=server(TargetState.DOWN).target)
-            assert await stage.answers(ssl=context()) == {"two"}
-            stage.tls.pop()
-            await stage.configure()
-            assert stage.manager.problem == ""
-
-    run(work())
+    async with gateway(short, (cert, key)) as stage:
+        first = stage.pid
+        bad = short / "bad.pem"
+        bad.write_text("no certificate")
+        stage.tls.append(TLSConfig(cert=str(bad), key=str(key)))
+        await stage.configure()
+        why, _, refusal = stage.manager.problem.partition(": ")
+        assert why == "the configuration before is in use, as HAProxy refuses this one"
+        assert "unable to load certificate from file" in refusal
+        assert [each.message for each in stage.manager.failures] == [stage.manager.problem]
+        assert ("gateway failed", refusal) in stage.events
+        assert stage.pid == first
+        assert await stage.answers(ssl=context()) == {"one", "two"}
+        await stage.change("one", target=server(TargetState.DOWN).target)
+        assert await stage.answers(ssl=context()) == {"two"}
+        stage.tls.pop()
+        await stage.configure()
+        assert stage.manager.problem == ""
 
 
 @pytest.mark.parametrize("files", ["another key", "no certificate", "none"])
-def test_certificate_is_used_until_its_files_have_another_one(short: Path, files: str) -> None:
+@played_by(run)
+async def test_certificate_is_used_until_its_files_have_another_one(short: Path, files: str) -> None:
     cert, key = certificate(short)
     (short / "other").mkdir()
     used = cert.read_bytes()
-
-    async def work() -> None:
-        async with gateway(short, (cert, key)) as stage:
-            first = stage.pid
-            if files == "none":
-                cert.unlink()
-            else:
-                another = certificate(short / "other")[0].read_text()
-                cert.write_text(another if files == "another key" else "no certificate")
-            await stage.configure()
-            assert str(cert) in stage.manager.problem
-            assert ("gateway failed", stage.manager.problem) in stage.events
-            await stage.change("one", target=server(TargetState.DOWN).target)
-            assert await stage.answers(ssl=context()) == {"two"}
-            assert stage.pid == first
-            before = stage.manager.gateway
-            assert before is not None
-            os.kill(first, signal.SIGKILL)
-            await before.exited
-            assert await stage.answers(ssl=context()) == {"two"}
-            cert.write_bytes(used)
-            await stage.configure()
-            assert stage.manager.problem == ""
-
-    run(work())
+    async with gateway(short, (cert, key)) as stage:
+        first = stage.pid
+        if files == "none":
+            cert.unlink()
+        else:
+            another = certificate(short / "other")[0].read_text()
+            cert.write_text(another if files == "another key" else "no certificate")
+        await stage.configure()
+        assert str(cert) in stage.manager.problem
+        assert ("gateway failed", stage.manager.problem) in stage.events
+        await stage.change("one", target=server(TargetState.DOWN).target)
+        assert await stage.answers(ssl=context()) == {"two"}
+        assert stage.pid == first
+        before = stage.manager.gateway
+        assert before is not None
+        os.kill(first, signal.SIGKILL)
+        await before.exited
+        assert await stage.answers(ssl=context()) == {"two"}
+        cert.write_bytes(used)
+        await stage.configure()
+        assert stage.manager.problem == ""
 
 
-def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_serve(short: Path) -> None:
+@played_by(run)
+async def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_serve(short: Path) -> None:
     bad = Target(url=f"unix:/{'a' * 100}")
-
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first = stage.pid
-            routes = [replace(BOTH, to=(*BOTH.to, bad)), Route(alias="bad", path="/bad", to=(bad,))]
-            await stage.route(*routes)
-            assert stage.pid != first
-            assert (await stage.answers(), await stage.get("/bad")) == ({"one", "two"}, "503")
-            events = [message for kind, message in stage.events if kind == "backend refused"]
-            assert len(events) == 2, "of both routes"
-            start = f"{bad.url} gets no requests, as HAProxy does not accept it: "
-            assert all(each.startswith(start) for each in events)
-            assert "too long" in events[0]
-            # Other changes need no other process, and report nothing again.
-            second = stage.pid
-            await stage.change("one", target=server(TargetState.DOWN).target)
-            await stage.route(replace(routes[0], to=(Target(server="two"), bad)), routes[1])
-            assert (await stage.answers(), stage.pid) == ({"two"}, second)
-            assert len([kind for kind, _ in stage.events if kind == "backend refused"]) == 2
-
-    run(work())
+    async with gateway(short) as stage:
+        first = stage.pid
+        routes = [replace(BOTH, to=(*BOTH.to, bad)), Route(alias="bad", path="/bad", to=(bad,))]
+        await stage.route(*routes)
+        assert stage.pid != first
+        assert (await stage.answers(), await stage.get("/bad")) == ({"one", "two"}, "503")
+        events = [message for kind, message in stage.events if kind == "backend refused"]
+        assert len(events) == 2, "of both routes"
+        start = f"{bad.url} gets no requests, as HAProxy does not accept it: "
+        assert all(each.startswith(start) for each in events)
+        assert "too long" in events[0]
+        # Other changes need no other process, and report nothing again.
+        second = stage.pid
+        await stage.change("one", target=server(TargetState.DOWN).target)
+        await stage.route(replace(routes[0], to=(Target(server="two"), bad)), routes[1])
+        assert (await stage.answers(), stage.pid) == ({"two"}, second)
+        assert len([kind for kind, _ in stage.events if kind == "backend refused"]) == 2
 
 
 def answer_name(monkeypatch: pytest.MonkeyPatch, asked: str, answer: Callable[[], list[str]]) -> None:
@@ -524,7 +500,8 @@ def answer_name(monkeypatch: pytest.MonkeyPatch, asked: str, answer: Callable[[]
     monkeypatch.setattr(socket, "getaddrinfo", answered)
 
 
-def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
+@played_by(run)
+async def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = threading.Event()
@@ -534,67 +511,58 @@ def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it
         return ["127.0.0.1"]
 
     answer_name(monkeypatch, "slow.example", slow)
-
-    async def work() -> None:
-        async with gateway(short) as stage:
-            port = stage.facts["one"].bind.rpartition(":")[2]
-            names = ("slow.example", "localhost", "no.such.name.invalid")
-            routes = [
-                Route(alias=name, path=f"/{name}", to=(Target(url=f"http://{name}:{port}"),))
-                for name in names
-            ]
-            await stage.route(BOTH, *routes)
-            assert await stage.answers() == {"one", "two"}
-            assert [await stage.get(f"/{name}") for name in names] == ["503", "one", "503"]
-            before = stage.pid
-            answers.set()
-            while await stage.get("/slow.example") != "one":
-                pass
-            assert stage.pid == before
-
-    run(work())
+    async with gateway(short) as stage:
+        port = stage.facts["one"].bind.rpartition(":")[2]
+        names = ("slow.example", "localhost", "no.such.name.invalid")
+        routes = [
+            Route(alias=name, path=f"/{name}", to=(Target(url=f"http://{name}:{port}"),)) for name in names
+        ]
+        await stage.route(BOTH, *routes)
+        assert await stage.answers() == {"one", "two"}
+        assert [await stage.get(f"/{name}") for name in names] == ["503", "one", "503"]
+        before = stage.pid
+        answers.set()
+        while await stage.get("/slow.example") != "one":
+            pass
+        assert stage.pid == before
 
 
-def test_failures_before_a_successor_took_over_open_no_breaker(short: Path) -> None:
+@played_by(run)
+async def test_failures_before_a_successor_took_over_open_no_breaker(short: Path) -> None:
     async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
             if await reader.read(65536):
                 writer.write(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    async def work() -> None:
-        never = BreakerRule(failures=0, rate=0.0)
-        async with gateway(short) as stage, listening(fail, "127.0.0.1", 0) as failing:
-            url = f"http://127.0.0.1:{failing.sockets[0].getsockname()[1]}"
-            route = Route(alias="r", to=(Target(server="one"), Target(url=url)), breaker=never)
-            await stage.route(route)
-            assert await stage.answers(20) == {"one", "503"}
-            stage.routes = (replace(route, breaker=BreakerRule()),)
-            await stage.succeed()
-            assert await stage.manager.figures.read()
-            (found,) = (each for each in stage.manager.figures.backends() if each.host == url)
-            assert (found.breaker, found.requests, found.errors) == ("closed", 10, 10)
-
-    run(work())
+    never = BreakerRule(failures=0, rate=0.0)
+    async with gateway(short) as stage, listening(fail, "127.0.0.1", 0) as failing:
+        url = f"http://127.0.0.1:{failing.sockets[0].getsockname()[1]}"
+        route = Route(alias="r", to=(Target(server="one"), Target(url=url)), breaker=never)
+        await stage.route(route)
+        assert await stage.answers(20) == {"one", "503"}
+        stage.routes = (replace(route, breaker=BreakerRule()),)
+        await stage.succeed()
+        assert await stage.manager.figures.read()
+        (found,) = (each for each in stage.manager.figures.backends() if each.host == url)
+        assert (found.breaker, found.requests, found.errors) == ("closed", 10, 10)
 
 
-def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            for number in range(1, 4):
-                before = stage.manager.gateway
-                assert before is not None
-                await stage.change(
-                    "one", target=server(TargetState.READY if number % 2 else TargetState.DOWN).target
-                )
-                os.kill(before.pid, signal.SIGKILL)
-                await before.exited
-                assert await stage.answers() == ({"one", "two"} if number % 2 else {"two"})
-                assert stage.manager.restarts == number
-            message = "the gateway's process has ended; another one is started"
-            assert stage.events.count(("gateway ended", message)) == 3
-            assert stage.manager.instability == "its process has ended 3 times within 10m"
-
-    run(work())
+@played_by(run)
+async def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) -> None:
+    async with gateway(short) as stage:
+        for number in range(1, 4):
+            before = stage.manager.gateway
+            assert before is not None
+            await stage.change(
+                "one", target=server(TargetState.READY if number % 2 else TargetState.DOWN).target
+            )
+            os.kill(before.pid, signal.SIGKILL)
+            await before.exited
+            assert await stage.answers() == ({"one", "two"} if number % 2 else {"two"})
+            assert stage.manager.restarts == number
+        message = "the gateway's process has ended; another one is started"
+        assert stage.events.count(("gateway ended", message)) == 3
+        assert stage.manager.instability == "its process has ended 3 times within 10m"
 
 
 @pytest.mark.slow
@@ -631,74 +599,68 @@ def test_changed_routes_are_in_force_and_no_request_is_without_a_route(
     run(work())
 
 
-def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first = stage.pid
-            await stage.change("two", bind=stage.facts["one"].bind)  # changed by a command since its start
-            stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
-            await stage.succeed()
-            assert (stage.pid, await stage.answers()) == (first, {"one"})
-            await stage.change("two", target=server(TargetState.DOWN).target)
-            assert await stage.get() == "503"
-            await stage.change("one", target=server().target)
-            assert (stage.pid, await stage.answers()) == (first, {"one"})
-
-    run(work())
+@played_by(run)
+async def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(short: Path) -> None:
+    async with gateway(short) as stage:
+        first = stage.pid
+        await stage.change("two", bind=stage.facts["one"].bind)  # changed by a command since its start
+        stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
+        await stage.succeed()
+        assert (stage.pid, await stage.answers()) == (first, {"one"})
+        await stage.change("two", target=server(TargetState.DOWN).target)
+        assert await stage.get() == "503"
+        await stage.change("one", target=server().target)
+        assert (stage.pid, await stage.answers()) == (first, {"one"})
 
 
-def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_replaced_ones(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first = stage.manager.gateway
-            assert first is not None
-            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n")
-            stage.publish(BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
-            await stage.succeed()
-            assert await stage.get("/two") == "two"
-            assert stage.manager.processes.replaced_pids == [first.pid], "its client has begun a request"
-            await stage.succeed()
-            assert stage.manager.processes.replaced_pids == [first.pid]
-            writer.write(b"x")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
-            writer.close()
-            await first.exited
-
-    run(work())
-
-
-def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_states_of_servers_follow(
+@played_by(run)
+async def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_replaced_ones(
     short: Path,
 ) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first, stage.tls = stage.pid, [TLSConfig(cert="/no/such.pem")]
-            await stage.configure()
-            assert stage.manager.problem == "cannot read /no/such.pem: No such file or directory"
-            await stage.change("one", target=server(TargetState.STOPPED).target)
-            assert (stage.pid, await stage.answers()) == (first, {"two"})
+    async with gateway(short) as stage:
+        first = stage.manager.gateway
+        assert first is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n")
+        stage.publish(BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
+        await stage.succeed()
+        assert await stage.get("/two") == "two"
+        assert stage.manager.processes.replaced_pids == [first.pid], "its client has begun a request"
+        await stage.succeed()
+        assert stage.manager.processes.replaced_pids == [first.pid]
+        writer.write(b"x")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+        await first.exited
 
-    run(work())
 
-
-def test_successor_that_cannot_start_another_haproxy_changes_the_states_of_the_adopted_one(
+@played_by(run)
+async def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_states_of_servers_follow(
     short: Path,
 ) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            first, other = stage.pid, Route(alias="other", path="/other", to=(Target(server="two"),))
-            stage.program, stage.routes = "/no/such/program", (BOTH, other)
-            await stage.succeed()
-            assert "No such file or directory" in stage.manager.problem
-            assert await stage.answers() == {"one", "two"}
-            for name in ("one", "two"):
-                await stage.change(name, target=server(TargetState.STOPPED).target)
-                assert name not in await stage.answers()
-                await stage.change(name, target=server().target)
-            assert (stage.pid, await stage.answers()) == (first, {"one", "two"})
+    async with gateway(short) as stage:
+        first, stage.tls = stage.pid, [TLSConfig(cert="/no/such.pem")]
+        await stage.configure()
+        assert stage.manager.problem == "cannot read /no/such.pem: No such file or directory"
+        await stage.change("one", target=server(TargetState.STOPPED).target)
+        assert (stage.pid, await stage.answers()) == (first, {"two"})
 
-    run(work())
+
+@played_by(run)
+async def test_successor_that_cannot_start_another_haproxy_changes_the_states_of_the_adopted_one(
+    short: Path,
+) -> None:
+    async with gateway(short) as stage:
+        first, other = stage.pid, Route(alias="other", path="/other", to=(Target(server="two"),))
+        stage.program, stage.routes = "/no/such/program", (BOTH, other)
+        await stage.succeed()
+        assert "No such file or directory" in stage.manager.problem
+        assert await stage.answers() == {"one", "two"}
+        for name in ("one", "two"):
+            await stage.change(name, target=server(TargetState.STOPPED).target)
+            assert name not in await stage.answers()
+            await stage.change(name, target=server().target)
+        assert (stage.pid, await stage.answers()) == (first, {"one", "two"})
 
 
 def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
@@ -732,17 +694,15 @@ def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
 
 
 @pytest.mark.slow
-def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            await stage.route(Route(alias="r", to=(Target(server="one"),)))
-            stage.publish(Route(alias="r", retries=2, to=(Target(server="one"),)))
-            await stage.settle()
-            await stage.manager.finish()
-            async with asyncio.timeout(4.0):  # a change is waited for longer
-                await stage.manager.announce_workers_exit("one")
-
-    run(work())
+@played_by(run)
+async def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short: Path) -> None:
+    async with gateway(short) as stage:
+        await stage.route(Route(alias="r", to=(Target(server="one"),)))
+        stage.publish(Route(alias="r", retries=2, to=(Target(server="one"),)))
+        await stage.settle()
+        await stage.manager.finish()
+        async with asyncio.timeout(4.0):  # a change is waited for longer
+            await stage.manager.announce_workers_exit("one")
 
 
 @pytest.mark.slow
@@ -781,105 +741,97 @@ def test_certificate_is_renewed(short: Path) -> None:
 
 
 @pytest.mark.slow
-def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+@played_by(run)
+async def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path) -> None:
+    async with gateway(short) as stage:
+        held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
 
-            async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                await reader.readuntil(b"\r\n\r\n")
-                held.set_result(writer)
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            held.set_result(writer)
 
-            slow = await start_server(hold, "127.0.0.1", 0)
-            stage.backends.append(slow)
-            port = slow.sockets[0].getsockname()[1]
-            stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
-            slowly = Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),))
-            await stage.route(slowly, streams=[stream])
-            host, _, stream_port = stream.bind.rpartition(":")
-            reader, of_stream = await asyncio.open_connection(host, int(stream_port))
-            answer = asyncio.ensure_future(stage.get())
-            writer = await held
-            finishing = asyncio.ensure_future(stage.manager.finish())
-            while await accepts(stage.port):
-                pass
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
-            assert await answer == "late"
-            writer.close()
-            await finishing
-            assert await reader.read() == b"", "a stream is not waited for"
-            of_stream.close()
-
-    run(work())
+        slow = await start_server(hold, "127.0.0.1", 0)
+        stage.backends.append(slow)
+        port = slow.sockets[0].getsockname()[1]
+        stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
+        slowly = Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),))
+        await stage.route(slowly, streams=[stream])
+        host, _, stream_port = stream.bind.rpartition(":")
+        reader, of_stream = await asyncio.open_connection(host, int(stream_port))
+        answer = asyncio.ensure_future(stage.get())
+        writer = await held
+        finishing = asyncio.ensure_future(stage.manager.finish())
+        while await accepts(stage.port):
+            pass
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
+        assert await answer == "late"
+        writer.close()
+        await finishing
+        assert await reader.read() == b"", "a stream is not waited for"
+        of_stream.close()
 
 
 @pytest.mark.slow
-def test_streams_are_copied(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
+@played_by(run)
+async def test_streams_are_copied(short: Path) -> None:
+    async with gateway(short) as stage:
+        stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
+        await stage.route(BOTH, streams=[stream])
+        host, _, port = stream.bind.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+@played_by(run)
+async def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_target_accepts(
+    short: Path,
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with gateway(short) as stage:
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=0) as target,
+            # Linux drops further connections until this one is accepted; they are tried again after a second.
+            socket.create_connection(target.getsockname()),
+        ):
+            target.setblocking(False)
+            url = f"127.0.0.1:{target.getsockname()[1]}"
+            stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(url=url),))
             await stage.route(BOTH, streams=[stream])
             host, _, port = stream.bind.rpartition(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
-            writer.close()
-
-    run(work())
-
-
-def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_target_accepts(short: Path) -> None:
-    async def work() -> None:
-        loop = asyncio.get_running_loop()
-        async with gateway(short) as stage:
-            with (
-                socket.create_server(("127.0.0.1", 0), backlog=0) as target,
-                # Linux drops further connections until this one is accepted; they are tried again after a second.
-                socket.create_connection(target.getsockname()),
-            ):
-                target.setblocking(False)
-                url = f"127.0.0.1:{target.getsockname()[1]}"
-                stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(url=url),))
-                await stage.route(BOTH, streams=[stream])
-                host, _, port = stream.bind.rpartition(":")
-                with socket.create_connection((host, int(port))) as client:
-                    client.sendall(b"requests 1\n")
-                syn_sent = f":{target.getsockname()[1]:04X} 02"
-                await until(lambda: syn_sent in Path("/proc/net/tcp").read_text())
-                (await loop.sock_accept(target))[0].close()
-                connection, _ = await loop.sock_accept(target)
-                with connection:
-                    assert await loop.sock_recv(connection, 100) == b"requests 1\n"
-
-    run(work())
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(b"requests 1\n")
+            syn_sent = f":{target.getsockname()[1]:04X} 02"
+            await until(lambda: syn_sent in Path("/proc/net/tcp").read_text())
+            (await loop.sock_accept(target))[0].close()
+            connection, _ = await loop.sock_accept(target)
+            with connection:
+                assert await loop.sock_recv(connection, 100) == b"requests 1\n"
 
 
-def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -> None:
-    async def work() -> None:
-        stage = Stage(str(short))
-        listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
-        stage.manager.apply_tables(Tables(gateway=GatewayConfig(bind=(listener,), program="/no/haproxy")))
-        assert await stage.manager.wait_until_applied() == ""
-        assert "/no/haproxy is not installed" in stage.manager.problem
-        with pytest.raises(ConnectionRefusedError):
-            await stage.get()
-        await stage.close()
-
-    run(work())
+@played_by(run)
+async def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -> None:
+    stage = Stage(str(short))
+    listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
+    stage.manager.apply_tables(Tables(gateway=GatewayConfig(bind=(listener,), program="/no/haproxy")))
+    assert await stage.manager.wait_until_applied() == ""
+    assert "/no/haproxy is not installed" in stage.manager.problem
+    with pytest.raises(ConnectionRefusedError):
+        await stage.get()
+    await stage.close()
 
 
-def test_taken_address_is_a_problem_and_the_others_are_served(short: Path) -> None:
-    async def work() -> None:
-        async with gateway(short) as stage:
-            with socket.create_server(("127.0.0.1", 0)) as taken:
-                bind = f"127.0.0.1:{taken.getsockname()[1]}"
-                stream = StreamRoute(alias="tcp", bind=bind, to=(Target(server="one"),))
-                await stage.route(BOTH, streams=[stream])
-                assert "is in use" in stage.manager.problem
-                assert [kind for kind, _ in stage.events] == ["gateway started", "gateway failed"]
-                assert await stage.answers() == {"one", "two"}
-            await stage.configure()
-            assert stage.manager.problem == ""
-            assert {each.bind for each in stage.manager.listeners} == {bind, f"127.0.0.1:{stage.port}"}
-
-    run(work())
+@played_by(run)
+async def test_taken_address_is_a_problem_and_the_others_are_served(short: Path) -> None:
+    async with gateway(short) as stage:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            bind = f"127.0.0.1:{taken.getsockname()[1]}"
+            stream = StreamRoute(alias="tcp", bind=bind, to=(Target(server="one"),))
+            await stage.route(BOTH, streams=[stream])
+            assert "is in use" in stage.manager.problem
+            assert [kind for kind, _ in stage.events] == ["gateway started", "gateway failed"]
+            assert await stage.answers() == {"one", "two"}
+        await stage.configure()
+        assert stage.manager.problem == ""
+        assert {each.bind for each in stage.manager.listeners} == {bind, f"127.0.0.1:{stage.port}"}

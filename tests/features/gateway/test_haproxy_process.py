@@ -30,6 +30,7 @@ from poolctl.runners.helper_process import HelperLog
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles, gateway_settings
 from tests.helper_keeper import ExecutingKeeper
+from tests.played import staged_by
 from tests.processes import command_line, freeze
 
 # Answers commands on its runtime socket, as a daemon, until SIGUSR1 or SIGTERM. `answers.json` has the answer to each
@@ -194,119 +195,101 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
     return run
 
 
-def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.use(one=ServerState(DRAIN))
-        process = await stage.start()
-        modes = stage.modes()
-        assert modes.pop(".") == 0o700
-        assert modes == dict.fromkeys(("haproxy.cfg", "c.pem"), 0o600)
-        assert os.stat(process.path).st_mode & 0o777 == 0o600
-        assert stage.commands() == ["set maxconn server route:r/one 0", "set server route:r/one state drain"]
-        assert await process.ask("show info") == f"Pid: {process.pid}\n"
-        assert process.up.is_set()
-
-    play(scene)
+@staged_by("play")
+async def test_files_are_the_users_alone_and_the_process_serves(stage: Stage, /) -> None:
+    stage.use(one=ServerState(DRAIN))
+    process = await stage.start()
+    modes = stage.modes()
+    assert modes.pop(".") == 0o700
+    assert modes == dict.fromkeys(("haproxy.cfg", "c.pem"), 0o600)
+    assert os.stat(process.path).st_mode & 0o777 == 0o600
+    assert stage.commands() == ["set maxconn server route:r/one 0", "set server route:r/one state drain"]
+    assert await process.ask("show info") == f"Pid: {process.pid}\n"
+    assert process.up.is_set()
 
 
-def test_refusal_says_the_first_alerts(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        alerts = "".join(f"[ALERT]    (PID) : problem {number}\n" for number in range(5))
-        stage.says(refuses=f"[NOTICE]   (PID) : a note\n{alerts}")
-        with pytest.raises(HaproxyRefusal) as refused:
-            await stage.start()
-        assert str(refused.value) == "problem 0; problem 1; problem 2"
-        stage.says(refuses="[NOTICE]   (PID) : a note\n")
-        with pytest.raises(
-            HaproxyRefusal, match="program cannot be started: its runtime socket does not answer"
-        ):
-            await stage.start()
-
-    play(scene)
+@staged_by("play")
+async def test_refusal_says_the_first_alerts(stage: Stage, /) -> None:
+    alerts = "".join(f"[ALERT]    (PID) : problem {number}\n" for number in range(5))
+    stage.says(refuses=f"[NOTICE]   (PID) : a note\n{alerts}")
+    with pytest.raises(HaproxyRefusal) as refused:
+        await stage.start()
+    assert str(refused.value) == "problem 0; problem 1; problem 2"
+    stage.says(refuses="[NOTICE]   (PID) : a note\n")
+    with pytest.raises(HaproxyRefusal, match="program cannot be started: its runtime socket does not answer"):
+        await stage.start()
 
 
-def test_refusal_has_the_lines_on_which_an_alert_continues(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        # As HAProxy 3 prints them.
-        stage.says(
-            refuses="[ALERT]    (PID) : config : 'bind fd@7' in section 'frontend' : \n"
-            "  'crt-list' : error in file 'list' : no start line.\n  no SSL private key.\n"
-            "[WARNING]  (PID) : a warning\n  and its end\n[ALERT]    (PID) : config : Fatal errors found.\n"
-        )
-        with pytest.raises(HaproxyRefusal) as refused:
-            await stage.start()
-        assert str(refused.value) == (
-            "config : 'bind fd@7' in section 'frontend' : 'crt-list' : error in file 'list' : no start line. "
-            "no SSL private key.; config : Fatal errors found."
-        )
-
-    play(scene)
+@staged_by("play")
+async def test_refusal_has_the_lines_on_which_an_alert_continues(stage: Stage, /) -> None:
+    # As HAProxy 3 prints them.
+    stage.says(
+        refuses="[ALERT]    (PID) : config : 'bind fd@7' in section 'frontend' : \n"
+        "  'crt-list' : error in file 'list' : no start line.\n  no SSL private key.\n"
+        "[WARNING]  (PID) : a warning\n  and its end\n[ALERT]    (PID) : config : Fatal errors found.\n"
+    )
+    with pytest.raises(HaproxyRefusal) as refused:
+        await stage.start()
+    assert str(refused.value) == (
+        "config : 'bind fd@7' in section 'frontend' : 'crt-list' : error in file 'list' : no start line. "
+        "no SSL private key.; config : Fatal errors found."
+    )
 
 
-def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        server = HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, "")
-        stage.use(HaproxyBackend("route:r", "r", False, ("backend route:r",), (server,)))
-        assert stage.processes.wanted is not None
-        ((line, _),) = stage.processes.wanted.configuration.servers_by_line_number()
-        alert = f"[ALERT]    (PID) : config : [/d/haproxy.cfg:{line}] : 'server r/bad' : no such CA\n"
-        stage.says(refuses=alert, bad=server.address)
-        for _ in range(2):
-            assert (await stage.start()).refused == {("route:r", server)}
-        why = (
-            "https://bad.example gets no requests, as HAProxy does not accept it: 'server r/bad' : no such CA"
-        )
-        assert stage.events == [("backend refused", why)]
-
-    play(scene)
+@staged_by("play")
+async def test_server_whose_line_is_refused_is_left_out_alone_and_reported_once(stage: Stage, /) -> None:
+    server = HaproxyServer("bad", "https://bad.example", "10.0.0.1:443", "", 1, "")
+    stage.use(HaproxyBackend("route:r", "r", False, ("backend route:r",), (server,)))
+    assert stage.processes.wanted is not None
+    ((line, _),) = stage.processes.wanted.configuration.servers_by_line_number()
+    alert = f"[ALERT]    (PID) : config : [/d/haproxy.cfg:{line}] : 'server r/bad' : no such CA\n"
+    stage.says(refuses=alert, bad=server.address)
+    for _ in range(2):
+        assert (await stage.start()).refused == {("route:r", server)}
+    why = "https://bad.example gets no requests, as HAProxy does not accept it: 'server r/bad' : no such CA"
+    assert stage.events == [("backend refused", why)]
 
 
-def test_configuration_of_which_haproxy_warns_is_used(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(warnings="[WARNING]  (PID) : 'stats' is deprecated\n  [ALERT] is not at the start here\n")
-        assert (await stage.start()).up.is_set()
-
-    play(scene)
+@staged_by("play")
+async def test_configuration_of_which_haproxy_warns_is_used(stage: Stage, /) -> None:
+    stage.says(warnings="[WARNING]  (PID) : 'stats' is deprecated\n  [ALERT] is not at the start here\n")
+    assert (await stage.start()).up.is_set()
 
 
-def test_program_that_cannot_be_executed_is_a_refusal(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.use(program="/nowhere/haproxy")
-        with pytest.raises(HaproxyRefusal, match="/nowhere/haproxy cannot be started"):
-            await stage.start()
-        assert not [*stage.directory.glob("g.*")], "its runtime socket is gone"
-
-    play(scene)
+@staged_by("play")
+async def test_program_that_cannot_be_executed_is_a_refusal(stage: Stage, /) -> None:
+    stage.use(program="/nowhere/haproxy")
+    with pytest.raises(HaproxyRefusal, match="/nowhere/haproxy cannot be started"):
+        await stage.start()
+    assert not [*stage.directory.glob("g.*")], "its runtime socket is gone"
 
 
-def test_process_without_a_runtime_socket_answers_nothing_and_still_ends_when_replaced(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        process = await stage.start()
-        os.unlink(process.path)
-        with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
-            await process.ask("show info")
-        await stage.processes.retire(process)
-        await process.exited
+@staged_by("play")
+async def test_process_without_a_runtime_socket_answers_nothing_and_still_ends_when_replaced(
+    stage: Stage, /
+) -> None:
+    process = await stage.start()
+    os.unlink(process.path)
+    with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
+        await process.ask("show info")
+    await stage.processes.retire(process)
+    await process.exited
 
-    play(scene)
 
-
-def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(stays=True)
-        first = await stage.start()
-        second = await stage.replace(first)
-        assert stage.commands() == ["set server next/next state ready"]
-        with pytest.raises(HaproxyRefusal):
-            await first.ask("show info")
-        assert stage.processes.replaced_pids == [first.pid], "it has connections"
-        assert not second.exited.done()
-        stage.says()
-        await first.exited
-        await asyncio.sleep(0)  # callbacks run after the awaited result is there
-        assert stage.processes.replaced_pids == []
-
-    play(scene)
+@staged_by("play")
+async def test_replaced_process_accepts_no_more_and_ends_with_its_last_connection(stage: Stage, /) -> None:
+    stage.says(stays=True)
+    first = await stage.start()
+    second = await stage.replace(first)
+    assert stage.commands() == ["set server next/next state ready"]
+    with pytest.raises(HaproxyRefusal):
+        await first.ask("show info")
+    assert stage.processes.replaced_pids == [first.pid], "it has connections"
+    assert not second.exited.done()
+    stage.says()
+    await first.exited
+    await asyncio.sleep(0)  # callbacks run after the awaited result is there
+    assert stage.processes.replaced_pids == []
 
 
 @pytest.mark.parametrize(
@@ -329,60 +312,54 @@ def test_oldest_replaced_processes_are_ended_when_there_are_too_many(play: Play,
     play(scene, limits)
 
 
-def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(stays=True)
-        left = await stage.start()
-        used = await stage.start()
-        stage.hold(used)
-        keeper: Any = stage.keeper
-        successor = processes_of(stage.directory)
-        found = await successor.adopt(keeper, GATEWAY)
-        assert found is not None
-        assert (found.pid, found.mark, await found.ask("show info")) == (
-            used.pid,
-            "mark",
-            f"Pid: {used.pid}\n",
-        )
-        assert successor.replaced_pids == [left.pid]
-        other = processes_of(Path("/other"))
-        stage.keeper.entries.clear()
-        assert await other.adopt(keeper, GATEWAY) is None
-        assert other.replaced_pids == []
-        await successor.end_all(stage.log)
-        await asyncio.gather(left.exited, used.exited, found.exited)
-
-    play(scene)
+@staged_by("play")
+async def test_next_supervisor_finds_the_process_in_use_and_the_replaced_ones(stage: Stage, /) -> None:
+    stage.says(stays=True)
+    left = await stage.start()
+    used = await stage.start()
+    stage.hold(used)
+    keeper: Any = stage.keeper
+    successor = processes_of(stage.directory)
+    found = await successor.adopt(keeper, GATEWAY)
+    assert found is not None
+    assert (found.pid, found.mark, await found.ask("show info")) == (
+        used.pid,
+        "mark",
+        f"Pid: {used.pid}\n",
+    )
+    assert successor.replaced_pids == [left.pid]
+    other = processes_of(Path("/other"))
+    stage.keeper.entries.clear()
+    assert await other.adopt(keeper, GATEWAY) is None
+    assert other.replaced_pids == []
+    await successor.end_all(stage.log)
+    await asyncio.gather(left.exited, used.exited, found.exited)
 
 
-def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(**{"show stat -1 2 -1": STATISTICS.format(1)})
-        process = await stage.start()
-        finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0))
-        while "show stat" not in (stage.directory / "commands").read_text():
-            await asyncio.sleep(0.001)
-        assert not finishing.done()
-        stage.says(**{"show stat -1 2 -1": STATISTICS.format(0)})
-        await finishing
-
-    play(scene)
+@staged_by("play")
+async def test_finish_waits_for_requests_to_routes_and_not_for_streams(stage: Stage, /) -> None:
+    stage.says(**{"show stat -1 2 -1": STATISTICS.format(1)})
+    process = await stage.start()
+    finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0))
+    while "show stat" not in (stage.directory / "commands").read_text():
+        await asyncio.sleep(0.001)
+    assert not finishing.done()
+    stage.says(**{"show stat -1 2 -1": STATISTICS.format(0)})
+    await finishing
 
 
-def test_finish_waits_for_replaced_processes_within_its_time(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.says(stays=True)
-        first = await stage.start()
-        second = await stage.replace(first)
-        await stage.processes.finish_requests(second, 0.05)
-        assert not first.exited.done()
-        await stage.processes.end_all(stage.log)
-        assert first.exited.done()
-        assert second.exited.done()
-        assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
-        await stage.processes.finish_requests(None, 60.0)
-
-    play(scene)
+@staged_by("play")
+async def test_finish_waits_for_replaced_processes_within_its_time(stage: Stage, /) -> None:
+    stage.says(stays=True)
+    first = await stage.start()
+    second = await stage.replace(first)
+    await stage.processes.finish_requests(second, 0.05)
+    assert not first.exited.done()
+    await stage.processes.end_all(stage.log)
+    assert first.exited.done()
+    assert second.exited.done()
+    assert not (stage.directory / "haproxy").exists(), "with the keys of certificates"
+    await stage.processes.finish_requests(None, 60.0)
 
 
 def test_process_that_ignores_the_end_is_killed(play: Play) -> None:
@@ -397,42 +374,40 @@ def test_process_that_ignores_the_end_is_killed(play: Play) -> None:
 
 
 @pytest.mark.parametrize("is_answered", [False, True])
-def test_process_whose_start_is_given_up_is_ended_with_the_others(play: Play, is_answered: bool) -> None:
-    async def scene(stage: Stage) -> None:
-        answer, start = asyncio.Event(), stage.keeper.call
+@staged_by("play")
+async def test_process_whose_start_is_given_up_is_ended_with_the_others(
+    stage: Stage, /, is_answered: bool
+) -> None:
+    answer, start = asyncio.Event(), stage.keeper.call
 
-        async def call(message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
-            reply = await start(message, fds)
-            if not is_answered:
-                await answer.wait()
-            return reply
+    async def call(message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
+        reply = await start(message, fds)
+        if not is_answered:
+            await answer.wait()
+        return reply
 
-        stage.keeper.call = call  # type: ignore[method-assign]
-        starting = asyncio.ensure_future(stage.start())
-        await until(lambda: len(stage.keeper.pids) == 1)
-        await asyncio.sleep(0)
-        starting.cancel()
-        asyncio.get_running_loop().call_soon(answer.set)
-        await asyncio.wait({starting})
-        await stage.processes.end_all(stage.log)
-        assert not haproxies(stage.directory)
-
-    play(scene)
+    stage.keeper.call = call  # type: ignore[method-assign]
+    starting = asyncio.ensure_future(stage.start())
+    await until(lambda: len(stage.keeper.pids) == 1)
+    await asyncio.sleep(0)
+    starting.cancel()
+    asyncio.get_running_loop().call_soon(answer.set)
+    await asyncio.wait({starting})
+    await stage.processes.end_all(stage.log)
+    assert not haproxies(stage.directory)
 
 
-def test_frozen_process_does_not_answer_and_one_that_answers_does_not_hang(play: Play) -> None:
-    async def scene(stage: Stage) -> None:
-        process = await stage.start()
-        answers: list[bool] = []
-        process.answered = lambda: answers.append(True)  # type: ignore[method-assign]
-        process.stop_watching()  # it has sent a ping at the start
-        process.ping()
-        await until(lambda: len(answers) == 2)
-        freeze(process.pid)
-        process.ping()
-        await asyncio.sleep(0.2)
-        assert len(answers) == 2
-        process.signal(signal.SIGCONT)
-        await until(lambda: len(answers) == 3)
-
-    play(scene)
+@staged_by("play")
+async def test_frozen_process_does_not_answer_and_one_that_answers_does_not_hang(stage: Stage, /) -> None:
+    process = await stage.start()
+    answers: list[bool] = []
+    process.answered = lambda: answers.append(True)  # type: ignore[method-assign]
+    process.stop_watching()  # it has sent a ping at the start
+    process.ping()
+    await until(lambda: len(answers) == 2)
+    freeze(process.pid)
+    process.ping()
+    await asyncio.sleep(0.2)
+    assert len(answers) == 2
+    process.signal(signal.SIGCONT)
+    await until(lambda: len(answers) == 3)

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.routing.route import Route, TrafficLimits
 from tests.features.gateway.test_haproxy_configuration import IDLE, WEB, ask, haproxy, section_lines
+from tests.played import played_by
 
 DEADLINE = 30.0
 
@@ -36,56 +37,50 @@ async def admitted_at(port: int, count: int, **headers: str) -> list[float]:
 
 
 @pytest.mark.capability
-def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path) -> None:
-    async def work() -> None:
-        limit = TrafficLimits(requests_per_second=1.0, burst=4)
-        routes = [Route(alias="client", host="a.test", client_limit=limit, to=WEB)]
-        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
-            loop = asyncio.get_running_loop()
-            for network in itertools.count(0, 2):
-                begin, one = loop.time(), {"X-Forwarded-For": f"2001:db8:0:{network}::1"}
-                found = await statuses(port, 6, **one)
-                others = await statuses(port, 5, **{"X-Forwarded-For": f"2001:db8:0:{network + 1}::1"})
-                same = await statuses(port, 1, **{"X-Forwarded-For": f"2001:db8:0:{network}::2"})
-                if loop.time() - begin < 1.0:  # else the interval has passed: once more, as other clients
-                    break
-            assert found == [200, 200, 200, 200, 429, 429]
-            assert others == [200, 200, 200, 200, 429]
-            assert same == [429], "its network is the client"
-            admitted = await admitted_at(port, 2, **one)
-            for number, moment in enumerate(admitted, 1):
-                assert moment - begin >= number - 0.01
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+@played_by(asyncio.run)
+async def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path) -> None:
+    limit = TrafficLimits(requests_per_second=1.0, burst=4)
+    routes = [Route(alias="client", host="a.test", client_limit=limit, to=WEB)]
+    async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+        loop = asyncio.get_running_loop()
+        for network in itertools.count(0, 2):
+            begin, one = loop.time(), {"X-Forwarded-For": f"2001:db8:0:{network}::1"}
+            found = await statuses(port, 6, **one)
+            others = await statuses(port, 5, **{"X-Forwarded-For": f"2001:db8:0:{network + 1}::1"})
+            same = await statuses(port, 1, **{"X-Forwarded-For": f"2001:db8:0:{network}::2"})
+            if loop.time() - begin < 1.0:  # else the interval has passed: once more, as other clients
+                break
+        assert found == [200, 200, 200, 200, 429, 429]
+        assert others == [200, 200, 200, 200, 429]
+        assert same == [429], "its network is the client"
+        admitted = await admitted_at(port, 2, **one)
+        for number, moment in enumerate(admitted, 1):
+            assert moment - begin >= number - 0.01
 
 
 @pytest.mark.slow
-def test_rate_of_a_whole_route_is_that_of_all_clients_together(tmp_path: Path) -> None:
-    async def work() -> None:
-        limit = TrafficLimits(requests_per_second=0.5, burst=3)
-        routes = [Route(alias="limited", host="a.test", limit=limit, to=WEB), Route(alias="free", to=WEB)]
-        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
-            found = Counter[int]()
-            for number in range(9):
-                found.update(await statuses(port, 1, **{"X-Forwarded-For": f"10.0.0.{number}"}))
-            assert found == {200: 3, 503: 6}
-            assert (await ask(port, "GET", "b.test", "/", {}))[0] == 200
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+@played_by(asyncio.run)
+async def test_rate_of_a_whole_route_is_that_of_all_clients_together(tmp_path: Path) -> None:
+    limit = TrafficLimits(requests_per_second=0.5, burst=3)
+    routes = [Route(alias="limited", host="a.test", limit=limit, to=WEB), Route(alias="free", to=WEB)]
+    async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+        found = Counter[int]()
+        for number in range(9):
+            found.update(await statuses(port, 1, **{"X-Forwarded-For": f"10.0.0.{number}"}))
+        assert found == {200: 3, 503: 6}
+        assert (await ask(port, "GET", "b.test", "/", {}))[0] == 200
 
 
 @pytest.mark.slow
-def test_request_that_one_limit_refuses_counts_for_no_other(tmp_path: Path) -> None:
-    async def work() -> None:
-        client = TrafficLimits(requests_per_second=0.01, burst=2)
-        whole = TrafficLimits(requests_per_second=0.01, burst=3)
-        routes = [Route(alias="a", client_limit=client, limit=whole, to=WEB)]
-        async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
-            one, other = {"X-Forwarded-For": "10.0.0.1"}, {"X-Forwarded-For": "10.0.0.2"}
-            assert await statuses(port, 9, **one) == [200, 200, *[429] * 7]
-            assert await statuses(port, 3, **other) == [200, 503, 503]
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+@played_by(asyncio.run)
+async def test_request_that_one_limit_refuses_counts_for_no_other(tmp_path: Path) -> None:
+    client = TrafficLimits(requests_per_second=0.01, burst=2)
+    whole = TrafficLimits(requests_per_second=0.01, burst=3)
+    routes = [Route(alias="a", client_limit=client, limit=whole, to=WEB)]
+    async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
+        one, other = {"X-Forwarded-For": "10.0.0.1"}, {"X-Forwarded-For": "10.0.0.2"}
+        assert await statuses(port, 9, **one) == [200, 200, *[429] * 7]
+        assert await statuses(port, 3, **other) == [200, 503, 503]
 
 
 @pytest.mark.parametrize(

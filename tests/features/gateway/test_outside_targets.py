@@ -24,6 +24,7 @@ from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.route_report import SERVING, STARTING
 from tests.asyncio_server import hang_up, listening, start_server
 from tests.certificates import certificate
+from tests.played import played_by, staged_by
 from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
 
@@ -80,61 +81,59 @@ def run(work: Any) -> None:
 
 
 @pytest.mark.parametrize("table", ["[[route]]", '[[stream]]\nbind = ":5432"'])
-def test_target_that_accepts_no_connection_fails_and_one_that_does_has_answered(table: str) -> None:
-    async def work(stage: Stage, service: Service) -> None:
-        scheme = "http://" if table == "[[route]]" else ""
-        gone, there = f"{scheme}127.0.0.1:{claim_port()}", f"{scheme}127.0.0.1:{service.port}"
-        text = f'{table}\nto = ["{gone}", "{there}"]\nhealth = {{ tcp = true, {FAST} }}\n'
-        stage.probes.apply_tables(tables(text))
-        assert stage.probes.targets[gone] == Target(answers=None), "not known yet"
-        await stage.until(there, Target())
-        async with asyncio.timeout(60):
-            while not stage.probes.targets[gone].reason:
-                stage.changed.clear()
-                await stage.changed.wait()
-        assert stage.probes.targets[gone].reason.startswith("no connection")
-        assert stage.probes.latency_seconds(gone) is None
-        latency = stage.probes.latency_seconds(there)
-        assert latency is not None
-        assert 0 < latency < 20
+@staged_by(run)
+async def test_target_that_accepts_no_connection_fails_and_one_that_does_has_answered(
+    stage: Stage, service: Service, /, table: str
+) -> None:
+    scheme = "http://" if table == "[[route]]" else ""
+    gone, there = f"{scheme}127.0.0.1:{claim_port()}", f"{scheme}127.0.0.1:{service.port}"
+    text = f'{table}\nto = ["{gone}", "{there}"]\nhealth = {{ tcp = true, {FAST} }}\n'
+    stage.probes.apply_tables(tables(text))
+    assert stage.probes.targets[gone] == Target(answers=None), "not known yet"
+    await stage.until(there, Target())
+    async with asyncio.timeout(60):
+        while not stage.probes.targets[gone].reason:
+            stage.changed.clear()
+            await stage.changed.wait()
+    assert stage.probes.targets[gone].reason.startswith("no connection")
+    assert stage.probes.latency_seconds(gone) is None
+    latency = stage.probes.latency_seconds(there)
+    assert latency is not None
+    assert 0 < latency < 20
 
-    run(work)
 
-
-def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
-    async def work(stage: Stage, service: Service) -> None:
-        url = f"http://127.0.0.1:{service.port}"
-        one = f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'
-        stage.probes.apply_tables(tables(one))
-        await stage.until(url, Target())
-        service.status = "503 Service Unavailable"
-        await stage.until(url, Target(TargetState.DOWN, "GET /up: status 503"))
-        service.status = "204 No Content"
-        await stage.until(url, Target())
-        stage.probes.apply_tables(tables(one))
-        assert stage.probes.targets[url].answers, "the same probe: what is known stays"
-        stage.probes.apply_tables(tables(one.replace("/up", "/other")))
-        assert stage.probes.targets == {url: Target(answers=None)}
-        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\n'))
-        assert stage.probes.targets == {}
-
-    run(work)
+@staged_by(run)
+async def test_target_is_out_after_its_failures_and_back_after_a_success(
+    stage: Stage, service: Service, /
+) -> None:
+    url = f"http://127.0.0.1:{service.port}"
+    one = f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'
+    stage.probes.apply_tables(tables(one))
+    await stage.until(url, Target())
+    service.status = "503 Service Unavailable"
+    await stage.until(url, Target(TargetState.DOWN, "GET /up: status 503"))
+    service.status = "204 No Content"
+    await stage.until(url, Target())
+    stage.probes.apply_tables(tables(one))
+    assert stage.probes.targets[url].answers, "the same probe: what is known stays"
+    stage.probes.apply_tables(tables(one.replace("/up", "/other")))
+    assert stage.probes.targets == {url: Target(answers=None)}
+    stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\n'))
+    assert stage.probes.targets == {}
 
 
 @pytest.mark.slow
-def test_only_a_changed_result_is_reported() -> None:
-    async def work(stage: Stage, service: Service) -> None:
-        url = f"http://127.0.0.1:{service.port}"
-        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-        await stage.until(url, Target())
-        stage.changed.clear()
-        asked = service.asked
-        async with asyncio.timeout(60):
-            while service.asked < asked + 5:
-                await asyncio.sleep(0)
-        assert not stage.changed.is_set()
-
-    run(work)
+@staged_by(run)
+async def test_only_a_changed_result_is_reported(stage: Stage, service: Service, /) -> None:
+    url = f"http://127.0.0.1:{service.port}"
+    stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+    await stage.until(url, Target())
+    stage.changed.clear()
+    asked = service.asked
+    async with asyncio.timeout(60):
+        while service.asked < asked + 5:
+            await asyncio.sleep(0)
+    assert not stage.changed.is_set()
 
 
 class Listener:
@@ -207,21 +206,19 @@ def test_probe_sends_one_request_with_its_method_path_and_headers(
     assert listener.heads == [head]
 
 
-def test_probe_of_an_address_names_it_as_the_host() -> None:
-    async def work() -> None:
-        heads: list[bytes] = []
+@played_by(asyncio.run)
+async def test_probe_of_an_address_names_it_as_the_host() -> None:
+    heads: list[bytes] = []
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            heads.append(await reader.readuntil(b"\r\n\r\n"))
-            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-            writer.close()
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
 
-        async with listening(answer, "127.0.0.1", 0) as server:
-            where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            assert await probe_url(f"http://{where}", probe(timeout=60.0)) == ""
-        assert f"Host: {where}\r\n".encode() in heads[0]
-
-    asyncio.run(work())
+    async with listening(answer, "127.0.0.1", 0) as server:
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert await probe_url(f"http://{where}", probe(timeout=60.0)) == ""
+    assert f"Host: {where}\r\n".encode() in heads[0]
 
 
 @pytest.mark.parametrize(
@@ -413,52 +410,46 @@ def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing
     assert (probing.times(), len(listener.heads)) == ([], 32)
 
 
-def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
-    async def work() -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*certificate(tmp_path))
-        async with listening(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
-            found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
-        assert found.startswith("no connection: ")
-        assert "certificate verify failed" in found
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path))
+    async with listening(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
+    assert found.startswith("no connection: ")
+    assert "certificate verify failed" in found
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail.example\r\n"])
-def test_target_without_tls_is_told_from_one_with_another_certificate(answer: bytes) -> None:
-    async def work() -> None:
-        ended = asyncio.Event()
+@played_by(asyncio.run)
+async def test_target_without_tls_is_told_from_one_with_another_certificate(answer: bytes) -> None:
+    ended = asyncio.Event()
 
-        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(answer)
-            await reader.read()
-            writer.close()
-            await writer.wait_closed()
-            ended.set()
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
 
-        async with listening(respond, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
-            await ended.wait()
-        assert found == "no connection: the target does not speak TLS: write http://"
-
-    asyncio.run(work())
+    async with listening(respond, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
+        await ended.wait()
+    assert found == "no connection: the target does not speak TLS: write http://"
 
 
-def test_probes_list_the_targets_of_the_tables() -> None:
-    async def work(stage: Stage, service: Service) -> None:
-        url = f"http://127.0.0.1:{service.port}"
-        stage.probes.apply_tables(tables(""))
-        assert stage.probes.targets == {}
-        stage.changed.clear()
-        stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-        assert [*stage.probes.targets] == [url]
-        assert stage.changed.is_set()
-        assert stage.probes.latency_seconds("http://other") is None
-
-    run(work)
+@staged_by(run)
+async def test_probes_list_the_targets_of_the_tables(stage: Stage, service: Service, /) -> None:
+    url = f"http://127.0.0.1:{service.port}"
+    stage.probes.apply_tables(tables(""))
+    assert stage.probes.targets == {}
+    stage.changed.clear()
+    stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+    assert [*stage.probes.targets] == [url]
+    assert stage.changed.is_set()
+    assert stage.probes.latency_seconds("http://other") is None
 
 
 def test_result_of_a_target_is_reported_to_the_gateway() -> None:

@@ -19,6 +19,7 @@ from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.features.gateway.test_haproxy_configuration import check
+from tests.played import played_by
 from tests.programs import program
 
 DEADLINE = 60.0
@@ -74,34 +75,32 @@ async def answer(port: int, name: str | None) -> bytes:
 
 
 @pytest.mark.capability
-def test_tls_of_a_whole_host_is_passed_to_its_server(tmp_path: Path) -> None:
-    async def work() -> None:
-        routes = [
-            Route(alias="whole", host="a.test", to=SECURE),
-            Route(alias="below", host="*.below.test", to=SECURE),
-            Route(alias="label", host="users", to=SECURE),
-            Route(alias="to-https", host="a.test", redirect=Redirect(to="https")),
-            Route(alias="divided", host="divided.below.test", path="/v1", to=SECURE),
-            Route(alias="limited", host="limited.below.test", to=SECURE, limit=TrafficLimits(concurrency=1)),
-            Route(alias="plain", host="plain.below.test", to=(Target(server="plain"),)),
-            Route(alias="closed", host="closed.below.test", to=SECURE, allow=("10.0.0.0/8",)),
-            Route(alias="open", host="open.below.test", to=SECURE, allow=("127.0.0.0/8",)),
-        ]
-        async with passing(tmp_path, routes) as port:
-            passed = ["a.test", "A.test", "x.below.test", "users.anything", "open.below.test"]
-            for name in passed:
-                assert await answer(port, name) == b"hello", name
-            for part in ("divided", "limited", "plain", "closed"):
-                assert await answer(port, f"{part}.below.test") == b"", part
-            for name in ("below.test", "other.test"):
-                assert await answer(port, name) == b"", name
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            with contextlib.closing(writer):
-                writer.write(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
-                with contextlib.suppress(ConnectionError):
-                    assert await reader.read() == b"", "no TLS"
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+@played_by(asyncio.run)
+async def test_tls_of_a_whole_host_is_passed_to_its_server(tmp_path: Path) -> None:
+    routes = [
+        Route(alias="whole", host="a.test", to=SECURE),
+        Route(alias="below", host="*.below.test", to=SECURE),
+        Route(alias="label", host="users", to=SECURE),
+        Route(alias="to-https", host="a.test", redirect=Redirect(to="https")),
+        Route(alias="divided", host="divided.below.test", path="/v1", to=SECURE),
+        Route(alias="limited", host="limited.below.test", to=SECURE, limit=TrafficLimits(concurrency=1)),
+        Route(alias="plain", host="plain.below.test", to=(Target(server="plain"),)),
+        Route(alias="closed", host="closed.below.test", to=SECURE, allow=("10.0.0.0/8",)),
+        Route(alias="open", host="open.below.test", to=SECURE, allow=("127.0.0.0/8",)),
+    ]
+    async with passing(tmp_path, routes) as port:
+        passed = ["a.test", "A.test", "x.below.test", "users.anything", "open.below.test"]
+        for name in passed:
+            assert await answer(port, name) == b"hello", name
+        for part in ("divided", "limited", "plain", "closed"):
+            assert await answer(port, f"{part}.below.test") == b"", part
+        for name in ("below.test", "other.test"):
+            assert await answer(port, name) == b"", name
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.closing(writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b"", "no TLS"
 
 
 def test_addresses_that_pass_tls_and_others_are_served_together(tmp_path: Path) -> None:

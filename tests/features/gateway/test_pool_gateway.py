@@ -31,6 +31,7 @@ from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
+from tests.played import staged_by
 from tests.serving import blank_page
 from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web
@@ -186,29 +187,27 @@ def staged(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
     run(play())
 
 
-def test_routes_are_reported_with_their_figures_and_those_not_served() -> None:
-    async def scene(stage: Stage) -> None:
-        shop, _, db = ROUTES.served
-        stage.figures.count(shop, stot=2, qcur=2)
-        stage.figures.count(db, stot=4)
-        stage.figures.count_unrouted(3)
-        found = await stage.perform("routes")
-        assert [(each.alias, each.way) for each in found.items] == [
-            ("shop", "http"), ("out", "http"), ("out", "stream"), ("late", "excluded"),
-        ]  # fmt: skip
-        assert [each.requests for each in found.items] == [2, 0, 4, 0]
-        assert found.items[0].waiting == 2
-        assert found.items[0].machines is None
-        assert (found.generation, found.refused) == (7, {"404": 3})
-        assert stage.manager.calls[0] == "settled"
-        stage.manager.machines = SimpleNamespace(machines=lambda route: (route.alias,))
-        assert (await stage.perform("routes")).items[1].machines == ("out",)
-        stage.figures.is_running, stage.manager.gateway = False, None
-        found = await stage.perform("routes")
-        assert {each.state for each in found.items} == {"error", "unknown"}
-        assert found.refused is None
-
-    staged(scene)
+@staged_by(staged)
+async def test_routes_are_reported_with_their_figures_and_those_not_served(stage: Stage, /) -> None:
+    shop, _, db = ROUTES.served
+    stage.figures.count(shop, stot=2, qcur=2)
+    stage.figures.count(db, stot=4)
+    stage.figures.count_unrouted(3)
+    found = await stage.perform("routes")
+    assert [(each.alias, each.way) for each in found.items] == [
+        ("shop", "http"), ("out", "http"), ("out", "stream"), ("late", "excluded"),
+    ]  # fmt: skip
+    assert [each.requests for each in found.items] == [2, 0, 4, 0]
+    assert found.items[0].waiting == 2
+    assert found.items[0].machines is None
+    assert (found.generation, found.refused) == (7, {"404": 3})
+    assert stage.manager.calls[0] == "settled"
+    stage.manager.machines = SimpleNamespace(machines=lambda route: (route.alias,))
+    assert (await stage.perform("routes")).items[1].machines == ("out",)
+    stage.figures.is_running, stage.manager.gateway = False, None
+    found = await stage.perform("routes")
+    assert {each.state for each in found.items} == {"error", "unknown"}
+    assert found.refused is None
 
 
 @pytest.mark.parametrize(
@@ -220,160 +219,142 @@ def test_routes_are_reported_with_their_figures_and_those_not_served() -> None:
     ],
 )
 @pytest.mark.parametrize("many", [False, True])
-def test_routes_that_a_request_may_take_are_explained(options: Table, header: str, many: bool) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.manager.tables = Tables(gateway=GatewayConfig(header_for_host=header))
-        if many:
-            more = tuple(Route(alias=f"r{number}", host=f"h{number}.example") for number in range(1000))
-            stage.manager.routes.routes = ROUTES._replace(http=(*ROUTES.http, *more))
-        found = await stage.perform("routes", op="explain", **options)
-        assert (found.header_for_host, found.generation) == (header, 7)
-        assert found.total == (1002 if many else 2)
-        # A large table is searched here, a small one by the command.
-        assert [each.alias for each in found.routes] == (["shop"] if many else ["shop", "out"])
-        assert [each.alias for each in found.excluded] == ["late"]
-
-    staged(scene)
-
-
-def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines() -> None:
-    async def scene(stage: Stage) -> None:
-        attached: list[int] = []
-        lines: list[Any] = []
-        call = Call(Selector.from_dict({}), {}, lines.append, attach=attached.append)
-        assert (await stage.part.verbs["registry"](call)).generation == 7
-        assert attached == []
-        with socket.socket() as table:
-            stage.manager.routes.table = table
-            await stage.part.verbs["registry"](call)
-            assert attached == [table.fileno()]
-        following = asyncio.ensure_future(
-            stage.part.verbs["registry"](call._replace(options={"follow": True}))
-        )
-        while not lines:
-            await asyncio.sleep(0)
-        (report,) = stage.manager.reported
-        report(8)
-        assert [line.generation for line in lines] == [7, 8]
-        stage.site.over.set()
-        assert (await following).generation == 7
-        assert stage.manager.reported == []
-
-    staged(scene)
+@staged_by(staged)
+async def test_routes_that_a_request_may_take_are_explained(
+    stage: Stage, /, options: Table, header: str, many: bool
+) -> None:
+    stage.manager.tables = Tables(gateway=GatewayConfig(header_for_host=header))
+    if many:
+        more = tuple(Route(alias=f"r{number}", host=f"h{number}.example") for number in range(1000))
+        stage.manager.routes.routes = ROUTES._replace(http=(*ROUTES.http, *more))
+    found = await stage.perform("routes", op="explain", **options)
+    assert (found.header_for_host, found.generation) == (header, 7)
+    assert found.total == (1002 if many else 2)
+    # A large table is searched here, a small one by the command.
+    assert [each.alias for each in found.routes] == (["shop"] if many else ["shop", "out"])
+    assert [each.alias for each in found.excluded] == ["late"]
 
 
-def test_hosts_are_the_targets_of_routes_with_the_connections_of_workers() -> None:
-    async def scene(stage: Stage) -> None:
-        await stage.ask("start")
-        page = blank_page()
-        page[tally.OPEN_CONNECTIONS] = 9
-        stage.runner.counts = lambda placement: page.tolist()
-        stage.figures.count(ROUTES.http[1], "http://10.0.0.7:80", scur=2)
-        found = await stage.perform("hosts")
-        assert [(each.host, each.connections, each.available) for each in found.items] == [
-            ("web", 9, True), ("http://10.0.0.7:80", 2, True), ("10.0.0.7:5432", 0, True),
-        ]  # fmt: skip
-        services = [
-            SimpleNamespace(url=url, alias="out", is_serving=serving, problem="silent",
-                            health=SimpleNamespace(status="unhealthy"))
-            for url, serving in [("http://10.0.0.8:80", False), ("http://10.0.0.9:80", True),
-                                 ("http://10.0.0.7:80", False)]
-        ]  # fmt: skip
-        stage.manager.routes.services = services
-        *before, added = (await stage.perform("hosts")).items
-        assert [each.host for each in before] == ["web", "http://10.0.0.7:80", "10.0.0.7:5432"]
-        assert before[1].available, "HAProxy still uses it"
-        assert (added.host, added.routes, added.available) == ("http://10.0.0.8:80", ("out",), False)
-        assert (added.health, added.why) == ("unhealthy", "silent")
-
-    staged(scene)
+@staged_by(staged)
+async def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines(stage: Stage, /) -> None:
+    attached: list[int] = []
+    lines: list[Any] = []
+    call = Call(Selector.from_dict({}), {}, lines.append, attach=attached.append)
+    assert (await stage.part.verbs["registry"](call)).generation == 7
+    assert attached == []
+    with socket.socket() as table:
+        stage.manager.routes.table = table
+        await stage.part.verbs["registry"](call)
+        assert attached == [table.fileno()]
+    following = asyncio.ensure_future(stage.part.verbs["registry"](call._replace(options={"follow": True})))
+    while not lines:
+        await asyncio.sleep(0)
+    (report,) = stage.manager.reported
+    report(8)
+    assert [line.generation for line in lines] == [7, 8]
+    stage.site.over.set()
+    assert (await following).generation == 7
+    assert stage.manager.reported == []
 
 
-def test_gateway_that_does_not_answer_is_reported_with_the_reason() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.figures.haproxy.hung = True
-        for verb, options in [("hosts", {}), ("host", {"op": "disable", "hosts": ["web"]})]:
-            found = await stage.perform(verb, **options)
-            assert found.exit_code == NOT_AS_DESIRED
-            assert found.errors[0].message == "the gateway does not answer: port 80 is in use"
-        stage.figures.is_running = False
-        assert (await stage.perform("host", op="disable", hosts=["web"])).exit_code == NOT_AS_DESIRED
-        stage.manager.tables = Tables()
-        assert (await stage.perform("hosts")).exit_code == DONE
-
-    staged(scene)
-
-
-def test_ordered_hosts_are_returned_and_unknown_ones_are_errors() -> None:
-    async def scene(stage: Stage) -> None:
-        found = await stage.perform("host", op="disable", hosts=["web"])
-        assert stage.figures.hosts.host_record("web").until == stage.figures.clock.time() + 30
-        assert ([each.host for each in found.items], found.warnings, found.exit_code) == (["web"], (), DONE)
-        assert (found.items[0].state, found.items[0].available) == ("disabled", False)
-        await stage.perform("host", op="drain", hosts=["web", "10.0.0.7:80"])
-        assert stage.figures.hosts.host_record("http://10.0.0.7:80").state == "draining"
-        stage.manager.late = "not everything is in force yet"
-        found = await stage.perform("host", op="enable", hosts=["web"])
-        assert (found.items[0].state, found.warnings) == ("active", ("not everything is in force yet",))
-        found = await stage.perform("host", op="disable", hosts=["web", "x"])
-        assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "no backend is called 'x'")
-        assert found.errors[0].hint == "`poolctl backends` lists them"
-        assert stage.figures.hosts.host_record("web").state == "active", "none is changed then"
-        stage.manager.tables = Tables()
-        found = await stage.perform("host", op="disable", hosts=["web"])
-        assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
-
-    staged(scene)
+@staged_by(staged)
+async def test_hosts_are_the_targets_of_routes_with_the_connections_of_workers(stage: Stage, /) -> None:
+    await stage.ask("start")
+    page = blank_page()
+    page[tally.OPEN_CONNECTIONS] = 9
+    stage.runner.counts = lambda placement: page.tolist()
+    stage.figures.count(ROUTES.http[1], "http://10.0.0.7:80", scur=2)
+    found = await stage.perform("hosts")
+    assert [(each.host, each.connections, each.available) for each in found.items] == [
+        ("web", 9, True), ("http://10.0.0.7:80", 2, True), ("10.0.0.7:5432", 0, True),
+    ]  # fmt: skip
+    services = [
+        SimpleNamespace(url=url, alias="out", is_serving=serving, problem="silent",
+                        health=SimpleNamespace(status="unhealthy"))
+        for url, serving in [("http://10.0.0.8:80", False), ("http://10.0.0.9:80", True),
+                             ("http://10.0.0.7:80", False)]
+    ]  # fmt: skip
+    stage.manager.routes.services = services
+    *before, added = (await stage.perform("hosts")).items
+    assert [each.host for each in before] == ["web", "http://10.0.0.7:80", "10.0.0.7:5432"]
+    assert before[1].available, "HAProxy still uses it"
+    assert (added.host, added.routes, added.available) == ("http://10.0.0.8:80", ("out",), False)
+    assert (added.health, added.why) == ("unhealthy", "silent")
 
 
-def test_list_status_and_stats_of_the_whole_pool_have_the_gateway() -> None:
-    async def scene(stage: Stage) -> None:
-        for verb, has_stats in [("list", False), ("status", True), ("stats", True)]:
-            gateway = (await stage.extended(verb)).gateway
-            assert gateway["state"] == "running"
-            assert ("stats" in gateway) is has_stats
-            assert (await stage.extended(verb, "web")).gateway is None, "nothing selects it"
-        assert (await stage.extended("start")).gateway is None
-        stage.manager.tables = Tables()
-        assert (await stage.extended("list")).gateway is None
+@staged_by(staged)
+async def test_gateway_that_does_not_answer_is_reported_with_the_reason(stage: Stage, /) -> None:
+    stage.figures.haproxy.hung = True
+    for verb, options in [("hosts", {}), ("host", {"op": "disable", "hosts": ["web"]})]:
+        found = await stage.perform(verb, **options)
+        assert found.exit_code == NOT_AS_DESIRED
+        assert found.errors[0].message == "the gateway does not answer: port 80 is in use"
+    stage.figures.is_running = False
+    assert (await stage.perform("host", op="disable", hosts=["web"])).exit_code == NOT_AS_DESIRED
+    stage.manager.tables = Tables()
+    assert (await stage.perform("hosts")).exit_code == DONE
 
-    staged(scene)
+
+@staged_by(staged)
+async def test_ordered_hosts_are_returned_and_unknown_ones_are_errors(stage: Stage, /) -> None:
+    found = await stage.perform("host", op="disable", hosts=["web"])
+    assert stage.figures.hosts.host_record("web").until == stage.figures.clock.time() + 30
+    assert ([each.host for each in found.items], found.warnings, found.exit_code) == (["web"], (), DONE)
+    assert (found.items[0].state, found.items[0].available) == ("disabled", False)
+    await stage.perform("host", op="drain", hosts=["web", "10.0.0.7:80"])
+    assert stage.figures.hosts.host_record("http://10.0.0.7:80").state == "draining"
+    stage.manager.late = "not everything is in force yet"
+    found = await stage.perform("host", op="enable", hosts=["web"])
+    assert (found.items[0].state, found.warnings) == ("active", ("not everything is in force yet",))
+    found = await stage.perform("host", op="disable", hosts=["web", "x"])
+    assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "no backend is called 'x'")
+    assert found.errors[0].hint == "`poolctl backends` lists them"
+    assert stage.figures.hosts.host_record("web").state == "active", "none is changed then"
+    stage.manager.tables = Tables()
+    found = await stage.perform("host", op="disable", hosts=["web"])
+    assert (found.exit_code, found.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
 
 
-def test_status_warns_of_routes_that_do_not_serve() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.figures.servers["web"] = server(TargetState.FAILED, "the server is failed")
-        (warning,) = (await stage.extended("status", result=Result(warnings=()))).warnings
-        assert (
-            warning == "the route shop is error (the server is failed), and 2 more: poolctl health --routes"
-        )
-        assert (await stage.extended("stats")).warnings == ()
-        healths = await stage.part.route_healths()
-        assert [*healths] == ["shop", "out", "out (stream)"]
-        await stage.ask("start")
-        stage.figures.servers["web"] = server()
-        stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
-        assert (await stage.extended("status")).warnings == ()
+@staged_by(staged)
+async def test_list_status_and_stats_of_the_whole_pool_have_the_gateway(stage: Stage, /) -> None:
+    for verb, has_stats in [("list", False), ("status", True), ("stats", True)]:
+        gateway = (await stage.extended(verb)).gateway
+        assert gateway["state"] == "running"
+        assert ("stats" in gateway) is has_stats
+        assert (await stage.extended(verb, "web")).gateway is None, "nothing selects it"
+    assert (await stage.extended("start")).gateway is None
+    stage.manager.tables = Tables()
+    assert (await stage.extended("list")).gateway is None
 
-    staged(scene)
+
+@staged_by(staged)
+async def test_status_warns_of_routes_that_do_not_serve(stage: Stage, /) -> None:
+    stage.figures.servers["web"] = server(TargetState.FAILED, "the server is failed")
+    (warning,) = (await stage.extended("status", result=Result(warnings=()))).warnings
+    assert warning == "the route shop is error (the server is failed), and 2 more: poolctl health --routes"
+    assert (await stage.extended("stats")).warnings == ()
+    healths = await stage.part.route_healths()
+    assert [*healths] == ["shop", "out", "out (stream)"]
+    await stage.ask("start")
+    stage.figures.servers["web"] = server()
+    stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
+    assert (await stage.extended("status")).warnings == ()
 
 
 @pytest.mark.parametrize(
     ("verb", "targets", "has"),
     [("start", (), True), ("start", ("web",), False), ("reload", (), False), ("restart", (), False)],
 )
-def test_start_of_the_whole_pool_waits_for_the_gateway_and_shows_it(
-    verb: str, targets: tuple[str, ...], has: bool
+@staged_by(staged)
+async def test_start_of_the_whole_pool_waits_for_the_gateway_and_shows_it(
+    stage: Stage, /, verb: str, targets: tuple[str, ...], has: bool
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        found = await stage.concluded(verb, *targets, timeout=5.0)
-        assert stage.manager.calls == [5.0]
-        assert (found.gateway is not None) is has
-        assert found.warnings == ()
-        stage.manager.tables = Tables()
-        assert (await stage.concluded(verb, *targets)).gateway is None
-
-    staged(scene)
+    found = await stage.concluded(verb, *targets, timeout=5.0)
+    assert stage.manager.calls == [5.0]
+    assert (found.gateway is not None) is has
+    assert found.warnings == ()
+    stage.manager.tables = Tables()
+    assert (await stage.concluded(verb, *targets)).gateway is None
 
 
 @pytest.mark.parametrize(
@@ -387,107 +368,93 @@ def test_start_of_the_whole_pool_waits_for_the_gateway_and_shows_it(
         ("stop", (), ""),
     ],
 )
-def test_failures_of_the_gateway_are_errors_of_commands_to_the_whole_pool(
-    verb: str, targets: tuple[str, ...], error: str
+@staged_by(staged)
+async def test_failures_of_the_gateway_are_errors_of_commands_to_the_whole_pool(
+    stage: Stage, /, verb: str, targets: tuple[str, ...], error: str
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.manager.problem = "port 80 is in use"
-        stage.manager.failures = [ServerError("port 80 is in use", hint="choose another")]
-        found = await stage.concluded(verb, *targets)
-        assert [(each.error, each.name, each.message) for each in found.errors] == (
-            [(error, "[gateway]", "port 80 is in use")] if error else []
-        )
-        assert found.exit_code == (FAILED if error else DONE)
-        assert found.warnings == (("[gateway]: port 80 is in use",) if verb == "start" and not error else ())
-        if error:
-            failed = await stage.concluded(verb, *targets, result=Result(exit_code=NOTHING_MATCHED))
-            assert failed.exit_code == NOTHING_MATCHED
-
-    staged(scene)
+    stage.manager.problem = "port 80 is in use"
+    stage.manager.failures = [ServerError("port 80 is in use", hint="choose another")]
+    found = await stage.concluded(verb, *targets)
+    assert [(each.error, each.name, each.message) for each in found.errors] == (
+        [(error, "[gateway]", "port 80 is in use")] if error else []
+    )
+    assert found.exit_code == (FAILED if error else DONE)
+    assert found.warnings == (("[gateway]: port 80 is in use",) if verb == "start" and not error else ())
+    if error:
+        failed = await stage.concluded(verb, *targets, result=Result(exit_code=NOTHING_MATCHED))
+        assert failed.exit_code == NOTHING_MATCHED
 
 
-def test_command_that_does_not_wait_gets_warnings_only() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.manager.problem = "port 80 is in use"
-        found = await stage.concluded("start", wait=False)
-        assert (found.warnings, found.errors) == (("[gateway]: port 80 is in use",), ())
-        assert stage.manager.calls == ["attempted"]
-        for options, result in [({"dry_run": True}, Result()), ({}, Result(exit_code=INVALID_CONFIGURATION))]:
-            assert await stage.concluded("start", result=result, **options) is result
-        assert stage.manager.calls == ["attempted"]
-
-    staged(scene)
+@staged_by(staged)
+async def test_command_that_does_not_wait_gets_warnings_only(stage: Stage, /) -> None:
+    stage.manager.problem = "port 80 is in use"
+    found = await stage.concluded("start", wait=False)
+    assert (found.warnings, found.errors) == (("[gateway]: port 80 is in use",), ())
+    assert stage.manager.calls == ["attempted"]
+    for options, result in [({"dry_run": True}, Result()), ({}, Result(exit_code=INVALID_CONFIGURATION))]:
+        assert await stage.concluded("start", result=result, **options) is result
+    assert stage.manager.calls == ["attempted"]
 
 
-def test_changes_that_are_not_in_force_in_time_are_a_warning() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.manager.late = "not ready within 5 s"
-        assert (await stage.concluded("reload")).warnings == ("not ready within 5 s",)
-
-    staged(scene)
+@staged_by(staged)
+async def test_changes_that_are_not_in_force_in_time_are_a_warning(stage: Stage, /) -> None:
+    stage.manager.late = "not ready within 5 s"
+    assert (await stage.concluded("reload")).warnings == ("not ready within 5 s",)
 
 
-def test_problems_are_those_of_the_gateway_and_of_the_parts_behind_it() -> None:
-    async def scene(stage: Stage) -> None:
-        assert stage.part.problems == []
-        stage.manager.instability = "restarted 3 times"
-        part = SimpleNamespace(not_served=["[registration]: no disk"], connect=lambda gateway: None)
-        stage.connected.append(part)
-        stage.part.apply_tables(stage.manager.tables)
-        assert stage.part.problems == ["[gateway]: restarted 3 times", "[registration]: no disk"]
-        assert stage.part.pids == {"gateway": os.getpid()}
-        await stage.part.finish()
-        await stage.part.stop_serving()
-        assert stage.manager.calls == ["finish", "close"]
-
-    staged(scene)
+@staged_by(staged)
+async def test_problems_are_those_of_the_gateway_and_of_the_parts_behind_it(stage: Stage, /) -> None:
+    assert stage.part.problems == []
+    stage.manager.instability = "restarted 3 times"
+    part = SimpleNamespace(not_served=["[registration]: no disk"], connect=lambda gateway: None)
+    stage.connected.append(part)
+    stage.part.apply_tables(stage.manager.tables)
+    assert stage.part.problems == ["[gateway]: restarted 3 times", "[registration]: no disk"]
+    assert stage.part.pids == {"gateway": os.getpid()}
+    await stage.part.finish()
+    await stage.part.stop_serving()
+    assert stage.manager.calls == ["finish", "close"]
 
 
-def test_pool_of_routes_alone_is_served() -> None:
-    async def scene(stage: Stage) -> None:
-        assert not stage.part.serves_without_servers
-        stage.core.entries.clear()
-        assert not stage.part.serves_without_servers
-        stage.manager.tables = Tables(route=[RouteConfig(to="http://10.0.0.7:80")])
-        assert stage.part.serves_without_servers
-
-    staged(scene)
+@staged_by(staged)
+async def test_pool_of_routes_alone_is_served(stage: Stage, /) -> None:
+    assert not stage.part.serves_without_servers
+    stage.core.entries.clear()
+    assert not stage.part.serves_without_servers
+    stage.manager.tables = Tables(route=[RouteConfig(to="http://10.0.0.7:80")])
+    assert stage.part.serves_without_servers
 
 
 @pytest.mark.slow
-def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
-    async def scene(stage: Stage) -> None:
-        # It does not answer, and so the gateway does not get any further.
-        keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
-        place = temporary_directory(stage)
-        environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place), Opener())
-        parts = FeatureParts(environment, stage.events, ())
-        stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
-        stage.part.apply_tables(Tables(gateway=GatewayConfig()))
-        found = await stage.perform("hosts")
-        assert found.errors[0].message == "the gateway does not answer: its process is starting"
-        assert found.exit_code == NOT_AS_DESIRED
-
-    staged(scene)
+@staged_by(staged)
+async def test_gateway_of_a_changed_file_answers_from_now_on(stage: Stage, /) -> None:
+    # It does not answer, and so the gateway does not get any further.
+    keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
+    place = temporary_directory(stage)
+    environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place), Opener())
+    parts = FeatureParts(environment, stage.events, ())
+    stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
+    stage.part.apply_tables(Tables(gateway=GatewayConfig()))
+    found = await stage.perform("hosts")
+    assert found.errors[0].message == "the gateway does not answer: its process is starting"
+    assert found.exit_code == NOT_AS_DESIRED
 
 
-def test_pool_without_a_gateway_has_no_routes_and_changes_none() -> None:
-    async def scene(stage: Stage) -> None:
-        part = stage.part = PoolGateway(stage.site)
-        for verb in ("routes", "hosts", "registry"):
-            assert await stage.perform(verb) == Result()
-        refused = await stage.perform("host")
-        assert (refused.exit_code, refused.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
-        assert (refused.errors[0].code, refused.errors[0].error) == (NOTHING_MATCHED, "ErrorUsage")
-        assert refused.errors[0].hint == "a [gateway] or [[route]] in the file adds one"
-        result = Result(exit_code=3)
-        assert await stage.extended("status", result=result) is result
-        assert await stage.concluded("start", result=result) is result
-        assert (part.problems, part.pids, part.serves_without_servers) == ([], {}, False)
-        assert (await part.metrics(), await part.route_healths()) == ([], {})
-        part.apply_tables(Tables())
-        assert await stage.perform("routes") == Result()
-        await part.finish()
-        await part.stop_serving()
-
-    staged(scene)
+@staged_by(staged)
+async def test_pool_without_a_gateway_has_no_routes_and_changes_none(stage: Stage, /) -> None:
+    part = stage.part = PoolGateway(stage.site)
+    for verb in ("routes", "hosts", "registry"):
+        assert await stage.perform(verb) == Result()
+    refused = await stage.perform("host")
+    assert (refused.exit_code, refused.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
+    assert (refused.errors[0].code, refused.errors[0].error) == (NOTHING_MATCHED, "ErrorUsage")
+    assert refused.errors[0].hint == "a [gateway] or [[route]] in the file adds one"
+    result = Result(exit_code=3)
+    assert await stage.extended("status", result=result) is result
+    assert await stage.concluded("start", result=result) is result
+    assert (part.problems, part.pids, part.serves_without_servers) == ([], {}, False)
+    assert (await part.metrics(), await part.route_healths()) == ([], {})
+    part.apply_tables(Tables())
+    assert await stage.perform("routes") == Result()
+    await part.finish()
+    await part.stop_serving()

@@ -16,6 +16,7 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 from tests.descriptors import free_descriptors, no_descriptor_left
+from tests.played import played_by
 from tests.temporary_directory import temporary_directory
 
 
@@ -57,92 +58,83 @@ class Publisher:
         await self.published.wait_until_current()
 
 
-def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
-    async def work() -> None:
-        publisher = Publisher()
-        schedule(publisher.published, lambda: source("web"))
-        await publisher.compute("web", "other")
-        await publisher.compute("web", "third")
-        assert len(publisher.generations) == 1
-        routes = publisher.published.routes
-        assert ([each.alias for each in routes.http], routes.servers) == (["first"], {"web"})
-        assert publisher.published.table is not None
-        table = RouteTable(publisher.published.table.fileno())
-        assert table.generation == publisher.generations[0]
-        publisher.published.close()
-
-    run(work())
+@played_by(run)
+async def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
+    publisher = Publisher()
+    schedule(publisher.published, lambda: source("web"))
+    await publisher.compute("web", "other")
+    await publisher.compute("web", "third")
+    assert len(publisher.generations) == 1
+    routes = publisher.published.routes
+    assert ([each.alias for each in routes.http], routes.servers) == (["first"], {"web"})
+    assert publisher.published.table is not None
+    table = RouteTable(publisher.published.table.fileno())
+    assert table.generation == publisher.generations[0]
+    publisher.published.close()
 
 
-def test_generations_rise_and_begin_above_those_of_an_earlier_supervisor() -> None:
-    async def work() -> None:
-        began = time.time_ns() // 1_000_000
-        publisher = Publisher()
-        for route in ("web", "other", "web"):
-            await publisher.compute("web", "other", route=route)
-        assert publisher.generations == sorted(set(publisher.generations))
-        assert (len(publisher.generations), publisher.generations[0] >= began) == (3, True)
-        publisher.published.close()
-
-    run(work())
+@played_by(run)
+async def test_generations_rise_and_begin_above_those_of_an_earlier_supervisor() -> None:
+    began = time.time_ns() // 1_000_000
+    publisher = Publisher()
+    for route in ("web", "other", "web"):
+        await publisher.compute("web", "other", route=route)
+    assert publisher.generations == sorted(set(publisher.generations))
+    assert (len(publisher.generations), publisher.generations[0] >= began) == (3, True)
+    publisher.published.close()
 
 
-def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_there_is_another() -> None:
-    async def work() -> None:
-        publisher = Publisher()
-        await publisher.compute("web")
+@played_by(run)
+async def test_route_without_its_server_is_excluded_and_the_table_stays_until_there_is_another() -> None:
+    publisher = Publisher()
+    await publisher.compute("web")
+    before = publisher.published.generation
+
+    def broken() -> tuple[Sequence[ServerConfig], Tables]:
+        raise RuntimeError("a flaw")
+
+    schedule(publisher.published, broken)
+    await publisher.published.wait_until_current()
+    assert publisher.published.generation == before
+    assert "a flaw" in publisher.published.problem
+    await publisher.compute("other")
+    (excluded,) = publisher.published.routes.excluded
+    assert (excluded.alias, publisher.published.problem) == ("first", "")
+    publisher.published.close()
+
+
+@played_by(run)
+async def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor() -> None:
+    publisher = Publisher()
+    await publisher.compute("web", "other", user="nobody")
+    before = publisher.published.table
+    with no_descriptor_left(), free_descriptors(1):  # there is one more table
+        await publisher.compute("web", "other", route="other", user="nobody")
+    problem = "its route table cannot be made: [Errno 24] Too many open files"
+    assert (publisher.published.problem, publisher.published.table) == (problem, before)
+    publisher.published.close()
+
+
+@played_by(run)
+async def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
+    publisher = Publisher()
+    names = itertools.cycle(("web", "other"))
+
+    def change() -> None:
+        route = next(names)
+        schedule(publisher.published, lambda: source("web", "other", route=route))
+
+    publisher.published = RouteTableManager(source, change, publisher.path)
+    change()
+    for _ in range(3):
         before = publisher.published.generation
-
-        def broken() -> tuple[Sequence[ServerConfig], Tables]:
-            raise RuntimeError("a flaw")
-
-        schedule(publisher.published, broken)
         await publisher.published.wait_until_current()
-        assert publisher.published.generation == before
-        assert "a flaw" in publisher.published.problem
-        await publisher.compute("other")
-        (excluded,) = publisher.published.routes.excluded
-        assert (excluded.alias, publisher.published.problem) == ("first", "")
-        publisher.published.close()
-
-    run(work())
+        assert publisher.published.generation > before
+    publisher.published.close()
 
 
-def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor() -> None:
-    async def work() -> None:
-        publisher = Publisher()
-        await publisher.compute("web", "other", user="nobody")
-        before = publisher.published.table
-        with no_descriptor_left(), free_descriptors(1):  # there is one more table
-            await publisher.compute("web", "other", route="other", user="nobody")
-        problem = "its route table cannot be made: [Errno 24] Too many open files"
-        assert (publisher.published.problem, publisher.published.table) == (problem, before)
-        publisher.published.close()
-
-    run(work())
-
-
-def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
-    async def work() -> None:
-        publisher = Publisher()
-        names = itertools.cycle(("web", "other"))
-
-        def change() -> None:
-            route = next(names)
-            schedule(publisher.published, lambda: source("web", "other", route=route))
-
-        publisher.published = RouteTableManager(source, change, publisher.path)
-        change()
-        for _ in range(3):
-            before = publisher.published.generation
-            await publisher.published.wait_until_current()
-            assert publisher.published.generation > before
-        publisher.published.close()
-
-    run(work())
-
-
-def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header() -> None:
+@played_by(run)
+async def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header() -> None:
     secret = RouteConfig(
         to=("web",),
         alias="first",
@@ -161,30 +153,25 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
         table = RouteTable(routes.table.fileno())
         return TableRegistry(lambda: table)
 
-    async def work() -> None:
-        routes = Publisher().published
-        assert routes.table is None
-        registry = await masked_of(routes, secret, plain, gone)
-        first = registry.http.get("first")
-        assert first is not None
-        assert {each.name: each.value for each in first.add_headers} == {"authorization": MASK, "x-add": MASK}
-        conditions = {each.name: each.value for each in first.headers}
-        assert conditions == {"x-token": MASK, "x-version": "2", "x-any-token": ""}
-        assert registry.http.get("plain") == next(
-            each for each in routes.routes.http if each.alias == "plain"
-        )
-        assert ([*registry.stream], [*registry.excluded]) == (
-            [*routes.routes.streams],
-            [*routes.routes.excluded],
-        )
-        assert (registry.num_all, registry.generation) == (4, routes.generation)
-        generations: list[int] = []
-        with routes.subscribed(generations.append):
-            await masked_of(routes, plain)
-            assert generations == [routes.generation]
-        routes.close()
-
-    run(work())
+    routes = Publisher().published
+    assert routes.table is None
+    registry = await masked_of(routes, secret, plain, gone)
+    first = registry.http.get("first")
+    assert first is not None
+    assert {each.name: each.value for each in first.add_headers} == {"authorization": MASK, "x-add": MASK}
+    conditions = {each.name: each.value for each in first.headers}
+    assert conditions == {"x-token": MASK, "x-version": "2", "x-any-token": ""}
+    assert registry.http.get("plain") == next(each for each in routes.routes.http if each.alias == "plain")
+    assert ([*registry.stream], [*registry.excluded]) == (
+        [*routes.routes.streams],
+        [*routes.routes.excluded],
+    )
+    assert (registry.num_all, registry.generation) == (4, routes.generation)
+    generations: list[int] = []
+    with routes.subscribed(generations.append):
+        await masked_of(routes, plain)
+        assert generations == [routes.generation]
+    routes.close()
 
 
 def shown(routes: RouteTableManager) -> dict[str, list[str]]:
@@ -197,79 +184,73 @@ def shown(routes: RouteTableManager) -> dict[str, list[str]]:
     return found
 
 
-def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) -> None:
-    async def work() -> None:
-        publisher = Publisher(str(tmp_path))
-        routes = publisher.published
-        targets = ("web", "other", "third", "http://10.0.0.7:90")
-        tables = Tables(
-            gateway=GatewayConfig(),
-            route=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
-        )
-        schedule(routes, lambda: (source("web", "third", "other", user="nobody")[0], tables))
-        await routes.wait_until_current()
-        assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
-        of_workers = routes.worker_tables
-        assert {*of_workers} == {"web", "other", "third"}
-        assert of_workers["web"] is of_workers["third"]
-        assert len({each.fileno() for each in of_workers.values()}) == 2
-        root, nobody = ["third", "web"], ["other"]
-        assert shown(routes) == {"web": root, "third": root, "other": nobody}
-        keys = dict(routes.context_keys)
-        assert {*keys} == {"web", "other", "third"}
-        assert len({*keys.values()}) == 3
-        assert {len(each) for each in keys.values()} == {32}
-        secret = (tmp_path / CONTEXT_SECRET).read_bytes()
-        assert len(secret) == 32
-        # Another user of a server has another key; a successor has the same ones.
-        await publisher.compute("web", "other", "third")
-        assert routes.context_keys["web"] == keys["web"]
-        routes.close()
-        assert {each.fileno() for each in of_workers.values()} == {-1}
-        successor = Publisher(str(tmp_path)).published
-        schedule(successor, lambda: (source("web", "third", "other", user="root")[0], tables))
-        await successor.wait_until_current()
-        assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
-        assert shown(successor) == {name: ["other", "third", "web"] for name in keys}
-        found = successor.context_keys
-        assert (found["web"], found["third"]) == (keys["web"], keys["third"])
-        assert found["other"] != keys["other"]
-        assert (successor.has("other"), successor.has("gone")) == (True, False)
-        successor.close()
-
-    run(work())
+@played_by(run)
+async def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) -> None:
+    publisher = Publisher(str(tmp_path))
+    routes = publisher.published
+    targets = ("web", "other", "third", "http://10.0.0.7:90")
+    tables = Tables(
+        gateway=GatewayConfig(),
+        route=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
+    )
+    schedule(routes, lambda: (source("web", "third", "other", user="nobody")[0], tables))
+    await routes.wait_until_current()
+    assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
+    of_workers = routes.worker_tables
+    assert {*of_workers} == {"web", "other", "third"}
+    assert of_workers["web"] is of_workers["third"]
+    assert len({each.fileno() for each in of_workers.values()}) == 2
+    root, nobody = ["third", "web"], ["other"]
+    assert shown(routes) == {"web": root, "third": root, "other": nobody}
+    keys = dict(routes.context_keys)
+    assert {*keys} == {"web", "other", "third"}
+    assert len({*keys.values()}) == 3
+    assert {len(each) for each in keys.values()} == {32}
+    secret = (tmp_path / CONTEXT_SECRET).read_bytes()
+    assert len(secret) == 32
+    # Another user of a server has another key; a successor has the same ones.
+    await publisher.compute("web", "other", "third")
+    assert routes.context_keys["web"] == keys["web"]
+    routes.close()
+    assert {each.fileno() for each in of_workers.values()} == {-1}
+    successor = Publisher(str(tmp_path)).published
+    schedule(successor, lambda: (source("web", "third", "other", user="root")[0], tables))
+    await successor.wait_until_current()
+    assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
+    assert shown(successor) == {name: ["other", "third", "web"] for name in keys}
+    found = successor.context_keys
+    assert (found["web"], found["third"]) == (keys["web"], keys["third"])
+    assert found["other"] != keys["other"]
+    assert (successor.has("other"), successor.has("gone")) == (True, False)
+    successor.close()
 
 
-def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
-    async def work() -> None:
-        (tmp_path / CONTEXT_SECRET).write_bytes(b"x" * 31)
-        publisher = Publisher(str(tmp_path))
-        await publisher.compute("web")
-        assert len((tmp_path / CONTEXT_SECRET).read_bytes()) == 32
-        publisher.published.close()
-
-    run(work())
+@played_by(run)
+async def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / CONTEXT_SECRET).write_bytes(b"x" * 31)
+    publisher = Publisher(str(tmp_path))
+    await publisher.compute("web")
+    assert len((tmp_path / CONTEXT_SECRET).read_bytes()) == 32
+    publisher.published.close()
 
 
-def test_same_routes_from_the_same_source_make_no_other_table() -> None:
-    async def work() -> None:
-        publisher = Publisher()
-        routes = publisher.published
-        await publisher.compute("web")
-        table = routes.table
-        routes.schedule_computation()
-        await routes.wait_until_current()
-        assert (len(publisher.generations), routes.table) == (1, table)
-        seen: list[int] = []
-        with routes.subscribed(seen.append):
-            await publisher.compute("web", "other", route="other")
-        await publisher.compute("web", "other")
-        assert seen == publisher.generations[1:2]
-        assert table is not None
-        assert table.fileno() == -1, "the table before is closed"
-        before = routes.table
-        routes.close()
-        assert before is not None
-        assert (routes.table, before.fileno()) == (None, -1)
-
-    run(work())
+@played_by(run)
+async def test_same_routes_from_the_same_source_make_no_other_table() -> None:
+    publisher = Publisher()
+    routes = publisher.published
+    await publisher.compute("web")
+    table = routes.table
+    routes.schedule_computation()
+    await routes.wait_until_current()
+    assert (len(publisher.generations), routes.table) == (1, table)
+    seen: list[int] = []
+    with routes.subscribed(seen.append):
+        await publisher.compute("web", "other", route="other")
+    await publisher.compute("web", "other")
+    assert seen == publisher.generations[1:2]
+    assert table is not None
+    assert table.fileno() == -1, "the table before is closed"
+    before = routes.table
+    routes.close()
+    assert before is not None
+    assert (routes.table, before.fileno()) == (None, -1)

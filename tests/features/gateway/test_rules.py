@@ -16,6 +16,7 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.features.gateway.test_table import WEB
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -90,19 +91,17 @@ def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bind", "taken"), [("127.0.0.1:8443", "'[gateway]'"), (":5432", "'[[stream]] db'")])
-def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str, taken: str) -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
-        gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
-        desk.files.tables = Tables(gateway=gateway, stream=(stream,))
-        table = {"name": "new", "bind": bind, "app": "a:b"}
-        answer = await desk.ask("add", server=table, base_dir="/")
-        assert answer["exit_code"] == 8, answer
-        assert taken in str(answer["errors"])
-        assert list(desk.states()) == ["a"]
-
-    run(scenario())
+@played_by(run)
+async def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str, taken: str) -> None:
+    desk = Desk(web("a"))
+    stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")
+    gateway = GatewayConfig(bind=("127.0.0.1:8080", ":8443"))
+    desk.files.tables = Tables(gateway=gateway, stream=(stream,))
+    table = {"name": "new", "bind": bind, "app": "a:b"}
+    answer = await desk.ask("add", server=table, base_dir="/")
+    assert answer["exit_code"] == 8, answer
+    assert taken in str(answer["errors"])
+    assert list(desk.states()) == ["a"]
 
 
 def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None:

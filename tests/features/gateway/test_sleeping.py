@@ -10,6 +10,7 @@ import pytest
 from poolctl.features.gateway.haproxy.sleeping import ASLEEP, SLEEPING, STARTS, WAKING
 from poolctl.routing.route import Route
 from tests.features.gateway.test_haproxy_configuration import WEB, HaproxyProgram, ask, haproxy_program
+from tests.played import played_by
 
 DEADLINE = 60.0
 HTML = {"Accept": "application/xml;q=0.9, text/html"}
@@ -25,30 +26,28 @@ async def sleep(program: HaproxyProgram, value: str) -> None:
 
 
 @pytest.mark.capability
-def test_probes_and_pages_are_answered_without_a_server_that_sleeps(tmp_path: Path) -> None:
-    async def work() -> None:
-        route = Route(alias="a", path="/app", to=WEB, waiting_page=True, probe_responses=("/app/health",))
-        async with haproxy_program(tmp_path, [route]) as program:
-            port = program.port
-            assert await status(port, "/app", **HTML) == 200
-            await sleep(program, ASLEEP)
-            assert await status(port, "/app/health", "HEAD") == 200
-            assert await status(port, "/app/favicon.ico") == 404
-            assert program.requests.total() == 1, "only the one before it slept"
-            assert WAKING in await program.command("show map"), "the name that commands use"
-            assert await program.command(f"show map {WAKING}") == "\n"
-            assert await status(port, "/app", **HTML) == 503
-            assert "route:a 1" in await program.command(f"show map {WAKING}")
-            await program.command(f"clear map {WAKING}")
-            await sleep(program, STARTS)
-            assert await status(port, "/app", **HTML, Sec_Fetch_Mode="navigate") == 503
-            assert await program.command(f"show map {WAKING}") == "\n", "it starts already"
-            assert await status(port, "/app/health") == 200
-            assert program.requests.total() == 2
-            await program.command(f"del map {SLEEPING} route:a")
-            assert await status(port, "/app", **HTML) == 200
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+@played_by(asyncio.run)
+async def test_probes_and_pages_are_answered_without_a_server_that_sleeps(tmp_path: Path) -> None:
+    route = Route(alias="a", path="/app", to=WEB, waiting_page=True, probe_responses=("/app/health",))
+    async with haproxy_program(tmp_path, [route]) as program:
+        port = program.port
+        assert await status(port, "/app", **HTML) == 200
+        await sleep(program, ASLEEP)
+        assert await status(port, "/app/health", "HEAD") == 200
+        assert await status(port, "/app/favicon.ico") == 404
+        assert program.requests.total() == 1, "only the one before it slept"
+        assert WAKING in await program.command("show map"), "the name that commands use"
+        assert await program.command(f"show map {WAKING}") == "\n"
+        assert await status(port, "/app", **HTML) == 503
+        assert "route:a 1" in await program.command(f"show map {WAKING}")
+        await program.command(f"clear map {WAKING}")
+        await sleep(program, STARTS)
+        assert await status(port, "/app", **HTML, Sec_Fetch_Mode="navigate") == 503
+        assert await program.command(f"show map {WAKING}") == "\n", "it starts already"
+        assert await status(port, "/app/health") == 200
+        assert program.requests.total() == 2
+        await program.command(f"del map {SLEEPING} route:a")
+        assert await status(port, "/app", **HTML) == 200
 
 
 @pytest.mark.slow
@@ -67,14 +66,12 @@ def test_probes_and_pages_are_answered_without_a_server_that_sleeps(tmp_path: Pa
         ("GET", "/%68ealth", {}, False),
     ],
 )
-def test_all_but_navigation_and_probes_waits_for_the_server(
+@played_by(asyncio.run)
+async def test_all_but_navigation_and_probes_waits_for_the_server(
     tmp_path: Path, method: str, path: str, headers: dict[str, str], waits: bool
 ) -> None:
-    async def work() -> None:
-        route = Route(alias="a", to=WEB, waiting_page=True, probe_responses=("/health",))
-        async with haproxy_program(tmp_path, [route]) as program:
-            await sleep(program, ASLEEP)
-            await ask(program.port, method, "a.test", path, headers)
-            assert program.requests.total() == int(waits)
-
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+    route = Route(alias="a", to=WEB, waiting_page=True, probe_responses=("/health",))
+    async with haproxy_program(tmp_path, [route]) as program:
+        await sleep(program, ASLEEP)
+        await ask(program.port, method, "a.test", path, headers)
+        assert program.requests.total() == int(waits)

@@ -26,6 +26,7 @@ from poolctl.routing.route import (
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import load_text, told
 from tests.configuration import server
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -386,32 +387,30 @@ def test_successor_is_left_the_tables(tmp_path: Path) -> None:
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
 
 
-def test_reload_names_the_routes_that_change() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        found: list[Tables] = []
-        desk.files.subscribe(found.append)
+@played_by(run)
+async def test_reload_names_the_routes_that_change() -> None:
+    desk = Desk(web("a"))
+    found: list[Tables] = []
+    desk.files.subscribe(found.append)
 
-        async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
-            desk.files.tables_of_files = tables
-            answer = await desk.ask("reload")
-            assert found[-1] == tables
-            return [(each["name"], each["keys"]) for each in answer["changes"]]
+    async def changes(tables: Tables) -> list[tuple[str, list[str]]]:
+        desk.files.tables_of_files = tables
+        answer = await desk.ask("reload")
+        assert found[-1] == tables
+        return [(each["name"], each["keys"]) for each in answer["changes"]]
 
-        gateway = GatewayConfig(bind=":80")
-        one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
-        tables = Tables(gateway=gateway, route=(one, other))
-        assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
-        assert await changes(tables) == []
-        tables = Tables(gateway=gateway, route=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
-        assert await changes(tables) == [("[route]", ["route.b"])]
-        routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
-        tables = Tables(gateway=gateway, route=routes)
-        assert await changes(tables) == [("[route]", ["route"])]  # only their order
-        tables = Tables(route=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
-        assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
-
-    run(scenario())
+    gateway = GatewayConfig(bind=":80")
+    one, other = RouteConfig(to="a"), RouteConfig(alias="b", path="/b", to="a", index=1)
+    tables = Tables(gateway=gateway, route=(one, other))
+    assert await changes(tables) == [("[gateway]", ["gateway"]), ("[route]", ["route"])]
+    assert await changes(tables) == []
+    tables = Tables(gateway=gateway, route=(one, RouteConfig(alias="b", path="/c", to="a", index=1)))
+    assert await changes(tables) == [("[route]", ["route.b"])]
+    routes = (RouteConfig(alias="b", path="/c", to="a"), RouteConfig(to="a", index=1))
+    tables = Tables(gateway=gateway, route=routes)
+    assert await changes(tables) == [("[route]", ["route"])]  # only their order
+    tables = Tables(route=tables.all(RouteConfig)[1:], gateway=GatewayConfig(bind=":81"))
+    assert await changes(tables) == [("[gateway]", ["gateway.bind"]), ("[route]", ["route.b"])]
 
 
 def test_a_target_may_be_a_value_already() -> None:

@@ -10,6 +10,7 @@ from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.features.gateway.target import Target as FoundTarget
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_report import BackendReport
+from tests.played import played_by
 
 from .scripted_haproxy import FiguresStage, server
 
@@ -219,28 +220,26 @@ def test_breakers_of_routes_that_stay_are_kept_with_the_new_rule() -> None:
     assert serving(stage, both) == [A, B]
 
 
-def test_open_breaker_and_its_reason_are_recorded_once() -> None:
-    async def scene() -> None:
-        # Nothing listens there, and the pool itself finds out what HAProxy does not say.
-        nowhere, both = "http://127.0.0.1:1", route("http://127.0.0.1:1", B)
-        stage = FiguresStage(both)
+@played_by(asyncio.run)
+async def test_open_breaker_and_its_reason_are_recorded_once() -> None:
+    # Nothing listens there, and the pool itself finds out what HAProxy does not say.
+    nowhere, both = "http://127.0.0.1:1", route("http://127.0.0.1:1", B)
+    stage = FiguresStage(both)
+    stage.count(both, nowhere, wredis=1)
+    await stage.read()
+    async with asyncio.timeout(30):
+        while not stage.events:
+            await asyncio.sleep(0)
+    why = "no connection can be made: Connection refused"
+    assert stage.events == [("breaker opened", nowhere, why)]
+    assert report(stage, nowhere).why == f"breaker open: {why}, 10 s left"
+    for _ in range(2):
+        stage.clock.advance(10)
+        await stage.read()
         stage.count(both, nowhere, wredis=1)
         await stage.read()
-        async with asyncio.timeout(30):
-            while not stage.events:
-                await asyncio.sleep(0)
-        why = "no connection can be made: Connection refused"
-        assert stage.events == [("breaker opened", nowhere, why)]
-        assert report(stage, nowhere).why == f"breaker open: {why}, 10 s left"
-        for _ in range(2):
-            stage.clock.advance(10)
-            await stage.read()
-            stage.count(both, nowhere, wredis=1)
-            await stage.read()
-        assert report(stage, nowhere).why == f"breaker open: {why}, 10 s left"
-        assert len(stage.events) == 1
-
-    asyncio.run(scene())
+    assert report(stage, nowhere).why == f"breaker open: {why}, 10 s left"
+    assert len(stage.events) == 1
 
 
 def test_url_is_healthy_once_it_has_answered_well() -> None:

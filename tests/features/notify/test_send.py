@@ -23,6 +23,7 @@ from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from tests.certificates import certificate
 from tests.features.notify.receivers import TOKEN, Receiver, receiver
+from tests.played import played_by
 from tests.threads import no_more_threads
 
 MESSAGE = Message(
@@ -77,16 +78,14 @@ def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
     }  # fmt: skip
 
 
-def test_thread_that_the_machine_refuses_delays_the_message() -> None:
-    async def attempt() -> None:
-        sender = NotificationSender(
-            Notify(type="webhook", url="https://127.0.0.1:1/"), lambda: NotificationContext("shop", ENV, "/")
-        )
-        with no_more_threads(), pytest.raises(SendFailed, match="can't start new thread") as failed:
-            await sender.send(MESSAGE)
-        assert failed.value.again
-
-    asyncio.run(attempt())
+@played_by(asyncio.run)
+async def test_thread_that_the_machine_refuses_delays_the_message() -> None:
+    sender = NotificationSender(
+        Notify(type="webhook", url="https://127.0.0.1:1/"), lambda: NotificationContext("shop", ENV, "/")
+    )
+    with no_more_threads(), pytest.raises(SendFailed, match="can't start new thread") as failed:
+        await sender.send(MESSAGE)
+    assert failed.value.again
 
 
 def test_user_in_the_address_is_sent_as_basic_authentication(there: Receiver) -> None:

@@ -16,6 +16,7 @@ from poolctl.features.notify.table import Notify
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from poolctl.units import format_duration
 from tests.config_files import SERVER, load_text, told
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -169,13 +170,11 @@ def test_successor_is_left_the_receivers(tmp_path: Path) -> None:
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
 
 
-def test_reload_names_changed_receivers() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        desk.files.tables_of_files = Tables(events=EventsTable(), notify=(Notify(type="slack", url_env="A"),))
-        assert (await desk.ask("reload"))["changes"][-1]["keys"] == ["notify"]
-        assert desk.files.tables.all(Notify) == (Notify(type="slack", url_env="A"),)
-        desk.files.tables_of_files = Tables(events=EventsTable(), notify=(Notify(type="slack", url_env="B"),))
-        assert [each["keys"] for each in (await desk.ask("reload"))["changes"]] == [["notify.slack"]]
-
-    run(scenario())
+@played_by(run)
+async def test_reload_names_changed_receivers() -> None:
+    desk = Desk(web("a"))
+    desk.files.tables_of_files = Tables(events=EventsTable(), notify=(Notify(type="slack", url_env="A"),))
+    assert (await desk.ask("reload"))["changes"][-1]["keys"] == ["notify"]
+    assert desk.files.tables.all(Notify) == (Notify(type="slack", url_env="A"),)
+    desk.files.tables_of_files = Tables(events=EventsTable(), notify=(Notify(type="slack", url_env="B"),))
+    assert [each["keys"] for each in (await desk.ask("reload"))["changes"]] == [["notify.slack"]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.manual_clock import ManualClock
+from tests.played import played_by, staged_by
 from tests.unit.supervisor.desk import part_site
 
 LONG = 3600.0
@@ -81,156 +83,145 @@ class Stage:
         return found
 
 
-def play(pair: tuple[Path, Path], steps: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-    play_with(pair, Stage, steps)
+@pytest.fixture
+def play(pair: tuple[Path, Path]) -> Callable[..., None]:
+    return partial(play_with, pair, Stage)
 
 
 def to(alias: str, *urls: str) -> Route:
     return Route(alias=alias, to=tuple(Target(url=url) for url in urls))
 
 
-def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        web = to("web", "http://elsewhere:9000")
-        stage.inventory.set_routes([web, to("ui", "https://pve1:8006"), to("none", "http://none")])
-        assert stage.links() == {}
-        await stage.read()
-        assert stage.links() == {"web": ("", 101), "ui": ("pve1", 0)}
-        stage.events.flush()
-        assert [each.detail for each in stage.recorded] == [
-            {"route": "web", "to": "http://elsewhere:9000", "node": "pve1", "vmid": 101, "name": "web"},
-            {"route": "ui", "to": "https://pve1:8006", "node": "pve1", "vmid": 0, "name": "pve1"},
-        ]
-        assert stage.happened() == [
-            ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve1"),
-            ("route linked", "ui (https://pve1:8006): node pve1"),
-        ]
-        # Names suffice: no machine was asked for its addresses.
-        assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []
+@staged_by("play")
+async def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(stage: Stage, /) -> None:
+    web = to("web", "http://elsewhere:9000")
+    stage.inventory.set_routes([web, to("ui", "https://pve1:8006"), to("none", "http://none")])
+    assert stage.links() == {}
+    await stage.read()
+    assert stage.links() == {"web": ("", 101), "ui": ("pve1", 0)}
+    stage.events.flush()
+    assert [each.detail for each in stage.recorded] == [
+        {"route": "web", "to": "http://elsewhere:9000", "node": "pve1", "vmid": 101, "name": "web"},
+        {"route": "ui", "to": "https://pve1:8006", "node": "pve1", "vmid": 0, "name": "pve1"},
+    ]
+    assert stage.happened() == [
+        ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve1"),
+        ("route linked", "ui (https://pve1:8006): node pve1"),
+    ]
+    # Names suffice: no machine was asked for its addresses.
+    assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []
 
-        stage.inventory.set_routes([web, to("win", "http://win")])
-        assert stage.links() == {"web": ("", 101), "win": ("", 200)}
-        assert stage.happened() == [("route linked", "win (http://win): virtual machine 200 (win) on pve2")]
+    stage.inventory.set_routes([web, to("win", "http://win")])
+    assert stage.links() == {"web": ("", 101), "win": ("", 200)}
+    assert stage.happened() == [("route linked", "win (http://win): virtual machine 200 (win) on pve2")]
 
-        # Migrated, and removed.
-        stage.cluster.guests[101]["node"] = "pve2"
-        del stage.cluster.guests[200]
-        await stage.read()
-        assert stage.links() == {"web": ("", 101)}
-        assert stage.happened() == [
-            ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve2"),
-            ("route unlinked", "win (http://win): virtual machine 200 (win) on pve2"),
-        ]
-
-    play(pair, steps)
+    # Migrated, and removed.
+    stage.cluster.guests[101]["node"] = "pve2"
+    del stage.cluster.guests[200]
+    await stage.read()
+    assert stage.links() == {"web": ("", 101)}
+    assert stage.happened() == [
+        ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve2"),
+        ("route unlinked", "win (http://win): virtual machine 200 (win) on pve2"),
+    ]
 
 
-def test_machines_of_a_route_are_reported_with_the_state_that_was_read_last(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        urls = ("http://win", "http://none", "http://web:1", "http://web:2", "http://pve1", "http://win")
-        route = Route(alias="all", to=(Target(server="web"), *(Target(url=url) for url in urls)))
-        stage.inventory.set_routes([route])
-        await stage.read()
-        stage.cluster.guests[101]["status"] = "running"
-        await stage.read()
-        web = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web", "state": "running"}
-        assert [to_json(each) for each in stage.inventory.machines(route)] == [
-            {
-                "to": "http://win",
-                "kind": "qemu",
-                "node": "pve2",
-                "vmid": 200,
-                "name": "win",
-                "state": "running",
-            },
-            {"to": "http://web:1", **web},
-            {"to": "http://web:2", **web},
-            {"to": "http://pve1", "kind": "node", "node": "pve1", "vmid": 0, "name": "pve1", "state": ""},
-        ]
-        assert [str(each) for each in stage.inventory.machines(route)][2:] == [
-            "pve1/101 web (running)",
-            "pve1",
-        ]
-
-    play(pair, steps)
+@staged_by("play")
+async def test_machines_of_a_route_are_reported_with_the_state_that_was_read_last(stage: Stage, /) -> None:
+    urls = ("http://win", "http://none", "http://web:1", "http://web:2", "http://pve1", "http://win")
+    route = Route(alias="all", to=(Target(server="web"), *(Target(url=url) for url in urls)))
+    stage.inventory.set_routes([route])
+    await stage.read()
+    stage.cluster.guests[101]["status"] = "running"
+    await stage.read()
+    web = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web", "state": "running"}
+    assert [to_json(each) for each in stage.inventory.machines(route)] == [
+        {
+            "to": "http://win",
+            "kind": "qemu",
+            "node": "pve2",
+            "vmid": 200,
+            "name": "win",
+            "state": "running",
+        },
+        {"to": "http://web:1", **web},
+        {"to": "http://web:2", **web},
+        {"to": "http://pve1", "kind": "node", "node": "pve1", "vmid": 0, "name": "pve1", "state": ""},
+    ]
+    assert [str(each) for each in stage.inventory.machines(route)][2:] == [
+        "pve1/101 web (running)",
+        "pve1",
+    ]
 
 
-def test_state_of_a_started_machine_is_newer_than_the_inventory(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        stage.inventory.set_routes([to("web", "http://web")])
-        await stage.read()
-        assert stage.inventory.states["http://web"].state == "stopped"
-        stage.inventory.start_machine("http://web")
-        while stage.inventory.states["http://web"].state != "running":
-            await asyncio.sleep(0.001)
-        stage.inventory.set_routes([to("web", "http://web"), to("win", "http://win")])
-        assert {url: each.state for url, each in stage.inventory.states.items()} == {
-            "http://web": "running", "http://win": "running",
-        }  # fmt: skip
-
-    play(pair, steps)
+@staged_by("play")
+async def test_state_of_a_started_machine_is_newer_than_the_inventory(stage: Stage, /) -> None:
+    stage.inventory.set_routes([to("web", "http://web")])
+    await stage.read()
+    assert stage.inventory.states["http://web"].state == "stopped"
+    stage.inventory.start_machine("http://web")
+    while stage.inventory.states["http://web"].state != "running":
+        await asyncio.sleep(0.001)
+    stage.inventory.set_routes([to("web", "http://web"), to("win", "http://win")])
+    assert {url: each.state for url, each in stage.inventory.states.items()} == {
+        "http://web": "running", "http://win": "running",
+    }  # fmt: skip
 
 
-def test_first_target_that_is_an_address_has_the_machines_asked_at_once(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        stage.inventory.set_routes([to("web", "http://web")])
-        await stage.read()
-        assert stage.links() == {"web": ("", 101)}
-        stage.cluster.asked.clear()
-        stage.inventory.set_routes([to("ui", "http://pve1")])
-        stage.inventory.set_routes([to("a", "http://10.0.1.2")])
-        while not stage.links():
-            await asyncio.sleep(0.001)
-        stage.inventory.set_routes([to("a", "http://10.0.1.2"), to("b", "http://10.0.1.3")])
-        assert stage.links() == {"a": ("", 102), "b": ("", 200)}
-        await asyncio.sleep(1)  # time for another reading to begin
-        assert stage.cluster.asked.count("GET /nodes") == 1
-
-    play(pair, steps)
+@staged_by("play")
+async def test_first_target_that_is_an_address_has_the_machines_asked_at_once(stage: Stage, /) -> None:
+    stage.inventory.set_routes([to("web", "http://web")])
+    await stage.read()
+    assert stage.links() == {"web": ("", 101)}
+    stage.cluster.asked.clear()
+    stage.inventory.set_routes([to("ui", "http://pve1")])
+    stage.inventory.set_routes([to("a", "http://10.0.1.2")])
+    while not stage.links():
+        await asyncio.sleep(0.001)
+    stage.inventory.set_routes([to("a", "http://10.0.1.2"), to("b", "http://10.0.1.3")])
+    assert stage.links() == {"a": ("", 102), "b": ("", 200)}
+    await asyncio.sleep(1)  # time for another reading to begin
+    assert stage.cluster.asked.count("GET /nodes") == 1
 
 
-def test_other_nodes_than_those_of_the_table_are_left_out(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        stage.inventory.set_routes([to("a", "http://pve1"), to("b", "http://db"), to("c", "http://win")])
-        await stage.read(stage.cluster.table(nodes=("pve2",), refresh=LONG))
-        assert stage.links() == {"c": ("", 200)}
-
-    play(pair, steps)
+@staged_by("play")
+async def test_other_nodes_than_those_of_the_table_are_left_out(stage: Stage, /) -> None:
+    stage.inventory.set_routes([to("a", "http://pve1"), to("b", "http://db"), to("c", "http://win")])
+    await stage.read(stage.cluster.table(nodes=("pve2",), refresh=LONG))
+    assert stage.links() == {"c": ("", 200)}
 
 
-def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped(
-    pair: tuple[Path, Path],
+@staged_by("play")
+async def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped(
+    stage: Stage, /
 ) -> None:
-    async def steps(stage: Stage) -> None:
-        cluster = stage.cluster
-        stage.inventory.set_routes([to(ip, f"http://{ip}:80") for ip in ("10.0.1.1", "10.0.1.2", "10.0.0.2")])
-        await stage.read()
-        linked = {"10.0.1.1": ("", 101), "10.0.1.2": ("", 102), "10.0.0.2": ("pve2", 0)}
-        assert stage.links() == linked
-        # Addresses by DHCP are remembered; those of machines in the same state are not asked for again.
-        cluster.guests[102]["status"] = "stopped"
-        cluster.asked.clear()
-        await stage.read()
-        assert stage.links() == linked
-        assert [each for each in cluster.asked if "/lxc/" in each or "/qemu/" in each] == [
-            "GET /nodes/pve1/lxc/102/config"
-        ]
-        # Another machine has got the address, and then a new one.
-        cluster.addresses[200] = ["10.0.1.2"]
-        stage.clock.advance(LONG)
-        await stage.read()
-        assert stage.links() == {**linked, "10.0.1.2": ("", 200)}
-        cluster.addresses[200] = ["10.0.1.4"]
-        stage.clock.advance(LONG)
-        await stage.read()
-        assert stage.links() == linked
-        # An agent that does not run is no problem.
-        cluster.addresses[200] = []
-        stage.clock.advance(LONG)
-        await stage.read()
-        assert stage.inventory.problem == ""
-
-    play(pair, steps)
+    cluster = stage.cluster
+    stage.inventory.set_routes([to(ip, f"http://{ip}:80") for ip in ("10.0.1.1", "10.0.1.2", "10.0.0.2")])
+    await stage.read()
+    linked = {"10.0.1.1": ("", 101), "10.0.1.2": ("", 102), "10.0.0.2": ("pve2", 0)}
+    assert stage.links() == linked
+    # Addresses by DHCP are remembered; those of machines in the same state are not asked for again.
+    cluster.guests[102]["status"] = "stopped"
+    cluster.asked.clear()
+    await stage.read()
+    assert stage.links() == linked
+    assert [each for each in cluster.asked if "/lxc/" in each or "/qemu/" in each] == [
+        "GET /nodes/pve1/lxc/102/config"
+    ]
+    # Another machine has got the address, and then a new one.
+    cluster.addresses[200] = ["10.0.1.2"]
+    stage.clock.advance(LONG)
+    await stage.read()
+    assert stage.links() == {**linked, "10.0.1.2": ("", 200)}
+    cluster.addresses[200] = ["10.0.1.4"]
+    stage.clock.advance(LONG)
+    await stage.read()
+    assert stage.links() == linked
+    # An agent that does not run is no problem.
+    cluster.addresses[200] = []
+    stage.clock.advance(LONG)
+    await stage.read()
+    assert stage.inventory.problem == ""
 
 
 @pytest.mark.parametrize(
@@ -248,63 +239,55 @@ def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped
         ),
     ],
 )
-def test_api_that_is_away_leaves_the_last_inventory_in_use(
-    pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, path: str, answer: Any, problem: str
+@staged_by("play")
+async def test_api_that_is_away_leaves_the_last_inventory_in_use(
+    stage: Stage, /, caplog: pytest.LogCaptureFixture, path: str, answer: Any, problem: str
 ) -> None:
-    async def steps(stage: Stage) -> None:
-        stage.inventory.set_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
-        await stage.read()
-        links = stage.links()
-        assert len(links) == 2
-        stage.happened()
-        stage.clock.advance(LONG)
+    stage.inventory.set_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
+    await stage.read()
+    links = stage.links()
+    assert len(links) == 2
+    stage.happened()
+    stage.clock.advance(LONG)
 
-        stage.cluster.answers[path] = answer
-        await stage.read(stage.cluster.table(timeout=30.0 if answer else 0.05, refresh=0.01))
-        assert (stage.links(), stage.inventory.problem) == (links, problem)
-        # However often it fails: one event when it begins, and one when it is over.
-        asked = len(stage.cluster.asked)
-        while len(stage.cluster.asked) < asked + 3:
-            await asyncio.sleep(0.001)
-        assert stage.happened() == [("proxmox unavailable", f"{problem}; the last inventory stays in use")]
-        stage.cluster.answers.clear()
-        await stage.read()
-        assert (stage.links(), stage.inventory.problem) == (links, "")
-        assert stage.happened() == [("proxmox available", "localhost answers again")]
-        assert caplog.messages.count(f"[proxmox]: {problem}") == 1
-        written = "the inventory of localhost could not be read" in caplog.messages
-        assert written == ("supervisor.log" in problem)
-
-    play(pair, steps)
+    stage.cluster.answers[path] = answer
+    await stage.read(stage.cluster.table(timeout=30.0 if answer else 0.05, refresh=0.01))
+    assert (stage.links(), stage.inventory.problem) == (links, problem)
+    # However often it fails: one event when it begins, and one when it is over.
+    asked = len(stage.cluster.asked)
+    while len(stage.cluster.asked) < asked + 3:
+        await asyncio.sleep(0.001)
+    assert stage.happened() == [("proxmox unavailable", f"{problem}; the last inventory stays in use")]
+    stage.cluster.answers.clear()
+    await stage.read()
+    assert (stage.links(), stage.inventory.problem) == (links, "")
+    assert stage.happened() == [("proxmox available", "localhost answers again")]
+    assert caplog.messages.count(f"[proxmox]: {problem}") == 1
+    written = "the inventory of localhost could not be read" in caplog.messages
+    assert written == ("supervisor.log" in problem)
 
 
-def test_other_machines_are_not_asked_for_addresses_once_one_has_not_answered(
-    pair: tuple[Path, Path],
-) -> None:
-    async def steps(stage: Stage) -> None:
-        cluster = stage.cluster
-        cluster.guests = {vmid: {**cluster.guests[102], "name": f"m{vmid}"} for vmid in range(300, 320)}
-        cluster.answers["/nodes/pve1/lxc"] = None
-        stage.inventory.set_routes([to("db", "http://10.0.1.2")])
-        # Within this time the nodes and the list of machines must be answered.
-        await stage.read(cluster.table(timeout=3.0, refresh=LONG))
-        assert stage.inventory.problem == "localhost: no answer within 3 s"
-        assert 1 <= sum("/lxc/" in each for each in cluster.asked) < 10
-
-    play(pair, steps)
+@staged_by("play")
+async def test_other_machines_are_not_asked_for_addresses_once_one_has_not_answered(stage: Stage, /) -> None:
+    cluster = stage.cluster
+    cluster.guests = {vmid: {**cluster.guests[102], "name": f"m{vmid}"} for vmid in range(300, 320)}
+    cluster.answers["/nodes/pve1/lxc"] = None
+    stage.inventory.set_routes([to("db", "http://10.0.1.2")])
+    # Within this time the nodes and the list of machines must be answered.
+    await stage.read(cluster.table(timeout=3.0, refresh=LONG))
+    assert stage.inventory.problem == "localhost: no answer within 3 s"
+    assert 1 <= sum("/lxc/" in each for each in cluster.asked) < 10
 
 
-def test_without_the_table_nothing_is_linked_and_nothing_read(pair: tuple[Path, Path]) -> None:
-    async def steps(stage: Stage) -> None:
-        stage.inventory.set_routes([to("web", "http://web")])
-        await stage.read()
-        stage.inventory.apply_table(None, {})
-        assert stage.links() == {}
-        assert stage.happened()[-1] == ("route unlinked", "web (http://web): container 101 (web) on pve1")
-        await stage.read()
-        assert stage.links() == {"web": ("", 101)}
-
-    play(pair, steps)
+@staged_by("play")
+async def test_without_the_table_nothing_is_linked_and_nothing_read(stage: Stage, /) -> None:
+    stage.inventory.set_routes([to("web", "http://web")])
+    await stage.read()
+    stage.inventory.apply_table(None, {})
+    assert stage.links() == {}
+    assert stage.happened()[-1] == ("route unlinked", "web (http://web): container 101 (web) on pve1")
+    await stage.read()
+    assert stage.links() == {"web": ("", 101)}
 
 
 NODES = [Node("pve1", frozenset({"10.0.0.1"})), Node("pve2", frozenset({"fd00::2"}))]
@@ -432,33 +415,31 @@ def test_addresses_of_a_stopped_guest_are_the_fixed_ones_of_its_configuration() 
     assert configured_addresses([]) == frozenset()
 
 
-def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path) -> None:
-    async def work() -> None:
-        found: list[ProxmoxInventory] = []
-        gateway: Any = SimpleNamespace(
-            report_machines=lambda: None, fetch_activity_by_host=None, use_machine_source=found.append
-        )
-        configuration = SimpleNamespace(environment={})
-        environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
-        absent: Any = None
-        machines = Machines(part_site(absent, EventBus(Clock()), environment))
-        (tmp_path / "started-machines.json").write_text('{"101": 1}')
-        table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
-        machines.apply_tables(Tables(proxmox=table))
-        assert [*machines.not_served] == []
-        others = asyncio.all_tasks()
-        machines.connect(gateway)
-        (made,) = found
-        await problem_of(made)
-        assert [*machines.not_served] == [f"[proxmox]: {made.problem}"]
-        machines.apply_tables(Tables())
-        assert [*machines.not_served] == [], "nothing is read without the table"
-        machines.apply_tables(Tables(proxmox=table))
-        await problem_of(made)
-        await machines.stop_serving()
-        await asyncio.gather(*(asyncio.all_tasks() - others), return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(work(), 60))
+@played_by(asyncio.run)
+async def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path) -> None:
+    found: list[ProxmoxInventory] = []
+    gateway: Any = SimpleNamespace(
+        report_machines=lambda: None, fetch_activity_by_host=None, use_machine_source=found.append
+    )
+    configuration = SimpleNamespace(environment={})
+    environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
+    absent: Any = None
+    machines = Machines(part_site(absent, EventBus(Clock()), environment))
+    (tmp_path / "started-machines.json").write_text('{"101": 1}')
+    table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
+    machines.apply_tables(Tables(proxmox=table))
+    assert [*machines.not_served] == []
+    others = asyncio.all_tasks()
+    machines.connect(gateway)
+    (made,) = found
+    await problem_of(made)
+    assert [*machines.not_served] == [f"[proxmox]: {made.problem}"]
+    machines.apply_tables(Tables())
+    assert [*machines.not_served] == [], "nothing is read without the table"
+    machines.apply_tables(Tables(proxmox=table))
+    await problem_of(made)
+    await machines.stop_serving()
+    await asyncio.gather(*(asyncio.all_tasks() - others), return_exceptions=True)
 
 
 async def problem_of(made: ProxmoxInventory) -> None:

@@ -24,6 +24,7 @@ from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.supervisor.desk import Desk, part_site
 
@@ -93,208 +94,183 @@ def scaled(name: str = "web", **keys: Any) -> ServerConfig:
     return web(name, scale=scale)
 
 
-def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.pass_time(2, in_flight=25)
-            assert (the.web.size, len(the.desk.runner.running)) == (3, 3)
-            (event,) = the.recorded()
-            assert (event.before, event.after, event.cause) == (
-                1,
-                3,
-                "in_flight is 25 for each worker, above 10",
-            )
-            assert event.detail["trigger"] == "in_flight"
-            assert (event.detail["value"], event.detail["target"], event.detail["window_seconds"]) == (
-                25,
-                10,
-                1,
-            )
-            assert event.by is None
-            await the.pass_time(60, in_flight=0)
-            assert the.web.size == 1
-            assert [(each.before, each.after) for each in the.recorded()] == [(1, 3), (3, 2), (2, 1)]
-            assert the.recorded()[1].cause.endswith(" for each worker, under 10")
-
-    run(scenario())
+@played_by(run)
+async def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        await the.pass_time(2, in_flight=25)
+        assert (the.web.size, len(the.desk.runner.running)) == (3, 3)
+        (event,) = the.recorded()
+        assert (event.before, event.after, event.cause) == (
+            1,
+            3,
+            "in_flight is 25 for each worker, above 10",
+        )
+        assert event.detail["trigger"] == "in_flight"
+        assert (event.detail["value"], event.detail["target"], event.detail["window_seconds"]) == (
+            25,
+            10,
+            1,
+        )
+        assert event.by is None
+        await the.pass_time(60, in_flight=0)
+        assert the.web.size == 1
+        assert [(each.before, each.after) for each in the.recorded()] == [(1, 3), (3, 2), (2, 1)]
+        assert the.recorded()[1].cause.endswith(" for each worker, under 10")
 
 
-def test_autoscaler_that_is_closed_leaves_no_timer_and_takes_no_samples() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            timer = the.scaling._timer
-            assert timer is not None
-            await the.scaling.aclose()
-            assert timer.cancelled()
-            await the.pass_time(2, in_flight=25)
-            assert (the.web.size, the.recorded(), the.scaling._timer) == (1, [], None)
-            await the.desk.ask("restart")
-            assert the.scaling._timer is None
-
-    run(scenario())
+@played_by(run)
+async def test_autoscaler_that_is_closed_leaves_no_timer_and_takes_no_samples() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        timer = the.scaling._timer
+        assert timer is not None
+        await the.scaling.aclose()
+        assert timer.cancelled()
+        await the.pass_time(2, in_flight=25)
+        assert (the.web.size, the.recorded(), the.scaling._timer) == (1, [], None)
+        await the.desk.ask("restart")
+        assert the.scaling._timer is None
 
 
-def test_servers_beyond_the_first_batch_are_scaled_too() -> None:
+@played_by(run)
+async def test_servers_beyond_the_first_batch_are_scaled_too() -> None:
     names = ["web", *("a" * length for length in range(1, 65))]
-
-    async def scenario() -> None:
-        async with stage(*(scaled(name) for name in names)) as the:
-            await the.desk.ask("start")
-            await the.pass_time(2, in_flight=25)
-            assert {the.desk.core.entries[name].size for name in names} == {3}
-
-    run(scenario())
+    async with stage(*(scaled(name) for name in names)) as the:
+        await the.desk.ask("start")
+        await the.pass_time(2, in_flight=25)
+        assert {the.desk.core.entries[name].size for name in names} == {3}
 
 
-def test_the_largest_number_is_kept_and_reported_once() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.pass_time(40, in_flight=500)
-            assert the.web.size == 4
-            (event,) = the.recorded("at maximum")
-            assert (event.before, event.after, event.detail["severity"]) == (4, 4, "warning")
-
-    run(scenario())
+@played_by(run)
+async def test_the_largest_number_is_kept_and_reported_once() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        await the.pass_time(40, in_flight=500)
+        assert the.web.size == 4
+        (event,) = the.recorded("at maximum")
+        assert (event.before, event.after, event.detail["severity"]) == (4, 4, "warning")
 
 
-def test_more_workers_than_open_files_allow_are_refused_once_until_the_limit_is_higher(
+@played_by(run)
+async def test_more_workers_than_open_files_allow_are_refused_once_until_the_limit_is_higher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            limits = [1]
-            monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[0], limits[0]))
-            await the.pass_time(30, in_flight=25)
-            (event,) = the.recorded("refused")
-            assert (the.web.size, event.before, event.after, event.detail["severity"]) == (1, 1, 3, "warning")
-            assert "open files" in event.message
-            assert (event.server, event.detail["bind"], event.detail["trigger"]) == (
-                "web",
-                the.web.config.key,
-                "in_flight",
-            )
-            limits[0] = 1_000_000
-            await the.pass_time(10, in_flight=25)
-            assert the.web.size == 3
-            limits[0] = 1
-            await the.pass_time(30, in_flight=200)
-            assert (the.web.size, len(the.recorded("refused"))) == (3, 2)
-
-    run(scenario())
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        limits = [1]
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[0], limits[0]))
+        await the.pass_time(30, in_flight=25)
+        (event,) = the.recorded("refused")
+        assert (the.web.size, event.before, event.after, event.detail["severity"]) == (1, 1, 3, "warning")
+        assert "open files" in event.message
+        assert (event.server, event.detail["bind"], event.detail["trigger"]) == (
+            "web",
+            the.web.config.key,
+            "in_flight",
+        )
+        limits[0] = 1_000_000
+        await the.pass_time(10, in_flight=25)
+        assert the.web.size == 3
+        limits[0] = 1
+        await the.pass_time(30, in_flight=200)
+        assert (the.web.size, len(the.recorded("refused"))) == (3, 2)
 
 
-def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.desk.ask("scale", "web", workers=1)
-            await the.pass_time(10, in_flight=25)
-            assert (the.web.size, the.web.scales) == (1, False)
-            await the.desk.ask("scale", "web", workers=2)
-            answer = await the.desk.ask("scale", "web", auto=True)
-            assert (answer["exit_code"], answer["items"][0]["workers"]) == (0, 2)
-            await the.pass_time(2)
-            assert the.web.size == 3
-
-    run(scenario())
+@played_by(run)
+async def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        await the.desk.ask("scale", "web", workers=1)
+        await the.pass_time(10, in_flight=25)
+        assert (the.web.size, the.web.scales) == (1, False)
+        await the.desk.ask("scale", "web", workers=2)
+        answer = await the.desk.ask("scale", "web", auto=True)
+        assert (answer["exit_code"], answer["items"][0]["workers"]) == (0, 2)
+        await the.pass_time(2)
+        assert the.web.size == 3
 
 
-def test_auto_for_a_server_without_triggers_is_refused() -> None:
-    async def scenario() -> None:
-        desk = Desk(web())
-        await desk.ask("start")
-        await desk.ask("scale", "web", workers=2)
-        answer = await desk.ask("scale", "web", auto=True)
-        assert (answer["exit_code"], answer["items"]) == (1, [])
-        assert "has no triggers" in answer["errors"][0]["message"]
-        assert desk.core.entries["web"].size == 2
-
-    run(scenario())
+@played_by(run)
+async def test_auto_for_a_server_without_triggers_is_refused() -> None:
+    desk = Desk(web())
+    await desk.ask("start")
+    await desk.ask("scale", "web", workers=2)
+    answer = await desk.ask("scale", "web", auto=True)
+    assert (answer["exit_code"], answer["items"]) == (1, [])
+    assert "has no triggers" in answer["errors"][0]["message"]
+    assert desk.core.entries["web"].size == 2
 
 
-def test_reload_keeps_the_number_within_the_new_bounds() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.pass_time(2, in_flight=25)
-            the.desk.files.written = [scaled(max=2)]
-            await the.desk.ask("reload")
-            assert the.web.size == 2
-            the.desk.files.written = [scaled(min=4, max=8)]
-            await the.desk.ask("reload")
-            assert the.web.size == 4
-            # A number that a command had set is where the triggers continue.
-            await the.desk.ask("scale", "web", workers=6)
-            answer = await the.desk.ask("reload")
-            assert answer["changes"][0]["message"] == "workers: 6 by scale, triggers in the file"
-            assert the.web.size == 6
-            the.desk.files.written = [web()]
-            await the.desk.ask("reload")
-            assert the.web.size == 1
-
-    run(scenario())
+@played_by(run)
+async def test_reload_keeps_the_number_within_the_new_bounds() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        await the.pass_time(2, in_flight=25)
+        the.desk.files.written = [scaled(max=2)]
+        await the.desk.ask("reload")
+        assert the.web.size == 2
+        the.desk.files.written = [scaled(min=4, max=8)]
+        await the.desk.ask("reload")
+        assert the.web.size == 4
+        # A number that a command had set is where the triggers continue.
+        await the.desk.ask("scale", "web", workers=6)
+        answer = await the.desk.ask("reload")
+        assert answer["changes"][0]["message"] == "workers: 6 by scale, triggers in the file"
+        assert the.web.size == 6
+        the.desk.files.written = [web()]
+        await the.desk.ask("reload")
+        assert the.web.size == 1
 
 
-def test_the_next_supervisor_continues_with_the_number() -> None:
-    async def scenario() -> None:
-        async with stage(scaled()) as the:
-            await the.desk.ask("start")
-            await the.pass_time(2, in_flight=25)
-            successor = Desk(scaled()).core.entries["web"]
-            restore(successor, record_of(the.web))
-            assert successor.size == 3
-            await the.desk.ask("stop", "web")
-            assert the.web.size == 1
-
-    run(scenario())
+@played_by(run)
+async def test_the_next_supervisor_continues_with_the_number() -> None:
+    async with stage(scaled()) as the:
+        await the.desk.ask("start")
+        await the.pass_time(2, in_flight=25)
+        successor = Desk(scaled()).core.entries["web"]
+        restore(successor, record_of(the.web))
+        assert successor.size == 3
+        await the.desk.ask("stop", "web")
+        assert the.web.size == 1
 
 
-def test_a_server_in_backoff_gets_no_more_workers() -> None:
-    async def scenario() -> None:
-        async with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
-            await the.desk.ask("start")
-            await the.pass_time(5, in_flight=5)
-            for _ in range(2):
-                for worker in list(the.desk.runner.running):
-                    the.desk.runner.end(worker, Exit.from_returncode(1))
-                await turns()
-            assert the.web.state == "backoff"
-            await the.pass_time(5, in_flight=100, backlog=100)
-            assert the.web.size == 1
-
-    run(scenario())
-
-
-def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
-    async def scenario() -> None:
-        async with stage(scaled(min=0, triggers={"queue": 5})) as the:
-            await the.desk.ask("start")
+@played_by(run)
+async def test_a_server_in_backoff_gets_no_more_workers() -> None:
+    async with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
+        await the.desk.ask("start")
+        await the.pass_time(5, in_flight=5)
+        for _ in range(2):
+            for worker in list(the.desk.runner.running):
+                the.desk.runner.end(worker, Exit.from_returncode(1))
             await turns()
-            assert the.web.state == "sleeping"
-            assert the.desk.core.wake_for_requests("web", 15) == 1
-            await turns()
-            assert the.web.state == "running"
-            await the.pass_time(3)
-            assert the.web.size == 3
-            await the.desk.ask("stop", "web")
-            assert the.desk.core.wake_for_requests("web", 15) == 0
-
-    run(scenario())
+        assert the.web.state == "backoff"
+        await the.pass_time(5, in_flight=100, backlog=100)
+        assert the.web.size == 1
 
 
-def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
-    async def scenario() -> None:
-        async with stage(web(scale={"min": 0})) as the:
-            await the.desk.ask("start")
-            assert the.desk.core.wake_for_requests("web", 15) == 1
-            await turns()
-            assert (the.web.state, the.web.observed.demand) == ("running", 0)
+@played_by(run)
+async def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
+    async with stage(scaled(min=0, triggers={"queue": 5})) as the:
+        await the.desk.ask("start")
+        await turns()
+        assert the.web.state == "sleeping"
+        assert the.desk.core.wake_for_requests("web", 15) == 1
+        await turns()
+        assert the.web.state == "running"
+        await the.pass_time(3)
+        assert the.web.size == 3
+        await the.desk.ask("stop", "web")
+        assert the.desk.core.wake_for_requests("web", 15) == 0
 
-    run(scenario())
+
+@played_by(run)
+async def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
+    async with stage(web(scale={"min": 0})) as the:
+        await the.desk.ask("start")
+        assert the.desk.core.wake_for_requests("web", 15) == 1
+        await turns()
+        assert (the.web.state, the.web.observed.demand) == ("running", 0)
 
 
 class Pages:

@@ -18,6 +18,7 @@ from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Placement
 from poolctl.worker import tally
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import ScriptedUsages
 
@@ -55,30 +56,26 @@ async def measured(cpu: Cpu, sample: Sample) -> float | None:
     return found
 
 
-def test_processor_time_counts_from_the_second_measurement() -> None:
-    async def work() -> None:
-        usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
-        cpu, busy = Cpu(runner_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
-        assert [await measured(cpu, busy._replace(now=at)) for at in (1.0, 1.25)] == [None, None]
-        usages.figures[PID] = Usage(cpu_seconds=10.5, measured_at=1.5)
-        assert [await measured(cpu, busy._replace(now=at)) for at in (1.5, 1.75)] == [1.0, 1.0]
-
-    run(work())
+@played_by(run)
+async def test_processor_time_counts_from_the_second_measurement() -> None:
+    usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
+    cpu, busy = Cpu(runner_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
+    assert [await measured(cpu, busy._replace(now=at)) for at in (1.0, 1.25)] == [None, None]
+    usages.figures[PID] = Usage(cpu_seconds=10.5, measured_at=1.5)
+    assert [await measured(cpu, busy._replace(now=at)) for at in (1.5, 1.75)] == [1.0, 1.0]
 
 
-def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_measurements() -> None:
-    async def work() -> None:
-        usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
-        cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
-        await measured(cpu, sample_of(entry, 1.0, in_flight=1))
-        usages.figures[PID] = Usage(cpu_seconds=11.0, measured_at=1.5)
-        assert await measured(cpu, sample_of(entry, 1.5, in_flight=1)) == 2.0
-        usages.figures[PID] = Usage(cpu_seconds=11.1, measured_at=1.6)  # too soon to tell
-        assert await measured(cpu, sample_of(entry, 1.75, in_flight=1)) == 2.0
-        usages.figures[PID] = Usage(cpu_seconds=0.0, measured_at=2.0)  # another process has its pid
-        assert await measured(cpu, sample_of(entry, 2.0, in_flight=1)) == 0.0
-
-    run(work())
+@played_by(run)
+async def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_measurements() -> None:
+    usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
+    cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
+    await measured(cpu, sample_of(entry, 1.0, in_flight=1))
+    usages.figures[PID] = Usage(cpu_seconds=11.0, measured_at=1.5)
+    assert await measured(cpu, sample_of(entry, 1.5, in_flight=1)) == 2.0
+    usages.figures[PID] = Usage(cpu_seconds=11.1, measured_at=1.6)  # too soon to tell
+    assert await measured(cpu, sample_of(entry, 1.75, in_flight=1)) == 2.0
+    usages.figures[PID] = Usage(cpu_seconds=0.0, measured_at=2.0)  # another process has its pid
+    assert await measured(cpu, sample_of(entry, 2.0, in_flight=1)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -88,17 +85,15 @@ def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_meas
         ({}, 0.94, False), ({}, 0.95, True),
     ],
 )  # fmt: skip
-def test_processor_time_of_an_idle_server_is_measured_less_often(
+@played_by(run)
+async def test_processor_time_of_an_idle_server_is_measured_less_often(
     load: dict[str, int], seconds: float, is_measured: bool
 ) -> None:
-    async def work() -> None:
-        usages = ScriptedUsages()
-        cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY)
-        await measured(cpu, sample_of(entry))
-        await measured(cpu, sample_of(entry, seconds, **load))
-        assert usages.requested == [[PID]] * (2 if is_measured else 1)
-
-    run(work())
+    usages = ScriptedUsages()
+    cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY)
+    await measured(cpu, sample_of(entry))
+    await measured(cpu, sample_of(entry, seconds, **load))
+    assert usages.requested == [[PID]] * (2 if is_measured else 1)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +105,15 @@ def test_processor_time_of_an_idle_server_is_measured_less_often(
     ],
     ids=["starting", "without a process", "ended"],
 )
-def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time(
+@played_by(run)
+async def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time(
     entry: Entry, spent: float | None
 ) -> None:
-    async def work() -> None:
-        usages = ScriptedUsages()
-        cpu = Cpu(runner_with(usages))
-        for at in (1.0, 3.0, 5.0):
-            usages.figures[PID] = Usage(cpu_seconds=spent, measured_at=at)
-            assert await measured(cpu, sample_of(entry, at)) is None
-
-    run(work())
+    usages = ScriptedUsages()
+    cpu = Cpu(runner_with(usages))
+    for at in (1.0, 3.0, 5.0):
+        usages.figures[PID] = Usage(cpu_seconds=spent, measured_at=at)
+        assert await measured(cpu, sample_of(entry, at)) is None
 
 
 def test_figures_of_workers_are_those_of_the_sample() -> None:

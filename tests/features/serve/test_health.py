@@ -23,6 +23,7 @@ from tests.configuration import server
 from tests.features.serve.conftest import APP
 from tests.features.serve.test_serve import refuses
 from tests.http_get import Reply, get
+from tests.played import played_by
 from tests.processes import children
 from tests.real_pool import RealPool
 
@@ -163,94 +164,80 @@ PROBES = {kind: Probe(http=f"/{kind}", timeout=60).to_dict() for kind in ("start
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 
 
-def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
-    async def work() -> None:
-        health = HealthEndpoint("web", [], {}, "http://a")
-        assert await asked(health) == (503, "the application is starting")
-        assert await asked(health, "/health/live") == (200, "ok")
-        health.set_application(Answering())  # type: ignore[arg-type]
-        assert await asked(health) == (200, "ok")
-        assert await asked(health, "/health", "HEAD") == (200, "ok")
-        assert await asked(health, "/health/live") == (200, "ok")
-        health.report_stopping()
-        assert await asked(health) == (503, "the server is stopping")
-        assert await asked(health, "/health/live") == (200, "ok")
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
+    health = HealthEndpoint("web", [], {}, "http://a")
+    assert await asked(health) == (503, "the application is starting")
+    assert await asked(health, "/health/live") == (200, "ok")
+    health.set_application(Answering())  # type: ignore[arg-type]
+    assert await asked(health) == (200, "ok")
+    assert await asked(health, "/health", "HEAD") == (200, "ok")
+    assert await asked(health, "/health/live") == (200, "ok")
+    health.report_stopping()
+    assert await asked(health) == (503, "the server is stopping")
+    assert await asked(health, "/health/live") == (200, "ok")
 
 
 @pytest.mark.parametrize("path", ["/", "/health/", "/healthy", "/health/live/x"])
-def test_other_path_is_404_and_another_method_405(path: str) -> None:
-    async def work() -> None:
-        health = HealthEndpoint("web", [], {}, "http://a")
-        assert await asked(health, path) == (404, "there are /health and /health/live")
-        assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
-        assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_other_path_is_404_and_another_method_405(path: str) -> None:
+    health = HealthEndpoint("web", [], {}, "http://a")
+    assert await asked(health, path) == (404, "there are /health and /health/live")
+    assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
+    assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
 
 
-def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
-    async def work() -> None:
-        health = HealthEndpoint("web", [], PROBES, "http://a")
-        app = Answering(startup=500, readiness=404, liveness=500)
-        health.set_application(app)  # type: ignore[arg-type]
-        assert await asked(health) == (503, "GET /startup: status 500")
-        assert await asked(health, "/health/live") == (200, "ok")
-        assert app.asked == [START]
-        app.statuses["startup"] = 204
-        assert await asked(health) == (503, "GET /readiness: status 404")
-        assert await asked(health, "/health/live") == (503, "GET /liveness: status 500")
-        assert app.asked == [START, START, READY, LIVE]
-        app.statuses |= {"startup": 500, "readiness": 399, "liveness": 200}
-        assert await asked(health) == (200, "ok")
-        assert await asked(health, "/health/live") == (200, "ok")
-        assert app.asked[4:] == [READY, LIVE]
-        health.report_stopping()
-        assert await asked(health, "/health/live") == (200, "ok")
-        assert app.asked[6:] == []
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
+    health = HealthEndpoint("web", [], PROBES, "http://a")
+    app = Answering(startup=500, readiness=404, liveness=500)
+    health.set_application(app)  # type: ignore[arg-type]
+    assert await asked(health) == (503, "GET /startup: status 500")
+    assert await asked(health, "/health/live") == (200, "ok")
+    assert app.asked == [START]
+    app.statuses["startup"] = 204
+    assert await asked(health) == (503, "GET /readiness: status 404")
+    assert await asked(health, "/health/live") == (503, "GET /liveness: status 500")
+    assert app.asked == [START, START, READY, LIVE]
+    app.statuses |= {"startup": 500, "readiness": 399, "liveness": 200}
+    assert await asked(health) == (200, "ok")
+    assert await asked(health, "/health/live") == (200, "ok")
+    assert app.asked[4:] == [READY, LIVE]
+    health.report_stopping()
+    assert await asked(health, "/health/live") == (200, "ok")
+    assert app.asked[6:] == []
 
 
-def test_check_that_takes_too_long_says_for_how_long() -> None:
+@played_by(asyncio.run)
+async def test_check_that_takes_too_long_says_for_how_long() -> None:
     async def forever() -> str:
         await asyncio.Event().wait()
         return ""
 
-    async def work() -> None:
-        assert await problem_within(forever(), 0.01) == "no answer within 10ms"
-
-    asyncio.run(work())
+    assert await problem_within(forever(), 0.01) == "no answer within 10ms"
 
 
-def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
+@played_by(asyncio.run)
+async def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     ended = asyncio.new_event_loop()
     ended.close()
     application = ApplicationProbeTarget(Answering(), ended)  # type: ignore[arg-type]
-
-    async def work() -> None:
-        assert await application.wait_until_loop_runs() == "Event loop is closed"
-        with pytest.raises(OSError, match="Event loop is closed"):
-            await application.connect()
-
-    asyncio.run(work())
+    assert await application.wait_until_loop_runs() == "Event loop is closed"
+    with pytest.raises(OSError, match="Event loop is closed"):
+        await application.connect()
 
 
-def test_connection_to_the_application_blocks_neither_event_loop() -> None:
+@played_by(asyncio.run)
+async def test_connection_to_the_application_blocks_neither_event_loop() -> None:
     taken: list[socket.socket] = []
     server: Any = SimpleNamespace(answer_probe=lambda question, sock: taken.append(sock))
-
-    async def work() -> None:
-        with await ApplicationProbeTarget(server, asyncio.get_running_loop()).connect() as ours:
-            await asyncio.sleep(0)
-            (theirs,) = taken
-            with theirs:
-                assert (ours.getblocking(), theirs.getblocking()) == (False, False)
-                ours.send(b"GET")
-                assert theirs.recv(9) == b"GET"
-
-    asyncio.run(work())
+    with await ApplicationProbeTarget(server, asyncio.get_running_loop()).connect() as ours:
+        await asyncio.sleep(0)
+        (theirs,) = taken
+        with theirs:
+            assert (ours.getblocking(), theirs.getblocking()) == (False, False)
+            ours.send(b"GET")
+            assert theirs.recv(9) == b"GET"
 
 
 @pytest.mark.integration

@@ -18,6 +18,7 @@ from poolctl.features.top._frames import Notice
 from poolctl.features.top._live_view import LiveView, ServerAction, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
+from tests.played import played_by
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
@@ -358,22 +359,20 @@ def test_the_last_worker_is_not_scaled_away() -> None:
     assert action_of("x", from_json(MeasuredServer, item("web"))) is None
 
 
-def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
-    async def play() -> None:
-        view: Any = LiveView(cast(Any, None))
-        view._notify("first")
-        await asyncio.sleep(3)
-        view._notify("second", "green")
-        for seconds, notice in ((3.9, Notice("second", "green")), (0.2, None)):
-            await asyncio.sleep(seconds)
-            assert view._notice == notice
-        view._notify("third", "red", 60)
-        await asyncio.sleep(59)
-        view._set_notice(Notice("Stop web?"))
-        await asyncio.sleep(600)
-        assert view._notice == Notice("Stop web?")
-
-    run_in_virtual_time(play())
+@played_by(run_in_virtual_time)
+async def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
+    view: Any = LiveView(cast(Any, None))
+    view._notify("first")
+    await asyncio.sleep(3)
+    view._notify("second", "green")
+    for seconds, notice in ((3.9, Notice("second", "green")), (0.2, None)):
+        await asyncio.sleep(seconds)
+        assert view._notice == notice
+    view._notify("third", "red", 60)
+    await asyncio.sleep(59)
+    view._set_notice(Notice("Stop web?"))
+    await asyncio.sleep(600)
+    assert view._notice == Notice("Stop web?")
 
 
 PAGE_DOWN, PAGE_UP, LEFT, RIGHT, BACKSPACE, ESCAPE = "\x1b[6~", "\x1b[5~", "\x1b[D", "\x1b[C", "\x7f", "\x1b"

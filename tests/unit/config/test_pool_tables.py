@@ -23,6 +23,7 @@ from poolctl.config.values.plain import STANDARD_STREAMS
 from poolctl.config.values.problems import Finding
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
+from tests.played import played_by
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -108,26 +109,24 @@ def test_they_are_kept_for_another_process(tmp_path: Path) -> None:
     assert list(tables.to_dict()) == ["metrics", "events"]
 
 
-def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None:
-    async def scenario() -> None:
-        desk = Desk(web("a"))
-        told: list[Tables] = []
-        desk.files.subscribe(told.append)
-        told.clear()
-        then = Tables(metrics=MetricsTable(), events=EventsTable(keep=3))
-        desk.files.tables_of_files = then
-        dry = await desk.ask("reload", dry_run=True)
-        assert [(each["name"], each["change"], each["keys"]) for each in dry["changes"]] == [
-            ("[metrics]", "update", ["metrics"]), ("[events]", "update", ["events"]),
-        ]  # fmt: skip
-        assert told == []
-        await desk.ask("reload")
-        assert told == [then] == [desk.files.tables]
-        desk.files.tables_of_files = Tables(metrics=MetricsTable(), events=EventsTable(keep=4))
-        assert (await desk.ask("reload"))["changes"][0]["keys"] == ["events.keep"]
-        assert (await desk.ask("reload"))["changes"] == []
-
-    run(scenario())
+@played_by(run)
+async def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None:
+    desk = Desk(web("a"))
+    told: list[Tables] = []
+    desk.files.subscribe(told.append)
+    told.clear()
+    then = Tables(metrics=MetricsTable(), events=EventsTable(keep=3))
+    desk.files.tables_of_files = then
+    dry = await desk.ask("reload", dry_run=True)
+    assert [(each["name"], each["change"], each["keys"]) for each in dry["changes"]] == [
+        ("[metrics]", "update", ["metrics"]), ("[events]", "update", ["events"]),
+    ]  # fmt: skip
+    assert told == []
+    await desk.ask("reload")
+    assert told == [then] == [desk.files.tables]
+    desk.files.tables_of_files = Tables(metrics=MetricsTable(), events=EventsTable(keep=4))
+    assert (await desk.ask("reload"))["changes"][0]["keys"] == ["events.keep"]
+    assert (await desk.ask("reload"))["changes"] == []
 
 
 def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from poolctl.cli.run_session._stop_orders import StopOrdered, StopOrders
 from poolctl.cli.run_session.signals import blocked_signals
+from tests.played import played_by
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -41,16 +42,14 @@ async def ended_by(orders: StopOrders, *acts: Callable[[], object]) -> int:
         return order.number
 
 
-def test_each_signal_ends_what_is_being_done() -> None:
-    async def work() -> None:
-        orders = StopOrders(NUMBERS)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            assert await ended_by(orders, lambda number=number: send(number)) == number
-        assert await ended_by(orders, orders.add_end_of_time) == signal.SIGALRM
-        assert await ended_by(orders) == 0
-        assert not orders.interrupted
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_each_signal_ends_what_is_being_done() -> None:
+    orders = StopOrders(NUMBERS)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        assert await ended_by(orders, lambda number=number: send(number)) == number
+    assert await ended_by(orders, orders.add_end_of_time) == signal.SIGALRM
+    assert await ended_by(orders) == 0
+    assert not orders.interrupted
 
 
 def test_work_that_an_order_ends_is_cancelled_and_its_error_without_an_order_is_raised() -> None:
@@ -101,31 +100,27 @@ def test_signal_between_two_works_ends_the_second_one_and_an_order_before_it_kee
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_lost_reader_stops_it_and_the_first_signal_after_that_is_only_the_reason(
+@played_by(asyncio.run)
+async def test_lost_reader_stops_it_and_the_first_signal_after_that_is_only_the_reason(
     number: int, interrupted: bool
 ) -> None:
-    async def work() -> None:
-        orders = StopOrders(NUMBERS)
-        assert await ended_by(orders, orders.add_lost_reader) == signal.SIGPIPE
-        assert orders.reader_is_gone
-        assert await ended_by(orders, orders.add_lost_reader, lambda: send(number)) == 0
-        assert (orders.reader_is_gone, orders.interrupted) == (False, interrupted)
-        assert await ended_by(orders, lambda: send(signal.SIGTERM)) == signal.SIGTERM
-
-    asyncio.run(work())
+    orders = StopOrders(NUMBERS)
+    assert await ended_by(orders, orders.add_lost_reader) == signal.SIGPIPE
+    assert orders.reader_is_gone
+    assert await ended_by(orders, orders.add_lost_reader, lambda: send(number)) == 0
+    assert (orders.reader_is_gone, orders.interrupted) == (False, interrupted)
+    assert await ended_by(orders, lambda: send(signal.SIGTERM)) == signal.SIGTERM
 
 
-def test_lost_reader_is_no_order_after_a_signal_and_the_end_of_the_time_is_one_after_a_lost_reader() -> None:
-    async def work() -> None:
-        orders = StopOrders(NUMBERS)
-        assert await ended_by(orders, lambda: send(signal.SIGINT)) == signal.SIGINT
-        assert await ended_by(orders, orders.add_lost_reader) == 0
-        assert not orders.reader_is_gone
-        orders = StopOrders(NUMBERS)
-        assert await ended_by(orders, orders.add_lost_reader) == signal.SIGPIPE
-        assert await ended_by(orders, orders.add_end_of_time) == signal.SIGALRM
-
-    asyncio.run(work())
+@played_by(asyncio.run)
+async def test_lost_reader_is_no_order_after_a_signal_and_the_end_of_the_time_is_one_after_it() -> None:
+    orders = StopOrders(NUMBERS)
+    assert await ended_by(orders, lambda: send(signal.SIGINT)) == signal.SIGINT
+    assert await ended_by(orders, orders.add_lost_reader) == 0
+    assert not orders.reader_is_gone
+    orders = StopOrders(NUMBERS)
+    assert await ended_by(orders, orders.add_lost_reader) == signal.SIGPIPE
+    assert await ended_by(orders, orders.add_end_of_time) == signal.SIGALRM
 
 
 def test_hangup_is_a_reload_where_it_means_one() -> None:
