@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -51,3 +52,29 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 async def turns(count: int = 20) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+Scene = Coroutine[Any, Any, None]
+
+
+def staged_by(stage: str | Callable[..., object]) -> Callable[[Callable[..., Scene]], Callable[..., None]]:
+    """Decorator: `stage` runs the test's coroutine, and passes what it has built as its positional-only arguments.
+
+    `stage` is a function that takes a coroutine function, or the name of a fixture that is one.
+    """
+
+    def decorate(test: Callable[..., Scene]) -> Callable[..., None]:
+        signature = inspect.signature(test)
+        named = [each for each in signature.parameters.values() if each.kind is not each.POSITIONAL_ONLY]
+
+        @functools.wraps(test)
+        def play(**fixtures: Any) -> None:
+            run = fixtures.pop(stage) if isinstance(stage, str) else stage
+            run(lambda *given: test(*given, **fixtures))
+
+        if isinstance(stage, str):
+            named.append(inspect.Parameter(stage, inspect.Parameter.POSITIONAL_OR_KEYWORD))
+        play.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return play
+
+    return decorate

@@ -27,8 +27,8 @@ from poolctl.runners.process_usage import Usage
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.statistics import WATCHED_SECONDS, ServerHistory
 from poolctl.worker import tally
+from tests.coroutines import staged_by
 from tests.examples import examples
-from tests.played import staged_by
 from tests.unit.core.ordered_core import run, turns
 from tests.unit.runners.test_tallies import readings, writes_over_time
 from tests.unit.supervisor.test_reading_verbs import Recorded

@@ -29,7 +29,6 @@ from poolctl.selection.regular_expressions import SLOW
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
-from tests.played import played_by
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 from tests.virtual_loop import run_in_virtual_time
 
@@ -525,7 +524,6 @@ class Reads(ThreadPoolExecutor):
         return super().submit(*arguments, **named)
 
 
-@played_by(asyncio.run)
 async def test_quiet_log_is_not_read_again_until_it_has_news(tmp_path: Path) -> None:
     log = tmp_path / "web.log"
     log.write_text("first\n")
@@ -569,7 +567,7 @@ def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
             assert next_event(open_stream, "lines")[0][2] == "second"
 
 
-@played_by(run_in_virtual_time)
+@pytest.mark.loop(run=run_in_virtual_time)
 async def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
     over, more = asyncio.Event(), asyncio.Event()
     closed = []

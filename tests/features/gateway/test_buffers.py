@@ -16,7 +16,6 @@ from poolctl.routing.route import Header, Route, Target
 from tests.asyncio_server import listening
 from tests.features.gateway.test_access_log import Log
 from tests.features.gateway.test_haproxy_configuration import WEB, ask, haproxy, haproxy_program
-from tests.played import played_by
 
 DEADLINE = 60.0
 APP = Route(alias="a", to=WEB)
@@ -35,7 +34,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.capability
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_head_that_is_too_large_gets_431_and_a_line_in_the_log_that_names_the_key(
     tmp_path: Path,
 ) -> None:
@@ -48,7 +47,7 @@ async def test_head_that_is_too_large_gets_431_and_a_line_in_the_log_that_names_
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_head_over_http2_that_is_too_large_gets_431(tmp_path: Path) -> None:
     async with Log() as log, haproxy(tmp_path, [APP], stderr=log.pipe) as port:
         async with Http2(port) as client:
@@ -60,7 +59,7 @@ async def test_head_over_http2_that_is_too_large_gets_431(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_access_log_names_the_key_of_a_head_that_is_too_large(tmp_path: Path, as_json: bool) -> None:
     form = "json" if as_json else True
     async with (
@@ -77,7 +76,7 @@ async def test_access_log_names_the_key_of_a_head_that_is_too_large(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [4096, 16_384, 50_000])
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_longest_head_reaches_a_server_with_all_that_is_added(tmp_path: Path, size: int) -> None:
     long = (Header(name="x-added", value="v" * 4000),)
     route = Route(alias="a", to=WEB, add_headers=long, response_headers=long, sticky_cookie="c")
@@ -90,7 +89,7 @@ async def test_longest_head_reaches_a_server_with_all_that_is_added(tmp_path: Pa
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_downloads_that_a_client_does_not_read_need_little_memory(tmp_path: Path) -> None:
     connections, streams = 2, 100
 
@@ -123,7 +122,7 @@ async def test_downloads_that_a_client_does_not_read_need_little_memory(tmp_path
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_upload_over_http2_does_not_wait_for_acknowledgements(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [APP]) as port, Http2(port) as client:
         stream = client.request(method="POST", ends=False)
@@ -136,7 +135,7 @@ async def test_upload_over_http2_does_not_wait_for_acknowledgements(tmp_path: Pa
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_upload_that_its_backend_does_not_read_leaves_other_connections_alone(tmp_path: Path) -> None:
     async def unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]

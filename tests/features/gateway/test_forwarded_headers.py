@@ -11,7 +11,6 @@ import pytest
 
 from poolctl.routing.route import Route
 from tests.features.gateway.test_haproxy_configuration import WEB, ask, haproxy
-from tests.played import played_by
 
 DEADLINE = 30.0
 HOPS = "x-forwarded-for"
@@ -30,7 +29,6 @@ async def received(port: int | Path, path: str = "/", **headers: str) -> dict[st
 
 
 @pytest.mark.capability
-@played_by(asyncio.run)
 async def test_application_behind_trusted_proxies_knows_its_client(tmp_path: Path) -> None:
     routes = [Route(alias="a", path="/v1", strip_path=True, to=WEB)]
     async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:
@@ -71,7 +69,6 @@ async def test_application_behind_trusted_proxies_knows_its_client(tmp_path: Pat
         ('for=198.51.100.1;host="x, for=192.0.2.7', "", "http", "a.test", 403),
     ],
 )  # fmt: skip
-@played_by(asyncio.run)
 async def test_proxy_that_sends_only_forwarded_is_believed_and_not_contradicted(
     tmp_path: Path, forwarded: str, hops: str, proto: str, host: str, status: int
 ) -> None:
@@ -89,7 +86,6 @@ async def test_proxy_that_sends_only_forwarded_is_believed_and_not_contradicted(
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_fields_of_the_clients_own_connection_are_not_forwarded(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
         sent = {
@@ -105,7 +101,6 @@ async def test_fields_of_the_clients_own_connection_are_not_forwarded(tmp_path: 
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_client_that_is_no_trusted_proxy_reports_nothing(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB)], trusted_proxies=("10.0.0.0/8",)) as port:
         found = await received(
@@ -119,7 +114,6 @@ async def test_client_that_is_no_trusted_proxy_reports_nothing(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_client_cannot_have_the_next_proxy_remove_fields_nor_speak_http2_past_the_rules(
     tmp_path: Path,
 ) -> None:
@@ -142,7 +136,6 @@ async def test_client_cannot_have_the_next_proxy_remove_fields_nor_speak_http2_p
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_lines_of_a_field_are_joined_to_one(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB)], trusted_proxies=("*",)) as port:
         lines = "192.0.2.1\r\nX-Forwarded-For: 192.0.2.2, 192.0.2.3\r\nX-Forwarded-For: 192.0.2.4"
@@ -170,7 +163,6 @@ async def test_lines_of_a_field_are_joined_to_one(tmp_path: Path) -> None:
         ("unknown", 403),
     ],
 )
-@played_by(asyncio.run)
 async def test_client_with_its_port_or_in_brackets_is_known_by_its_address(
     tmp_path: Path, hops: str, status: int
 ) -> None:
@@ -184,7 +176,6 @@ async def test_client_with_its_port_or_in_brackets_is_known_by_its_address(
     ("trusted", "believed"),
     [(("unix",), True), (("*",), True), (("unix", "192.0.2.9"), True), (("127.0.0.1",), False)],
 )
-@played_by(asyncio.run)
 async def test_peer_on_a_unix_socket_is_trusted_if_the_file_says_so(
     tmp_path: Path, trusted: Sequence[str], believed: bool
 ) -> None:
@@ -220,7 +211,6 @@ async def test_peer_on_a_unix_socket_is_trusted_if_the_file_says_so(
         ("items", "items"),
     ],
 )
-@played_by(asyncio.run)
 async def test_location_of_a_backend_gets_the_prefix_back(tmp_path: Path, sent: str, got: str) -> None:
     route = Route(alias="a", path="/api.v1", to=WEB, strip_path=True)
     async with haproxy(tmp_path, [route]) as port:

@@ -23,7 +23,6 @@ from tests.asyncio_server import listening
 from tests.deadline import until
 from tests.descriptors import run
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
-from tests.played import played_by
 from tests.processes import is_alive
 
 KEY = "http://vm:80"
@@ -110,7 +109,7 @@ async def target(port: int = 0) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) -> None:
     async with stage(tmp_path) as made, target() as port:
         made.forwarding.apply({KEY: made.await_order(port, down=True)})
@@ -122,7 +121,7 @@ async def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) 
         assert await asked == "got x"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_path: Path) -> None:
     async with stage(tmp_path) as made, target() as port:
         made.forwarding.apply({KEY: made.await_order(port)})
@@ -132,7 +131,7 @@ async def test_connections_wait_for_the_next_forwarder_when_one_is_killed(tmp_pa
         assert made.events.recorded == ["forwarder ended"]
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_forwarder_of_another_version_gets_the_connections_that_wait_and_others_end_by_themselves(
     tmp_path: Path,
 ) -> None:
@@ -159,7 +158,7 @@ async def test_forwarder_of_another_version_gets_the_connections_that_wait_and_o
         await until(lambda: not is_alive(first))
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None:
     async with stage(tmp_path) as made, target() as port:
         made.forwarding.apply({KEY: made.await_order(port)})
@@ -169,7 +168,7 @@ async def test_forwarder_ends_when_nothing_is_left_to_do(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_forwarder(
     tmp_path: Path,
 ) -> None:
@@ -192,7 +191,7 @@ async def test_copied_connection_outlives_its_order_and_the_link_of_a_replaced_f
         await made.keeper.wait_for_exits()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopts_it_has_its_own(
     tmp_path: Path,
 ) -> None:
@@ -206,7 +205,7 @@ async def test_forwarder_goes_on_with_its_orders_until_the_supervisor_that_adopt
         assert await made.ask("x") == "got x"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path) -> None:
     class ListingKeeper(HelperKeeper):
         async def call(self, message: Any, fds: Any = ()) -> Any:
@@ -229,7 +228,7 @@ async def test_waiting_listeners_are_kept_for_the_next_supervisor(tmp_path: Path
     keeper.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_order_of_an_earlier_supervisor_ends_when_the_next_one_does_not_repeat_it(
     tmp_path: Path,
 ) -> None:

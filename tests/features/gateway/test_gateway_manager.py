@@ -20,13 +20,13 @@ from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
+from tests.coroutines import staged_by
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.features.gateway.other_machine import backend
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
-from tests.played import staged_by
 from tests.ports import claim_port
 from tests.processes import freeze
 from tests.real_pool import RealPool, pool_in

@@ -28,9 +28,7 @@ from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.runners.listener_opener import Opener
 from tests.certificates import certificate
-from tests.played import played_by
 from tests.ports import claim_port
-from tests.unit.core.ordered_core import run
 
 
 class Store:
@@ -105,7 +103,6 @@ def listen(listeners: GatewayListeners, key: str) -> None:
     ("before", "after"),
     [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", ""), ("", "0.0.0.0"), ("", "127.0.0.1")],
 )
-@played_by(run)
 async def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listens(
     before: str, after: str
 ) -> None:
@@ -128,7 +125,6 @@ async def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_
     await listeners.close_others(())
 
 
-@played_by(run)
 async def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
     listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
     inodes = set()
@@ -151,7 +147,6 @@ async def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) 
     await listeners.close_others(())
 
 
-@played_by(run)
 async def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
     listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
     for owner, is_open in (("no-such-user", False), (None, True), ("no-such-user", True)):
@@ -166,7 +161,6 @@ async def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_s
     await listeners.close_others(())
 
 
-@played_by(run)
 async def test_address_without_a_host_is_open_for_both_families() -> None:
     listeners, port = GatewayListeners(Store(), Opener()), claim_port()
     tables = Tables(gateway=GatewayConfig(bind=(f":{port}",)))
@@ -177,7 +171,6 @@ async def test_address_without_a_host_is_open_for_both_families() -> None:
     await listeners.close_others(())
 
 
-@played_by(run)
 async def test_narrower_address_stays_open_when_the_wider_one_cannot_be_opened() -> None:
     port = claim_port()
     narrow, wide = http(f"127.0.0.1:{port}"), http(f"0.0.0.0:{port}")
@@ -263,7 +256,6 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     assert failed.value.hint == "check `tls` of [gateway]"
 
 
-@played_by(run)
 async def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
     listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
     store: Any = Predecessors(*listeners)
@@ -284,7 +276,6 @@ async def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
     await made.close_others(())
 
 
-@played_by(run)
 async def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
     store: Any = Store()
     listeners, plain = GatewayListeners(store, Opener()), http(f"127.0.0.1:{claim_port()}")

@@ -24,9 +24,8 @@ from poolctl.runners.process_usage import ProcessUsages
 from poolctl.states import Status
 from poolctl.worker import tally
 from tests.manual_clock import ManualClock
-from tests.played import played_by
 from tests.serving import blank_page
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk, part_site
 
 from .scripted_haproxy import FiguresStage, ScriptedPoolGateway, server
@@ -76,7 +75,6 @@ class Stage(Desk):
         self.stage.count(SHOP, stot=count, **{f"hrsp_{status // 100}xx": count})
 
 
-@played_by(run)
 async def test_state_and_addresses_are_those_of_the_process() -> None:
     stage = Stage()
     found = await stage.gateway("list")
@@ -103,14 +101,12 @@ async def test_state_and_addresses_are_those_of_the_process() -> None:
     assert await stage.gateway("list") is await stage.gateway("status") is None
 
 
-@played_by(run)
 async def test_uptime_is_the_age_of_the_process() -> None:
     stage = Stage()
     before = age_seconds(os.getpid())
     assert round(before, 3) <= (await stage.gateway("list"))["uptime_seconds"] < before + 60
 
 
-@played_by(run)
 async def test_selection_of_servers_is_without_the_gateway() -> None:
     stage = Stage()
     for verb in ("list", "status"):
@@ -118,7 +114,6 @@ async def test_selection_of_servers_is_without_the_gateway() -> None:
         assert await stage.gateway(verb, "web") is None
 
 
-@played_by(run)
 async def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
     stage = Stage()
     stage.serve(10)
@@ -137,7 +132,6 @@ async def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
     assert "stats" not in await stage.gateway("status"), "a hung gateway holds up no status"
 
 
-@played_by(run)
 async def test_status_has_all_figures() -> None:
     stage = Stage()
     stage.serve(3)
@@ -153,7 +147,6 @@ async def test_status_has_all_figures() -> None:
     }  # fmt: skip
 
 
-@played_by(run)
 async def test_rates_are_those_of_the_last_four_seconds_and_none_after_the_gateway_was_hung() -> None:
     stage, found = Stage(), []
     for number in range(8):
@@ -169,7 +162,6 @@ async def test_rates_are_those_of_the_last_four_seconds_and_none_after_the_gatew
     assert (await stage.stats())["requests_per_second"] is None
 
 
-@played_by(run)
 async def test_counts_of_another_process_are_added_to_those_before() -> None:
     stage = Stage()
     stage.serve(100)

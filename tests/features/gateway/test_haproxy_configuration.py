@@ -43,7 +43,6 @@ from poolctl.routing.route import (
 from tests.asyncio_server import hang_up, start_server
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
-from tests.played import played_by
 from tests.programs import program
 
 WEB = (Target(server="web"),)
@@ -225,7 +224,6 @@ def test_any_number_of_values_and_any_time_is_accepted(tmp_path: Path) -> None:
 ODD = "x!#$%&'*+.^_`|~"  # every character that a name may have beside letters and digits (RFC 9110 §5.6.2)
 
 
-@played_by(asyncio.run)
 async def test_names_may_have_every_character_of_a_token(tmp_path: Path) -> None:
     route = Route(alias=ODD, host="a.example", headers=(Header(name=ODD, value=ODD),), to=WEB)
     sticky = replace(route, alias="sticky", host="b.example", headers=(), sticky_cookie=ODD)
@@ -238,7 +236,6 @@ async def test_names_may_have_every_character_of_a_token(tmp_path: Path) -> None
         assert (await ask(running.port, "GET", "b", "/", cookie))[0] == 200
 
 
-@played_by(asyncio.run)
 async def test_request_without_the_header_that_names_the_host_is_matched_by_its_host(tmp_path: Path) -> None:
     route = Route(alias="a", host="a.example", to=WEB)
     async with haproxy(tmp_path, [route], header_for_host="X-Host") as port:
@@ -271,7 +268,6 @@ async def test_request_without_the_header_that_names_the_host_is_matched_by_its_
         ("POST / HTTP/1.0", "Host: a\r\nTransfer-Encoding: chunked", 400),
     ],
 )
-@played_by(asyncio.run)
 async def test_invalid_request_is_refused(
     tmp_path: Path, request_line: str, fields: str, status: int
 ) -> None:
@@ -287,7 +283,6 @@ async def test_invalid_request_is_refused(
 @pytest.mark.parametrize(
     "query", ["", "sale=100%", "q=%zz%", "signature=%2f%3D%7e%61", "next=/../a//b;c\\d?e&%00", "a={b}|c"]
 )
-@played_by(asyncio.run)
 async def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, query: str) -> None:
     stripped = Route(alias="b", path="/v1", strip_path=True, to=WEB)
     moved = Route(alias="m", path="/old", redirect=Redirect(to="https://new.example"))
@@ -303,14 +298,12 @@ async def test_query_is_forwarded_as_the_client_has_sent_it(tmp_path: Path, quer
 
 
 @pytest.mark.parametrize(("size_bytes", "status"), [(1000, 200), (9000, 431)])
-@played_by(asyncio.run)
 async def test_head_above_a_small_limit_is_refused(tmp_path: Path, size_bytes: int, status: int) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB)], max_head_size=8192) as port:
         assert (await ask(port, "GET", "a", "/", {"X-A": "a" * size_bytes}))[0] == status
         assert (await ask(port, "GET", "a", f"/{'a' * size_bytes}", {}))[0] == status
 
 
-@played_by(asyncio.run)
 async def test_connection_without_a_request_is_closed_silently_and_part_of_one_gets_408(
     tmp_path: Path,
 ) -> None:
@@ -334,7 +327,6 @@ UPLOAD = bytes(20_000_000)
         ("Content-Length: 1000", bytes(1000), 200),
     ],
 )
-@played_by(asyncio.run)
 async def test_client_that_sends_all_before_it_reads_learns_that_its_body_is_refused(
     tmp_path: Path, field: str, body: bytes, status: int
 ) -> None:
@@ -346,7 +338,6 @@ async def test_client_that_sends_all_before_it_reads_learns_that_its_body_is_ref
         writer.close()
 
 
-@played_by(asyncio.run)
 async def test_client_that_asks_first_is_refused_before_it_sends_its_body(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB, max_body_bytes=1000)]) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -355,7 +346,6 @@ async def test_client_that_asks_first_is_refused_before_it_sends_its_body(tmp_pa
         writer.close()
 
 
-@played_by(asyncio.run)
 async def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="a", to=WEB)]) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -364,7 +354,6 @@ async def test_client_is_not_told_how_long_the_backend_keeps_connections(tmp_pat
         writer.close()
 
 
-@played_by(asyncio.run)
 async def test_client_gets_no_tunnel(tmp_path: Path) -> None:
     async with haproxy_program(tmp_path, [Route(alias="a", to=WEB)]) as running:
         for method, target in (("CONNECT", "a.example:80"), ("TRACE", "/")):
@@ -720,7 +709,6 @@ def test_request_over_tls_is_looked_up_among_the_routes_that_do_not_redirect_to_
 @pytest.mark.parametrize(
     ("proto", "status"), [("https", 200), ("HTTPS, http", 200), ("wss", 200), ("http", 308), ("ws", 308)]
 )
-@played_by(asyncio.run)
 async def test_request_of_which_a_trusted_proxy_says_that_it_came_over_tls_is_not_redirected(
     tmp_path: Path, proto: str, status: int
 ) -> None:
@@ -953,7 +941,6 @@ def test_haproxy_decides_as_the_gateway_does(tmp_path: Path, routes: list[Route]
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-@played_by(asyncio.run)
 async def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
     async with haproxy(tmp_path, [Route(alias="web", to=WEB)]) as port:
         forged = {
@@ -974,7 +961,6 @@ async def test_client_cannot_claim_where_it_comes_from(tmp_path: Path) -> None:
         }
 
 
-@played_by(asyncio.run)
 async def test_trusted_proxy_is_believed_in_the_fields_that_proxies_set_alone(tmp_path: Path) -> None:
     routes = [Route(alias="web", to=WEB)]
     async with haproxy(tmp_path, routes, trusted_proxies=("127.0.0.1",)) as port:

@@ -36,7 +36,6 @@ from tests.certificates import certificate
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles, server
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
-from tests.played import played_by
 from tests.ports import claim_port
 from tests.programs import program
 
@@ -237,7 +236,7 @@ def context() -> ssl.SSLContext:
     return made
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_haproxy(short: Path) -> None:
     async with gateway(short) as stage:
         first, one = stage.pid, stage.facts["one"]
@@ -257,7 +256,7 @@ async def test_server_that_is_not_ready_gets_nothing_and_returns_without_another
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_their_route(short: Path) -> None:
     async with gateway(short) as stage:
         began, writers = asyncio.Semaphore(0), list[asyncio.StreamWriter]()
@@ -288,7 +287,7 @@ async def test_requests_in_replaced_processes_do_not_count_for_the_limit_of_thei
 
 
 @pytest.mark.capability
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_page_that_is_shown_wakes_the_server_and_ends_without_another_haproxy(short: Path) -> None:
     async with gateway(short) as stage:
         woken = asyncio.Queue[str]()
@@ -306,7 +305,7 @@ async def test_page_that_is_shown_wakes_the_server_and_ends_without_another_hapr
         assert woken.empty()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -> None:
     async with gateway(short) as stage:
         stage.facts["one"] = replace(stage.facts["one"], target=server(TargetState.DOWN).target)
@@ -324,7 +323,7 @@ async def test_leaving_server_gets_nothing_once_that_is_announced(short: Path) -
         writer.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
     async with gateway(short) as stage:
         await stage.change("one", target=server(TargetState.SLEEPING).target)
@@ -334,7 +333,7 @@ async def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path)
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
     short: Path,
 ) -> None:
@@ -369,7 +368,7 @@ async def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_t
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_change_at_once(
     short: Path,
 ) -> None:
@@ -392,7 +391,7 @@ async def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_c
         assert len([each for each in stage.keeper.spawned if "-D" in each["argv"]]) == 2
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_listener_moves_to_another_address_and_haproxy_ends_without_one(short: Path) -> None:
     async with gateway(short) as stage:
         first, before = stage.manager.gateway, stage.port
@@ -412,7 +411,7 @@ async def test_listener_moves_to_another_address_and_haproxy_ends_without_one(sh
         assert (stage.manager.problem, stage.manager.restarts) == ("", 0)
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follows_its_servers(
     short: Path,
 ) -> None:
@@ -438,7 +437,7 @@ async def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before
 
 
 @pytest.mark.parametrize("files", ["another key", "no certificate", "none"])
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_certificate_is_used_until_its_files_have_another_one(short: Path, files: str) -> None:
     cert, key = certificate(short)
     (short / "other").mkdir()
@@ -466,7 +465,7 @@ async def test_certificate_is_used_until_its_files_have_another_one(short: Path,
         assert stage.manager.problem == ""
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_target_that_haproxy_refuses_is_left_out_and_reported_and_the_others_serve(short: Path) -> None:
     bad = Target(url=f"unix:/{'a' * 100}")
     async with gateway(short) as stage:
@@ -500,7 +499,7 @@ def answer_name(monkeypatch: pytest.MonkeyPatch, asked: str, answer: Callable[[]
     monkeypatch.setattr(socket, "getaddrinfo", answered)
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_need_it(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,7 +526,7 @@ async def test_name_server_that_does_not_answer_holds_up_only_the_targets_that_n
         assert stage.pid == before
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_failures_before_a_successor_took_over_open_no_breaker(short: Path) -> None:
     async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
@@ -547,7 +546,7 @@ async def test_failures_before_a_successor_took_over_open_no_breaker(short: Path
         assert (found.breaker, found.requests, found.errors) == ("closed", 10, 10)
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) -> None:
     async with gateway(short) as stage:
         for number in range(1, 4):
@@ -599,7 +598,7 @@ def test_changed_routes_are_in_force_and_no_request_is_without_a_route(
     run(work())
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_again(short: Path) -> None:
     async with gateway(short) as stage:
         first = stage.pid
@@ -613,7 +612,7 @@ async def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_a
         assert (stage.pid, await stage.answers()) == (first, {"one"})
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_replaced_ones(
     short: Path,
 ) -> None:
@@ -634,7 +633,7 @@ async def test_successor_with_other_routes_starts_another_haproxy_and_knows_the_
         await first.exited
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_states_of_servers_follow(
     short: Path,
 ) -> None:
@@ -646,7 +645,7 @@ async def test_certificate_that_cannot_be_read_leaves_the_listeners_and_the_stat
         assert (stage.pid, await stage.answers()) == (first, {"two"})
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_successor_that_cannot_start_another_haproxy_changes_the_states_of_the_adopted_one(
     short: Path,
 ) -> None:
@@ -694,7 +693,7 @@ def test_successor_knows_the_addresses_of_hosts_while_no_name_server_answers(
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_end_of_the_pool_does_not_wait_for_a_replacement_that_was_put_off(short: Path) -> None:
     async with gateway(short) as stage:
         await stage.route(Route(alias="r", to=(Target(server="one"),)))
@@ -741,7 +740,7 @@ def test_certificate_is_renewed(short: Path) -> None:
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path) -> None:
     async with gateway(short) as stage:
         held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
@@ -772,7 +771,7 @@ async def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short
 
 
 @pytest.mark.slow
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_streams_are_copied(short: Path) -> None:
     async with gateway(short) as stage:
         stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
@@ -784,7 +783,7 @@ async def test_streams_are_copied(short: Path) -> None:
         writer.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_target_accepts(
     short: Path,
 ) -> None:
@@ -810,7 +809,7 @@ async def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_targe
                 assert await loop.sock_recv(connection, 100) == b"requests 1\n"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -> None:
     stage = Stage(str(short))
     listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
@@ -822,7 +821,7 @@ async def test_missing_program_is_a_problem_before_listeners_are_opened(short: P
     await stage.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_taken_address_is_a_problem_and_the_others_are_served(short: Path) -> None:
     async with gateway(short) as stage:
         with socket.create_server(("127.0.0.1", 0)) as taken:

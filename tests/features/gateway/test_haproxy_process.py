@@ -27,10 +27,10 @@ from poolctl.features.gateway.haproxy.setup import DRAIN, ServerState, SetupPart
 from poolctl.keeper import wire
 from poolctl.platform import processes
 from poolctl.runners.helper_process import HelperLog
+from tests.coroutines import staged_by
 from tests.deadline import until
 from tests.features.gateway.scripted_haproxy import LogFiles, gateway_settings
 from tests.helper_keeper import ExecutingKeeper
-from tests.played import staged_by
 from tests.processes import command_line, freeze
 
 # Answers commands on its runtime socket, as a daemon, until SIGUSR1 or SIGTERM. `answers.json` has the answer to each

@@ -11,7 +11,6 @@ import pytest
 
 from poolctl.routing.route import Route, TrafficLimits
 from tests.features.gateway.test_haproxy_configuration import IDLE, WEB, ask, haproxy, section_lines
-from tests.played import played_by
 
 DEADLINE = 30.0
 
@@ -37,7 +36,6 @@ async def admitted_at(port: int, count: int, **headers: str) -> list[float]:
 
 
 @pytest.mark.capability
-@played_by(asyncio.run)
 async def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path: Path) -> None:
     limit = TrafficLimits(requests_per_second=1.0, burst=4)
     routes = [Route(alias="client", host="a.test", client_limit=limit, to=WEB)]
@@ -59,7 +57,6 @@ async def test_burst_is_admitted_and_then_one_request_in_each_interval(tmp_path:
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_rate_of_a_whole_route_is_that_of_all_clients_together(tmp_path: Path) -> None:
     limit = TrafficLimits(requests_per_second=0.5, burst=3)
     routes = [Route(alias="limited", host="a.test", limit=limit, to=WEB), Route(alias="free", to=WEB)]
@@ -72,7 +69,6 @@ async def test_rate_of_a_whole_route_is_that_of_all_clients_together(tmp_path: P
 
 
 @pytest.mark.slow
-@played_by(asyncio.run)
 async def test_request_that_one_limit_refuses_counts_for_no_other(tmp_path: Path) -> None:
     client = TrafficLimits(requests_per_second=0.01, burst=2)
     whole = TrafficLimits(requests_per_second=0.01, burst=3)

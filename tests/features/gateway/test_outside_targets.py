@@ -24,7 +24,7 @@ from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.route_report import SERVING, STARTING
 from tests.asyncio_server import hang_up, listening, start_server
 from tests.certificates import certificate
-from tests.played import played_by, staged_by
+from tests.coroutines import staged_by
 from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
 
@@ -206,7 +206,6 @@ def test_probe_sends_one_request_with_its_method_path_and_headers(
     assert listener.heads == [head]
 
 
-@played_by(asyncio.run)
 async def test_probe_of_an_address_names_it_as_the_host() -> None:
     heads: list[bytes] = []
 
@@ -410,7 +409,6 @@ def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing
     assert (probing.times(), len(listener.heads)) == ([], 32)
 
 
-@played_by(asyncio.run)
 async def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
@@ -422,7 +420,6 @@ async def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail.example\r\n"])
-@played_by(asyncio.run)
 async def test_target_without_tls_is_told_from_one_with_another_certificate(answer: bytes) -> None:
     ended = asyncio.Event()
 

@@ -19,7 +19,6 @@ from tests.asyncio_server import listening
 from tests.certificates import certificate
 from tests.features.gateway.scripted_haproxy import gateway_settings
 from tests.features.gateway.test_haproxy_configuration import check
-from tests.played import played_by
 from tests.programs import program
 
 DEADLINE = 60.0
@@ -75,7 +74,6 @@ async def answer(port: int, name: str | None) -> bytes:
 
 
 @pytest.mark.capability
-@played_by(asyncio.run)
 async def test_tls_of_a_whole_host_is_passed_to_its_server(tmp_path: Path) -> None:
     routes = [
         Route(alias="whole", host="a.test", to=SECURE),

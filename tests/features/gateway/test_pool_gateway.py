@@ -31,7 +31,7 @@ from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
-from tests.played import staged_by
+from tests.coroutines import staged_by
 from tests.serving import blank_page
 from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web

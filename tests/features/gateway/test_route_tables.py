@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl.config import MASK, ServerConfig, Tables
 from poolctl.features.gateway.supervision.route_tables import RouteTableManager
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
@@ -16,7 +18,6 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route_table import RouteTable
 from tests.descriptors import free_descriptors, no_descriptor_left
-from tests.played import played_by
 from tests.temporary_directory import temporary_directory
 
 
@@ -58,7 +59,7 @@ class Publisher:
         await self.published.wait_until_current()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
     publisher = Publisher()
     schedule(publisher.published, lambda: source("web"))
@@ -73,7 +74,7 @@ async def test_table_is_published_once_for_several_changes_at_a_time_and_not_for
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_generations_rise_and_begin_above_those_of_an_earlier_supervisor() -> None:
     began = time.time_ns() // 1_000_000
     publisher = Publisher()
@@ -84,7 +85,7 @@ async def test_generations_rise_and_begin_above_those_of_an_earlier_supervisor()
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_route_without_its_server_is_excluded_and_the_table_stays_until_there_is_another() -> None:
     publisher = Publisher()
     await publisher.compute("web")
@@ -103,7 +104,7 @@ async def test_route_without_its_server_is_excluded_and_the_table_stays_until_th
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor() -> None:
     publisher = Publisher()
     await publisher.compute("web", "other", user="nobody")
@@ -115,7 +116,7 @@ async def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descrip
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
     publisher = Publisher()
     names = itertools.cycle(("web", "other"))
@@ -133,7 +134,7 @@ async def test_changes_without_an_end_do_not_delay_those_that_came_before() -> N
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header() -> None:
     secret = RouteConfig(
         to=("web",),
@@ -184,7 +185,7 @@ def shown(routes: RouteTableManager) -> dict[str, list[str]]:
     return found
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) -> None:
     publisher = Publisher(str(tmp_path))
     routes = publisher.published
@@ -225,7 +226,7 @@ async def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: 
     successor.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
     (tmp_path / CONTEXT_SECRET).write_bytes(b"x" * 31)
     publisher = Publisher(str(tmp_path))
@@ -234,7 +235,7 @@ async def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
     publisher.published.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_same_routes_from_the_same_source_make_no_other_table() -> None:
     publisher = Publisher()
     routes = publisher.published

@@ -16,8 +16,7 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.features.gateway.test_table import WEB
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 
 ROUTE = '[[route]]\nto = "web"\n'
@@ -91,7 +90,6 @@ def test_server_to_which_a_route_leads_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bind", "taken"), [("127.0.0.1:8443", "'[gateway]'"), (":5432", "'[[stream]] db'")])
-@played_by(run)
 async def test_server_that_is_added_on_an_address_of_the_gateway_is_refused(bind: str, taken: str) -> None:
     desk = Desk(web("a"))
     stream = StreamConfig(bind="127.0.0.1:5432", to="10.0.0.5:5432", alias="db")

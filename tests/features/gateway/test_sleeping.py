@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from poolctl.features.gateway.haproxy.sleeping import ASLEEP, SLEEPING, STARTS, WAKING
 from poolctl.routing.route import Route
 from tests.features.gateway.test_haproxy_configuration import WEB, HaproxyProgram, ask, haproxy_program
-from tests.played import played_by
 
 DEADLINE = 60.0
 HTML = {"Accept": "application/xml;q=0.9, text/html"}
@@ -26,7 +24,6 @@ async def sleep(program: HaproxyProgram, value: str) -> None:
 
 
 @pytest.mark.capability
-@played_by(asyncio.run)
 async def test_probes_and_pages_are_answered_without_a_server_that_sleeps(tmp_path: Path) -> None:
     route = Route(alias="a", path="/app", to=WEB, waiting_page=True, probe_responses=("/app/health",))
     async with haproxy_program(tmp_path, [route]) as program:
@@ -66,7 +63,6 @@ async def test_probes_and_pages_are_answered_without_a_server_that_sleeps(tmp_pa
         ("GET", "/%68ealth", {}, False),
     ],
 )
-@played_by(asyncio.run)
 async def test_all_but_navigation_and_probes_waits_for_the_server(
     tmp_path: Path, method: str, path: str, headers: dict[str, str], waits: bool
 ) -> None:

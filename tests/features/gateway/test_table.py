@@ -26,8 +26,7 @@ from poolctl.routing.route import (
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import load_text, told
 from tests.configuration import server
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
@@ -387,7 +386,6 @@ def test_successor_is_left_the_tables(tmp_path: Path) -> None:
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
 
 
-@played_by(run)
 async def test_reload_names_the_routes_that_change() -> None:
     desk = Desk(web("a"))
     found: list[Tables] = []

@@ -10,7 +10,6 @@ from poolctl.features.gateway.target import MachineState, TargetState
 from poolctl.features.gateway.target import Target as FoundTarget
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
 from poolctl.routing.route_report import BackendReport
-from tests.played import played_by
 
 from .scripted_haproxy import FiguresStage, server
 
@@ -220,7 +219,6 @@ def test_breakers_of_routes_that_stay_are_kept_with_the_new_rule() -> None:
     assert serving(stage, both) == [A, B]
 
 
-@played_by(asyncio.run)
 async def test_open_breaker_and_its_reason_are_recorded_once() -> None:
     # Nothing listens there, and the pool itself finds out what HAProxy does not say.
     nowhere, both = "http://127.0.0.1:1", route("http://127.0.0.1:1", B)

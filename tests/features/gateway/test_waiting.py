@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from poolctl.features.gateway.forwarder.waiting import AwaitedTarget, WaitingRoom
 from poolctl.json_form import to_json
 from tests.asyncio_server import hang_up, start_server
 from tests.deadline import until
 from tests.descriptors import run
-from tests.played import played_by
 
 ANOTHER_USER = os.geteuid() + 1
 
@@ -81,7 +82,7 @@ async def stage(uids: frozenset[int] = frozenset({os.geteuid()}), **keys: Any) -
         await made.close()
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connections_wait_until_the_target_listens_and_each_is_served_once() -> None:
     async with stage() as made:
         asked = [asyncio.ensure_future(made.ask(f"{each}")) for each in range(30)]
@@ -91,7 +92,7 @@ async def test_connections_wait_until_the_target_listens_and_each_is_served_once
         assert await asyncio.gather(*asked) == [f"got {each}" for each in range(30)]
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_large_bodies_pass_whole_in_both_directions() -> None:
     async with stage() as made:
         await made.serve()
@@ -99,7 +100,7 @@ async def test_large_bodies_pass_whole_in_both_directions() -> None:
         assert await made.ask(text) == f"got {text}"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_no_attempt_is_made_while_the_target_is_down() -> None:
     async with stage(down=True) as made:
         await made.serve()
@@ -111,7 +112,7 @@ async def test_no_attempt_is_made_while_the_target_is_down() -> None:
         assert await asked == "got x"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_target_that_goes_down_while_connections_wait_is_woken_again() -> None:
     async with stage() as made:
         made.room.change(to_json(replace(made.target, down=True)))
@@ -127,7 +128,7 @@ async def test_target_that_goes_down_while_connections_wait_is_woken_again() -> 
         assert await asyncio.gather(*asked) == ["got 0", "got 1"]
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connections_are_closed_when_the_target_cannot_come_up() -> None:
     async with stage(down=True) as made:
         asked = asyncio.ensure_future(made.ask("x"))
@@ -137,7 +138,7 @@ async def test_connections_are_closed_when_the_target_cannot_come_up() -> None:
         assert await made.ask("y") == "", "and at once while that is so"
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connection_is_closed_when_it_is_known_that_the_target_is_up_and_refuses() -> None:
     async with stage() as made:
         asked = asyncio.ensure_future(made.ask("x"))
@@ -149,13 +150,13 @@ async def test_connection_is_closed_when_it_is_known_that_the_target_is_up_and_r
         assert await asked == ""
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_connection_is_closed_when_the_target_does_not_come_up_in_time() -> None:
     async with stage(seconds=0.1) as made:
         assert await made.ask("x") == ""
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_client_that_leaves_is_not_waited_for() -> None:
     async with stage(down=True) as made:
         _, writer = await made.connect()
@@ -165,7 +166,7 @@ async def test_client_that_leaves_is_not_waited_for() -> None:
         await until(lambda: not made.connections)
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_processes_of_other_users_are_refused() -> None:
     async with stage(frozenset({ANOTHER_USER})) as made:
         await made.serve()
@@ -173,7 +174,7 @@ async def test_processes_of_other_users_are_refused() -> None:
         assert made.woken == []
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_target_that_resets_closes_the_client() -> None:
     async with stage() as made:
         made.reserved.listen()
@@ -190,7 +191,7 @@ async def test_target_that_resets_closes_the_client() -> None:
                 assert await reader.read() == b""
 
 
-@played_by(run)
+@pytest.mark.loop(run=run)
 async def test_target_at_a_unix_socket_is_reached(tmp_path: Any) -> None:
     path = str(tmp_path / "target.sock")
     async with stage(address=(path,)) as made:

@@ -23,7 +23,6 @@ from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from tests.certificates import certificate
 from tests.features.notify.receivers import TOKEN, Receiver, receiver
-from tests.played import played_by
 from tests.threads import no_more_threads
 
 MESSAGE = Message(
@@ -78,7 +77,6 @@ def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
     }  # fmt: skip
 
 
-@played_by(asyncio.run)
 async def test_thread_that_the_machine_refuses_delays_the_message() -> None:
     sender = NotificationSender(
         Notify(type="webhook", url="https://127.0.0.1:1/"), lambda: NotificationContext("shop", ENV, "/")

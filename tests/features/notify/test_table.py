@@ -16,8 +16,7 @@ from poolctl.features.notify.table import Notify
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from poolctl.units import format_duration
 from tests.config_files import SERVER, load_text, told
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 
 DOCUMENTATION = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
@@ -170,7 +169,6 @@ def test_successor_is_left_the_receivers(tmp_path: Path) -> None:
     assert decoded(encoded(StoredConfiguration("shop", [], tables=tables))).tables == tables
 
 
-@played_by(run)
 async def test_reload_names_changed_receivers() -> None:
     desk = Desk(web("a"))
     desk.files.tables_of_files = Tables(events=EventsTable(), notify=(Notify(type="slack", url_env="A"),))

@@ -29,8 +29,8 @@ from poolctl.platform import process_start
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
+from tests.coroutines import staged_by
 from tests.manual_clock import ManualClock
-from tests.played import staged_by
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_site
 from tests.unit.web.web_stage import Spawner, WebStage

@@ -15,8 +15,8 @@ from poolctl.features.proxmox._api import ApiError, Guest, Node, ProxmoxApi
 from poolctl.features.proxmox.table import ProxmoxTable
 from tests.asyncio_server import listening
 from tests.certificates import certificate
+from tests.coroutines import staged_by
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
-from tests.played import staged_by
 
 WEB = Guest("lxc", 101, "web", "pve1", "stopped")
 DB = Guest("lxc", 102, "db", "pve1", "running")

@@ -33,9 +33,9 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
+from tests.coroutines import staged_by
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.manual_clock import ManualClock
-from tests.played import played_by, staged_by
 from tests.unit.supervisor.desk import part_site
 
 LONG = 3600.0
@@ -415,7 +415,6 @@ def test_addresses_of_a_stopped_guest_are_the_fixed_ones_of_its_configuration() 
     assert configured_addresses([]) == frozenset()
 
 
-@played_by(asyncio.run)
 async def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path) -> None:
     found: list[ProxmoxInventory] = []
     gateway: Any = SimpleNamespace(

@@ -24,8 +24,7 @@ from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.core.ordered_core import turns, web
 from tests.unit.supervisor.desk import Desk, part_site
 
 
@@ -94,7 +93,6 @@ def scaled(name: str = "web", **keys: Any) -> ServerConfig:
     return web(name, scale=scale)
 
 
-@played_by(run)
 async def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -119,7 +117,6 @@ async def test_load_changes_the_number_of_workers_and_each_decision_is_an_event(
         assert the.recorded()[1].cause.endswith(" for each worker, under 10")
 
 
-@played_by(run)
 async def test_autoscaler_that_is_closed_leaves_no_timer_and_takes_no_samples() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -133,7 +130,6 @@ async def test_autoscaler_that_is_closed_leaves_no_timer_and_takes_no_samples() 
         assert the.scaling._timer is None
 
 
-@played_by(run)
 async def test_servers_beyond_the_first_batch_are_scaled_too() -> None:
     names = ["web", *("a" * length for length in range(1, 65))]
     async with stage(*(scaled(name) for name in names)) as the:
@@ -142,7 +138,6 @@ async def test_servers_beyond_the_first_batch_are_scaled_too() -> None:
         assert {the.desk.core.entries[name].size for name in names} == {3}
 
 
-@played_by(run)
 async def test_the_largest_number_is_kept_and_reported_once() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -152,7 +147,6 @@ async def test_the_largest_number_is_kept_and_reported_once() -> None:
         assert (event.before, event.after, event.detail["severity"]) == (4, 4, "warning")
 
 
-@played_by(run)
 async def test_more_workers_than_open_files_allow_are_refused_once_until_the_limit_is_higher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,7 +171,6 @@ async def test_more_workers_than_open_files_allow_are_refused_once_until_the_lim
         assert (the.web.size, len(the.recorded("refused"))) == (3, 2)
 
 
-@played_by(run)
 async def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -191,7 +184,6 @@ async def test_scale_overrides_the_triggers_until_auto_gives_the_number_back() -
         assert the.web.size == 3
 
 
-@played_by(run)
 async def test_auto_for_a_server_without_triggers_is_refused() -> None:
     desk = Desk(web())
     await desk.ask("start")
@@ -202,7 +194,6 @@ async def test_auto_for_a_server_without_triggers_is_refused() -> None:
     assert desk.core.entries["web"].size == 2
 
 
-@played_by(run)
 async def test_reload_keeps_the_number_within_the_new_bounds() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -223,7 +214,6 @@ async def test_reload_keeps_the_number_within_the_new_bounds() -> None:
         assert the.web.size == 1
 
 
-@played_by(run)
 async def test_the_next_supervisor_continues_with_the_number() -> None:
     async with stage(scaled()) as the:
         await the.desk.ask("start")
@@ -235,7 +225,6 @@ async def test_the_next_supervisor_continues_with_the_number() -> None:
         assert the.web.size == 1
 
 
-@played_by(run)
 async def test_a_server_in_backoff_gets_no_more_workers() -> None:
     async with stage(scaled().replace(restart={"policy": "always", "backoff": {"initial": 60}})) as the:
         await the.desk.ask("start")
@@ -249,7 +238,6 @@ async def test_a_server_in_backoff_gets_no_more_workers() -> None:
         assert the.web.size == 1
 
 
-@played_by(run)
 async def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
     async with stage(scaled(min=0, triggers={"queue": 5})) as the:
         await the.desk.ask("start")
@@ -264,7 +252,6 @@ async def test_demand_wakes_a_sleeping_server_and_counts_as_its_queue() -> None:
         assert the.desk.core.wake_for_requests("web", 15) == 0
 
 
-@played_by(run)
 async def test_demand_of_a_server_without_triggers_only_wakes_it() -> None:
     async with stage(web(scale={"min": 0})) as the:
         await the.desk.ask("start")

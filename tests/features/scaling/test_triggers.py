@@ -18,8 +18,7 @@ from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Placement
 from poolctl.worker import tally
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import ScriptedUsages
 
 PID = os.getpid()
@@ -56,7 +55,6 @@ async def measured(cpu: Cpu, sample: Sample) -> float | None:
     return found
 
 
-@played_by(run)
 async def test_processor_time_counts_from_the_second_measurement() -> None:
     usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
     cpu, busy = Cpu(runner_with(usages)), sample_of(entry_of(WorkerPhase.READY), in_flight=1)
@@ -65,7 +63,6 @@ async def test_processor_time_counts_from_the_second_measurement() -> None:
     assert [await measured(cpu, busy._replace(now=at)) for at in (1.5, 1.75)] == [1.0, 1.0]
 
 
-@played_by(run)
 async def test_processor_time_is_the_cores_that_all_ready_workers_use_between_two_measurements() -> None:
     usages = ScriptedUsages({PID: Usage(cpu_seconds=10.0, measured_at=1.0)})
     cpu, entry = Cpu(runner_with(usages)), entry_of(WorkerPhase.READY, WorkerPhase.STARTING)
@@ -85,7 +82,6 @@ async def test_processor_time_is_the_cores_that_all_ready_workers_use_between_tw
         ({}, 0.94, False), ({}, 0.95, True),
     ],
 )  # fmt: skip
-@played_by(run)
 async def test_processor_time_of_an_idle_server_is_measured_less_often(
     load: dict[str, int], seconds: float, is_measured: bool
 ) -> None:
@@ -105,7 +101,6 @@ async def test_processor_time_of_an_idle_server_is_measured_less_often(
     ],
     ids=["starting", "without a process", "ended"],
 )
-@played_by(run)
 async def test_worker_that_has_no_process_or_is_not_ready_uses_no_known_processor_time(
     entry: Entry, spent: float | None
 ) -> None:

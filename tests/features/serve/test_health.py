@@ -23,7 +23,6 @@ from tests.configuration import server
 from tests.features.serve.conftest import APP
 from tests.features.serve.test_serve import refuses
 from tests.http_get import Reply, get
-from tests.played import played_by
 from tests.processes import children
 from tests.real_pool import RealPool
 
@@ -164,7 +163,6 @@ PROBES = {kind: Probe(http=f"/{kind}", timeout=60).to_dict() for kind in ("start
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 
 
-@played_by(asyncio.run)
 async def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
     health = HealthEndpoint("web", [], {}, "http://a")
     assert await asked(health) == (503, "the application is starting")
@@ -179,7 +177,6 @@ async def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/health/", "/healthy", "/health/live/x"])
-@played_by(asyncio.run)
 async def test_other_path_is_404_and_another_method_405(path: str) -> None:
     health = HealthEndpoint("web", [], {}, "http://a")
     assert await asked(health, path) == (404, "there are /health and /health/live")
@@ -187,7 +184,6 @@ async def test_other_path_is_404_and_another_method_405(path: str) -> None:
     assert health.error_response(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
 
 
-@played_by(asyncio.run)
 async def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
     health = HealthEndpoint("web", [], PROBES, "http://a")
     app = Answering(startup=500, readiness=404, liveness=500)
@@ -208,7 +204,6 @@ async def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None
     assert app.asked[6:] == []
 
 
-@played_by(asyncio.run)
 async def test_check_that_takes_too_long_says_for_how_long() -> None:
     async def forever() -> str:
         await asyncio.Event().wait()
@@ -217,7 +212,6 @@ async def test_check_that_takes_too_long_says_for_how_long() -> None:
     assert await problem_within(forever(), 0.01) == "no answer within 10ms"
 
 
-@played_by(asyncio.run)
 async def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     ended = asyncio.new_event_loop()
     ended.close()
@@ -227,7 +221,6 @@ async def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
         await application.connect()
 
 
-@played_by(asyncio.run)
 async def test_connection_to_the_application_blocks_neither_event_loop() -> None:
     taken: list[socket.socket] = []
     server: Any = SimpleNamespace(answer_probe=lambda question, sock: taken.append(sock))

@@ -18,7 +18,6 @@ from poolctl.features.top._frames import Notice
 from poolctl.features.top._live_view import LiveView, ServerAction, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
-from tests.played import played_by
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
@@ -359,7 +358,7 @@ def test_the_last_worker_is_not_scaled_away() -> None:
     assert action_of("x", from_json(MeasuredServer, item("web"))) is None
 
 
-@played_by(run_in_virtual_time)
+@pytest.mark.loop(run=run_in_virtual_time)
 async def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
     view: Any = LiveView(cast(Any, None))
     view._notify("first")

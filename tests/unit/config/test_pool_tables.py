@@ -23,8 +23,7 @@ from poolctl.config.values.plain import STANDARD_STREAMS
 from poolctl.config.values.problems import Finding
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
-from tests.played import played_by
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 
 ALL = """
@@ -109,7 +108,6 @@ def test_they_are_kept_for_another_process(tmp_path: Path) -> None:
     assert list(tables.to_dict()) == ["metrics", "events"]
 
 
-@played_by(run)
 async def test_reload_names_the_tables_that_change_and_calls_their_followers() -> None:
     desk = Desk(web("a"))
     told: list[Tables] = []

@@ -11,7 +11,6 @@ import pytest
 
 from poolctl.cli.run_session._stop_orders import StopOrdered, StopOrders
 from poolctl.cli.run_session.signals import blocked_signals
-from tests.played import played_by
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -42,7 +41,6 @@ async def ended_by(orders: StopOrders, *acts: Callable[[], object]) -> int:
         return order.number
 
 
-@played_by(asyncio.run)
 async def test_each_signal_ends_what_is_being_done() -> None:
     orders = StopOrders(NUMBERS)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -100,7 +98,6 @@ def test_signal_between_two_works_ends_the_second_one_and_an_order_before_it_kee
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-@played_by(asyncio.run)
 async def test_lost_reader_stops_it_and_the_first_signal_after_that_is_only_the_reason(
     number: int, interrupted: bool
 ) -> None:
@@ -112,7 +109,6 @@ async def test_lost_reader_stops_it_and_the_first_signal_after_that_is_only_the_
     assert await ended_by(orders, lambda: send(signal.SIGTERM)) == signal.SIGTERM
 
 
-@played_by(asyncio.run)
 async def test_lost_reader_is_no_order_after_a_signal_and_the_end_of_the_time_is_one_after_it() -> None:
     orders = StopOrders(NUMBERS)
     assert await ended_by(orders, lambda: send(signal.SIGINT)) == signal.SIGINT
