@@ -58,19 +58,14 @@ def test_call_that_was_cancelled_before_its_turn_is_not_made() -> None:
     assert threads.submit(calls.copy).result() == []
 
 
-def test_result_comes_from_another_thread_while_the_loop_runs() -> None:
-    async def use() -> None:
-        gate = threading.Event()
-        work = asyncio.ensure_future(
-            in_daemon_thread(lambda: (gate.wait(10), threading.current_thread().daemon))
-        )
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not work.done()
-        gate.set()
-        assert await work == (True, True)
-
-    asyncio.run(use())
+async def test_result_comes_from_another_thread_while_the_loop_runs() -> None:
+    gate = threading.Event()
+    work = asyncio.ensure_future(in_daemon_thread(lambda: (gate.wait(10), threading.current_thread().daemon)))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not work.done()
+    gate.set()
+    assert await work == (True, True)
 
 
 def _exit() -> None:
@@ -127,15 +122,12 @@ def test_operation_that_is_no_longer_awaited_is_undone() -> None:
     wait_until(lambda: undone == ["made", "made"])
 
 
-def test_failure_without_a_waiter_is_dropped() -> None:
-    async def give_up() -> None:
-        task = asyncio.ensure_future(in_daemon_thread(_fail))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait({task})
-        await in_daemon_thread(lambda: None)  # the failure has been handed over by now
-
-    asyncio.run(give_up())
+async def test_failure_without_a_waiter_is_dropped() -> None:
+    task = asyncio.ensure_future(in_daemon_thread(_fail))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    await in_daemon_thread(lambda: None)  # the failure has been handed over by now
 
 
 _PROCESS = """

@@ -22,6 +22,7 @@ from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
 from tests.certificates import certificate
+from tests.coroutines import staged_by
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.virtual_loop import VirtualLoop
 
@@ -94,58 +95,52 @@ def play(pair: tuple[Path, Path]) -> Callable[[Callable[[Stage], Coroutine[Any, 
 Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
 
 
-def test_stopped_container_is_started_once_for_all_that_ask(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        assert {url: each.state for url, each in stage.starter.states_by_url.items()} == {
-            WEB: "stopped", ALSO_WEB: "stopped", WIN: "running",
-        }  # fmt: skip
-        stage.cluster.may_start.clear()
-        asked = [asyncio.ensure_future(stage.ask(url)) for url in (WEB, WEB, ALSO_WEB)]
-        while stage.cluster.starts() == []:
-            await asyncio.sleep(0.001)
-        assert {stage.starter.states_by_url[url].state for url in (WEB, ALSO_WEB)} == {"starting"}
-        assert [stage.starter.status(url) for url in (WEB, WIN, NODE)] == ["starting", "running", ""]
-        stage.cluster.may_start.set()
-        assert {each.state for each in await asyncio.gather(*asked)} == {"running"}
-        assert stage.cluster.starts() == [START]
-        assert stage.states() == ["stopped", "starting", "running"]
-        requested, started = stage.happened()
-        assert requested == (
-            "machine start requested",
-            "a request has the container 101 (web) on pve1 started",
-        )
-        assert started[0] == "machine started"
-        assert started[1].startswith("the container 101 (web) on pve1 runs after ")
-        assert stage.starter.status(WEB) == "running"
-        # It is known also when routes change before the inventory is read again.
-        stage.inventory.set_routes([Route(alias=WEB, to=(Target(url=WEB),))])
-        assert stage.starter.states_by_url[WEB].state == "running"
-
-    play(steps)
+@staged_by("play")
+async def test_stopped_container_is_started_once_for_all_that_ask(stage: Stage, /) -> None:
+    await stage.begin()
+    assert {url: each.state for url, each in stage.starter.states_by_url.items()} == {
+        WEB: "stopped", ALSO_WEB: "stopped", WIN: "running",
+    }  # fmt: skip
+    stage.cluster.may_start.clear()
+    asked = [asyncio.ensure_future(stage.ask(url)) for url in (WEB, WEB, ALSO_WEB)]
+    while stage.cluster.starts() == []:
+        await asyncio.sleep(0.001)
+    assert {stage.starter.states_by_url[url].state for url in (WEB, ALSO_WEB)} == {"starting"}
+    assert [stage.starter.status(url) for url in (WEB, WIN, NODE)] == ["starting", "running", ""]
+    stage.cluster.may_start.set()
+    assert {each.state for each in await asyncio.gather(*asked)} == {"running"}
+    assert stage.cluster.starts() == [START]
+    assert stage.states() == ["stopped", "starting", "running"]
+    requested, started = stage.happened()
+    assert requested == (
+        "machine start requested",
+        "a request has the container 101 (web) on pve1 started",
+    )
+    assert started[0] == "machine started"
+    assert started[1].startswith("the container 101 (web) on pve1 runs after ")
+    assert stage.starter.status(WEB) == "running"
+    # It is known also when routes change before the inventory is read again.
+    stage.inventory.set_routes([Route(alias=WEB, to=(Target(url=WEB),))])
+    assert stage.starter.states_by_url[WEB].state == "running"
 
 
-def test_machine_that_runs_is_not_started_and_reported_as_it_is(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.guests[101]["status"] = "running"  # by hand
-        assert (await stage.ask()).state == "running"
-        assert (await stage.ask(WIN)).state == "running"
-        stage.starter.start_if_needed(NODE)
-        stage.starter.start_if_needed("http://unknown")
-        assert (stage.cluster.starts(), stage.happened()) == ([], [])
-
-    play(steps)
+@staged_by("play")
+async def test_machine_that_runs_is_not_started_and_reported_as_it_is(stage: Stage, /) -> None:
+    await stage.begin()
+    stage.cluster.guests[101]["status"] = "running"  # by hand
+    assert (await stage.ask()).state == "running"
+    assert (await stage.ask(WIN)).state == "running"
+    stage.starter.start_if_needed(NODE)
+    stage.starter.start_if_needed("http://unknown")
+    assert (stage.cluster.starts(), stage.happened()) == ([], [])
 
 
-def test_virtual_machine_that_was_stopped_since_the_last_reading_is_started(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.guests[200]["status"] = "stopped"
-        assert (await stage.ask(WIN)).state == "running"
-        assert stage.cluster.starts() == ["POST /nodes/pve2/qemu/200/status/start"]
-
-    play(steps)
+@staged_by("play")
+async def test_virtual_machine_that_was_stopped_since_the_last_reading_is_started(stage: Stage, /) -> None:
+    await stage.begin()
+    stage.cluster.guests[200]["status"] = "stopped"
+    assert (await stage.ask(WIN)).state == "running"
+    assert stage.cluster.starts() == ["POST /nodes/pve2/qemu/200/status/start"]
 
 
 @pytest.mark.parametrize(
@@ -156,122 +151,108 @@ def test_virtual_machine_that_was_stopped_since_the_last_reading_is_started(play
         ("", (500, "CT is locked (backup)"), "localhost answered 500 CT is locked (backup)"),
     ],
 )
-def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, answer: Any, why: str) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.fails = fails
-        if answer:
-            stage.cluster.answers["/nodes/pve1/lxc/101/status/start"] = answer
-        state = await stage.ask()
-        assert state.state == "failed"
-        assert state.why.startswith(f"the container 101 (web) on pve1 could not be started: {why}")
-        assert (await stage.ask()).state == "failed"
-        assert stage.cluster.starts() == [START]
-        assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
-        # Started by hand: the next reading shows it.
-        stage.cluster.guests[101]["status"] = "running"
-        stage.inventory.apply_table(stage.cluster.table(refresh=3600.0), ENVIRONMENT)
-        while stage.starter.states_by_url[WEB].state != "running":
-            await asyncio.sleep(0.001)
-
-    play(steps)
-
-
-def test_after_the_cooldown_which_doubles_it_is_tried_again(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.fails = "no space"
-        loop, pauses = asyncio.get_running_loop(), []
-        for _ in range(2):
-            await stage.ask()
-            failed_at = loop.time()
-            while stage.starter.states_by_url[WEB].state == "failed":
-                await asyncio.sleep(0.1)
-            pauses.append(loop.time() - failed_at)
-        assert pauses == pytest.approx([30, 60], abs=1)
-        assert stage.states() == ["stopped", *["starting", "failed", "stopped"] * 2]
-        stage.cluster.fails = ""
-        assert (await stage.ask()).state == "running"
-        assert stage.cluster.starts() == [START] * 3
-
-    play(steps)
+@staged_by("play")
+async def test_failed_start_is_not_tried_again_for_some_time(
+    stage: Stage, /, fails: str, answer: Any, why: str
+) -> None:
+    await stage.begin()
+    stage.cluster.fails = fails
+    if answer:
+        stage.cluster.answers["/nodes/pve1/lxc/101/status/start"] = answer
+    state = await stage.ask()
+    assert state.state == "failed"
+    assert state.why.startswith(f"the container 101 (web) on pve1 could not be started: {why}")
+    assert (await stage.ask()).state == "failed"
+    assert stage.cluster.starts() == [START]
+    assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
+    # Started by hand: the next reading shows it.
+    stage.cluster.guests[101]["status"] = "running"
+    stage.inventory.apply_table(stage.cluster.table(refresh=3600.0), ENVIRONMENT)
+    while stage.starter.states_by_url[WEB].state != "running":
+        await asyncio.sleep(0.001)
 
 
-def test_failure_of_a_start_is_forgotten_when_the_inventory_is_closed(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.fails = "no space"
-        assert (await stage.ask()).state == "failed"
-        stage.inventory.close()
-        state = stage.starter.states_by_url[WEB]
-        assert (state.state, state.why) == ("stopped", "")
-
-    play(steps)
-
-
-def test_machine_that_stops_soon_after_its_start_is_left_alone_for_some_time(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        assert (await stage.ask()).state == "running"
-        stage.cluster.guests[101]["status"] = "stopped"
-        state = await stage.ask()
-        assert state.state == "failed"
-        assert state.why == "the container 101 (web) on pve1 has stopped soon after its start"
-        assert stage.cluster.starts() == [START]
-
-    play(steps)
+@staged_by("play")
+async def test_after_the_cooldown_which_doubles_it_is_tried_again(stage: Stage, /) -> None:
+    await stage.begin()
+    stage.cluster.fails = "no space"
+    loop, pauses = asyncio.get_running_loop(), []
+    for _ in range(2):
+        await stage.ask()
+        failed_at = loop.time()
+        while stage.starter.states_by_url[WEB].state == "failed":
+            await asyncio.sleep(0.1)
+        pauses.append(loop.time() - failed_at)
+    assert pauses == pytest.approx([30, 60], abs=1)
+    assert stage.states() == ["stopped", *["starting", "failed", "stopped"] * 2]
+    stage.cluster.fails = ""
+    assert (await stage.ask()).state == "running"
+    assert stage.cluster.starts() == [START] * 3
 
 
-def test_start_that_takes_too_long_has_failed(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin(start_timeout=0.1)
-        stage.cluster.may_start.clear()
-        state = await stage.ask()
-        assert (state.state, state.start_seconds) == ("failed", 0.1)
-        assert state.why.endswith("could not be started: it does not run after 100ms")
+@staged_by("play")
+async def test_failure_of_a_start_is_forgotten_when_the_inventory_is_closed(stage: Stage, /) -> None:
+    await stage.begin()
+    stage.cluster.fails = "no space"
+    assert (await stage.ask()).state == "failed"
+    stage.inventory.close()
+    state = stage.starter.states_by_url[WEB]
+    assert (state.state, state.why) == ("stopped", "")
 
-    play(steps)
+
+@staged_by("play")
+async def test_machine_that_stops_soon_after_its_start_is_left_alone_for_some_time(stage: Stage, /) -> None:
+    await stage.begin()
+    assert (await stage.ask()).state == "running"
+    stage.cluster.guests[101]["status"] = "stopped"
+    state = await stage.ask()
+    assert state.state == "failed"
+    assert state.why == "the container 101 (web) on pve1 has stopped soon after its start"
+    assert stage.cluster.starts() == [START]
+
+
+@staged_by("play")
+async def test_start_that_takes_too_long_has_failed(stage: Stage, /) -> None:
+    await stage.begin(start_timeout=0.1)
+    stage.cluster.may_start.clear()
+    state = await stage.ask()
+    assert (state.state, state.start_seconds) == ("failed", 0.1)
+    assert state.why.endswith("could not be started: it does not run after 100ms")
 
 
 @pytest.mark.parametrize("path", ["", "/nodes/pve1/lxc/101"])
 @pytest.mark.parametrize("answer", [(401, "no such user"), (500, "oops"), b"garbage"])
-def test_api_that_is_away_refuses_no_request(play: Play, path: str, answer: Any) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin()
-        stage.cluster.answers[path] = answer
-        assert (await stage.ask()).state == "unknown"
-        assert (stage.cluster.starts(), stage.happened()) == ([], [])
-        stage.cluster.answers.clear()
-        assert (await stage.ask()).state == "running"
-
-    play(steps)
+@staged_by("play")
+async def test_api_that_is_away_refuses_no_request(stage: Stage, /, path: str, answer: Any) -> None:
+    await stage.begin()
+    stage.cluster.answers[path] = answer
+    assert (await stage.ask()).state == "unknown"
+    assert (stage.cluster.starts(), stage.happened()) == ([], [])
+    stage.cluster.answers.clear()
+    assert (await stage.ask()).state == "running"
 
 
 @pytest.mark.slow
-def test_api_that_goes_away_during_a_start_refuses_no_request(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin(start_timeout=3.0)
-        stage.cluster.may_start.clear()
-        asked = asyncio.ensure_future(stage.ask())
-        while stage.cluster.starts() == []:
-            await asyncio.sleep(0.001)
-        await stage.cluster.aclose()
-        assert (await asked).state == "unknown"
-        assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
-
-    play(steps)
+@staged_by("play")
+async def test_api_that_goes_away_during_a_start_refuses_no_request(stage: Stage, /) -> None:
+    await stage.begin(start_timeout=3.0)
+    stage.cluster.may_start.clear()
+    asked = asyncio.ensure_future(stage.ask())
+    while stage.cluster.starts() == []:
+        await asyncio.sleep(0.001)
+    await stage.cluster.aclose()
+    assert (await asked).state == "unknown"
+    assert [event for event, _ in stage.happened()] == ["machine start requested", "machine start failed"]
 
 
-def test_without_start_no_machine_is_reported_or_started(play: Play) -> None:
-    async def steps(stage: Stage) -> None:
-        await stage.begin(start=False)
-        assert stage.starter.states_by_url == {}
-        stage.starter.start_if_needed(WEB)
-        while "GET /nodes/pve1/lxc/101/status/current" not in stage.cluster.asked:
-            await asyncio.sleep(0.001)
-        assert stage.cluster.starts() == []
-
-    play(steps)
+@staged_by("play")
+async def test_without_start_no_machine_is_reported_or_started(stage: Stage, /) -> None:
+    await stage.begin(start=False)
+    assert stage.starter.states_by_url == {}
+    stage.starter.start_if_needed(WEB)
+    while "GET /nodes/pve1/lxc/101/status/current" not in stage.cluster.asked:
+        await asyncio.sleep(0.001)
+    assert stage.cluster.starts() == []
 
 
 WEB_LAN, DB_LAN = "http://web.lan:8080", "http://db.lan:8080"
@@ -355,25 +336,23 @@ def play_idle(pair: tuple[Path, Path]) -> PlayIdle:
     return play_idle
 
 
-def test_machine_that_a_request_has_had_started_is_stopped_when_it_is_idle(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin()
-        assert (await idle.wake()).state == "running"
-        await idle.stopped()
-        assert idle.cluster.stops() == ["POST /nodes/pve1/lxc/101/status/shutdown"]
-        assert idle.inventory.starter.states_by_url[WEB_LAN].state == "stopped"
-        # The next request starts it at once: it has not stopped by itself.
-        assert (await idle.wake()).state == "running"
-        await idle.stopped()
-        starting, stopping = (
-            ["machine start requested", "machine started"],
-            ["machine stop requested", "machine stopped"],
-        )
-        await until(lambda: len(idle.happened()) == 8)
-        assert idle.happened() == [*starting, *stopping] * 2
-        assert idle.cluster.guests[102]["status"] == "running", "nobody has had that one started"
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_machine_that_a_request_has_had_started_is_stopped_when_it_is_idle(idle: IdleStage, /) -> None:
+    await idle.begin()
+    assert (await idle.wake()).state == "running"
+    await idle.stopped()
+    assert idle.cluster.stops() == ["POST /nodes/pve1/lxc/101/status/shutdown"]
+    assert idle.inventory.starter.states_by_url[WEB_LAN].state == "stopped"
+    # The next request starts it at once: it has not stopped by itself.
+    assert (await idle.wake()).state == "running"
+    await idle.stopped()
+    starting, stopping = (
+        ["machine start requested", "machine started"],
+        ["machine stop requested", "machine stopped"],
+    )
+    await until(lambda: len(idle.happened()) == 8)
+    assert idle.happened() == [*starting, *stopping] * 2
+    assert idle.cluster.guests[102]["status"] == "running", "nobody has had that one started"
 
 
 @pytest.mark.parametrize(
@@ -403,183 +382,165 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
     assert stopped == [(at, 101) for at in stops]
 
 
-def test_requests_in_progress_and_new_ones_keep_it_running(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin()
-        await idle.wake()
-        idle.activities = {WEB_LAN: Activity(1, 1)}
-        await idle.looked()
-        for number in range(16):
-            idle.activities = {WEB_LAN: Activity(2 + number, 0)}
-            await idle.looked(1)
-        idle.activities = None  # the gateway does not answer
-        await idle.looked()
-        assert (idle.status, idle.cluster.stops()) == ("running", [])
-        idle.activities = {WEB_LAN: Activity(17, 0), DB_LAN: Activity(7, 7)}
-        await idle.stopped()
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_requests_in_progress_and_new_ones_keep_it_running(idle: IdleStage, /) -> None:
+    await idle.begin()
+    await idle.wake()
+    idle.activities = {WEB_LAN: Activity(1, 1)}
+    await idle.looked()
+    for number in range(16):
+        idle.activities = {WEB_LAN: Activity(2 + number, 0)}
+        await idle.looked(1)
+    idle.activities = None  # the gateway does not answer
+    await idle.looked()
+    assert (idle.status, idle.cluster.stops()) == ("running", [])
+    idle.activities = {WEB_LAN: Activity(17, 0), DB_LAN: Activity(7, 7)}
+    await idle.stopped()
 
 
-def test_request_at_the_last_moment_keeps_it_running_and_one_after_it_has_it_started_again(
-    play_idle: PlayIdle,
+@staged_by("play_idle")
+async def test_request_at_the_last_moment_keeps_it_running_and_one_after_it_has_it_started_again(
+    idle: IdleStage, /
 ) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=3600.0)
-        await idle.wake()
-        starter = idle.inventory.starter
-        states: list[str] = []
+    await idle.begin(idle=3600.0)
+    await idle.wake()
+    starter = idle.inventory.starter
+    states: list[str] = []
 
-        def answering(idle: bool) -> Callable[[], Coroutine[Any, Any, bool]]:
-            async def is_idle() -> bool:
-                states.append(starter.states_by_url[WEB_LAN].state)
-                return idle
+    def answering(idle: bool) -> Callable[[], Coroutine[Any, Any, bool]]:
+        async def is_idle() -> bool:
+            states.append(starter.states_by_url[WEB_LAN].state)
+            return idle
 
-            return is_idle
+        return is_idle
 
-        answers = starter.states_by_url[WEB_LAN].answers
-        starter.stop(101, answering(False))
-        await until(lambda: starter.states_by_url[WEB_LAN].answers != answers)
-        assert (states, starter.states_by_url[WEB_LAN].state, idle.cluster.stops()) == (
-            ["stopped"],
-            "running",
-            [],
-        )
-        # Requests wait while it is being stopped.
-        idle.cluster.may_stop.clear()
-        starter.stop(101, answering(True))
-        await until(lambda: idle.cluster.stops() != [])
-        assert starter.states_by_url[WEB_LAN].state == "stopped"
-        asked = asyncio.ensure_future(idle.wake())
-        await asyncio.sleep(0)
-        idle.cluster.may_stop.set()
-        assert (await asked).state == "running"
-        assert len(idle.cluster.starts()) == 2
-
-    play_idle(steps)
+    answers = starter.states_by_url[WEB_LAN].answers
+    starter.stop(101, answering(False))
+    await until(lambda: starter.states_by_url[WEB_LAN].answers != answers)
+    assert (states, starter.states_by_url[WEB_LAN].state, idle.cluster.stops()) == (
+        ["stopped"],
+        "running",
+        [],
+    )
+    # Requests wait while it is being stopped.
+    idle.cluster.may_stop.clear()
+    starter.stop(101, answering(True))
+    await until(lambda: idle.cluster.stops() != [])
+    assert starter.states_by_url[WEB_LAN].state == "stopped"
+    asked = asyncio.ensure_future(idle.wake())
+    await asyncio.sleep(0)
+    idle.cluster.may_stop.set()
+    assert (await asked).state == "running"
+    assert len(idle.cluster.starts()) == 2
 
 
-def test_next_supervisor_stops_it_and_one_that_was_started_by_others_since_is_left_alone(
-    play_idle: PlayIdle,
+@staged_by("play_idle")
+async def test_next_supervisor_stops_it_and_one_that_was_started_by_others_since_is_left_alone(
+    idle: IdleStage, /
 ) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=0.0)
-        await idle.wake()
-        idle.inventory.close()
-        (saved,) = idle.state_directory.iterdir()
-        started = json.loads(saved.read_text())
-        assert list(started) == ["101"]
-        # It was started an hour ago, and is up for ten minutes.
-        saved.write_text(json.dumps({"101": time.time() - 3600}))
-        idle.cluster.guests[101]["uptime"] = 600
-        idle.inventory = idle.make()
-        await idle.begin()
-        await until(lambda: not idle.inventory.starter.started)
-        await idle.settled()
-        assert (idle.status, idle.cluster.stops()) == ("running", [])
-        idle.inventory.close()
-        saved.write_text(json.dumps({"101": time.time() - 3600, "102": "x"}))
-        idle.cluster.guests[101]["uptime"] = 3590
-        assert idle.make().starter.started == {}, "a file that is not understood"
-        saved.write_text(json.dumps({"101": time.time() - 3600}))
-        idle.inventory = idle.make()
-        await idle.begin()
-        await idle.stopped()
-
-    play_idle(steps)
+    await idle.begin(idle=0.0)
+    await idle.wake()
+    idle.inventory.close()
+    (saved,) = idle.state_directory.iterdir()
+    started = json.loads(saved.read_text())
+    assert list(started) == ["101"]
+    # It was started an hour ago, and is up for ten minutes.
+    saved.write_text(json.dumps({"101": time.time() - 3600}))
+    idle.cluster.guests[101]["uptime"] = 600
+    idle.inventory = idle.make()
+    await idle.begin()
+    await until(lambda: not idle.inventory.starter.started)
+    await idle.settled()
+    assert (idle.status, idle.cluster.stops()) == ("running", [])
+    idle.inventory.close()
+    saved.write_text(json.dumps({"101": time.time() - 3600, "102": "x"}))
+    idle.cluster.guests[101]["uptime"] = 3590
+    assert idle.make().starter.started == {}, "a file that is not understood"
+    saved.write_text(json.dumps({"101": time.time() - 3600}))
+    idle.inventory = idle.make()
+    await idle.begin()
+    await idle.stopped()
 
 
 @pytest.mark.parametrize(("jump_seconds", "uptime", "left"), [(7200.0, 5, False), (-7200.0, 3590, True)])
-def test_clock_that_is_set_changes_nothing_about_who_has_started_it(
-    play_idle: PlayIdle, monkeypatch: pytest.MonkeyPatch, jump_seconds: float, uptime: int, left: bool
+@staged_by("play_idle")
+async def test_clock_that_is_set_changes_nothing_about_who_has_started_it(
+    idle: IdleStage, /, monkeypatch: pytest.MonkeyPatch, jump_seconds: float, uptime: int, left: bool
 ) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=3600.0)
-        await idle.wake()
-        starter = idle.inventory.starter
-        starter.started[101] -= 7200.0 * left
-        idle.cluster.guests[101]["uptime"] = uptime
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + jump_seconds)
-        starter.stop(101, lambda: asyncio.sleep(0, True))
-        await until(lambda: not starter.started)
-        await idle.settled()
-        assert idle.status == ("running" if left else "stopped")
-
-    play_idle(steps)
+    await idle.begin(idle=3600.0)
+    await idle.wake()
+    starter = idle.inventory.starter
+    starter.started[101] -= 7200.0 * left
+    idle.cluster.guests[101]["uptime"] = uptime
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump_seconds)
+    starter.stop(101, lambda: asyncio.sleep(0, True))
+    await until(lambda: not starter.started)
+    await idle.settled()
+    assert idle.status == ("running" if left else "stopped")
 
 
-def test_machine_that_others_have_stopped_is_not_ours_any_more(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=3600.0)
-        await idle.wake()
-        idle.cluster.guests[101]["status"] = "stopped"
-        await idle.begin(idle=3600.0)
-        await until(lambda: not idle.inventory.starter.started)
-        idle.cluster.guests[101]["status"] = "running"
-        idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
-        await idle.settled()
-        assert idle.cluster.stops() == []
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_machine_that_others_have_stopped_is_not_ours_any_more(idle: IdleStage, /) -> None:
+    await idle.begin(idle=3600.0)
+    await idle.wake()
+    idle.cluster.guests[101]["status"] = "stopped"
+    await idle.begin(idle=3600.0)
+    await until(lambda: not idle.inventory.starter.started)
+    idle.cluster.guests[101]["status"] = "running"
+    idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+    await idle.settled()
+    assert idle.cluster.stops() == []
 
 
-def test_stop_that_fails_is_recorded_and_tried_again_after_the_idle_time(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin()
-        await idle.wake()
-        idle.cluster.fails = "VM is locked (backup)"
-        await until(lambda: idle.happened().count("machine stop failed") == 2)
-        assert len(idle.cluster.stops()) == 2
-        assert idle.status == "running"
-        failed = next(each for each in idle.recorded if each.event == "machine stop failed")
-        assert failed.message == "the container 101 (web) on pve1 could not be stopped: VM is locked (backup)"
-        idle.cluster.fails = ""
-        await idle.stopped()
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_stop_that_fails_is_recorded_and_tried_again_after_the_idle_time(idle: IdleStage, /) -> None:
+    await idle.begin()
+    await idle.wake()
+    idle.cluster.fails = "VM is locked (backup)"
+    await until(lambda: idle.happened().count("machine stop failed") == 2)
+    assert len(idle.cluster.stops()) == 2
+    assert idle.status == "running"
+    failed = next(each for each in idle.recorded if each.event == "machine stop failed")
+    assert failed.message == "the container 101 (web) on pve1 could not be stopped: VM is locked (backup)"
+    idle.cluster.fails = ""
+    await idle.stopped()
 
 
-def test_stop_that_takes_too_long_has_failed(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=3600.0)
-        await idle.wake()
-        before = idle.inventory.inventory
-        await idle.begin(idle=3600.0, start_timeout=0.1)
-        await until(lambda: idle.inventory.inventory is not before)
-        idle.cluster.may_stop.clear()
-        idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
-        await idle.settled()
-        assert idle.happened()[-2:] == ["machine stop requested", "machine stop failed"]
-        assert idle.recorded[-1].message == (
-            "the container 101 (web) on pve1 could not be stopped: it runs still after 100ms"
-        )
-        assert idle.inventory.starter.states_by_url[WEB_LAN].state == "running"
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_stop_that_takes_too_long_has_failed(idle: IdleStage, /) -> None:
+    await idle.begin(idle=3600.0)
+    await idle.wake()
+    before = idle.inventory.inventory
+    await idle.begin(idle=3600.0, start_timeout=0.1)
+    await until(lambda: idle.inventory.inventory is not before)
+    idle.cluster.may_stop.clear()
+    idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+    await idle.settled()
+    assert idle.happened()[-2:] == ["machine stop requested", "machine stop failed"]
+    assert idle.recorded[-1].message == (
+        "the container 101 (web) on pve1 could not be stopped: it runs still after 100ms"
+    )
+    assert idle.inventory.starter.states_by_url[WEB_LAN].state == "running"
 
 
-def test_machine_is_started_and_stopped_also_when_that_cannot_be_noted(
-    play_idle: PlayIdle, caplog: pytest.LogCaptureFixture
+@staged_by("play_idle")
+async def test_machine_is_started_and_stopped_also_when_that_cannot_be_noted(
+    idle: IdleStage, /, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def steps(idle: IdleStage) -> None:
-        idle.state_directory.rmdir()
-        await idle.begin()
-        assert (await idle.wake()).state == "running"
-        assert "which machines were started is not known to the next supervisor" in caplog.text
-        await idle.stopped()
-
-    play_idle(steps)
+    idle.state_directory.rmdir()
+    await idle.begin()
+    assert (await idle.wake()).state == "running"
+    assert "which machines were started is not known to the next supervisor" in caplog.text
+    await idle.stopped()
 
 
-def test_without_idle_none_is_stopped(play_idle: PlayIdle) -> None:
-    async def steps(idle: IdleStage) -> None:
-        await idle.begin(idle=0.0)
-        await idle.wake()
-        await asyncio.sleep(2 * IDLE_SECONDS)
-        assert (idle.looks, idle.status) == (0, "running")
-        # A reload that names it holds for those that run.
-        await idle.begin()
-        await idle.stopped()
-
-    play_idle(steps)
+@staged_by("play_idle")
+async def test_without_idle_none_is_stopped(idle: IdleStage, /) -> None:
+    await idle.begin(idle=0.0)
+    await idle.wake()
+    await asyncio.sleep(2 * IDLE_SECONDS)
+    assert (idle.looks, idle.status) == (0, "running")
+    # A reload that names it holds for those that run.
+    await idle.begin()
+    await idle.stopped()

@@ -45,6 +45,7 @@ from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS, Peer, TokenCheck
 from poolctl.web.site_server import SiteServer
+from tests.coroutines import staged_by
 from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.temporary_directory import temporary_directory
@@ -184,119 +185,109 @@ class Health:
         await wire.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello" % status)
 
 
-def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        health = Health()
-        first, second = [await stage.backend(health.script) for _ in range(2)]
-        assert (await registry.ask("register", name="users", to=first.url))["exit_code"] == 0
-        assert await asked(stage) == b"200 hello"
-        await registry.ask("register", name="users", to=second.url, ttl=60)
-        await registry.ask("unregister", name="users", to=first.url.upper())
-        before = first.connections
-        assert [await asked(stage) for _ in range(3)] == [b"200 hello"] * 3
-        assert first.connections == before
-        # Its last heartbeat makes its time-to-live pass soon.
-        await registry.ask("register", name="users", to=second.url, ttl=0.001)
-        await until(lambda: ("pool", "backend expired") in registry.trail)
-        await registry.routes.wait_until_current()
-        assert await asked(stage) == b"503"
-        assert (await registry.ask("unregister", name="users", to=first.url))["exit_code"] == 4
-        assert registry.trail == [
-            ("audit", "backend registered"),
-            ("audit", "backend registered"),
-            ("audit", "backend unregistered"),
-            ("audit", "backend changed"),
-            ("pool", "backend expired"),
-        ]
-        assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_service_that_has_left_gets_no_request_after_the_answer(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    health = Health()
+    first, second = [await stage.backend(health.script) for _ in range(2)]
+    assert (await registry.ask("register", name="users", to=first.url))["exit_code"] == 0
+    assert await asked(stage) == b"200 hello"
+    await registry.ask("register", name="users", to=second.url, ttl=60)
+    await registry.ask("unregister", name="users", to=first.url.upper())
+    before = first.connections
+    assert [await asked(stage) for _ in range(3)] == [b"200 hello"] * 3
+    assert first.connections == before
+    # Its last heartbeat makes its time-to-live pass soon.
+    await registry.ask("register", name="users", to=second.url, ttl=0.001)
+    await until(lambda: ("pool", "backend expired") in registry.trail)
+    await registry.routes.wait_until_current()
+    assert await asked(stage) == b"503"
+    assert (await registry.ask("unregister", name="users", to=first.url))["exit_code"] == 4
+    assert registry.trail == [
+        ("audit", "backend registered"),
+        ("audit", "backend registered"),
+        ("audit", "backend unregistered"),
+        ("audit", "backend changed"),
+        ("pool", "backend expired"),
+    ]
+    assert {each.by["uid"] for each in registry.recorded if each.by} == {7}
+    await registry.close()
 
 
-def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> None:
-    async def work(stage: Stage) -> None:
-        clock = ManualClock()
-        registry = Registry(stage, clock=clock)
-        backend = await stage.backend(Health().script)
-        await registry.ask("register", name="users", to=backend.url, ttl=0.001)
-        assert await asked(stage) == b"200 hello"
-        clock.advance(1)
-        await until(lambda: ("pool", "backend expired") in registry.trail)
-        await registry.routes.wait_until_current()
-        assert await asked(stage) == b"503"
-        (saved,) = registry.keeper.services
-        assert saved["state"] == "silent"
-        assert registry.manager.reports("users")[0].state == "silent"
-        (family,) = registry.manager.gateway_metrics()
-        assert {labels["state"]: count for _, labels, count in family.samples if count} == {"silent": 1}
-        clock.advance(FORGOTTEN_SECONDS + 1)
-        await registry.ask("register", name="users", to="http://10.0.0.7:9000", ttl=0.001)
-        await until(lambda: ("pool", "backend forgotten") in registry.trail)
-        assert await registry.urls() == ["http://10.0.0.7:9000"]
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed(stage: Stage, /) -> None:
+    clock = ManualClock()
+    registry = Registry(stage, clock=clock)
+    backend = await stage.backend(Health().script)
+    await registry.ask("register", name="users", to=backend.url, ttl=0.001)
+    assert await asked(stage) == b"200 hello"
+    clock.advance(1)
+    await until(lambda: ("pool", "backend expired") in registry.trail)
+    await registry.routes.wait_until_current()
+    assert await asked(stage) == b"503"
+    (saved,) = registry.keeper.services
+    assert saved["state"] == "silent"
+    assert registry.manager.reports("users")[0].state == "silent"
+    (family,) = registry.manager.gateway_metrics()
+    assert {labels["state"]: count for _, labels, count in family.samples if count} == {"silent": 1}
+    clock.advance(FORGOTTEN_SECONDS + 1)
+    await registry.ask("register", name="users", to="http://10.0.0.7:9000", ttl=0.001)
+    await until(lambda: ("pool", "backend forgotten") in registry.trail)
+    assert await registry.urls() == ["http://10.0.0.7:9000"]
+    await registry.close()
 
 
-def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        options = {"name": "users", "to": "http://10.0.0.7:9000"}
-        for late in ("", "the gateway is late"):
-            registry.late = late
-            for verb in ("register", "unregister"):
-                assert (await registry.ask(verb, **options)).get("warnings", []) == ([late] if late else [])
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    options = {"name": "users", "to": "http://10.0.0.7:9000"}
+    for late in ("", "the gateway is late"):
+        registry.late = late
+        for verb in ("register", "unregister"):
+            assert (await registry.ask(verb, **options)).get("warnings", []) == ([late] if late else [])
+    await registry.close()
 
 
-def test_pool_without_a_gateway_registers_nothing() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        assert set(registry.manager.verbs) == {"register", "unregister"}
-        registry.tables = Tables()
-        manager = TargetRegistration(registry.manager.site)
-        for verb, asked in (("register", registry.manager), ("register", manager), ("unregister", manager)):
-            call = Call(Selector(), dict(HERE), lambda line: None, dict)
-            answer = await asked.verbs[verb](call)
-            assert (answer.exit_code, answer.errors[0].message) == (4, "the pool has no gateway")
-        await manager.stop_serving()
-        await registry.close()
-
-    play(work)
-
-
-def test_service_of_another_client_is_neither_changed_nor_removed() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
+@staged_by(play)
+async def test_pool_without_a_gateway_registers_nothing(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    assert set(registry.manager.verbs) == {"register", "unregister"}
+    registry.tables = Tables()
+    manager = TargetRegistration(registry.manager.site)
+    for verb, asked in (("register", registry.manager), ("register", manager), ("unregister", manager)):
         call = Call(Selector(), dict(HERE), lambda line: None, dict)
-        assert (await registry.manager.register(call, "web")).exit_code == 0
-        refused = await registry.manager.register(call, "far")
-        assert (refused.exit_code, refused.errors[0].hint) == (
-            8,
-            "unregister it there, or with `poolctl unregister`",
-        )
-        unknown = await registry.manager.unregister(call, "far")
-        assert (unknown.exit_code, unknown.errors[0].message) == (4, "nothing is registered as 'users'")
-        for name, to, message, hint in (
-            ("user", "", "nothing is registered as 'user'", "did you mean users?"),
-            ("zzz", "", "nothing is registered as 'zzz'", "`poolctl routes` lists the routes"),
-            (
-                "users",
-                "http://127.0.0.1:9001",
-                "http://127.0.0.1:9001 is not registered as 'users'",
-                "did you mean http://127.0.0.1:9000?",
-            ),
-        ):
-            answer = await registry.ask("unregister", name=name, to=to)
-            assert [(each["message"], each["hint"]) for each in answer["errors"]] == [(message, hint)]
-        assert await registry.urls() == ["http://127.0.0.1:9000"]
-        await registry.close()
+        answer = await asked.verbs[verb](call)
+        assert (answer.exit_code, answer.errors[0].message) == (4, "the pool has no gateway")
+    await manager.stop_serving()
+    await registry.close()
 
-    play(work)
+
+@staged_by(play)
+async def test_service_of_another_client_is_neither_changed_nor_removed(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    call = Call(Selector(), dict(HERE), lambda line: None, dict)
+    assert (await registry.manager.register(call, "web")).exit_code == 0
+    refused = await registry.manager.register(call, "far")
+    assert (refused.exit_code, refused.errors[0].hint) == (
+        8,
+        "unregister it there, or with `poolctl unregister`",
+    )
+    unknown = await registry.manager.unregister(call, "far")
+    assert (unknown.exit_code, unknown.errors[0].message) == (4, "nothing is registered as 'users'")
+    for name, to, message, hint in (
+        ("user", "", "nothing is registered as 'user'", "did you mean users?"),
+        ("zzz", "", "nothing is registered as 'zzz'", "`poolctl routes` lists the routes"),
+        (
+            "users",
+            "http://127.0.0.1:9001",
+            "http://127.0.0.1:9001 is not registered as 'users'",
+            "did you mean http://127.0.0.1:9000?",
+        ),
+    ):
+        answer = await registry.ask("unregister", name=name, to=to)
+        assert [(each["message"], each["hint"]) for each in answer["errors"]] == [(message, hint)]
+    assert await registry.urls() == ["http://127.0.0.1:9000"]
+    await registry.close()
 
 
 @pytest.mark.parametrize("content", ["[", '{"name": "users"}', '["users"]', '{"services": ["users"]}'])
@@ -327,28 +318,26 @@ def test_registrations_that_cannot_be_saved_are_still_served(caplog: pytest.LogC
     ]
 
 
-def test_failing_service_is_taken_out_and_comes_back() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        health = Health()
-        backend = await stage.backend(health.script)
-        (item,) = (await registry.ask("register", name="users", to=backend.url, probe=FAST))["items"]
-        assert item["state"] == "starting"
-        await until(lambda: ("pool", "backend ready") in registry.trail)
-        await registry.routes.wait_until_current()
-        assert await asked(stage) == b"200 hello"
-        health.status = b"500 Broken"
-        await until(lambda: ("pool", "backend flagged") in registry.trail)
-        await registry.routes.wait_until_current()
-        assert await asked(stage) == b"503"
-        assert registry.recorded[-1].cause == "GET /health: status 500"
-        health.status = b"200 OK"
-        await until(lambda: registry.trail[-1] == ("pool", "backend recovered"))
-        await registry.routes.wait_until_current()
-        assert await asked(stage) == b"200 hello"
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_failing_service_is_taken_out_and_comes_back(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    health = Health()
+    backend = await stage.backend(health.script)
+    (item,) = (await registry.ask("register", name="users", to=backend.url, probe=FAST))["items"]
+    assert item["state"] == "starting"
+    await until(lambda: ("pool", "backend ready") in registry.trail)
+    await registry.routes.wait_until_current()
+    assert await asked(stage) == b"200 hello"
+    health.status = b"500 Broken"
+    await until(lambda: ("pool", "backend flagged") in registry.trail)
+    await registry.routes.wait_until_current()
+    assert await asked(stage) == b"503"
+    assert registry.recorded[-1].cause == "GET /health: status 500"
+    health.status = b"200 OK"
+    await until(lambda: registry.trail[-1] == ("pool", "backend recovered"))
+    await registry.routes.wait_until_current()
+    assert await asked(stage) == b"200 hello"
+    await registry.close()
 
 
 @pytest.mark.parametrize(
@@ -358,97 +347,89 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
         ("shop", {"host": "shop.example.com"}, b"shop.example.com"),
     ],
 )
-def test_probe_has_the_host_that_requests_of_the_route_have(
-    name: str, keys: dict[str, str], host: bytes
+@staged_by(play)
+async def test_probe_has_the_host_that_requests_of_the_route_have(
+    stage: Stage, /, name: str, keys: dict[str, str], host: bytes
 ) -> None:
-    async def work(stage: Stage) -> None:
-        registry, heads = Registry(stage), list[bytes]()
+    registry, heads = Registry(stage), list[bytes]()
 
-        async def script(backend: Backend, wire: Wire) -> None:
-            heads.append(await wire.head())
-            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    async def script(backend: Backend, wire: Wire) -> None:
+        heads.append(await wire.head())
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-        users = RouteConfig(alias="users", host_header="users.internal", register=True)
-        registry.manager.apply_tables(Tables(gateway=GatewayConfig(), route=(users,)))
-        backend = await stage.backend(script)
-        await registry.ask("register", name=name, to=backend.url, probe=FAST, **keys)
-        await until(lambda: bool(heads))
-        assert b"\r\nHost: %s\r\n" % host in heads[0]
-        await registry.close()
-
-    play(work)
+    users = RouteConfig(alias="users", host_header="users.internal", register=True)
+    registry.manager.apply_tables(Tables(gateway=GatewayConfig(), route=(users,)))
+    backend = await stage.backend(script)
+    await registry.ask("register", name=name, to=backend.url, probe=FAST, **keys)
+    await until(lambda: bool(heads))
+    assert b"\r\nHost: %s\r\n" % host in heads[0]
+    await registry.close()
 
 
-def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}
-        await registry.ask("register", **options)
-        generation, computed = registry.routes.generation, []
-        registry.routes.schedule_computation = lambda: computed.append(1)  # type: ignore[method-assign]
-        for _ in range(200):
-            (item,) = (await registry.ask("register", **options))["items"]
-        assert (registry.routes.generation, computed) == (generation, [])
-        assert 29 < item["left_seconds"] <= 30
-        saved = registry.keeper.services
-        assert [(each["settings"]["to"], each["state"]) for each in saved] == [
-            ("http://10.0.0.7:9000", "serving")
-        ]
-        url = "http://10.0.0.7:9000"
-        # A keeper that was killed with its supervisor holds nothing.
-        killed = Registry(stage, directory=registry.directory)
-        assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
-        await registry.manager.stop_serving()
-        # A stop leaves them to the next start, and to no other.
-        pool_files.remove_left_states(registry.directory)
-        started = Registry(stage, state_directory=registry.state_directory)
-        assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
-        assert await registry.urls() == [url]
-        successor = Registry(stage, registry.keeper, registry.directory)
-        await successor.routes.wait_until_current()
-        assert stage.table is not None
-        route = stage.table.find("any", "/users")
-        assert route is not None
-        assert [each.url for each in route.to] == ["http://10.0.0.7:9000"]
-        (again,) = registry.keeper.services
-        assert (again["settings"]["to"], again["state"]) == (url, "serving")
-        for each in (killed, started, successor):
-            await each.close()
-
-    play(work)
+@staged_by(play)
+async def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 30}
+    await registry.ask("register", **options)
+    generation, computed = registry.routes.generation, []
+    registry.routes.schedule_computation = lambda: computed.append(1)  # type: ignore[method-assign]
+    for _ in range(200):
+        (item,) = (await registry.ask("register", **options))["items"]
+    assert (registry.routes.generation, computed) == (generation, [])
+    assert 29 < item["left_seconds"] <= 30
+    saved = registry.keeper.services
+    assert [(each["settings"]["to"], each["state"]) for each in saved] == [
+        ("http://10.0.0.7:9000", "serving")
+    ]
+    url = "http://10.0.0.7:9000"
+    # A keeper that was killed with its supervisor holds nothing.
+    killed = Registry(stage, directory=registry.directory)
+    assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
+    await registry.manager.stop_serving()
+    # A stop leaves them to the next start, and to no other.
+    pool_files.remove_left_states(registry.directory)
+    started = Registry(stage, state_directory=registry.state_directory)
+    assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
+    assert await registry.urls() == [url]
+    successor = Registry(stage, registry.keeper, registry.directory)
+    await successor.routes.wait_until_current()
+    assert stage.table is not None
+    route = stage.table.find("any", "/users")
+    assert route is not None
+    assert [each.url for each in route.to] == ["http://10.0.0.7:9000"]
+    (again,) = registry.keeper.services
+    assert (again["settings"]["to"], again["state"]) == (url, "serving")
+    for each in (killed, started, successor):
+        await each.close()
 
 
-def test_service_of_the_previous_supervisor_can_change_or_leave_at_once() -> None:
-    async def work(stage: Stage) -> None:
-        keeper = BusyKeeper()
-        options = {"name": "users", "to": "http://10.0.0.7:9000"}
-        first = Registry(stage, keeper)
-        await first.ask("register", **options)
-        second = Registry(stage, keeper, first.directory)
-        await second.ask("register", **options, ttl=30)
-        assert second.trail == [("audit", "backend changed")]
-        third = Registry(stage, keeper, first.directory)
-        assert (await third.ask("unregister", **options))["exit_code"] == 0
-        for each in (first, second, third):
-            await each.close()
-
-    play(work)
+@staged_by(play)
+async def test_service_of_the_previous_supervisor_can_change_or_leave_at_once(stage: Stage, /) -> None:
+    keeper = BusyKeeper()
+    options = {"name": "users", "to": "http://10.0.0.7:9000"}
+    first = Registry(stage, keeper)
+    await first.ask("register", **options)
+    second = Registry(stage, keeper, first.directory)
+    await second.ask("register", **options, ttl=30)
+    assert second.trail == [("audit", "backend changed")]
+    third = Registry(stage, keeper, first.directory)
+    assert (await third.ask("unregister", **options))["exit_code"] == 0
+    for each in (first, second, third):
+        await each.close()
 
 
-def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        await registry.manager.wait_for_opening_attempt()  # nothing is to be opened without the table
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
-            registry.manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table))
-            await registry.manager.wait_for_opening_attempt()
-            (problem,) = registry.manager.not_served
-            assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_address_that_is_in_use_is_known_once_opening_it_was_attempted(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    await registry.manager.wait_for_opening_attempt()  # nothing is to be opened without the table
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
+        registry.manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table))
+        await registry.manager.wait_for_opening_attempt()
+        (problem,) = registry.manager.not_served
+        assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")
+    await registry.close()
 
 
 @pytest.mark.parametrize(
@@ -463,21 +444,21 @@ def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None
         ({"name": "own", "to": "http://10.0.0.7:1", "path": "/users/x"}, 8, "taken by the route 'users'"),
     ],
 )
-def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: int, message: str) -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        answer = await registry.ask("register", **options)
-        assert (answer["exit_code"], message in answer["errors"][0]["message"]) == (code, True), answer
-        assert answer["errors"][0]["message"].startswith("to: ") is (code == 5)
-        await registry.routes.wait_until_current()
-        assert (len(registry.manager.services), registry.routes.routes.excluded, registry.trail) == (
-            0,
-            (),
-            [],
-        )
-        await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_refused_service_leaves_nothing_behind(
+    stage: Stage, /, options: dict[str, str], code: int, message: str
+) -> None:
+    registry = Registry(stage)
+    answer = await registry.ask("register", **options)
+    assert (answer["exit_code"], message in answer["errors"][0]["message"]) == (code, True), answer
+    assert answer["errors"][0]["message"].startswith("to: ") is (code == 5)
+    await registry.routes.wait_until_current()
+    assert (len(registry.manager.services), registry.routes.routes.excluded, registry.trail) == (
+        0,
+        (),
+        [],
+    )
+    await registry.close()
 
 
 class SilentServer:
@@ -504,19 +485,17 @@ class SilentServer:
         self._listener.close()
 
 
-def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
-    async def work(stage: Stage) -> None:
-        registry = Registry(stage)
-        with contextlib.closing(SilentServer()) as silent:
-            for number in range(1, 41):
-                url = f"http://127.0.0.{number}:{silent.port}"
-                await registry.ask("register", name="users", to=url, probe=FAST)
-            await until(lambda: silent.accept() == 32)
-            silent.close_connections()
-            await until(lambda: silent.accept() >= 40)
-            await registry.close()
-
-    play(work)
+@staged_by(play)
+async def test_unreachable_services_are_probed_a_bounded_number_at_once(stage: Stage, /) -> None:
+    registry = Registry(stage)
+    with contextlib.closing(SilentServer()) as silent:
+        for number in range(1, 41):
+            url = f"http://127.0.0.{number}:{silent.port}"
+            await registry.ask("register", name="users", to=url, probe=FAST)
+        await until(lambda: silent.accept() == 32)
+        silent.close_connections()
+        await until(lambda: silent.accept() >= 40)
+        await registry.close()
 
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -603,22 +582,20 @@ def play_over_http(test: Callable[[Endpoint], Coroutine[Any, Any, None]]) -> Non
     asyncio.run(run())
 
 
-def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() -> None:
-    async def work(stage: Endpoint) -> None:
-        assert (await stage.ask(HERE))[0] == 200
-        assert (await stage.ask({**HERE, "ttl": "10s", "weight": 2, "probe": "/health"}))[0] == 200
-        assert (await stage.ask({"name": "users"}, "unregister"))[0] == 200
-        assert stage.services.asked == [
-            ("register", {**HERE, "ttl": "1m"}, "web"),
-            ("register", {**HERE, "ttl": "10s", "weight": 2, "probe": "/health"}, "web"),
-            ("unregister", {"name": "users"}, "web"),
-        ]
-        assert stage.services.by == [{"user": "web", "command": "registration", "address": "127.0.0.1"}] * 2
-        for code, status in ((5, 400), (4, 404), (8, 409), (1, 500)):
-            stage.services.exit_code = code
-            assert (await stage.ask(HERE))[0] == status
-
-    play_over_http(work)
+@staged_by(play_over_http)
+async def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live(stage: Endpoint, /) -> None:
+    assert (await stage.ask(HERE))[0] == 200
+    assert (await stage.ask({**HERE, "ttl": "10s", "weight": 2, "probe": "/health"}))[0] == 200
+    assert (await stage.ask({"name": "users"}, "unregister"))[0] == 200
+    assert stage.services.asked == [
+        ("register", {**HERE, "ttl": "1m"}, "web"),
+        ("register", {**HERE, "ttl": "10s", "weight": 2, "probe": "/health"}, "web"),
+        ("unregister", {"name": "users"}, "web"),
+    ]
+    assert stage.services.by == [{"user": "web", "command": "registration", "address": "127.0.0.1"}] * 2
+    for code, status in ((5, 400), (4, 404), (8, 409), (1, 500)):
+        stage.services.exit_code = code
+        assert (await stage.ask(HERE))[0] == status
 
 
 @pytest.mark.parametrize(
@@ -655,15 +632,13 @@ def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() ->
         ({**HERE, "to": "http://LocalHost.:9000"}, {}, 403, "localhost is a name"),
     ],
 )
-def test_other_requests_are_refused_with_the_reason(
-    options: object, given: dict[str, Any], status: int, message: str
+@staged_by(play_over_http)
+async def test_other_requests_are_refused_with_the_reason(
+    stage: Endpoint, /, options: object, given: dict[str, Any], status: int, message: str
 ) -> None:
-    async def work(stage: Endpoint) -> None:
-        found, answer = await stage.ask(options, **given)
-        assert (found, message in answer.get("error", "")) == (status, True), answer
-        assert len(stage.services.asked) == (status == 200)
-
-    play_over_http(work)
+    found, answer = await stage.ask(options, **given)
+    assert (found, message in answer.get("error", "")) == (status, True), answer
+    assert len(stage.services.asked) == (status == 200)
 
 
 @pytest.mark.parametrize(
@@ -675,39 +650,35 @@ def test_other_requests_are_refused_with_the_reason(
         ({"requests": registration_site._BURST}, b"429", b"retry-after: 1"),
     ],
 )
-def test_refusal_names_what_is_needed_in_a_field(given: dict[str, Any], status: bytes, field: bytes) -> None:
-    async def work(stage: Endpoint) -> None:
-        for _ in range(given.get("wrong", 0)):
-            await stage.ask(HERE, token="guess")
-        stage.endpoint.clients[0].requests.take(given.get("requests", 0), stage.clock.monotonic())
-        token = given.get("token", TOKEN)
-        bearer = f"Authorization: bearer {token}\r\n" if token else ""
-        method = given.get("method", "POST")
-        fields = f"Host: x\r\nConnection: close\r\n{bearer}Content-Length: 0\r\n"
-        answer = await stage.send(f"{method} /v1/register HTTP/1.1\r\n{fields}\r\n".encode())
-        head = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
-        assert head[0].split()[1] == status
-        assert {field, b"content-type: application/json"} <= set(head[1:])
-
-    play_over_http(work)
-
-
-def test_request_that_is_no_http_gets_the_reason_as_json() -> None:
-    async def work(stage: Endpoint) -> None:
-        head, _, body = (await stage.send(b"nonsense\r\n\r\n")).partition(b"\r\n\r\n")
-        assert head.split()[1] == b"400"
-        assert b"content-type: application/json" in head.lower().split(b"\r\n")
-        assert json.loads(body)["error"].startswith("not a request: ")
-
-    play_over_http(work)
+@staged_by(play_over_http)
+async def test_refusal_names_what_is_needed_in_a_field(
+    stage: Endpoint, /, given: dict[str, Any], status: bytes, field: bytes
+) -> None:
+    for _ in range(given.get("wrong", 0)):
+        await stage.ask(HERE, token="guess")
+    stage.endpoint.clients[0].requests.take(given.get("requests", 0), stage.clock.monotonic())
+    token = given.get("token", TOKEN)
+    bearer = f"Authorization: bearer {token}\r\n" if token else ""
+    method = given.get("method", "POST")
+    fields = f"Host: x\r\nConnection: close\r\n{bearer}Content-Length: 0\r\n"
+    answer = await stage.send(f"{method} /v1/register HTTP/1.1\r\n{fields}\r\n".encode())
+    head = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert head[0].split()[1] == status
+    assert {field, b"content-type: application/json"} <= set(head[1:])
 
 
-def test_endpoint_without_clients_refuses_every_token() -> None:
-    async def work(stage: Endpoint) -> None:
-        stage.endpoint.configure({"clients": []})
-        assert (await stage.ask(HERE))[0] == 401
+@staged_by(play_over_http)
+async def test_request_that_is_no_http_gets_the_reason_as_json(stage: Endpoint, /) -> None:
+    head, _, body = (await stage.send(b"nonsense\r\n\r\n")).partition(b"\r\n\r\n")
+    assert head.split()[1] == b"400"
+    assert b"content-type: application/json" in head.lower().split(b"\r\n")
+    assert json.loads(body)["error"].startswith("not a request: ")
 
-    play_over_http(work)
+
+@staged_by(play_over_http)
+async def test_endpoint_without_clients_refuses_every_token(stage: Endpoint, /) -> None:
+    stage.endpoint.configure({"clients": []})
+    assert (await stage.ask(HERE))[0] == 401
 
 
 def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
@@ -772,50 +743,46 @@ def test_targets_that_a_client_may_register(
     assert bool(found) == bool(problem)
 
 
-def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> None:
-    async def work(stage: Endpoint) -> None:
-        statuses = [(await stage.ask(HERE, token="guess"))[0] for _ in range(MAX_WRONG_TOKENS + 5)]
-        assert statuses == [401] * MAX_WRONG_TOKENS + [429] * 5
-        # Not even the right one, or a guess would be recognised.
-        status, answer = await stage.ask(HERE)
-        assert (status, answer) == (429, {"error": "too many wrong tokens; wait 7 s"})
-        stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
-        assert [(await stage.ask(HERE, token="guess"))[0] for _ in range(2)] == [401, 429]
-        stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
-        assert (await stage.ask(HERE))[0] == 200
-        stage.clock.advance(60)
-        assert (await stage.ask(HERE, token="guess"))[0] == 401
-        assert [each["message"] for each in stage.supervisor.reports] == [
-            "1 registrations refused, the last one from 127.0.0.1: wrong token",
-            f"{MAX_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: wrong token",
-        ]
-
-    play_over_http(work)
+@staged_by(play_over_http)
+async def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute(stage: Endpoint, /) -> None:
+    statuses = [(await stage.ask(HERE, token="guess"))[0] for _ in range(MAX_WRONG_TOKENS + 5)]
+    assert statuses == [401] * MAX_WRONG_TOKENS + [429] * 5
+    # Not even the right one, or a guess would be recognised.
+    status, answer = await stage.ask(HERE)
+    assert (status, answer) == (429, {"error": "too many wrong tokens; wait 7 s"})
+    stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
+    assert [(await stage.ask(HERE, token="guess"))[0] for _ in range(2)] == [401, 429]
+    stage.clock.advance(WRONG_TOKEN_SECONDS + 0.1)
+    assert (await stage.ask(HERE))[0] == 200
+    stage.clock.advance(60)
+    assert (await stage.ask(HERE, token="guess"))[0] == 401
+    assert [each["message"] for each in stage.supervisor.reports] == [
+        "1 registrations refused, the last one from 127.0.0.1: wrong token",
+        f"{MAX_WRONG_TOKENS + 1} registrations refused, the last one from 127.0.0.1: wrong token",
+    ]
 
 
-def test_wrong_tokens_of_the_same_address_keep_no_heartbeat_with_a_long_one_out() -> None:
-    async def work(stage: Endpoint) -> None:
-        for _ in range(3 * MAX_WRONG_TOKENS):
-            await stage.ask(HERE, token="an-old-token-0123456789abcdef0123")
-            assert (await stage.ask(HERE, token=LONG))[0] == 200
-        assert (await stage.ask(HERE, token=LONG + "x"))[0] == 429
-        assert {owner for _, _, owner in stage.services.asked} == {"long"}
+@staged_by(play_over_http)
+async def test_wrong_tokens_of_the_same_address_keep_no_heartbeat_with_a_long_one_out(
+    stage: Endpoint, /
+) -> None:
+    for _ in range(3 * MAX_WRONG_TOKENS):
+        await stage.ask(HERE, token="an-old-token-0123456789abcdef0123")
+        assert (await stage.ask(HERE, token=LONG))[0] == 200
+    assert (await stage.ask(HERE, token=LONG + "x"))[0] == 429
+    assert {owner for _, _, owner in stage.services.asked} == {"long"}
 
-    play_over_http(work)
 
-
-def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies() -> None:
-    async def work(stage: Endpoint) -> None:
-        large = b"POST /v1/register HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + b"x" * 20000
-        assert (await stage.send(large)).split()[1] == b"413"
-        head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
-        assert (await stage.send(head)).split()[1] == b"431"
-        stage.endpoint.clients[0].requests.take(registration_site._BURST, stage.clock.monotonic())
-        assert (await stage.ask(HERE))[0] == 429
-        stage.clock.advance(1)
-        assert (await stage.ask(HERE))[0] == 200
-
-    play_over_http(work)
+@staged_by(play_over_http)
+async def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies(stage: Endpoint, /) -> None:
+    large = b"POST /v1/register HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + b"x" * 20000
+    assert (await stage.send(large)).split()[1] == b"413"
+    head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
+    assert (await stage.send(head)).split()[1] == b"431"
+    stage.endpoint.clients[0].requests.take(registration_site._BURST, stage.clock.monotonic())
+    assert (await stage.ask(HERE))[0] == 429
+    stage.clock.advance(1)
+    assert (await stage.ask(HERE))[0] == 200
 
 
 TABLES = Tables(

@@ -191,28 +191,25 @@ def test_time_that_other_threads_use_does_not_count() -> None:
 
 
 @pytest.mark.slow
-def test_slow_expressions_of_many_clients_take_one_thread_and_the_loop_goes_on() -> None:
-    async def scenario() -> None:
-        asked = [
-            asyncio.ensure_future(run_in_turn(matching_texts, [SLOW_EXPRESSION], [HOSTILE_TEXT]))
-            for _ in range(40)
-        ]
-        innocent = asyncio.ensure_future(run_in_turn(matching_texts, ["^a"], ["a"]))
-        await asyncio.sleep(0)
-        for each in asked[3:]:
-            each.cancel()  # which frees no thread
-        for _ in range(5):
-            await asyncio.to_thread(threading.get_ident)
-        assert not asked[0].done()
-        await asyncio.wait(asked[:1])
-        assert not any(each.done() for each in asked[1:3])
-        assert [type(each) for each in await asyncio.gather(*asked[:3], return_exceptions=True)] == [
-            SlowExpression
-        ] * 3
-        assert not innocent.done()
-        innocent.cancel()
-
-    asyncio.run(scenario())
+async def test_slow_expressions_of_many_clients_take_one_thread_and_the_loop_goes_on() -> None:
+    asked = [
+        asyncio.ensure_future(run_in_turn(matching_texts, [SLOW_EXPRESSION], [HOSTILE_TEXT]))
+        for _ in range(40)
+    ]
+    innocent = asyncio.ensure_future(run_in_turn(matching_texts, ["^a"], ["a"]))
+    await asyncio.sleep(0)
+    for each in asked[3:]:
+        each.cancel()  # which frees no thread
+    for _ in range(5):
+        await asyncio.to_thread(threading.get_ident)
+    assert not asked[0].done()
+    await asyncio.wait(asked[:1])
+    assert not any(each.done() for each in asked[1:3])
+    assert [type(each) for each in await asyncio.gather(*asked[:3], return_exceptions=True)] == [
+        SlowExpression
+    ] * 3
+    assert not innocent.done()
+    innocent.cancel()
 
 
 def test_only_expressions_import_the_library() -> None:

@@ -50,18 +50,16 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         (2, {}, [], True, ""),
     ],
 )
-def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
+@pytest.mark.loop(run=run_in_virtual_time)
+async def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
     pid: int, env: dict[str, str], names: list[str], whole: bool, reason: str
 ) -> None:
-    async def scenario() -> None:
-        ours, theirs = wire.pair()
-        with theirs, closing(KeeperLink(ours)) as keeper:
-            for name in names:
-                keeper.remember_entry(name, None, [])
-            keeper.whole = whole
-            assert reason_irreplaceable(keeper, pid, env) == reason
-
-    run_in_virtual_time(scenario())
+    ours, theirs = wire.pair()
+    with theirs, closing(KeeperLink(ours)) as keeper:
+        for name in names:
+            keeper.remember_entry(name, None, [])
+        keeper.whole = whole
+        assert reason_irreplaceable(keeper, pid, env) == reason
 
 
 HUNG = """

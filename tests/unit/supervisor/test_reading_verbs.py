@@ -23,6 +23,7 @@ from poolctl.supervisor.statistics import Statistics, Totals
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.reading_verbs import expiry_warning
 from poolctl.supervisor.verbs.verb import Call
+from tests.coroutines import staged_by
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 from tests.unit.supervisor.desk import Desk
@@ -70,24 +71,20 @@ def scenario(tmp_path: Path) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "status", "wait", "stats", "monitor"])
-def test_a_read_changes_nothing(scenario: Callable[..., None], verb: str) -> None:
-    async def work(desk: Recorded) -> None:
-        for _ in range(3):
-            assert (await desk.ask(verb))["exit_code"] == 0
-            await asyncio.sleep(0)
-        assert desk.core.take_changed() == []
-
-    scenario(work)
+@staged_by("scenario")
+async def test_a_read_changes_nothing(desk: Recorded, /, verb: str) -> None:
+    for _ in range(3):
+        assert (await desk.ask(verb))["exit_code"] == 0
+        await asyncio.sleep(0)
+    assert desk.core.take_changed() == []
 
 
-def test_change_without_a_command_is_written_with_the_next_answer(scenario: Callable[..., None]) -> None:
-    async def work(desk: Recorded) -> None:
-        desk.runner.end("s2.1.0", Exit(status=1, message="exited with status 1"))
-        await turns()
-        assert (await desk.ask("list", "s2"))["items"][0]["state"] == "failed"
-        assert desk.store.saved_state().servers["s2"]["desired"] == "failed"
-
-    scenario(work)
+@staged_by("scenario")
+async def test_change_without_a_command_is_written_with_the_next_answer(desk: Recorded, /) -> None:
+    desk.runner.end("s2.1.0", Exit(status=1, message="exited with status 1"))
+    await turns()
+    assert (await desk.ask("list", "s2"))["items"][0]["state"] == "failed"
+    assert desk.store.saved_state().servers["s2"]["desired"] == "failed"
 
 
 async def test_wait_for_a_stop_does_not_quote_the_failure_of_an_earlier_restart() -> None:

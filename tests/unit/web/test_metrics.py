@@ -40,40 +40,37 @@ class Pages:
             return await client(path, method, **fields)
 
 
-def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() -> None:
-    async def work() -> None:
-        pages = Pages(Figures())
-        status, fields, body = await pages.ask("/figures")
-        assert (status, fields["content-type"], fields["vary"]) == (200, TEXT, "accept")
-        assert 'poolctl_build_info{pool="shop"' in body
-        status, fields, body = await pages.ask("/figures", Accept="application/openmetrics-text")
-        assert (status, fields["content-type"], body[-6:]) == (200, OPENMETRICS, "# EOF\n")
-        status, fields, body = await pages.ask("/figures", "HEAD")
-        assert (status, body) == (200, "")
-        assert (await pages.ask("http://pool.example/figures?x"))[0] == 200
-        assert kind_and_body(await pages.ask("/metrics")) == (
-            404,
-            "text/plain",
-            "the metrics are at /figures\n",
-        )
-        assert (await pages.ask("/figur%65s"))[0] == 404
-        status, fields, body = await pages.ask("/figures", "POST")
-        assert (status, fields["allow"], fields["content-type"], body) == (
-            405,
-            "GET, HEAD",
-            "text/plain",
-            "only GET\n",
-        )
-        status, fields, _ = await pages.ask("/health")
-        assert (status, fields["content-type"], fields["cache-control"]) == (
-            503,
-            "application/json",
-            "no-store",
-        )
-        pages.site.configure({"path": "/health"})
-        assert "poolctl_build_info" in (await pages.ask("/health"))[2]
-
-    run(work())
+async def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() -> None:
+    pages = Pages(Figures())
+    status, fields, body = await pages.ask("/figures")
+    assert (status, fields["content-type"], fields["vary"]) == (200, TEXT, "accept")
+    assert 'poolctl_build_info{pool="shop"' in body
+    status, fields, body = await pages.ask("/figures", Accept="application/openmetrics-text")
+    assert (status, fields["content-type"], body[-6:]) == (200, OPENMETRICS, "# EOF\n")
+    status, fields, body = await pages.ask("/figures", "HEAD")
+    assert (status, body) == (200, "")
+    assert (await pages.ask("http://pool.example/figures?x"))[0] == 200
+    assert kind_and_body(await pages.ask("/metrics")) == (
+        404,
+        "text/plain",
+        "the metrics are at /figures\n",
+    )
+    assert (await pages.ask("/figur%65s"))[0] == 404
+    status, fields, body = await pages.ask("/figures", "POST")
+    assert (status, fields["allow"], fields["content-type"], body) == (
+        405,
+        "GET, HEAD",
+        "text/plain",
+        "only GET\n",
+    )
+    status, fields, _ = await pages.ask("/health")
+    assert (status, fields["content-type"], fields["cache-control"]) == (
+        503,
+        "application/json",
+        "no-store",
+    )
+    pages.site.configure({"path": "/health"})
+    assert "poolctl_build_info" in (await pages.ask("/health"))[2]
 
 
 def kind_and_body(answer: Answer) -> tuple[int, str, str]:
@@ -81,55 +78,46 @@ def kind_and_body(answer: Answer) -> tuple[int, str, str]:
     return status, fields["content-type"], body
 
 
-def test_health_is_served_in_three_depths_and_its_status_is_for_a_load_balancer() -> None:
-    async def work() -> None:
-        figures = Figures()
-        routes = figures.routes
-        pages = Pages(figures)
-        await figures.desk.ask("start")
-        routes.found = {"users": WELL}
-        status, _, body = await pages.ask("/health")
-        assert (status, json.loads(body)) == (200, {"users": "healthy", "web": "healthy", "api": "healthy"})
-        pages.clock.advance(1)
-        routes.found = {"users": WELL, "old": RouteHealth(status=ERROR, detail="why")}
-        assert (await pages.ask("/health"))[0] == 503
-        status, _, body = await pages.ask("/health/summary")
-        assert status == 503
-        found = json.loads(body)
-        assert found["users"] == {"status": "healthy", "uptime_seconds": 3.0, "latency_seconds": 0.01}
-        assert found["old"] == {"status": "error", "uptime_seconds": 0.0, "latency_seconds": None}
-        full = json.loads((await pages.ask("/health/full"))[2])
-        assert full["old"] == {**found["old"], "detail": "why"}
-        assert (await pages.ask("/health/other"))[0] == 404
-
-    run(work())
+async def test_health_is_served_in_three_depths_and_its_status_is_for_a_load_balancer() -> None:
+    figures = Figures()
+    routes = figures.routes
+    pages = Pages(figures)
+    await figures.desk.ask("start")
+    routes.found = {"users": WELL}
+    status, _, body = await pages.ask("/health")
+    assert (status, json.loads(body)) == (200, {"users": "healthy", "web": "healthy", "api": "healthy"})
+    pages.clock.advance(1)
+    routes.found = {"users": WELL, "old": RouteHealth(status=ERROR, detail="why")}
+    assert (await pages.ask("/health"))[0] == 503
+    status, _, body = await pages.ask("/health/summary")
+    assert status == 503
+    found = json.loads(body)
+    assert found["users"] == {"status": "healthy", "uptime_seconds": 3.0, "latency_seconds": 0.01}
+    assert found["old"] == {"status": "error", "uptime_seconds": 0.0, "latency_seconds": None}
+    full = json.loads((await pages.ask("/health/full"))[2])
+    assert full["old"] == {**found["old"], "detail": "why"}
+    assert (await pages.ask("/health/other"))[0] == 404
 
 
-def test_health_is_reported_as_the_supervisor_knows_it() -> None:
-    async def work() -> None:
-        figures = Figures()
-        figures.routes.found = {"users": WELL, "web": RouteHealth(status=ERROR, detail="why")}
-        snapshot = await figures.health.health()
-        for depth in DEPTHS:
-            supervisor = Direct({"health": figures.health.answer_health_verb})
-            result = await supervisor.ask("health", {"depth": depth})
-            assert health_by_name(result, depth) == snapshot.in_depth(depth)
-
-    run(work())
+async def test_health_is_reported_as_the_supervisor_knows_it() -> None:
+    figures = Figures()
+    figures.routes.found = {"users": WELL, "web": RouteHealth(status=ERROR, detail="why")}
+    snapshot = await figures.health.health()
+    for depth in DEPTHS:
+        supervisor = Direct({"health": figures.health.answer_health_verb})
+        result = await supervisor.ask("health", {"depth": depth})
+        assert health_by_name(result, depth) == snapshot.in_depth(depth)
 
 
-def test_clients_that_ask_at_the_same_time_get_the_same_answer() -> None:
-    async def work() -> None:
-        figures = Figures()
-        pages = Pages(figures)
-        async with served(pages.site) as client:
-            texts = {body for _, _, body in await asyncio.gather(*(client("/figures") for _ in range(3)))}
-            assert (len(texts), figures.asked) == (1, 1)
-            pages.clock.advance(metrics._FRESH_SECONDS)
-            await client("/figures")
-        assert figures.asked == 2
-
-    run(work())
+async def test_clients_that_ask_at_the_same_time_get_the_same_answer() -> None:
+    figures = Figures()
+    pages = Pages(figures)
+    async with served(pages.site) as client:
+        texts = {body for _, _, body in await asyncio.gather(*(client("/figures") for _ in range(3)))}
+        assert (len(texts), figures.asked) == (1, 1)
+        pages.clock.advance(metrics._FRESH_SECONDS)
+        await client("/figures")
+    assert figures.asked == 2
 
 
 def test_supervisor_that_does_not_answer_is_a_503() -> None:

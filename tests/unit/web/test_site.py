@@ -15,7 +15,6 @@ from poolctl.control.answers import Result
 from poolctl.control.control_server import ControlServer, Request
 from poolctl.supervisor.launch import listen
 from poolctl.web.site import SupervisorClient
-from tests.unit.core.ordered_core import run
 from tests.unit.web.greeter import Greeter
 from tests.virtual_loop import VirtualLoop
 
@@ -36,42 +35,36 @@ class Supervisor:
         return Result(exit_code=4)
 
 
-def test_request_reaches_the_supervisor_with_its_options_and_the_address_of_the_client(
+async def test_request_reaches_the_supervisor_with_its_options_and_the_address_of_the_client(
     short_path: Path,
 ) -> None:
-    async def work() -> None:
-        path = str(short_path / "control.sock")
-        supervisor = Supervisor(listen(path))
-        result = await SupervisorClient(path).ask("greet", {"word": "hello"}, "10.0.0.9")
-        assert result["exit_code"] == 4
-        (request,) = supervisor.asked
-        assert (request.verb, request.uid) == ("greet", os.geteuid())
-        assert request.body == {"options": {"word": "hello"}, "by": {"address": "10.0.0.9"}}
-        await supervisor.server.close()
-
-    run(work())
+    path = str(short_path / "control.sock")
+    supervisor = Supervisor(listen(path))
+    result = await SupervisorClient(path).ask("greet", {"word": "hello"}, "10.0.0.9")
+    assert result["exit_code"] == 4
+    (request,) = supervisor.asked
+    assert (request.verb, request.uid) == ("greet", os.geteuid())
+    assert request.body == {"options": {"word": "hello"}, "by": {"address": "10.0.0.9"}}
+    await supervisor.server.close()
 
 
-def test_request_waits_for_the_next_supervisor(short_path: Path) -> None:
-    async def work() -> None:
-        path = str(short_path / "control.sock")
-        listener = listen(path)  # the keeper holds it
-        first = Supervisor(listener.dup())
-        first.dies = True
-        asking = asyncio.ensure_future(SupervisorClient(path).ask("greet", {}))
-        async with asyncio.timeout(60):
-            while not first.asked:
-                await asyncio.sleep(0.001)
-            await first.server.close()
-            waiting = asyncio.ensure_future(SupervisorClient(path).ask("greet", {}))
-            await asyncio.sleep(0.01)
-            assert not asking.done()
-            successor = Supervisor(listener.dup())
-            assert [each["exit_code"] for each in await asyncio.gather(asking, waiting)] == [4, 4]
-        await successor.server.close()
-        listener.close()
-
-    run(work())
+async def test_request_waits_for_the_next_supervisor(short_path: Path) -> None:
+    path = str(short_path / "control.sock")
+    listener = listen(path)  # the keeper holds it
+    first = Supervisor(listener.dup())
+    first.dies = True
+    asking = asyncio.ensure_future(SupervisorClient(path).ask("greet", {}))
+    async with asyncio.timeout(60):
+        while not first.asked:
+            await asyncio.sleep(0.001)
+        await first.server.close()
+        waiting = asyncio.ensure_future(SupervisorClient(path).ask("greet", {}))
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        successor = Supervisor(listener.dup())
+        assert [each["exit_code"] for each in await asyncio.gather(asking, waiting)] == [4, 4]
+    await successor.server.close()
+    listener.close()
 
 
 def test_request_is_given_up_when_no_supervisor_comes_for_30_seconds(short_path: Path) -> None:
@@ -82,19 +75,16 @@ def test_request_is_given_up_when_no_supervisor_comes_for_30_seconds(short_path:
         assert 30 <= loop.time() < 31
 
 
-def test_request_of_a_client_that_has_left_is_refused() -> None:
-    async def work() -> None:
-        site = Greeter(SupervisorClient("/nowhere"))
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"peer": None}}
-        sent: list[Any] = []
+async def test_request_of_a_client_that_has_left_is_refused() -> None:
+    site = Greeter(SupervisorClient("/nowhere"))
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"peer": None}}
+    sent: list[Any] = []
 
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
 
-        async def send(message: Any) -> None:
-            sent.append(message)
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-        await site.app(scope, receive, send)
-        assert (sent[0]["status"], sent[1]["body"]) == (400, b"the client has left\n")
-
-    run(work())
+    await site.app(scope, receive, send)
+    assert (sent[0]["status"], sent[1]["body"]) == (400, b"the client has left\n")

@@ -191,24 +191,21 @@ async def shown(port: int) -> bytes | None:
     return found
 
 
-def test_certificate_is_loaded_again_only_if_its_files_have_changed(tmp_path: Path) -> None:
-    async def work() -> None:
-        cert, key = certificate(tmp_path)
-        found = Certificate(tls_of(cert, key, ca=str(cert), client_auth="required"))
-        await found.load_if_changed()
-        context = found.context
-        assert context is not None
-        assert context.verify_mode is ssl.CERT_REQUIRED
-        await found.load_if_changed()
-        assert found.context is context
-        os.utime(cert)
-        await found.load_if_changed()
-        assert found.context is not context
-        without = Certificate(None)
-        await without.load_if_changed()
-        assert (without.context, without.problem) == (None, "")
-
-    asyncio.run(work())
+async def test_certificate_is_loaded_again_only_if_its_files_have_changed(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    found = Certificate(tls_of(cert, key, ca=str(cert), client_auth="required"))
+    await found.load_if_changed()
+    context = found.context
+    assert context is not None
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    await found.load_if_changed()
+    assert found.context is context
+    os.utime(cert)
+    await found.load_if_changed()
+    assert found.context is not context
+    without = Certificate(None)
+    await without.load_if_changed()
+    assert (without.context, without.problem) == (None, "")
 
 
 def test_certificate_in_one_file_with_a_locked_key_needs_its_password(tmp_path: Path) -> None:
