@@ -570,7 +570,6 @@ class Pool(Mapping[str, Server], StartAndStop):
         context = PoolContext(shared.context.values) if shared.context is not None else None
         twin = Pool(handler=shared.handler, context=context, runner=shared.runner)
         twin._shared.tls = shared.tls
-        twin._shared.clock = shared.clock
         for server in self.values():
             twin.store(Server(server.config))
         return twin

@@ -142,14 +142,13 @@ def _keys_of_supervisor(config: ServerConfig) -> list[str]:
 class Shared:
     """The settings that all servers of one pool share."""
 
-    __slots__ = ("clock", "context", "handler", "runner", "tls")
+    __slots__ = ("context", "handler", "runner", "tls")
 
     def __init__(self, context: PoolContext | None = None, runner: Runner | None = None) -> None:
         self.context = context
         self.runner = runner
         self.handler: Handler | None = None
         self.tls: TLSConfig | None = None
-        self.clock = Clock()
 
     @property
     def values(self) -> Mapping[str, object]:
@@ -482,7 +481,7 @@ class Server(StartAndStop):
         observed = self._observed
         if observed.state is not State.RUNNING or observed.ready_since is None:
             return timedelta()
-        return timedelta(seconds=self._shared.clock.monotonic() - observed.ready_since)
+        return timedelta(seconds=time.monotonic() - observed.ready_since)
 
     @property
     def stale(self) -> bool:
@@ -661,7 +660,6 @@ class Handle:
         self.exits = 0  # how often it was ready and a worker then ended by itself
         self.last_exit: Exit | None = None
         self.ended = [0] * tally.COUNTED
-        self._clock = server._shared.clock
 
     def __repr__(self) -> str:
         return f"<Handle of {self.name} {self.observed.state}>"
@@ -724,7 +722,7 @@ class Handle:
         """How long the server has been up and down, until now."""
         with LOCK:
             availability = replace(self.availability)
-            availability.add_elapsed(self._clock.monotonic())
+            availability.add_elapsed(time.monotonic())
         return availability
 
     def record_observed_state(self, observed: ServerRuntimeState) -> None:
@@ -733,7 +731,7 @@ class Handle:
             self.observed = observed
             state, health, availability = observed.state.value, observed.health.value, self.availability
             if (state, health) != (availability.state, availability.health):
-                availability.note(self._clock.monotonic(), state=state, health=health)
+                availability.note(time.monotonic(), state=state, health=health)
 
     def note_exit(self, entry: Entry) -> None:
         """Count the end of a worker that was not told to end, if the server was ready; a job's end is its result.
@@ -767,8 +765,8 @@ class _NullRecorder:
 class CoreHost(RunnerEventForwarder):
     """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
 
-    def __init__(self, runner: Runner, clock: Clock, on: loop_thread.LoopThread) -> None:
-        self.core = Core((), runner, clock, _NullRecorder(), trace=DecisionLogger.configured(os.environ))
+    def __init__(self, runner: Runner, on: loop_thread.LoopThread) -> None:
+        self.core = Core((), runner, Clock(), _NullRecorder(), trace=DecisionLogger.configured(os.environ))
         self.loop_thread = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)
@@ -987,7 +985,7 @@ def ensure_core_host(shared: Shared) -> CoreHost:
         weakref.finalize(runner, current.release).atexit = False
     host = _hosts.get(id(runner))
     if host is None or host.loop_thread is not current or host.core.runner is not runner:
-        host = _hosts[id(runner)] = CoreHost(runner, shared.clock, current)
+        host = _hosts[id(runner)] = CoreHost(runner, current)
     return host
 
 

@@ -34,7 +34,7 @@ from poolctl.feature import features
 Answer = TypeVar("Answer")
 
 # How long a request may wait for a disk or a name service, without using processor time.
-STALLED_SECONDS = 10.0
+_STALLED_SECONDS = 10.0
 # Programs that are run as a check, such as HAProxy with its file, may take longer.
 _CHECK_SECONDS = 60.0
 _CHECKS = 20
@@ -86,8 +86,7 @@ class ConfigurationReader:
     A request that waits for a disk that does not answer is given up with its thread; the next one gets a new thread.
     """
 
-    def __init__(self, *, stalled_seconds: float = STALLED_SECONDS) -> None:
-        self._stalled_seconds = stalled_seconds
+    def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
     async def read(self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool) -> Reading:
@@ -96,7 +95,7 @@ class ConfigurationReader:
         `${VAR}` refers to `env`, or to this process's environment if `env` is None. `access_log` is the default of
         http.access_log. Raises ReaderFailed.
         """
-        return await self._call(lambda: _read(files, env, access_log), self._stalled_seconds, files)
+        return await self._call(lambda: _read(files, env, access_log), _STALLED_SECONDS, files)
 
     async def check_external(
         self, configuration: Configuration, names: Collection[str]
@@ -125,7 +124,7 @@ class ConfigurationReader:
         """
         env = os.environ if env is None else env
         return await self._call(
-            lambda: added_server(surroundings, table, base_dir, env), self._stalled_seconds, [base_dir]
+            lambda: added_server(surroundings, table, base_dir, env), _STALLED_SECONDS, [base_dir]
         )
 
     async def origins(
@@ -145,7 +144,7 @@ class ConfigurationReader:
                 return {}
             return {server.name: config.origin_of(server) for server in config if server.name in names}
 
-        return await self._call(find, self._stalled_seconds, files)
+        return await self._call(find, _STALLED_SECONDS, files)
 
     async def _call(
         self, work: Callable[[], Answer], stalled_seconds: float, places: Sequence[str]

@@ -169,8 +169,7 @@ class Statistics:
     Takes samples for a minute after `keep_sampling`, and always while a receiver is set (`send_samples_to`).
     """
 
-    def __init__(self, core: Core, totals: Totals, interval_seconds: float = INTERVAL_SECONDS) -> None:
-        self._interval_seconds = interval_seconds
+    def __init__(self, core: Core, totals: Totals) -> None:
         self._take: metrics.TakeSample | None = None
         self._core = core
         self.totals = totals
@@ -296,7 +295,7 @@ class Statistics:
             self._histories.clear()
             return
         # Set before the sample is taken, so that intervals are exact.
-        self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._sample)
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
         snapshots = []
         for entry in self._core.entries.values():
             snapshot = self.of(entry)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from poolctl.address import Address
-from poolctl.clock import Clock
 from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
 from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import model_of_table
@@ -180,9 +179,8 @@ class SaveTimer:
     A successor does not know of unsaved changes. Therefore `save_now` saves a state before a client is told of it.
     """
 
-    def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
+    def __init__(self, save: Callable[[], None]) -> None:
         self._save = save
-        self._clock = clock or Clock()
         self._timer: asyncio.TimerHandle | None = None
         self.pause_seconds = SOON_SECONDS
 
@@ -196,9 +194,10 @@ class SaveTimer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        begun = self._clock.monotonic()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         self._save()
-        cost = self._clock.monotonic() - begun
+        cost = loop.time() - begun
         # At least half of the last pause, because a call that saved nothing says nothing about the next.
         due = max(SOON_SECONDS, _PAUSE_FACTOR * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, MAX_DELAY_SECONDS)

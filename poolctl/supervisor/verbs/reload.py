@@ -64,9 +64,11 @@ from .verb import (
 POOL = "[pool]"
 
 AnyTable = Table | tuple[Table, ...] | None
-# Commands that always report changed files; quick ones do not wait long for the numbers of changes (VerbLimits).
+# Commands that always report changed files; quick ones do not wait long for the numbers of changes.
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
 _QUICK = frozenset({"list", "status", "stats"})
+# How long a command waits for the search of changed files, whose disk may hang, and for the numbers of changes.
+_SEARCH_SECONDS, _QUICK_SECONDS, _NUMBERS_SECONDS = 2.0, 0.1, 10.0
 # The limit for comparing files, because reloads wait for it.
 _COMPARE_SECONDS = 60.0
 # A watcher (--watch) applies a change within this time.
@@ -523,7 +525,6 @@ class ConfigurationDrift:
     def __init__(self, context: VerbContext) -> None:
         self._core = context.core
         self._configuration = context.configuration
-        self._limits = context.limits
         self._reload = Reload(context)
         self._is_saving = False
         self._search: asyncio.Future[_ChangedInputs | None] | None = None
@@ -538,7 +539,7 @@ class ConfigurationDrift:
         if (inputs := await self._find_changes()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
-        seconds = self._limits.quick_comparison if quick else self._limits.comparison
+        seconds = _QUICK_SECONDS if quick else _NUMBERS_SECONDS
         difference = await self._difference_within_seconds(inputs, seconds)
         if self._is_saving and difference is not None and difference.is_empty:
             self._is_saving = False
@@ -573,7 +574,7 @@ class ConfigurationDrift:
         """If the files now have all selected servers that the pool lacks, return an error for each; else `result`."""
         if not call.selector.targets or (inputs := await self._find_changes()) is None:
             return result
-        difference = await self._difference_within_seconds(inputs, self._limits.comparison)
+        difference = await self._difference_within_seconds(inputs, _NUMBERS_SECONDS)
         if difference is None:
             return result
         in_pool = items(self._core, self._core.entries.values())
@@ -615,7 +616,7 @@ class ConfigurationDrift:
             )
             self._search = asyncio.ensure_future(work)
         try:
-            return await asyncio.wait_for(asyncio.shield(self._search), self._limits.search)
+            return await asyncio.wait_for(asyncio.shield(self._search), _SEARCH_SECONDS)
         except TimeoutError:
             return None
 

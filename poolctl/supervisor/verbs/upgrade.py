@@ -28,6 +28,7 @@ from ..takeover.state_store import encoded
 from .reload import Reload
 from .verb import Call, VerbContext, items
 
+_CHECK_SECONDS = 90.0
 _KILLED_SECONDS = 2.0
 
 
@@ -52,7 +53,6 @@ class Upgrade:
         self._reload = Reload(context)
         self._daemon = context.daemon
         self._build = context.build
-        self._check_seconds = context.limits.takeover_check
 
     async def upgrade(self, call: Call) -> Result:
         """Hand over to the version that the options of `call` describe, or refuse with the reason."""
@@ -76,7 +76,7 @@ class Upgrade:
         in_force = encoded(self._configuration.snapshot(self._core))
         desired = json.dumps({name: record_of(entry) for name, entry in self._core.entries.items()})
         command = [*call.options["supervisor"], CHECK, *self._files]
-        output, failed = await _run(command, in_force + b"\n" + desired.encode(), self._check_seconds)
+        output, failed = await _run(command, in_force + b"\n" + desired.encode())
         if not failed:
             try:
                 check = from_json(TakeoverCheckReport, json.loads(output))
@@ -143,21 +143,21 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, match[0].split("."))) if match else ()
 
 
-async def _run(command: list[str], stdin: bytes, timeout_seconds: float) -> tuple[str, str]:
+async def _run(command: list[str], stdin: bytes) -> tuple[str, str]:
     """Run the command with this input; returns its output and "", or "" and why it failed."""
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     except OSError as error:
         return "", f"{command[0]} cannot be run: {error.strerror}"
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(_CHECK_SECONDS):
             stdout, stderr = await process.communicate(stdin)
     except TimeoutError:
         process.kill()
         with contextlib.suppress(TimeoutError):  # one of its children may keep the pipes open
             async with asyncio.timeout(_KILLED_SECONDS):
                 await process.wait()
-        return "", f"{command[0]} did not finish within {timeout_seconds:g} s"
+        return "", f"{command[0]} did not finish within {_CHECK_SECONDS:g} s"
     if process.returncode == 0:
         return stdout.decode(errors="replace"), ""
     reason = stderr.decode(errors="replace").strip().rpartition("\n")[2]

@@ -131,15 +131,6 @@ class RunningPoolctlBuild:
         return await self.digest() != await asyncio.to_thread(installed_build, self._package)
 
 
-class VerbLimits(NamedTuple):
-    """How many seconds commands wait for what may not answer, such as a file system or another version of poolctl."""
-
-    search: float = 2.0  # for changed files
-    quick_comparison: float = 0.1  # of changed files with the active configuration
-    comparison: float = 10.0
-    takeover_check: float = 90.0  # by the next version
-
-
 @dataclass(frozen=True, slots=True)
 class VerbContext:
     """The pool that verbs act on."""
@@ -151,7 +142,6 @@ class VerbContext:
     configuration: ActiveConfiguration
     over: asyncio.Event  # set when the supervisor ends
     build: RunningPoolctlBuild = field(default_factory=RunningPoolctlBuild)
-    limits: VerbLimits = field(default_factory=VerbLimits)
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:

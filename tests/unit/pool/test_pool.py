@@ -37,7 +37,6 @@ from tests.asgi_apps import hello
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.examples import examples
-from tests.manual_clock import ManualClock
 from tests.unit.pool.test_server import config as scripted
 from tests.unit.pool.test_server import made, on_loop
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedRunner
@@ -649,20 +648,6 @@ def test_join_in_a_loop_waits_for_replaced_workers() -> None:
     pool.restart_sync()
     asyncio.run(pool.join())
     assert list(runner.running) == ["a.2.0"]
-    pool.stop_sync()
-
-
-def test_uptime_of_a_pool_is_the_longest_of_its_servers() -> None:
-    runner = ScriptedRunner()
-    clock = ManualClock()
-    pool = Pool([config("a", "127.0.0.1:1"), config("b", "127.0.0.1:2")], runner=runner)
-    pool._shared.clock = clock
-    a, b = pool.values()
-    a.start_sync()
-    clock.advance(5)
-    b.start_sync()
-    clock.advance(2)
-    assert (pool.is_running, pool.uptime) == (True, timedelta(seconds=7))
     pool.stop_sync()
 
 

@@ -20,13 +20,10 @@ from poolctl.supervisor.active_configuration import ActiveConfiguration
 from poolctl.supervisor.configuration_reader import Reading
 from poolctl.supervisor.feature_parts import PartContext
 from poolctl.supervisor.takeover.state_store import StateStore
-from poolctl.supervisor.verbs.verb import Call, VerbContext, VerbLimits
+from poolctl.supervisor.verbs.verb import Call, VerbContext
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import SlowRunner
-
-# On a busy machine changed files are found and compared later than a user should wait.
-PATIENT = VerbLimits(search=60.0, quick_comparison=60.0, comparison=60.0)
 
 
 class Files(ActiveConfiguration):
@@ -84,12 +81,10 @@ class Desk:
         self.supervisor_over = asyncio.Event()
         self.use(Files(servers))
 
-    def use(self, files: Any, limits: VerbLimits = PATIENT, **more: Any) -> None:
+    def use(self, files: Any, **more: Any) -> None:
         """Ask from now on about this configuration."""
         self.files = files
-        context = VerbContext(
-            self.core, self.runner, self.events, self, files, self.supervisor_over, limits=limits, **more
-        )
+        context = VerbContext(self.core, self.runner, self.events, self, files, self.supervisor_over, **more)
         self.verbs = Verbs(context)
 
     def identity(self) -> SupervisorIdentity:

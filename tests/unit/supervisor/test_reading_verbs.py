@@ -15,7 +15,6 @@ from poolctl.core.configuration_diff import expired_message
 from poolctl.json_form import from_json
 from poolctl.keeper.store import Store
 from poolctl.monitor.journal import Journal
-from poolctl.monitor.metrics import INTERVAL_SECONDS
 from poolctl.runners.runner_protocol import Exit
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.selector import Selector, SelectorError
@@ -33,12 +32,12 @@ from tests.unit.supervisor.test_state_store import StoreLink
 class Recorded(Desk):
     """A desk that leaves to a successor what has changed, as the supervisor does after each answer."""
 
-    def __init__(self, directory: Path, interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, directory: Path) -> None:
         super().__init__(*(web(f"s{number}") for number in range(3)))
         self.link = StoreLink(Store())
         self.store = StateStore(self.link, str(directory))
         totals = Totals(self.core, self.runner.tallies, self.events, self.store)
-        self.statistics = Statistics(self.core, totals, interval_seconds)
+        self.statistics = Statistics(self.core, totals)
         self.verbs.add("stats", self.statistics.stats)
         self.verbs.add("monitor", self.statistics.monitor)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from poolctl.supervisor.takeover.state_store import (
     encoded,
 )
 from poolctl.worker import tally
-from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
 
 from .desk import Desk
@@ -194,69 +194,53 @@ ONE = [*[0] * (tally.COUNTED - 1), 1]  # the counts of a worker that has answere
 
 
 class Saved:
-    """A save that takes `cost` seconds of its own clock."""
+    """The calls of a timer, each of which takes so many seconds."""
 
     def __init__(self) -> None:
+        self.loop = VirtualLoop()
         self.cost = 0.0
         self.calls = 0
-        self._clock = ManualClock()
-        self.timer = SaveTimer(self._save, self._clock)
+        self.timer = SaveTimer(self._save)
 
     def _save(self) -> None:
         self.calls += 1
-        self._clock.advance(self.cost)
+        self.loop.pause(self.cost)
+
+    def save(self, cost: float) -> float:
+        """Save at once; returns the pause before the next save."""
+        self.cost = cost
+        self.loop.call_soon(self.timer.save_now)
+        self.loop.pass_time()
+        return self.timer.pause_seconds
+
+    def change(self, seconds: float) -> int:
+        """Note a change; returns how often has been saved when this time is over."""
+        self.loop.call_soon(self.timer.note_change)
+        self.loop.pass_time(seconds)
+        return self.calls
 
 
-def test_a_save_takes_no_more_than_a_tenth_of_the_time() -> None:
-    saved, pauses = Saved(), []
-    for cost in (0.001, 0.02, 0.2):
-        saved.cost = cost
-        saved.timer.save_now()
-        pauses.append(saved.timer.pause_seconds)
-    assert pauses == pytest.approx([SOON_SECONDS, 0.18, 1.8])
-    assert saved.calls == 3
-
-
-def test_a_save_during_which_the_machine_slept_does_not_put_off_the_next_for_long() -> None:
+@pytest.fixture
+def saved() -> Iterator[Saved]:
     saved = Saved()
-    saved.cost = 3600.0
-    saved.timer.save_now()
-    assert saved.timer.pause_seconds == MAX_DELAY_SECONDS == 2.0
+    yield saved
+    saved.loop.close()
 
 
-def test_a_cheap_save_follows_a_change_soon_again() -> None:
-    saved = Saved()
-    saved.cost = 0.5
-    saved.timer.save_now()
-    saved.cost = 0.0
-    for _ in range(10):
-        saved.timer.save_now()
-    assert saved.timer.pause_seconds == SOON_SECONDS
+def test_a_save_takes_no_more_than_a_tenth_of_the_time(saved: Saved) -> None:
+    assert [*map(saved.save, (0.001, 0.02, 0.2))] == pytest.approx([SOON_SECONDS, 0.18, 1.8])
+    assert saved.save(3600.0) == MAX_DELAY_SECONDS == 2.0, "the machine slept"
+    assert [saved.save(0.0) for _ in range(10)][-1] == SOON_SECONDS
 
 
-def test_changes_are_saved_a_twentieth_of_a_second_after_the_first() -> None:
-    saved, loop = Saved(), VirtualLoop()
-    loop.call_soon(saved.timer.note_change)
-    loop.pass_time(0.04)
-    loop.call_soon(saved.timer.note_change)
-    assert saved.calls == 0
-    loop.pass_time(0.02)
+def test_changes_are_saved_once_a_twentieth_of_a_second_after_the_first(saved: Saved) -> None:
+    assert [saved.change(0.04), saved.change(0.02)] == [0, 1]
+    saved.loop.pass_time(10)
     assert saved.calls == 1
-    loop.pass_time(10)
-    assert saved.calls == 1
-    loop.close()
-
-
-async def test_many_changes_are_saved_once_and_an_answer_does_not_wait_for_it() -> None:
-    saved = Saved()
-    for _ in range(3):
-        saved.timer.note_change()
-    assert saved.calls == 0
-    saved.timer.save_now()
-    assert saved.calls == 1
-    saved.timer.note_change()
-    while saved.calls == 1:
-        await asyncio.sleep(SOON_SECONDS)
+    assert saved.change(0.0) == 1
+    saved.save(0.0)
+    assert saved.calls == 2, "an answer does not wait for it"
+    saved.loop.pass_time(10)
     assert saved.calls == 2
 
 
