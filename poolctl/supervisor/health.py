@@ -11,8 +11,8 @@ last answer gets no heartbeat; one wake-up per interval checks whether the idle 
 from __future__ import annotations
 
 import asyncio
+import random
 from heapq import heappop, heappush
-from random import Random
 from typing import Any
 
 from poolctl.clock import next_aligned_time
@@ -131,14 +131,12 @@ class HeartbeatMonitor:
         core: Core,
         events: EventBus,
         recovery: WorkerRecovery,
-        chance: Random | None = None,
     ) -> None:
         self._beats = beats
         self._core = core
         self._events = events
         self._clock = core.clock
         self._recovery = recovery
-        self._chance = chance or Random()
         self._states: dict[str, HeartbeatState] = {}  # by worker id
         self._due: list[tuple[float, int, HeartbeatState]] = []
         self._number = 0
@@ -157,7 +155,7 @@ class HeartbeatMonitor:
                 if state is None or state.worker is not worker:
                     state = self._states[worker.id] = HeartbeatState(entry, worker)
                     # Spread at random, so that workers that became ready together are not always asked together.
-                    self._schedule(state, self._clock.monotonic() + interval * self._chance.random())
+                    self._schedule(state, self._clock.monotonic() + interval * random.random())
 
     def _schedule(self, state: HeartbeatState, when: float) -> None:
         self._number += 1
@@ -216,7 +214,7 @@ class HeartbeatMonitor:
                 return next_aligned_time(now, interval)
             if state.is_idle:
                 # Not at the common time, so that a thousand idle workers that became busy are not asked together.
-                interval *= self._chance.random()
+                interval *= random.random()
             state.is_idle = False
             # A newly forked worker does not answer heartbeats yet, and is not considered stuck.
             asked_ns = int(now * _NS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from random import Random
 from typing import NamedTuple
 
 from poolctl.config import Recovery
@@ -156,10 +156,9 @@ class RecoveryState:
 class WorkerRecovery:
     """Recovers workers whose liveness probe fails, and workers that are reported to `report_worker_problem`."""
 
-    def __init__(self, core: Core, events: EventBus, chance: Random | None = None) -> None:
+    def __init__(self, core: Core, events: EventBus) -> None:
         self._core = core
         self._events = events
-        self._chance = chance or Random()
         self._states: dict[str, RecoveryState] = {}
         self._reading_lines: dict[int, asyncio.Task[list[str]]] = {}  # by the report's id
         self._reading_stacks: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # by the worker's id
@@ -173,7 +172,7 @@ class WorkerRecovery:
 
         The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
         """
-        state = self._states.setdefault(entry.name, RecoveryState(self._chance.uniform(-1, 1)))
+        state = self._states.setdefault(entry.name, RecoveryState(random.uniform(-1, 1)))
         earlier = state.problems.get(worker.id)
         if earlier is None or earlier.worker is not worker:
             state.problems[worker.id] = WorkerProblem(worker, kind, description, self._core.clock.time())

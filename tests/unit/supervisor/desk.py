@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Collection, Iterable, Mapping
-from random import Random
 from typing import Any
 
 from poolctl import ServerConfig
@@ -54,13 +53,6 @@ def part_site(core: Core, events: EventBus, environment: Any = None) -> PartCont
     return PartContext(
         environment, core, runner, events, lambda take: None, absent, absent, absent, absent, asyncio.Event()
     )
-
-
-class Fixed(Random):
-    """Chance that is always in the middle."""
-
-    def random(self) -> float:
-        return 0.5
 
 
 class Desk:

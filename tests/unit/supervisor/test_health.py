@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import pytest
@@ -38,10 +38,17 @@ from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
 from tests.virtual_loop import SameThread, VirtualLoop
 
-from .desk import Desk, Fixed
+from .desk import Desk
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 POLICY = Recovery(limit=3, window=100, backoff=RecoveryBackoff(initial=10, max=20, jitter=0))
+
+
+@pytest.fixture(autouse=True)
+def _middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chance is always in the middle."""
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
 
 class RecoveryScenario:
@@ -50,7 +57,7 @@ class RecoveryScenario:
     def __init__(self, *servers: ServerConfig, runner: SlowRunner | None = None, **script: str) -> None:
         self.desk = Desk(*servers, runner=runner, **script)
         self.core = self.desk.core
-        self.recovery = WorkerRecovery(self.core, self.desk.events, Fixed())
+        self.recovery = WorkerRecovery(self.core, self.desk.events)
         self.reports: list[dict[str, Any]] = []
         self.desk.events.subscribe(
             lambda event: self.reports.append(event.to_json()) if event.kind == "recovery" else None
@@ -456,13 +463,13 @@ class Bodies:
 class HeartbeatScenario:
     """Servers under a heartbeat, and a clock that the test advances."""
 
-    def __init__(self, *servers: ServerConfig, chance: Random | None = None) -> None:
+    def __init__(self, *servers: ServerConfig) -> None:
         self.desk = Desk(*servers)
         self.bodies = Bodies()
         self.stuck: list[str] = []
         self.events: list[str] = []
         core = self.desk.core
-        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self, chance or Fixed())
+        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self)
         core.observers.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
@@ -497,9 +504,10 @@ async def heartbeats_begun(*servers: ServerConfig) -> HeartbeatScenario:
     return it
 
 
-def thousand() -> HeartbeatScenario:
-    """A server of a thousand ready workers."""
-    it = HeartbeatScenario(chance=Random(1))
+def thousand(monkeypatch: pytest.MonkeyPatch) -> HeartbeatScenario:
+    """A server of a thousand ready workers, which are asked at moments that are spread by chance."""
+    monkeypatch.setattr(random, "random", random.Random(1).random)
+    it = HeartbeatScenario()
     entry = Entry(web(workers=1000))
     for n in range(1000):
         placement = Placement.of("web", 1, n)
@@ -648,8 +656,8 @@ async def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
 
 
 @pytest.mark.slow
-async def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
-    it = thousand()
+async def test_idle_workers_are_checked_in_one_waking_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = thousand(monkeypatch)
     it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
     for _ in range(50):
         it.wake()
@@ -660,8 +668,8 @@ async def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
 
 
 @pytest.mark.slow
-async def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
-    it = thousand()
+async def test_workers_that_have_work_again_at_one_moment_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = thousand(monkeypatch)
     it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
     for _ in range(50):
         it.wake()
@@ -676,8 +684,8 @@ async def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
     assert most < 300
 
 
-async def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
-    it = thousand()
+async def test_a_thousand_are_asked_in_a_few_wakings_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = thousand(monkeypatch)
     wakings = 0
     for _ in range(200):
         it.wake()
