@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,21 @@ from tests.stand_in import Send, always, item, result, stand_in
 @pytest.fixture
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s") / "control.sock"
+
+
+@contextlib.contextmanager
+def listening(
+    path: Path, serve: Callable[[socket.socket], None] = lambda listener: None, backlog: int = 8
+) -> Iterator[socket.socket]:
+    """A socket that listens there, for a supervisor that never answers, or answers as `serve` does."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(backlog)
+        server = threading.Thread(target=serve, args=[listener], daemon=True)
+        server.start()
+        yield listener
+        server.join(10)
+        assert not server.is_alive()
 
 
 class OnLoop:
@@ -211,17 +227,6 @@ def test_a_silent_supervisor_that_still_answers_a_ping_is_waited_for(path: Path,
     assert ("ping", {}) in requests
 
 
-@on_both_clients
-def test_a_supervisor_that_does_not_answer_a_ping_is_a_conflict(kind: Any, path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(8)  # accepts in the backlog, and never answers
-        with pytest.raises(ControlError) as caught:
-            kind(str(path), silence_seconds=0.05).call("list")
-    assert caught.value.exit_code == 8
-    assert "servers keep serving" in caught.value.hint
-
-
 @pytest.mark.parametrize(
     ("supervisor", "keeper", "message", "hint"),
     [
@@ -246,11 +251,8 @@ def test_silence_is_explained_by_the_states_of_supervisor_and_keeper(
     info = {"supervisor_pid": pids[supervisor], "keeper_pid": pids[keeper]}
     (path.parent / "info.json").write_text(json.dumps(info))
     try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(8)
-            with pytest.raises(ControlError) as caught:
-                Client(str(path), silence_seconds=0.05).call("list")
+        with listening(path), pytest.raises(ControlError) as caught:
+            Client(str(path), silence_seconds=0.05).call("list")
     finally:
         for each in sleeping:
             each.kill()
@@ -261,9 +263,7 @@ def test_silence_is_explained_by_the_states_of_supervisor_and_keeper(
 
 @on_both_clients
 def test_a_full_backlog_is_a_conflict(kind: Any, path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
-        listener.bind(str(path))
-        listener.listen(0)
+    with listening(path, backlog=0), socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(path))
         with pytest.raises(ControlError, match="accepts no commands") as caught:
             kind(str(path), silence_seconds=0.05).call("list")
@@ -421,11 +421,13 @@ def test_exit_of_a_pool_is_read_until_it_is_cleared(tmp_path: Path) -> None:
 
 
 def test_request_is_http_with_its_host_type_and_length(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        with Client(str(path)).open("list", {"options": {}}), listener.accept()[0] as connection:
-            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    client = Client(str(path))
+    with (
+        listening(path) as listener,
+        client.open("list", {"options": {}}),
+        listener.accept()[0] as connection,
+    ):
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /v1/list HTTP/1.0"
     assert sorted(lines[1:]) == [
@@ -437,9 +439,7 @@ def test_request_is_http_with_its_host_type_and_length(path: Path) -> None:
 
 
 def test_ping_gives_up_after_its_own_limit(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with listening(path):
         begun = time.monotonic()
         for limit, client in ((0.05, Client(str(path))), (None, Client(str(path), silence_seconds=0.05))):
             with pytest.raises(ControlError, match=r"has not answered for 0\.05 s") as caught:
@@ -460,18 +460,12 @@ def test_ping_asks_the_next_supervisor_if_the_first_ends(kind: Any, path: Path, 
                     notice = b'{"notice": "the keeper does not answer"}\n'
                     connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + notice + body + b"\n")
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        server = threading.Thread(target=serve, args=[listener], daemon=True)
-        server.start()
+    with listening(path, serve):
         if ended == 1:
             assert kind(str(path)).ping().version == "1.2.3"
         else:
             with pytest.raises(SupervisorEnded):
                 kind(str(path)).ping()
-        server.join(10)
-        assert not server.is_alive()
 
 
 def test_refused_ping_says_why(path: Path) -> None:
@@ -480,14 +474,8 @@ def test_refused_ping_says_why(path: Path) -> None:
             connection.recv(65536)
             connection.sendall(b'HTTP/1.0 403 Forbidden\r\n\r\n{"error": "this pool belongs to uid 7"}\n')
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        server = threading.Thread(target=serve, args=[listener], daemon=True)
-        server.start()
-        with pytest.raises(ControlError, match="this pool belongs to uid 7") as caught:
-            Client(str(path)).ping()
-        server.join(10)
+    with listening(path, serve), pytest.raises(ControlError, match="this pool belongs to uid 7") as caught:
+        Client(str(path)).ping()
     assert caught.value.exit_code == NOT_PERMITTED
 
 
@@ -715,9 +703,7 @@ def test_command_that_is_asked_again_says_so_and_is_not_asked_with_more_time(pat
 
 
 def test_request_that_the_supervisor_does_not_read_is_a_conflict(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with listening(path):
         error = caught_by(Client(str(path), silence_seconds=0.02), body={"big": "x" * 10_000_000})
     assert (error.message, error.exit_code, error.hint) == (
         "the supervisor accepts no commands",
@@ -732,21 +718,14 @@ def test_answer_that_was_sent_before_the_request_was_read_is_returned(path: Path
             connection.sendall(b'HTTP/1.0 413 Large\r\n\r\n{"error": "too large"}\n')
             connection.shutdown(socket.SHUT_RD)
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        server = threading.Thread(target=serve, args=[listener], daemon=True)
-        server.start()
+    with listening(path, serve):
         error = caught_by(Client(str(path)), body={"big": "x" * 10_000_000})
-        server.join(10)
     assert error.message == "the supervisor refused 'list': too large"
 
 
 @on_both_clients
 def test_silence_is_reported_by_its_own_message(kind: Any, path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with listening(path):
         error = caught_by(kind(str(path), silence_seconds=0.02))
     assert (error.message, error.exit_code) == ("the supervisor has not answered for 0.02 s", 8)
     assert error.hint == f"the servers keep serving; check the process that listens on {path}"
