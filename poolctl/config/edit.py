@@ -508,7 +508,10 @@ class ServerLineBlocks:
         for index in changes.removed:
             self._remove(self.servers[index])
         if added:
-            self._append_servers(added)
+            at = self.servers[-1].comments_end if self.servers else len(self.lines)
+            unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
+            follows = at < len(self.lines) and not self._is_blank(at)
+            self._new[at] = "\n" * unended + "\n" * bool(at) + added + "\n" * follows + self._new[at]
         return "".join(self._new)
 
     def _replace(self, start: int, end: int, text: str = "") -> None:
@@ -528,12 +531,6 @@ class ServerLineBlocks:
             while self._is_blank(start - 1):
                 start -= 1
         self._replace(start, end)
-
-    def _append_servers(self, text: str) -> None:
-        at = self.servers[-1].comments_end if self.servers else len(self.lines)
-        unended = at == len(self.lines) > 0 and not self.lines[-1].endswith("\n")
-        follows = at < len(self.lines) and not self._is_blank(at)
-        self._new[at] = "\n" * unended + "\n" * bool(at) + text + "\n" * follows + self._new[at]
 
 
 def without_added_blank_lines(text: str, changed: str) -> str:

@@ -329,7 +329,11 @@ class _ConfigurationBuilder:
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)
-        problems = sorted(distinct.values(), key=self._order)
+        at = {document.path: index for index, document in enumerate(self.assembly.documents)}
+        problems = sorted(
+            distinct.values(),
+            key=lambda problem: (at.get(problem.file, len(at)), problem.line, problem.column),
+        )
         config._problems = [*problems]
         config.settings, config.defaults = self.settings, self.assembly.defaults
         config.files, config._origins = files, self.origins
@@ -442,8 +446,3 @@ class _ConfigurationBuilder:
             return
         path = finding.path if finding.path[0] in ("pool", *table_names()) else ("defaults", *finding.path)
         self.problems.append(located(finding, self.origins.place_in_table(path)))
-
-    def _order(self, problem: Problem) -> tuple[int, int, int]:
-        files = [document.path for document in self.assembly.documents]
-        index = files.index(problem.file) if problem.file in files else len(files)
-        return index, problem.line, problem.column

@@ -203,7 +203,9 @@ class Hub:
             about = await self.ask(PingResult, "ping", [], {})
             self._about = to_json(about, "name", "version", "python", "supervisor_pid", "files")
             self._items = {}
-            await self._load_recent_events()
+            since = stamp(self._clock.time() - SPAN_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._read_events({"since": since, "after": self._last})
         result = await self.ask(StatsResult, "stats", [], _STATS_OPTIONS)
         changed, removed, figures = self._apply(result)
         await self._load_failure_reasons(changed)
@@ -302,12 +304,6 @@ class Hub:
         return event_message("pool", pool) + event_message("series", self._series)
 
     # Events.
-
-    async def _load_recent_events(self) -> None:
-        """Load the last hour's events from the journal."""
-        since = stamp(self._clock.time() - SPAN_SECONDS)
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            await self._read_events({"since": since, "after": self._last})
 
     async def _follow(self) -> None:
         """Follow the events, also after a restart of the supervisor. Never returns."""

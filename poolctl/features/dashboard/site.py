@@ -463,9 +463,8 @@ async def _gzipped(messages: AsyncGenerator[str]) -> AsyncGenerator[bytes]:
 async def with_heartbeats(
     sources: Sequence[AsyncGenerator[str]],
     *ends: Callable[[], Coroutine[Any, Any, object]],
-    every_seconds: float = HEARTBEAT_SECONDS,
 ) -> AsyncGenerator[str]:
-    """The messages of all sources, and a heartbeat whenever none was sent for `every_seconds`.
+    """The messages of all sources, and a heartbeat whenever none was sent for HEARTBEAT_SECONDS.
 
     Ends with the first source, or when one of `ends` returns. The first message sets the browser's reconnection delay
     to one second. A page takes a stream without heartbeats for lost.
@@ -478,7 +477,9 @@ async def with_heartbeats(
     try:
         while True:
             waiting: set[asyncio.Future[Any]] = {*upcoming, *ending}
-            done, _ = await asyncio.wait(waiting, timeout=every_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                waiting, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
             if not done.isdisjoint(ending):
                 return
             if not done:

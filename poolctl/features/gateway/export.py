@@ -110,7 +110,13 @@ def _listener_with_shell_commands(
         if tls.password_env or (tls.key is not None and tls.key != tls.cert):
             file = f"{name}-{number}.pem"
             commands.append(_bundle_command(tls, os.path.join(directory, file)))
-        names = _read_certificate_names(tls.cert) if demands else ()
+        names: tuple[str, ...] = ()
+        if demands:
+            try:
+                names = tuple(certificate_names(read_regular_truncated(tls.cert).decode("ascii", "replace")))
+            except OSError as error:
+                why = f"cannot read {tls.cert}: {error.strerror or error}: its names are needed"
+                raise _failure(why) from error
         certificates.append(HaproxyCertificate.of(tls, file, tls.ca or "", names))
     return HaproxyListener(
         (_haproxy_bind(listener),),
@@ -127,13 +133,6 @@ def _bundle_command(tls: TLSConfig, path: str) -> str:
     of_key = f"openssl pkey -in {key} -passin env:{tls.password_env}" if tls.password_env else f"cat {key}"
     of_certificate = f"sed '/PRIVATE KEY/,/PRIVATE KEY/d' {shlex.quote(tls.cert)}"
     return f"(umask 077; {{ {of_certificate}; echo; {of_key}; }} > {shlex.quote(path)})"
-
-
-def _read_certificate_names(path: str) -> tuple[str, ...]:
-    try:
-        return tuple(certificate_names(read_regular_truncated(path).decode("ascii", "replace")))
-    except OSError as error:
-        raise _failure(f"cannot read {path}: {error.strerror or error}: its names are needed") from error
 
 
 def _haproxy_bind(table: GatewayListener | StreamConfig) -> str:

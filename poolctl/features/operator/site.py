@@ -88,8 +88,12 @@ class OperatorSite(EndpointSite):
             sent = bearer_token(request.headers.get("authorization", ""))
             self._tokens.accepted(sent, [access.token], peer.key, self.clock.monotonic())
         except Refused as refused:
-            if refused.status in (401, 403):
-                self._report_refusal(peer)
+            # Recorded as at most one event a minute.
+            if refused.status in (401, 403) and (
+                count := self._refusals.count_to_report(self.clock.monotonic())
+            ):
+                message = f"{count} reports of requests refused, the last one from {peer.ip}"
+                self.supervisor.report_refusal("operator", message)
             raise
 
     def _read(self, request: Request, body: bytes) -> RequestCountReport:
@@ -105,12 +109,6 @@ class OperatorSite(EndpointSite):
         if self._namespace is not None and report.namespace != self._namespace:
             raise Refused(404, f"unknown namespace: {report.namespace[:200]!r}")
         return report
-
-    def _report_refusal(self, peer: Peer) -> None:
-        """Count a refusal; refusals are recorded as at most one event a minute."""
-        if count := self._refusals.count_to_report(self.clock.monotonic()):
-            message = f"{count} reports of requests refused, the last one from {peer.ip}"
-            self.supervisor.report_refusal("operator", message)
 
 
 def read_report(body: bytes) -> RequestCountReport:

@@ -227,8 +227,13 @@ class TargetRegistration(GatewayPart):
             key: value for key, value in options.items() if key not in _OF_REQUESTS and value is not None
         }
         settings = registration_of(values, findings)
-        if settings is not None and (problem := await _target_url_problem(settings.to, tables)):
-            findings.append(Finding(("to",), problem, HINT))
+        if settings is not None:
+            url, problem = settings.to, ""
+            with contextlib.suppress(TimeoutError):  # if the name server does not answer, the URL is allowed
+                async with asyncio.timeout(_RESOLVED_SECONDS):
+                    problem = await in_daemon_thread(lambda: target_problem(url, tables))
+            if problem:
+                findings.append(Finding(("to",), problem, HINT))
         if settings is None or findings:
             errors = [
                 failure(
@@ -408,14 +413,6 @@ async def perform_for_owner(perform: Callable[[Call, str], Awaitable[Result]], c
         by = {"user": owner, "command": "registration", "address": call.by().get("address", "")}
         call = call._replace(options=options, by=lambda: by)
     return await perform(call, owner)
-
-
-async def _target_url_problem(url: str, tables: Tables) -> str:
-    """Why this URL may not be a target, or "". If the name server does not answer in time, the URL is allowed."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_RESOLVED_SECONDS):
-            return await in_daemon_thread(lambda: target_problem(url, tables))
-    return ""
 
 
 def _refusal(code: int, message: str, hint: str) -> RegistrationChangeResult:

@@ -240,13 +240,12 @@ def masked_route(route: Route) -> Route:
     Those of added headers may contain resolved variables. In conditions, only headers whose name suggests a secret are
     masked.
     """
-    changes: dict[str, Any] = {
-        name: tuple(_masked_header(header, is_condition=name == "headers") for header in getattr(route, name))
-        for name in _HEADERS
-    }
+    changes: dict[str, Any] = {}
+    for name in _HEADERS:
+        changes[name] = tuple(
+            replace(header, value=masked(header.value, (name, header.name)) if name == "headers" else MASK)
+            if header.value
+            else header
+            for header in getattr(route, name)
+        )
     return replace(route, **changes)
-
-
-def _masked_header(header: Header, *, is_condition: bool) -> Header:
-    value = masked(header.value, ("headers", header.name)) if is_condition else MASK
-    return replace(header, value=value if header.value else "")
