@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -94,20 +93,6 @@ def test_the_table_fits(size: tuple[int, int], measured: bool, count: int) -> No
     assert all(line.cell_len <= size[0] for line in body)
 
 
-def test_eighty_columns_show_the_main_figures() -> None:
-    lines = [line.plain for line in frame(board_of(3, measured=True), (80, 24))]
-    head = next(line for line in lines if line.startswith("NAME"))
-    assert [title for title in ("STATE", "HEALTH", "REQ/S", "P99", "MEM", "CPU", "UP") if title in head] == [
-        "STATE", "HEALTH", "REQ/S", "P99", "MEM", "CPU", "UP",
-    ]  # fmt: skip
-    assert "● running" in lines[4]
-    assert "▆▆▆▇▇▇▇▇" in lines[5]
-    assert "4.2ms" in lines[4]
-    assert "23.4M" in lines[4]
-    assert "? help" in lines[-1]
-    assert "req/s 37.5" in lines[1]
-
-
 @pytest.mark.parametrize(
     ("columns", "added"),
     [
@@ -138,31 +123,6 @@ def test_columns_are_added_by_importance_as_the_screen_widens(
         assert titles(width) == shown
 
 
-def test_errors_a_second_are_a_column_and_a_total() -> None:
-    board = board_of(3, measured=True)
-    rows = [
-        replace(row, name=row.name[-1], stats=replace(row.stats, errors_per_second=0.5 * at))
-        for at, row in enumerate(board.rows)
-    ]
-    board.update(rows)
-    board.toggle_sort("errors")
-    lines = [line.plain for line in frame(board, (80, 24))]
-    assert "err/s 1.5" in lines[1]
-    assert "ERR/S▾" in lines[3]
-    assert [row.name for row in board.visible] == ["2", "1", "0"]
-
-
-def test_charts_have_a_heading_with_their_span() -> None:
-    board = board_of(1, measured=True)
-    (row,) = board.rows
-    board.update(
-        [replace(row, stats=replace(row.stats, history=replace(row.stats.history, interval_seconds=2.0)))]
-    )
-    head = frame(board, (160, 24))[3].plain
-    for title in ("REQ", "P99", "MEM"):
-        assert re.search(rf"\b{title} \d+s\b", head), head
-
-
 def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothing() -> None:
     board = ServerBoard()
     idle = {**stats(0), "memory_bytes": 0, "cpu_percent": 0.0}
@@ -172,12 +132,6 @@ def test_a_server_without_a_process_uses_nothing_and_one_with_one_next_to_nothin
     assert "0%" not in asleep
     assert "0K" not in asleep
     assert "0%" in awake
-
-
-def test_a_problem_is_shown_at_the_top_and_a_question_at_the_bottom() -> None:
-    lines = frame(board_of(1, measured=True), (80, 24), trouble="no supervisor", notice=Notice("Stop web?"))
-    assert lines[1].plain == " ! no supervisor"
-    assert lines[-1].plain == " Stop web?"
 
 
 def test_the_help_fits_and_scrolls() -> None:
@@ -464,11 +418,6 @@ def test_routes_that_do_not_serve_come_first() -> None:
     assert [row.name for row in board.shown] == ["out", "shop", "shop (stream)"]
 
 
-def test_routes_are_loading_before_the_first_answer() -> None:
-    assert " loading …" in lines_of((80, 24), routes=RouteBoard())
-    assert " loading …" not in lines_of((80, 24), routes=routes_of())
-
-
 def test_rates_are_those_between_two_results() -> None:
     board = routes_of()
     assert [row.requests_per_second for row in board.rows] == [None, None, None]
@@ -514,29 +463,6 @@ def test_routes_and_the_line_of_the_gateway_fit(size: tuple[int, int]) -> None:
     head = next(line for line in frame if line.startswith("ROUTE"))
     assert {"WAY", "REQ/S", "ERR", "P99"} <= {*head.split()}
     assert "servers" in frame[-1]
-
-
-def test_eighty_columns_show_what_became_of_requests() -> None:
-    frame = lines_of((80, 24), routes=routes_of())
-    head, shop = (line.split() for line in frame[4:6])
-    assert head == ["ROUTE", "HOST/PATH", "WAY", "REQ/S", "REQUESTS", "ERR", "P99"]
-    assert shop == ["shop", "/shop", "http", "-", "900", "0", "-"]
-
-
-def test_wider_terminal_shows_requests_in_the_queue_of_the_limit() -> None:
-    head, shop = (line.split() for line in lines_of((120, 40), routes=routes_of())[4:6])
-    assert shop[head.index("WAITING")] == "2"
-    assert "WAITING▾" in lines_of((120, 40), routes=routes_of(sort="waiting"))[4]
-
-
-def test_gateway_that_does_not_serve_shows_why() -> None:
-    failed = replace(GATEWAY, state="failed", problem="port 80 is in use", stats=None)
-    assert lines_of((80, 24), gateway=failed)[2] == " ✗ gateway  port 80 is in use"
-    assert (
-        lines_of((80, 24), gateway=replace(GATEWAY, state="starting", stats=None))[2]
-        == " ◐ gateway  starting"
-    )
-    assert not any("gateway" in line for line in lines_of((80, 24), gateway=None))
 
 
 def test_routes_are_printed_without_a_terminal() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import moments
-from tests.stand_in import Send, always, item, result
+from tests.stand_in import Answer, Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
 
@@ -130,27 +130,24 @@ def test_enable_in_the_file_alone_speaks_of_no_ready_server(poolctl: Command, fi
     )
 
 
-@pytest.mark.parametrize("code", [2, 4, 5, 8])
-def test_a_refused_change_is_not_written(
-    poolctl: Command, supervised: Supervised, file: Path, code: int
-) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        return result(item("users"), exit_code=code if verb == "scale" else 0)
+def scaling(change: Callable[[], object], exit_code: int = 0) -> Answer:
+    """Answers every verb; makes this change, and answers with the exit code, when it is asked to scale."""
 
-    with supervised(answer):
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "scale":
+            change()
+        return result(item("users", workers=2), exit_code=exit_code if verb == "scale" else 0)
+
+    return answer
+
+
+@pytest.mark.parametrize(("code", "is_written"), [(1, True), *((code, False) for code in (2, 4, 5, 8))])
+def test_a_change_that_failed_for_some_is_written_and_a_refused_one_is_not(
+    poolctl: Command, supervised: Supervised, file: Path, code: int, is_written: bool
+) -> None:
+    with supervised(scaling(lambda: None, code)):
         assert poolctl("scale", "users", "2", "--save").code == code
-    assert file.read_text() == COMMENTED
-
-
-def test_a_change_that_failed_for_some_is_written(
-    poolctl: Command, supervised: Supervised, file: Path
-) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        return result(item("users"), exit_code=1 if verb == "scale" else 0)
-
-    with supervised(answer):
-        assert poolctl("scale", "users", "2", "--save").code == 1
-    assert "workers = 2" in file.read_text()
+    assert (file.read_text() != COMMENTED, "workers = 2" in file.read_text()) == (is_written, is_written)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +221,7 @@ def test_server_removed_live_can_still_be_taken_out_of_the_file(
 def test_a_file_that_changes_meanwhile_is_not_overwritten(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "scale":
-            os.truncate(file, 0)
-        return result(item("users"))
-
-    with supervised(answer):
+    with supervised(scaling(lambda: os.truncate(file, 0))):
         said = poolctl("scale", "users", "2", "--save")
     assert said.code == 8
     assert "meanwhile" in said.err
@@ -242,13 +234,7 @@ def test_concurrent_change_of_another_writer_stays(
     other = COMMENTED.replace("who buys", "who bought")
     other_file = file.with_suffix(".other")
     other_file.write_text(other)
-
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "scale":
-            os.rename(other_file, file)
-        return result(item("users", workers=2))
-
-    with supervised(answer):
+    with supervised(scaling(lambda: os.rename(other_file, file))):
         assert poolctl("scale", "users", "2", "--save").code == 0
     assert file.read_text() == other.replace('"inner"]\n', '"inner"]\nworkers = 2\n')
 
@@ -285,12 +271,7 @@ def test_file_that_others_change_again_and_again_is_given_up(
 def test_change_that_cannot_be_written_lasts_until_a_reload(
     poolctl: Command, supervised: Supervised, file: Path
 ) -> None:
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "scale":
-            os.unlink(file)
-        return result(item("users", workers=2))
-
-    with supervised(answer):
+    with supervised(scaling(file.unlink)):
         said = poolctl("scale", "users", "2", "--save")
     assert said.code == 1
     assert said.out == "1 server scaled to 2 workers\n"
@@ -433,12 +414,7 @@ def test_file_that_cannot_be_written_after_the_change_is_an_error_with_its_exit_
     if number == errno.EACCES and os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
 
-    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "scale":
-            forbid()
-        return result(item("users", workers=2))
-
-    with supervised(answer), unwritable_files(number) as forbid:
+    with unwritable_files(number) as forbid, supervised(scaling(forbid)):
         said = poolctl("scale", "users", "2", "--save", "-o", "json")
     document = said.json
     assert (said.code, document["saved"]) == (code, [])

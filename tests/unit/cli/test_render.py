@@ -22,7 +22,6 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.render import (
     abbreviated_list,
     count_ready_and_expected,
-    dependents_text,
     duration,
     gateway_line,
     ready_line,
@@ -378,17 +377,6 @@ def test_counts_and_lists_are_words() -> None:
     assert abbreviated_list(["a", "b"], 2) == "a, b"
     assert abbreviated_list(["a", "b", "c"], 2) == "a, b and 1 more"
     assert abbreviated_list(["a", "b"], 1, "files") == "a and 1 more files"
-
-
-def test_dependents_are_the_end_of_a_sentence() -> None:
-    one, two = server("a"), server("b")
-    assert dependents_text(answer(one)) == ""
-    assert dependents_text(answer(one, dependents=("w",))) == ", and 1 that depends on it"
-    assert (
-        dependents_text(answer(one, two, dependents=("v", "w")), "stopped")
-        == ", and 2 that depend on them stopped"
-    )
-    assert dependents_text(answer(one, two, dependents=("b",))) == ", and 1 that depends on it"
 
 
 def test_ready_line_tells_servers_at_rest_apart() -> None:
