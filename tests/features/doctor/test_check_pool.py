@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import stat
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,37 +48,6 @@ def test_a_missing_file_is_a_problem(real_pool: RealPool) -> None:
     code, found = examined(real_pool, "-c", "nowhere.toml")
     assert code == 1
     assert "nowhere.toml" in only(found, "files", "problem")["message"]
-
-
-@pytest.mark.integration
-def test_interpreters_that_cannot_serve(real_pool: RealPool) -> None:
-    bare = real_pool.directory / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True, timeout=60)
-    broken = real_pool.write("broken", "#!/bin/sh\necho it is broken >&2; exit 1\n")
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    for python, said in (("bare", "has no uvicorn"), ("broken", "it is broken")):
-        real_pool.write_hello("web", extra=f'python = "{python}"')
-        code, found = examined(real_pool)
-        assert code == 1
-        assert said in only(found, "interpreter", "problem")["message"]
-
-
-@pytest.mark.timeout(300)  # the whole package is compiled
-@pytest.mark.integration
-def test_a_supervisor_of_another_version(real_pool: RealPool) -> None:
-    real_pool.write_hello("web")
-    shutil.copytree(Path(poolctl.__file__).parent, real_pool.directory / "old" / "poolctl")
-    init = real_pool.directory / "old" / "poolctl" / "__init__.py"
-    text = init.read_text()
-    assert text.count(poolctl.__version__) == 1
-    init.write_text(text.replace(poolctl.__version__, "0.0.1"))
-    old = subprocess.run(
-        [sys.executable, "-m", "poolctl", "start"], cwd=real_pool.directory,
-        env=real_pool.env | {"PYTHONPATH": str(init.parents[1])},
-    )  # fmt: skip
-    assert old.returncode == 0
-    _, found = examined(real_pool)
-    assert only(found, "poolctl", "warning")["fix"].startswith("poolctl upgrade")
 
 
 @pytest.mark.integration
