@@ -14,7 +14,6 @@ from poolctl.cli.outcome import Failure
 from poolctl.config import load
 from poolctl.features.kubernetes._compile import CompiledPool, compile_pool
 from tests.configuration import server
-from tests.needs import needs
 
 from .valid_objects import assert_valid
 
@@ -70,45 +69,6 @@ def main_object(found: CompiledPool, name: str) -> dict[str, Any]:
     return main
 
 
-def test_servers_come_after_what_they_depend_on(compiled: Compile) -> None:
-    found = compiled(
-        app("alone", 8003),
-        app("web", 8000, depends_on=["api", "worker"]),
-        app("api", 8001, depends_on=["db"]),
-        server("worker", command=["work"], depends_on=["db"]),
-        app("db", 8002),
-    )
-    assert [*found.objects] == ["alone", "db", "api", "worker", "web"]
-    (waiting,) = main_object(found, "web")["spec"]["template"]["spec"]["initContainers"]
-    assert waiting["command"][3:] == ["api:8001"], "a server without a port has no Service"
-    (warning,) = found.warnings
-    assert "depends_on: web does not wait for worker, which has no port" in warning
-
-
-@needs("scaling")
-def test_objects_of_a_server_come_in_the_order_of_application(compiled: Compile) -> None:
-    found = compiled(
-        app("web", env={"A": "b"}, scale={"max": 3, "triggers": {"cpu": 0.5}}),
-        server("migrate", command=["migrate"], job=True),
-        server("backup", command=["backup"], job=True, every="0 3 * * *"),
-    )
-    assert {name: [each["kind"] for each in objects] for name, objects in found.objects.items()} == {
-        "web": [
-            "ConfigMap",
-            "Secret",
-            "Service",
-            "Deployment",
-            "PodDisruptionBudget",
-            "HorizontalPodAutoscaler",
-        ],
-        "migrate": ["ConfigMap", "Job"],
-        "backup": ["ConfigMap", "CronJob"],
-    }
-    for name, objects in found.objects.items():
-        labels = {"poolctl.dev/pool": "shop", "poolctl.dev/server": name, "app.kubernetes.io/part-of": "shop"}
-        assert all(labels.items() <= each["metadata"]["labels"].items() for each in objects)
-
-
 def test_pool_without_a_route_has_none_on_a_cluster(compiled: Compile) -> None:
     found = compiled(app("web"), pool=f'{POOL}gateway = "edge"\n')
     assert (found.routes, found.warnings, [*found.objects]) == ([], [], ["web"])
@@ -151,15 +111,6 @@ def test_digests_change_with_their_server_alone(compiled: Compile) -> None:
     )
 
 
-def test_changed_job_has_another_name(compiled: Compile) -> None:
-    one, same, other = (
-        names(compiled(server("migrate", command=["migrate", word], job=True)), "migrate")["Job"]
-        for word in ("a", "a", "b")
-    )
-    assert one == same != other
-    assert one.startswith("shop-migrate-")
-
-
 def test_names_are_digests_of_what_is_in_the_object(compiled: Compile) -> None:
     found = compiled(app("web", env={"A": "b"}))
     for each in found.objects["web"]:
@@ -186,17 +137,6 @@ def test_all_keys_that_are_refused_are_named_at_once_at_their_places(refused: An
     ]
 
 
-def test_value_of_the_environment_is_refused_in_the_config_map(
-    refused: Any, compiled: Compile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORD", "hunter2-of-the-environment")
-    (message,) = refused(server("web", bind=":8000", command=["work", "--word", "${WORD}"]))
-    assert message == "pool.toml server[0].command: a value of it is a secret, or comes from the environment"
-    found = compiled(server("web", bind=":8000", command=["work"], env={"WORD": "${WORD}"}))
-    assert [each["kind"] for each in found.objects["web"] if "hunter2" in str(each)] == []
-    assert "Secret" in names(found, "web")
-
-
 @pytest.mark.parametrize(
     ("name", "keys", "kind", "longest"),
     [
@@ -213,14 +153,6 @@ def test_longest_name_is_that_of_the_object(
     assert len(names(found, name * length)[kind]) == longest + len("-0123456789") * (kind == "Job")
     (message,) = refused(server(name * (length + 1), **keys))
     assert message == f"pool.toml server[0].name: no {kind} can be named 'shop-{name * (length + 1)}'"
-
-
-def test_pool_needs_its_table_and_an_image(refused: Any, compiled: Compile) -> None:
-    assert refused(app("web"), pool='[pool]\nname = "shop"\n') == [" -: the pool has no table [kubernetes]"]
-    without = POOL.replace('image = "shop:1"', "")
-    (message,) = refused(app("web", image="web:1"), app("db", 8001), pool=without)
-    assert message == "pool.toml kubernetes.image: the pods have no image"
-    compiled(app("web", image="web:1"), app("db", 8001, image="db:1"), pool=without)
 
 
 def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile, directory: Path) -> None:

@@ -197,24 +197,6 @@ def test_what_pods_of_an_earlier_revision_need_is_not_pruned_before_they_go(expo
         assert annotations == (kept if each["kind"] in ("ConfigMap", "Secret") else {})
 
 
-@pytest.mark.slow
-def test_changed_value_changes_this_server_alone(export: Any) -> None:
-    def names(value: str) -> dict[str, list[str]]:
-        objects = export(app(env={"KEY": value}), app("other", 8001, env={"KEY": "same"}))
-        found: dict[str, list[str]] = {"web": [], "other": []}
-        for each in objects:
-            metadata = each["metadata"]
-            found[metadata["labels"]["poolctl.dev/server"]].append(metadata["name"])
-        return found
-
-    before, after = names("one"), names("two")
-    assert after["other"] == before["other"]
-    changed = [each for each in after["web"] if each not in before["web"]]
-    assert len(changed) == 1
-    assert changed[0].startswith("shop-web-")
-    assert names("one") == before
-
-
 def test_changed_job_is_another_one(export: Any) -> None:
     def name(value: str) -> str:
         objects = export(server("migrate", command=["migrate"], job=True, env={"TO": value}))
