@@ -13,6 +13,12 @@ def server(name: str, **keys: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def app_table(name: str, bind: int | str, extra: str = "", app: str = "hello:app") -> str:
+    """A `[[server]]` table of an application, at a port of 127.0.0.1 or an address; `extra` are further lines."""
+    bind = f"127.0.0.1:{bind}" if isinstance(bind, int) else bind
+    return f'[[server]]\nname = "{name}"\nbind = "{bind}"\napp = "{app}"\n{extra}\n'
+
+
 def _frozen_value(value: Any) -> str:
     if isinstance(value, dict):
         return (

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import json
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from tests.deadline import wait_until
 
 
 class Reply(NamedTuple):
@@ -58,3 +64,33 @@ def get(
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
     finally:
         connection.close()
+
+
+def refused(where: int | str) -> bool:
+    """Whether a port of 127.0.0.1, or "HOST:PORT", refuses connections."""
+    host, _, port = str(where).rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host or "127.0.0.1", int(port))) == errno.ECONNREFUSED
+
+
+@contextlib.contextmanager
+def asked_all_the_time(where: int | str) -> Iterator[list[str]]:
+    """What is answered meanwhile, one connection after another; a refused or broken one is in it as its error."""
+    answers: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.005):
+            try:
+                answers.append(get(where).text)
+            except (OSError, http.client.HTTPException) as error:
+                answers.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        wait_until(lambda: answers)
+        yield answers
+    finally:
+        over.set()
+        thread.join()

@@ -128,6 +128,16 @@ class RealPool:
         path.write_text(textwrap.dedent(text).lstrip("\n"))
         return path
 
+    def replace(self, old: str, new: str, count: int = -1, *, file: str = "pool.toml") -> None:
+        """Put a text in the place of another one, which the file must have; everywhere, or `count` times."""
+        text = (self.directory / file).read_text()
+        assert old in text, text
+        (self.directory / file).write_text(text.replace(old, new, count))
+
+    def append(self, text: str, *, file: str = "pool.toml") -> None:
+        with (self.directory / file).open("a") as opened:
+            opened.write(text)
+
     def write_hello(self, *names: str, extra: str = "") -> dict[str, int]:
         """Ports by name of a pool.toml with one small app each; `extra` goes into every server's table."""
         self.write("hello.py", HELLO_APP)

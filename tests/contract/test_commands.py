@@ -14,6 +14,7 @@ import pytest
 import poolctl
 from poolctl import PoolParamError, PoolRestartError, PoolStartError
 from poolctl.errors import ControlError
+from tests.configuration import app_table
 from tests.real_pool import RealPool
 
 FORMS = (
@@ -30,11 +31,6 @@ FORMS = (
     "reload",
     "stop",
 )
-
-
-def server(name: str, bind: str | int, extra: str = "", app: str = "hello:app") -> str:
-    bind = f"127.0.0.1:{bind}" if isinstance(bind, int) else bind
-    return f'[[server]]\nname = "{name}"\nbind = "{bind}"\napp = "{app}"\n{extra}\n'
 
 
 def states(pool: RealPool) -> dict[str, str]:
@@ -69,8 +65,8 @@ def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool)
 
 def test_walk_replaces_placeholders_and_names_the_server_of_each_line(real_pool: RealPool) -> None:
     port = real_pool.write_hello("web")["web"]
-    text = server("web", port, 'tags = ["x", "y"]') + server("sock", f"unix:{real_pool.runtime}/s.sock")
-    real_pool.write("pool.toml", text + server("six", "[::1]:9000", 'expose = "http://six.local"'))
+    text = app_table("web", port, 'tags = ["x", "y"]') + app_table("sock", f"unix:{real_pool.runtime}/s.sock")
+    real_pool.write("pool.toml", text + app_table("six", "[::1]:9000", 'expose = "http://six.local"'))
     words = "{name} {bind} {host} {port} {expose} {state} {pid} {pids} {tags} {other} ${name}"
     lines = real_pool.ok("walk", "-q", "--", "echo", words).stdout.splitlines()
     assert lines == [
@@ -96,15 +92,6 @@ def test_walk_replaces_placeholders_and_names_the_server_of_each_line(real_pool:
     assert [line.split()[0] for line in real_pool.ok("walk").stdout.splitlines()] == ["web", "sock", "six"]
 
 
-@pytest.mark.slow
-def test_walk_lists_every_pid_beginning_with_the_first(real_pool: RealPool) -> None:
-    real_pool.write_hello("web", extra="workers = 2")
-    real_pool.ok("start")
-    pids = ",".join(map(str, real_pool.items()["web"]["pids"]))
-    script = 'echo "$POOLCTL_PIDS $POOLCTL_PID"'
-    assert real_pool.ok("walk", "-q", "--", "sh", "-c", script).stdout == f"{pids} {pids.partition(',')[0]}\n"
-
-
 def test_dependents_are_started_after_and_stopped_before_unless_left_out(
     real_pool: RealPool, free_port: Callable[[], int]
 ) -> None:
@@ -112,12 +99,12 @@ def test_dependents_are_started_after_and_stopped_before_unless_left_out(
     late = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
     real_pool.write("late.py", late + (real_pool.directory / "hello.py").read_text())
     needs = 'depends_on = [{ name = "db", condition = "started" }, "cache"]'
-    text = server("web", free_port(), needs) + server(
+    text = app_table("web", free_port(), needs) + app_table(
         "db", free_port(), 'start_timeout = "2m"', app="late:app"
     )
     real_pool.write(
         "pool.toml",
-        text + server("cache", free_port(), 'depends_on = ["store"]') + server("store", free_port()),
+        text + app_table("cache", free_port(), 'depends_on = ["store"]') + app_table("store", free_port()),
     )
     real_pool.ok("start", "web", "--no-wait")
     real_pool.ok("wait", "web", "--timeout", "40")
@@ -143,7 +130,7 @@ def test_add_takes_keys_and_files(real_pool: RealPool, free_port: Callable[[], i
     real_pool.ok("start")
     real_pool.write(
         "more/more.toml",
-        server("m1", free_port(), 'app_dir = ".."') + server("m2", "unix:./m.sock", 'app_dir = ".."'),
+        app_table("m1", free_port(), 'app_dir = ".."') + app_table("m2", "unix:./m.sock", 'app_dir = ".."'),
     )
     added = real_pool.ok("add", "-f", "more/more.toml", "-o", "json").json
     assert [(item["name"], item["ready"]) for item in added["items"]] == [("m1", True), ("m2", True)]
@@ -206,14 +193,14 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(
     real_pool: RealPool, until: Any, free_port: Any
 ) -> None:
     real_pool.write("hello.py", "import time\ntime.sleep(600)\n")
-    real_pool.write("pool.toml", server("web", free_port(), 'start_timeout = "10m"'))
+    real_pool.write("pool.toml", app_table("web", free_port(), 'start_timeout = "10m"'))
     starting = real_pool.spawn("start", "-o", "json")
     until(lambda: real_pool.run("list", "-o", "state").stdout == "starting\n")
     starting.send_signal(signal.SIGINT)
     stdout, _ = starting.communicate(timeout=60)
     assert starting.returncode == 130
     (told,) = json.loads(stdout)["errors"]
-    assert told["code"] == 130
+    assert (told["code"], told["error"]) == (130, "ErrorInterrupted")
     assert "the start continues in the background" in told["hint"]
     assert states(real_pool) == {"web": "starting"}
 
@@ -224,8 +211,13 @@ def test_client_of_a_running_pool_has_the_effects_of_the_commands(
 ) -> None:
     monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
     ports = real_pool.write_hello("a", "b")
-    bad = server("bad", free_port(), 'restart = "no"\ndisabled = true', app="none:app")
-    text = '[pool]\nname = "shop"\n' + server("a", ports["a"], 'tags = ["x"]') + server("b", ports["b"]) + bad
+    bad = app_table("bad", free_port(), 'restart = "no"\ndisabled = true', app="none:app")
+    text = (
+        '[pool]\nname = "shop"\n'
+        + app_table("a", ports["a"], 'tags = ["x"]')
+        + app_table("b", ports["b"])
+        + bad
+    )
     real_pool.write("pool.toml", text)
     with pytest.raises(ControlError) as nobody:
         poolctl.connect("shop")
@@ -268,3 +260,6 @@ def test_client_of_a_running_pool_has_the_effects_of_the_commands(
         client.list(selector={"name": ["("]})
     client.stop()
     assert real_pool.processes() == {}
+    with pytest.raises(ControlError) as ended:
+        client.list()
+    assert ended.value.exit_code == 6

@@ -102,8 +102,7 @@ def test_following_goes_on_over_a_killed_supervisor_and_its_successor(real_pool:
 @pytest.mark.slow
 def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     real_pool.write_hello()
-    with (real_pool.directory / "pool.toml").open("a") as file:
-        file.write('[events]\nmax_size = "1KiB"\nkeep = 3\npath = "e.jsonl"\n')
+    real_pool.append('[events]\nmax_size = "1KiB"\nkeep = 3\npath = "e.jsonl"\n')
     real_pool.ok("start")
     following = Following(real_pool, "--kind", "lifecycle")
     for round_ in range(1, 5):
@@ -149,8 +148,7 @@ def test_a_full_disk_keeps_no_server_from_anything(real_pool: RealPool, tmp_path
         pytest.skip("no disk can be mounted here")
     try:
         real_pool.write_hello()
-        with (real_pool.directory / "pool.toml").open("a") as file:
-            file.write(f'[events]\npath = "{disk}/e.jsonl"\n')
+        real_pool.append(f'[events]\npath = "{disk}/e.jsonl"\n')
         real_pool.ok("start")
         following = Following(real_pool)
         real_pool.ok("drain", "web")

@@ -9,14 +9,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tests.configuration import app_table
 from tests.other_user import AS_OTHER_USER
 from tests.real_pool import HELLO_APP, RealPool
 
 TWO = ("a", "b")
-
-
-def server(name: str, port: int, extra: str = "", app: str = "hello:app") -> str:
-    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "{app}"\n{extra}\n'
 
 
 def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, object]]]:
@@ -96,8 +93,8 @@ def test_failure_among_others_is_1_and_all_are_listed_by_their_own_operation(
     real_pool: RealPool, free_port: Callable[[], int]
 ) -> None:
     ports = real_pool.write_hello(*TWO)
-    bad = [server(name, free_port(), 'restart = "no"', "none:app") for name in ("bad", "worse")]
-    real_pool.write("pool.toml", server("a", ports["a"]) + "".join(bad) + server("b", ports["b"]))
+    bad = [app_table(name, free_port(), 'restart = "no"', "none:app") for name in ("bad", "worse")]
+    real_pool.write("pool.toml", app_table("a", ports["a"]) + "".join(bad) + app_table("b", ports["b"]))
     started = document(real_pool, "start", 1)
     assert [(error["name"], error["code"], error["error"]) for error in started["errors"]] == [
         ("bad", 1323, "ErrorPoolStart"), ("worse", 1323, "ErrorPoolStart"),
@@ -130,7 +127,8 @@ def test_a_state_directory_that_others_could_replace_is_7(real_pool: RealPool) -
         done = real_pool.run(command, "-o", "json")
         assert done.code == 7, done
         (told,) = done.json["errors"]
-        assert (str(shared) in told["message"], told["hint"].startswith("chmod ")) == (True, True), told
+        place = f"{shared} can be changed by others (mode 0777), who could replace {shared}/state"
+        assert (place in told["message"], told["hint"].startswith("chmod ")) == (True, True), told
     subprocess.run(told["hint"], shell=True, check=True)
     real_pool.ok("start")
 

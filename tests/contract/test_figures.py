@@ -62,8 +62,7 @@ def test_memory_and_processor_time_of_what_a_shell_has_started_count(real_pool: 
 
 def test_program_whose_child_has_outgrown_its_memory_limit_is_replaced(real_pool: RealPool) -> None:
     write(real_pool, shell=shell(f'{sys.executable} -c "$0"', HOG))
-    path = real_pool.directory / "pool.toml"
-    path.write_text(path.read_text() + 'limits = { memory = "40MiB" }\n')
+    real_pool.append('limits = { memory = "40MiB" }\n')
     real_pool.ok("start")
     (event,) = wait_until(
         lambda: [

@@ -95,28 +95,6 @@ def test_every_kind_of_probe_decides_on_health_and_readiness(
     until(lambda: health(pool, "live") == ("running", True, "ok"))
 
 
-@pytest.mark.slow
-def test_a_server_that_never_becomes_ready_is_a_failure_with_the_probes_words(pool: RealPool) -> None:
-    path = pool.directory / "pool.toml"
-    text = path.read_text()
-    (pool.directory / "unready-http").touch()
-    for seconds in (1, 5, 25):  # long enough for three probes on a busy machine
-        limits = f'start_timeout = {seconds}\nrestart = "no"'
-        path.write_text(text.replace('name = "http"', f'name = "http"\n{limits}'))
-        done = pool.run("start", "http", "tcp", "-o", "json")
-        assert done.code == 1
-        (error,) = done.json["errors"]
-        if "503" in error["message"] and done.json["items"][0]["health"] == "ko":
-            break
-        pool.ok("stop")
-    assert (error["name"], error["code"]) == ("http", 1323)
-    assert "503" in error["message"]
-    assert [item["state"] for item in done.json["items"]] == ["failed", "running"]
-    assert [item["health"] for item in done.json["items"]] == ["ko", "ok"]
-    assert pool.ok("list", "--health", "ko", "-o", "name").stdout.split() == ["http"]
-    assert pool.run("wait", "http", "--for", "healthy", "--timeout", "0.1").code == 124
-
-
 def test_the_defaults_of_probes_and_recovery_are_the_contracts(pool: RealPool) -> None:
     items = {item["name"]: item["config"] for item in pool.ok("show", "-o", "json").json["items"]}
     defaults = {

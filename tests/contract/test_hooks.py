@@ -312,8 +312,7 @@ def test_hooks_run_as_the_user_of_the_server(real_pool: RealPool) -> None:
 @pytest.mark.slow
 def test_secrets_of_the_pool_are_withheld_from_hooks(real_pool: RealPool) -> None:
     write(real_pool, BOTH)
-    path = real_pool.directory / "pool.toml"
-    path.write_text(f'{path.read_text()}\n[defaults.tls]\ncert = "c"\nkey = "k"\npassword_env = "SECRET"\n')
+    real_pool.append('\n[defaults.tls]\ncert = "c"\nkey = "k"\npassword_env = "SECRET"\n')
     real_pool.ok("start", env={"SECRET": "secret", "PLAIN": "1"})
     env = seen(real_pool, "before")["env"]
     assert ("SECRET" in env, env["PLAIN"]) == (False, "1")

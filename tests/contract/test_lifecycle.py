@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 from typing import Any
 
 import pytest
 
+from tests.configuration import app_table
+from tests.http_get import asked_all_the_time, refused
 from tests.real_pool import RealPool
 
 SLOW = """
@@ -27,15 +28,6 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"slow"})
 """
-
-
-def server(name: str, port: int, app: str = "hello:app", extra: str = "") -> str:
-    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "{app}"\n{extra}\n'
-
-
-def refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.mark.slow
@@ -75,7 +67,7 @@ def test_start_and_stop_are_idempotent_and_what_is_stopped_refuses_and_leaves_no
 def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
+    real_pool.write("pool.toml", app_table("web", port, 'start_timeout = "2m"', "slow:app"))
     real_pool.ok("start", "--no-wait")
     until(lambda: real_pool.items()["web"]["state"] == "starting")
     item = real_pool.items()["web"]
@@ -92,24 +84,13 @@ def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until:
 def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "2m"'))
+    real_pool.write("pool.toml", app_table("web", port, 'start_timeout = "2m"', "slow:app"))
     for seconds in ("0.5", "5", "20"):  # long enough for the supervisor of a busy machine
         done = real_pool.run("start", "--timeout", seconds)
         assert done.code == 124, str(done)
         if "web" in done.stderr:
             break
     assert "web" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", server("web", port, "slow:app", 'start_timeout = "500ms"\nrestart = "no"'))
-    done = real_pool.run("start", "-o", "json")
-    assert done.code == 1, str(done)
-    (error,) = done.json["errors"]
-    assert (error["code"], error["error"], error["name"]) == (1323, "ErrorPoolStart", "web")
 
 
 def test_server_whose_second_attempt_succeeds_in_time_has_started(real_pool: RealPool, until: Any) -> None:
@@ -137,8 +118,8 @@ def test_every_failure_is_listed_and_the_others_run(
     once = 'restart = "no"'
     real_pool.write(
         "pool.toml",
-        server("good", good) + server("bad", bad, "bad:app", once) + server("worse", worse, "worse:app", once)
-        + server("taken", taken, extra=once),
+        app_table("good", good) + app_table("taken", taken, once)
+        + app_table("bad", bad, once, "bad:app") + app_table("worse", worse, once, "worse:app"),
     )  # fmt: skip
     with socket.create_server(("127.0.0.1", taken)):
         done = real_pool.run("start", "-o", "json")
@@ -164,8 +145,7 @@ def test_every_failure_is_listed_and_the_others_run(
 @pytest.mark.slow
 def test_taken_port_is_not_explained_by_output_of_earlier_workers(real_pool: RealPool) -> None:
     port = real_pool.write_hello(extra='restart = "no"')["web"]
-    path = real_pool.directory / "hello.py"
-    path.write_text(path.read_text() + "\nprint('printed by the one before', flush=True)\n")
+    real_pool.append("\nprint('printed by the one before', flush=True)\n", file="hello.py")
     real_pool.ok("start")
     real_pool.ok("stop", "web")
     with socket.create_server(("127.0.0.1", port)):
@@ -198,28 +178,13 @@ def test_error_is_reported_once(real_pool: RealPool) -> None:
     assert done.stderr.count("has no attribute 'app'") == 1
 
 
-def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool, http_get: Any) -> None:
+def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool) -> None:
     ports = real_pool.write_hello("a", "b")
     real_pool.ok("start")
     before = real_pool.items()
-    failures: list[Exception] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.wait(0.005):
-            try:
-                assert http_get(ports["a"]).status == 200
-            except Exception as error:
-                failures.append(error)
-
-    asker = threading.Thread(target=ask)
-    asker.start()
-    try:
+    with asked_all_the_time(ports["a"]) as answers:
         real_pool.ok("restart", "a")
-    finally:
-        ended.set()
-        asker.join()
-    assert failures == []
+    assert {*answers} == {f"hello from {ports['a']}"}
     after = real_pool.items()
     assert after["a"]["pids"] != before["a"]["pids"]
     assert after["b"]["pids"] == before["b"]["pids"]
@@ -228,18 +193,23 @@ def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool,
 
 @pytest.mark.slow
 def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_get: Any) -> None:
-    port = real_pool.write_hello()["web"]
+    port = real_pool.write_hello(extra="workers = 2")["web"]
     real_pool.ok("start")
     pids = real_pool.items()["web"]["pids"]
+    app = (real_pool.directory / "hello.py").read_text()
     real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
-    done = real_pool.run("restart", "-o", "json")
-    assert done.code == 1, str(done)
-    (error,) = done.json["errors"]
-    assert (error["code"], error["error"]) == (1325, "ErrorPoolRestart")
-    assert "broken release" in str(error)
-    assert real_pool.items()["web"]["pids"] == pids
-    assert real_pool.items()["web"]["ready"]
-    assert http_get(port).status == 200
+    for _ in range(2):
+        done = real_pool.run("restart", "-o", "json")
+        assert done.code == 1, str(done)
+        (error,) = done.json["errors"]
+        assert (error["code"], error["error"]) == (1325, "ErrorPoolRestart")
+        assert "broken release" in str(error)
+        assert real_pool.items()["web"]["pids"] == pids
+        assert real_pool.items()["web"]["ready"]
+        assert http_get(port).status == 200
+    real_pool.write("hello.py", f"{app}# mended\n")
+    real_pool.ok("restart")
+    assert not {*real_pool.items()["web"]["pids"]} & {*pids}
 
 
 @pytest.mark.slow
@@ -253,28 +223,6 @@ def test_restart_starts_stopped_servers_with_and_without_a_supervisor(real_pool:
 
 
 @pytest.mark.slow
-def test_dependencies_start_first_and_stop_last(real_pool: RealPool, free_port: Any) -> None:
-    db, web, other = free_port(), free_port(), free_port()
-    real_pool.write_hello()
-    real_pool.write(
-        "pool.toml",
-        server("web", web, extra='depends_on = ["db"]') + server("db", db) + server("other", other),
-    )
-    real_pool.ok("start", "web")
-    states = {name: item["state"] for name, item in real_pool.items().items()}
-    assert states == {"web": "running", "db": "running", "other": "stopped"}
-    done = real_pool.ok("stop", "db")
-    assert "web" in done.stderr + done.stdout, "it says so"
-    states = {name: item["state"] for name, item in real_pool.items().items()}
-    assert states == {"web": "stopped", "db": "stopped", "other": "stopped"}
-    real_pool.ok("start", "web", "--no-deps")
-    assert real_pool.items()["db"]["state"] == "stopped"
-    real_pool.ok("start", "db")
-    real_pool.ok("stop", "db", "--no-deps")
-    assert real_pool.items()["web"]["state"] == "running"
-
-
-@pytest.mark.slow
 def test_restart_of_a_stopped_server_treats_dependencies_as_start_does(
     real_pool: RealPool, free_port: Any
 ) -> None:
@@ -282,9 +230,9 @@ def test_restart_of_a_stopped_server_treats_dependencies_as_start_does(
     real_pool.write_hello()
     real_pool.write(
         "pool.toml",
-        server("web", web, extra='depends_on = ["db"]')
-        + server("db", db)
-        + server("off", off, extra="disabled = true"),
+        app_table("web", web, extra='depends_on = ["db"]')
+        + app_table("db", db)
+        + app_table("off", off, extra="disabled = true"),
     )
     real_pool.ok("start")
     assert real_pool.ok("stop", "web", "db", "off").stdout == "2 servers stopped: web, db\n"
@@ -305,45 +253,15 @@ def test_server_stopped_on_purpose_is_no_reason_for_status_3(real_pool: RealPool
     assert real_pool.run("status").code == 5, "no file, no pool"
     ports = real_pool.write_hello("a", "b")
     assert real_pool.run("status").code == 3
-    real_pool.write("pool.toml", server("a", ports["a"]) + server("b", ports["b"], extra="disabled = true"))
+    real_pool.write(
+        "pool.toml", app_table("a", ports["a"]) + app_table("b", ports["b"], extra="disabled = true")
+    )
     real_pool.ok("start")
     assert real_pool.items()["b"]["state"] == "disabled"
     assert refused(ports["b"])
     real_pool.ok("status")
     real_pool.ok("stop", "a")
     real_pool.ok("status")
-
-
-@pytest.mark.slow
-def test_a_crashed_worker_is_replaced(real_pool: RealPool, http_get: Any, until: Any) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.ok("start")
-    (pid,) = real_pool.items()["web"]["pids"]
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: real_pool.items()["web"]["restarts"] == 1 and real_pool.items()["web"]["ready"])
-    assert http_get(port).status == 200
-    assert real_pool.items()["web"]["pids"] != [pid]
-
-
-@pytest.mark.slow
-def test_a_server_that_must_be_killed_is_stopped_with_a_warning(real_pool: RealPool, until: Any) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.write(
-        "stubborn.py",
-        "import pathlib, signal, socket\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('up').touch()\n"
-        "s = socket.socket(fileno=3)\nwhile True: s.accept()[0].close()\n",
-    )
-    real_pool.write(
-        "pool.toml",
-        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\ncommand = ["python3", "stubborn.py"]\n'
-        'stop_timeout = "300ms"\n',
-    )
-    real_pool.ok("start")
-    until((real_pool.directory / "up").exists)
-    done = real_pool.ok("stop")
-    assert "web" in done.stderr
-    assert "kill" in done.stderr
-    assert real_pool.processes() == {}
 
 
 SAVES = """
@@ -357,31 +275,6 @@ pathlib.Path("up").touch()
 while True:
     signal.pause()
 """
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "stop_group", "stops_with_its_server"),
-    [
-        ("cd . && python3 saves.py; echo ended", "after", True),
-        ("trap '' TERM; python3 saves.py; true", "together", True),
-        ("python3 saves.py; true", "leader", False),
-    ],
-)
-def test_child_of_a_shell_hears_the_stop_signal_and_has_its_time(
-    real_pool: RealPool, until: Any, script: str, stop_group: str, stops_with_its_server: bool
-) -> None:
-    real_pool.write("saves.py", SAVES)
-    line = f'[[server]]\nname = "line"\ncommand = ["sh", "-c", "{script}"]\nstop_group = "{stop_group}"\n'
-    real_pool.write("pool.toml", f'{line}[[server]]\nname = "other"\ncommand = ["sleep", "600"]\n')
-    real_pool.ok("start")
-    until((real_pool.directory / "up").exists)
-    saved = (real_pool.directory / "saved").exists
-    real_pool.ok("stop", "line")
-    assert saved() is stops_with_its_server
-    real_pool.ok("stop")
-    assert saved()
-    assert real_pool.processes() == {}
 
 
 @pytest.mark.slow
@@ -405,8 +298,10 @@ def test_server_on_demand_is_started_by_its_name_or_for_another_one_and_stays_st
     demand = "on_demand = true"
     names = ("web", "store", "debug")
     ports = real_pool.write_hello(*names)
-    tables = [server("web", ports["web"], extra='depends_on = ["store"]')]
-    tables += [server(name, ports[name], extra=f'{demand}\ntags = ["{name}"]') for name in ("store", "debug")]
+    tables = [app_table("web", ports["web"], extra='depends_on = ["store"]')]
+    tables += [
+        app_table(name, ports[name], extra=f'{demand}\ntags = ["{name}"]') for name in ("store", "debug")
+    ]
     real_pool.write("pool.toml", "".join(tables))
     assert "2 servers ready (1 on demand)" in real_pool.ok("start").stdout
     for selection in (["*"], ["--tag", "debug"], ["--name", "debug"], ["--not", "web"]):

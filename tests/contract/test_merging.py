@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.configuration import app_table
 from tests.real_pool import RealPool
-
-
-def server(name: str, bind: str, extra: str = "", app: str = "hello:app") -> str:
-    return f'[[server]]\nname = "{name}"\nbind = "{bind}"\napp = "{app}"\n{extra}\n'
 
 
 def shown(pool: RealPool, *options: str, **more: Any) -> dict[str, dict[str, Any]]:
@@ -29,7 +26,7 @@ def test_lists_are_overridden_as_a_whole_tables_deeply_and_new_servers_come_afte
     real_pool.write(
         "a.toml",
         '[pool]\nname = "x"\nport_range = "30000-30010"\n[defaults]\nhttp = { root_path = "/a" }\ntags = ["d", "e"]\n'
-        + server("s0", "127.0.0.1:8080", http) + server("s1", "127.0.0.1:8081"),
+        + app_table("s0", "127.0.0.1:8080", http) + app_table("s1", "127.0.0.1:8081"),
     )  # fmt: skip
     real_pool.write(
         "b.yaml",
@@ -54,8 +51,8 @@ def test_lists_are_overridden_as_a_whole_tables_deeply_and_new_servers_come_afte
 @pytest.mark.parametrize(
     ("file", "text", "place"),
     [
-        ("pool.toml", server("a", ":1") + server("a", ":2"), "pool.toml:7"),
-        ("pool.toml", server("a", ":1", 'bind = ":2"'), "pool.toml:5"),
+        ("pool.toml", app_table("a", ":1") + app_table("a", ":2"), "pool.toml:7"),
+        ("pool.toml", app_table("a", ":1", 'bind = ":2"'), "pool.toml:5"),
         ("pool.yaml", "server: [{name: a, bind: ':1', app: 'x:y', bind: ':2'}]\n", "pool.yaml:1"),
         ("pool.json", '{"server": [{"name": "a", "bind": ":1", "app": "x:y", "bind": ":2"}]}', "pool.json:1"),
     ],
@@ -69,9 +66,9 @@ def test_within_one_file_duplicates_are_errors(real_pool: RealPool, file: str, t
 
 def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealPool) -> None:
     real_pool.write("conf/2.toml", '[[server]]\nname = "a"\nworkers = 3\n')
-    real_pool.write("conf/1.toml", server("a", ":8080", "workers = 2"))
+    real_pool.write("conf/1.toml", app_table("a", ":8080", "workers = 2"))
     real_pool.write(
-        "conf/pyproject.toml", "[tool.poolctl]\n" + server("p", ":8081").replace("[[", "[[tool.poolctl.")
+        "conf/pyproject.toml", "[tool.poolctl]\n" + app_table("p", ":8081").replace("[[", "[[tool.poolctl.")
     )
     real_pool.write("conf/.hidden.toml", "broken [")
     real_pool.write("over.toml", '[[server]]\nname = "a"\ndrain_timeout = 1\n')
@@ -117,8 +114,8 @@ def test_relative_paths_are_relative_to_the_file_that_holds_them(real_pool: Real
     real_pool.write(
         "base/pool.toml",
         '[defaults]\nenv_file = "d.env"\n'
-        + server("a", "unix:./a.sock", 'app_dir = "src"\ncwd = "work"\nlog = { path = "a.log" }')
-        + server("b", "unix:b.sock"),
+        + app_table("a", "unix:./a.sock", 'app_dir = "src"\ncwd = "work"\nlog = { path = "a.log" }')
+        + app_table("b", "unix:b.sock"),
     )
     real_pool.write("prod/over.toml", '[[server]]\nname = "a"\nenv_file = ["e.env"]\nlog = { keep = 1 }\n')
     found = shown(real_pool, "-c", "base/pool.toml", "-c", "prod/over.toml")
@@ -140,7 +137,7 @@ def test_the_interpreter_is_of_an_environment_below_then_beside_then_active_then
         python.symlink_to("/usr/bin/python3")
         return str(python)
 
-    real_pool.write("pool.toml", server("a", ":8080") + server("b", ":8081", 'python = "mine"'))
+    real_pool.write("pool.toml", app_table("a", ":8080") + app_table("b", ":8081", 'python = "mine"'))
     mine, callers = venv("mine"), venv("callers")
     outside = {"VIRTUAL_ENV": str(real_pool.directory / "callers")}
     own = shown(real_pool)["a"]["python"]
@@ -182,10 +179,10 @@ def test_tls_of_the_defaults_is_for_servers_that_ask_for_it(real_pool: RealPool)
     default = '[defaults.tls]\ncert = "c.pem"\nkey = "k.pem"\n'
     own = 'tls = { cert = "own.pem" }'
     text = (
-        server("a", ":1")
-        + server("b", ":2", "tls = true")
-        + server("c", ":3", own)
-        + server("d", ":4", "tls = false")
+        app_table("a", ":1")
+        + app_table("b", ":2", "tls = true")
+        + app_table("c", ":3", own)
+        + app_table("d", ":4", "tls = false")
     )
     real_pool.write("pool.toml", default + text)
     here = real_pool.directory
@@ -212,7 +209,7 @@ def test_yaml_tables_for_anchors_are_ignored_and_other_tables_are_not(real_pool:
         ("pool.yaml", text.replace("x-list", "y-list")),
         ("pool.yaml", text.replace("- {name: a", "- {x-note: 1, name: a")),
         ("pool.json", '{"x-env": {}, "server": [{"name": "a", "command": ["true"]}]}'),
-        ("pool.toml", "[x-env]\n" + server("a", ":1")),
+        ("pool.toml", "[x-env]\n" + app_table("a", ":1")),
     ):
         real_pool.write(file, other)
         done = real_pool.run("-c", file, "validate")

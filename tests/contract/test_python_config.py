@@ -114,35 +114,6 @@ def test_the_error_family() -> None:
     assert chosen.exceptions[0].hint == "mend it"
 
 
-@pytest.mark.slow
-def test_connect_is_a_client_of_the_running_pool(
-    real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import poolctl
-
-    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(real_pool.runtime))
-    real_pool.write_hello("a", "b")
-    real_pool.ok("start", "a")
-    client = poolctl.connect(str(real_pool.directory / "pool.toml"))
-    assert {item["name"]: item["state"] for item in client.list()["items"]} == {
-        "a": "running",
-        "b": "stopped",
-    }
-    client.start("b")
-    assert real_pool.items()["b"]["ready"]
-    pids = real_pool.items()["b"]["pids"]
-    client.restart("b")
-    assert real_pool.items()["b"]["pids"] != pids
-    with pytest.raises(PoolParamError):
-        client.stop("nobody")
-    client.stop("a")
-    assert real_pool.items()["a"]["state"] == "stopped"
-    client.stop()
-    with pytest.raises(ControlError) as caught:
-        client.list()
-    assert caught.value.exit_code == 6
-
-
 def test_connect_starts_a_supervisor_where_none_runs(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import socket
 import threading
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,13 +16,9 @@ from poolctl import (
     Pool,
     PoolAddError,
     PoolConfig,
-    PoolContext,
-    PoolError,
     PoolParamError,
-    PoolStartError,
     Server,
     ServerConfig,
-    State,
     Status,
 )
 
@@ -54,11 +47,6 @@ async def broken(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
-
-
-def refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture
@@ -217,124 +205,6 @@ def test_a_clone_is_independent(pool: Pool) -> None:
 def test_merge_adds_and_takes_the_others_configuration(pool: Pool) -> None:
     pool.merge(Pool([make("renamed", 8081), make("new", 8083)]))
     assert [server.name for server in pool.values()] == ["renamed", "orders-api", "admin", "new"]
-
-
-def test_start_stop_restart_on_real_sockets(free_port: Any, http_get: Any) -> None:
-    port, other = free_port(), free_port()
-    pool = Pool([make("a", port), make("b", other)])
-    assert not pool.is_running
-    assert pool.uptime == timedelta(0)
-    pool.start_sync(timeout=60)
-    try:
-        assert pool.is_running
-        assert {server.state for server in pool.values()} == {State.RUNNING}
-        assert http_get(port).text == "hello"
-        pool.restart_sync(timeout=60)
-        assert http_get(other).text == "hello"
-        assert pool.uptime > timedelta(0)
-        server = pool[f"127.0.0.1:{port}"]
-        assert server.ready
-        assert server.health == Status.UNKNOWN or server.health == Status.OK
-        server.stop_sync()
-        assert refused(port)
-        assert pool.is_running
-        pool.delete(f"127.0.0.1:{other}")
-        pool.join_sync()
-        assert refused(other)
-    finally:
-        pool.stop_sync()
-    assert not pool.is_running
-
-
-def test_the_coroutines_work_on_any_loop(free_port: Any, http_get: Any) -> None:
-    port = free_port()
-    pool = Pool([make("a", port)])
-    asyncio.run(pool.start())
-    assert http_get(port).status == 200
-    asyncio.run(pool.restart())
-    assert http_get(port).status == 200
-    asyncio.run(pool.stop())
-    assert refused(port)
-
-    async def as_a_context() -> None:
-        async with pool as entered:
-            assert entered is pool
-            assert await asyncio.to_thread(http_get, port)
-
-    asyncio.run(as_a_context())
-    assert refused(port)
-
-
-def test_failure_of_one_does_not_prevent_the_attempt_for_others(
-    free_port: Any, http_get: Any, until: Any
-) -> None:
-    good, bad, taken = free_port(), free_port(), free_port()
-    pool = Pool([make("bad", bad, app=broken), make("taken", taken), make("good", good)])
-    with socket.create_server(("127.0.0.1", taken)), pytest.raises(PoolStartError) as caught:
-        pool.start_sync()
-    try:
-        assert isinstance(caught.value, ExceptionGroup)
-        assert isinstance(caught.value, PoolError)
-        assert (caught.value.code, caught.value.error) == (1323, "ErrorPoolStart")
-        children = {child.name: child for child in caught.value.exceptions}
-        assert children.keys() == {"bad", "taken"}
-        assert children["bad"].bind == f"127.0.0.1:{bad}"
-        assert "no database" in children["bad"].message
-        assert children["taken"].hint
-        assert http_get(good).status == 200
-        until(lambda: refused(bad))
-    finally:
-        pool.stop_sync()
-
-
-def test_a_timeout_has_a_timeout_error_as_cause(free_port: Any) -> None:
-    async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await asyncio.sleep(30)
-
-    pool = Pool([make("slow", free_port(), app=slow)])
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync(timeout=0.2)
-    assert isinstance(caught.value.exceptions[0].__cause__, TimeoutError)
-    pool.stop_sync()
-
-
-def test_a_single_servers_failure_is_a_group_of_one(free_port: Any) -> None:
-    server = Server(make("bad", free_port(), app=broken))
-    with pytest.raises(PoolStartError) as caught:
-        server.start_sync()
-    assert len(caught.value.exceptions) == 1
-
-
-def test_shared_handler_serves_servers_without_an_app(free_port: Any, http_get: Any) -> None:
-    one, two = free_port(), free_port()
-
-    async def admin(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 202, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    pool = Pool([make("a", one, app=None), make("b", two, app=None, handler_key="admin")])
-    pool.handler(lambda: {"": hello, "admin": admin})
-    pool.start_sync()
-    try:
-        assert http_get(one).status == 200
-        assert http_get(two).status == 202
-    finally:
-        pool.stop_sync()
-
-
-def test_a_context_gives_values_and_ends_the_servers(free_port: Any, http_get: Any, until: Any) -> None:
-    port = free_port()
-    context = PoolContext(values={"colour": "blue"}, stop=threading.Event())
-    pool = Pool([make("a", port)], context=context)
-    pool.start_sync()
-    try:
-        assert http_get(port).text == "blue"
-        context.cancel()
-        until(lambda: not pool.is_running)
-        until(lambda: refused(port))
-    finally:
-        pool.stop_sync()
 
 
 def test_monitors_are_frozen_snapshots(pool: Pool) -> None:

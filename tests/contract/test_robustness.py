@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +14,6 @@ from typing import Any
 import pytest
 
 from tests.real_pool import RealPool
-
-
-def server(name: str, port: int) -> str:
-    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "hello:app"\n'
 
 
 @pytest.mark.slow
@@ -38,8 +35,7 @@ def test_a_project_in_a_directory_whose_name_is_not_utf_8_runs(real_pool: RealPo
     port = real_pool.write_hello(extra='log = { path = "logs/web.log" }\nwatch = { include = ["*.html"] }')[
         "web"
     ]
-    with (real_pool.directory / "pool.toml").open("a") as file:
-        file.write('[[server]]\nname = "uds"\nbind = "unix:./a.sock"\napp = "hello:app"\n')
+    real_pool.append('[[server]]\nname = "uds"\nbind = "unix:./a.sock"\napp = "hello:app"\n')
     real_pool.ok("start")
     assert http_get(port).status == 200
     bind = f"unix:{real_pool.directory}/a.sock"
@@ -54,23 +50,25 @@ def test_a_project_in_a_directory_whose_name_is_not_utf_8_runs(real_pool: RealPo
 
 @pytest.mark.slow
 def test_two_starts_at_once_make_one_pool(real_pool: RealPool, http_get: Any) -> None:
-    port = real_pool.write_hello()["web"]
-    both = [real_pool.spawn("start") for _ in range(2)]
-    for process in both:
-        _, stderr = process.communicate(timeout=100)
+    ports = real_pool.write_hello("a", "b", "c")
+    for process in [real_pool.spawn("start", "-o", "json") for _ in range(4)]:
+        stdout, stderr = process.communicate(timeout=100)
         assert process.returncode == 0, stderr
-    assert http_get(port).status == 200
-    assert len(real_pool.items()["web"]["pids"]) == 1
+        assert {item["ready"] for item in json.loads(stdout)["items"]} == {True}
+    assert {http_get(port).status for port in ports.values()} == {200}
+    assert {len(item["pids"]) for item in real_pool.items().values()} == {1}
+    assert sum(" keeper " in line for line in real_pool.processes().values()) == 1
     sockets = list(real_pool.runtime.glob("[!@]*/control.sock"))
     assert len(sockets) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.capability
 def test_commands_find_a_pool_whose_socket_was_removed(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
     before, info = real_pool.items()["web"]["pids"], real_pool.info()
     (socket,) = real_pool.runtime.glob("[!@]*/control.sock")
+    assert (socket.stat().st_mode & 0o777, socket.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     for line, code in (
         ("start", 0), ("status", 0), ("scale web 1", 0), ("reload", 0), ("list", 0), ("run", 8), ("upgrade", 0),
         ("wait --timeout 20", 0),
@@ -88,36 +86,43 @@ def test_commands_find_a_pool_whose_socket_was_removed(real_pool: RealPool) -> N
 
 
 @pytest.mark.slow
-def test_the_control_socket_is_the_users_alone(real_pool: RealPool) -> None:
-    real_pool.write_hello()
-    real_pool.ok("start")
-    (path,) = real_pool.runtime.glob("[!@]*/control.sock")
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
-@pytest.mark.slow
 def test_broken_or_missing_file_does_not_prevent_a_stop(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
     real_pool.write("pool.toml", "this is [ not toml")
     real_pool.ok("status")
     real_pool.ok("logs", "web")
+    assert "and is not valid: pool.toml:1:" in real_pool.ok("restart").stderr
     assert real_pool.items()["web"]["ready"]
+    real_pool.ok("stop")
+    assert real_pool.run("start").code == 5
+    events = real_pool.ok("events").stdout
+    assert [events.count(f"supervisor {each}") for each in ("started", "ended")] == [1, 1]
+    real_pool.write_hello()
+    real_pool.ok("start")
     (real_pool.directory / "pool.toml").unlink()
     real_pool.ok("-c", "pool.toml", "status")
     real_pool.ok("-c", "pool.toml", "stop")
     assert real_pool.processes() == {}
 
 
-def test_a_named_pool_is_found_from_anywhere(real_pool: RealPool, tmp_path_factory: Any) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.write("pool.toml", '[pool]\nname = "shop"\n' + server("web", port))
+def test_everything_works_on_a_pool_by_its_name(
+    real_pool: RealPool, until: Any, tmp_path_factory: Any
+) -> None:
+    real_pool.write_hello("users", "orders")
+    text = (real_pool.directory / "pool.toml").read_text()
+    real_pool.write("pool.toml", '[pool]\nname = "shop"\n' + text)
     real_pool.ok("start")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    real_pool.ok("--pool", "shop", "status", cwd=elsewhere)
-    real_pool.ok("--pool", "shop", "stop", cwd=elsewhere)
-    assert real_pool.run("--pool", "nobody", "stop", cwd=elsewhere).code != 0
+    anywhere = {"cwd": tmp_path_factory.mktemp("elsewhere")}
+    assert real_pool.ok("--pool", "shop", "list", "-o", "name", **anywhere).stdout == "users\norders\n"
+    until(lambda: "startup complete" in real_pool.ok("--pool", "shop", "logs", "users", **anywhere).stdout)
+    assert real_pool.ok("show", "--pool", "shop", "users", **anywhere).stdout.startswith("users\n")
+    assert "hello:app" in real_pool.ok("config", "--pool", "shop", **anywhere).stdout
+    for command in ("status", "restart", "stop"):
+        real_pool.ok(command, "--pool", "shop", **anywhere)
+    for command in ("start", "run"):
+        assert real_pool.run(command, "--pool", "shop", **anywhere).code == 6
+    assert real_pool.run("--pool", "nobody", "stop", **anywhere).code == 6
 
 
 @pytest.mark.slow

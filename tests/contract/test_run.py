@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from itertools import takewhile
@@ -13,16 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.http_get import refused
 from tests.ports import claim_port
 from tests.programs import program
 from tests.real_pool import RealPool
 
 GET = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}/').status)"
-
-
-def refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture
@@ -129,42 +124,20 @@ def test_run_goes_on_while_something_may_start(real_pool: RealPool, until: Any, 
     assert running.wait(60) == 0
 
 
-def test_a_vanished_run_takes_its_pool_with_it(pool: RealPool, until: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_run_that_is_killed_or_loses_its_terminal_takes_its_pool_with_it(
+    pool: RealPool, until: Any, number: signal.Signals
+) -> None:
     running = pool.spawn("run")
     until(lambda: all_ready(pool))
-    running.kill()
+    running.send_signal(number)
     running.communicate(timeout=50)
-    until(lambda: pool.processes() == {})
-
-
-@pytest.mark.slow
-def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
-    pool.write(
-        "stubborn.py",
-        "import pathlib, signal, socket\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('up').touch()\n"
-        "s = socket.socket(fileno=3)\nwhile True: s.accept()[0].close()\n",
-    )
-    port = pool.ports["a"]
-    pool.write(
-        "pool.toml",
-        f'[[server]]\nname = "a"\nbind = "127.0.0.1:{port}"\ncommand = ["{sys.executable}", "stubborn.py"]\n'
-        'stop_timeout = "100s"\n',
-    )
-    running = pool.spawn("run")
-    until((pool.directory / "up").exists)
-    running.send_signal(signal.SIGINT)
-    until(lambda: pool.items()["a"]["state"] == "stopping")
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=50)
-    assert running.returncode == 130
     until(lambda: pool.processes() == {})
 
 
 @pytest.mark.slow
 def test_run_prints_the_output_with_the_servers_name(pool: RealPool) -> None:
-    pool.write(
-        "hello.py", (pool.directory / "hello.py").read_text() + "\nprint('imported here', flush=True)\n"
-    )
+    pool.append("\nprint('imported here', flush=True)\n", file="hello.py")
     running = pool.spawn("run")
     assert running.stdout is not None
     printed = (line for line in running.stdout if "imported here" in line)
@@ -326,11 +299,12 @@ def test_isolated_run_is_a_pool_beside_that_of_the_file(real_pool: RealPool) -> 
     assert not os.path.exists(runtime)
     assert not os.path.exists(state)
     assert real_pool.items()["a"]["pids"] == before["pids"]
-    file = real_pool.directory / "pool.toml"
-    file.write_text(file.read_text().replace("127.0.0.1:auto", before["bind"]))
+    real_pool.replace("127.0.0.1:auto", before["bind"])
     taken = real_pool.run("run", "--isolated", "--", "true")
     assert (taken.code, "in use" in taken.stderr) == (1, True), taken
-    file.write_text('[[server]]\nname = "a"\njob = true\ncommand = ["sh", "-c", "echo cause; exit 3"]\n')
+    real_pool.write(
+        "pool.toml", '[[server]]\nname = "a"\njob = true\ncommand = ["sh", "-c", "echo cause; exit 3"]\n'
+    )
     failed = real_pool.run("run", "--isolated", "--", "true")
     assert (failed.code, "cause" in failed.stderr, "hint" in failed.stderr) == (1, True, False), failed
 

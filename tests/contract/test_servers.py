@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from poolctl.exit_codes import NO_SUPERVISOR
+from tests.certificates import certificate
+from tests.http_get import refused
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
 
@@ -39,18 +41,11 @@ if "bind" in sys.argv:
 else:
     s = socket.socket(fileno=3)
 s.setblocking(True)
-if os.environ.get("NOTIFY_SOCKET"):
-    import time
-    while not os.path.exists("go"):
-        time.sleep(0.02)
-    n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    path = os.environ["NOTIFY_SOCKET"]
-    n.connect("\\0" + path[1:] if path[0] == "@" else path)
-    n.send(b"READY=1")
 while True:
     c, _ = s.accept()
     c.recv(65536)
-    body = json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "env": dict(os.environ)}).encode()
+    fds = sorted(map(int, os.listdir("/proc/self/fd")))
+    body = json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "env": dict(os.environ), "fds": fds}).encode()
     c.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
     c.close()
 """
@@ -104,11 +99,6 @@ def command(*words: str) -> str:
     return "command = " + str([sys.executable, "program.py", *words])
 
 
-def refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
 def test_the_environment_comes_from_start_env_file_and_env(
     real_pool: RealPool, serve: Any, http_get: Any
 ) -> None:
@@ -135,9 +125,8 @@ def test_cwd_and_app_dir_are_relative_to_the_file(real_pool: RealPool, serve: An
     real_pool.write("sub/dir/only_here.py", TELL)
     (real_pool.directory / "work").mkdir()
     port = serve('cwd = "work"', 'app_dir = "sub/dir"')
-    path = real_pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace("tell:app", "only_here:app"))
-    real_pool.ok("-c", str(path), "start", cwd=Path("/"))
+    real_pool.replace("tell:app", "only_here:app")
+    real_pool.ok("-c", f"{real_pool.directory}/pool.toml", "start", cwd=Path("/"))
     assert http_get(port).json()["cwd"] == str(real_pool.directory / "work")
 
 
@@ -210,6 +199,9 @@ def test_a_program_gets_the_socket_as_descriptor_3(pool: RealPool, run: Serve, h
     assert told["argv"] == ["3", "web"]
     assert (env["LISTEN_FDS"], env["LISTEN_PID"]) == ("1", str(told["pid"]))
     assert (env["HOST"], env["PORT"]) == ("127.0.0.1", str(port))
+    assert "NOTIFY_SOCKET" not in env
+    assert {*told["fds"]} <= {*range(6)}, "its socket, the connection, the listing"
+    assert (pool.items()["web"]["pids"], os.getsid(told["pid"])) == ([told["pid"]], told["pid"])
     pool.ok("restart")
     assert http_get(port).json()["pid"] != told["pid"]
 
@@ -224,78 +216,32 @@ def test_a_program_that_is_given_the_port_binds_it_itself(
     real_pool.ok("start")
     told = http_get(port).json()
     assert told["argv"] == ["bind", "127.0.0.1", str(port)]
+    assert (told["env"]["HOST"], told["env"]["PORT"]) == ("127.0.0.1", str(port))
     real_pool.ok("restart")
-    assert http_get(port).json()["pid"] != told["pid"]
-
-
-# The second one of a program waits, or fails, while the first one runs.
-WAITS = """
-import os, pathlib, time
-first = not os.path.exists("started")
-open("started", "w").close()
-while not first and not os.path.exists("go"):
-    time.sleep(0.02)
-"""
-LOCKS = "import fcntl\nfcntl.flock(lock := open('lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    again = http_get(port).json()["pid"]
+    real_pool.append('\nenv = { CHANGED = "1" }\n')
+    real_pool.ok("reload")
+    assert len({told["pid"], again, http_get(port).json()["pid"]}) == 3
 
 
 @pytest.mark.slow
-def test_a_program_on_the_pools_socket_answers_until_the_next_one_accepts(
-    real_pool: RealPool, serve: Any, http_get: Any
+def test_job_runs_to_its_end_before_its_dependents(
+    real_pool: RealPool, serve: Any, http_get: Any, until: Any
 ) -> None:
-    port = serve(command("{fd}"), program=WAITS + PROGRAM)
-    real_pool.ok("start")
-    before = http_get(port).json()["pid"]
-    restarting = real_pool.spawn("restart")
-    try:
-        for _ in range(20):
-            assert http_get(port).json()["pid"] == before
-        assert restarting.poll() is None
-    finally:
-        (real_pool.directory / "go").touch()
-        restarting.communicate(timeout=60)
-    assert restarting.returncode == 0
-    assert http_get(port).json()["pid"] != before
-
-
-@pytest.mark.slow
-def test_a_program_that_cannot_run_twice_is_restarted_and_it_is_said_once(
-    real_pool: RealPool, serve: Any, http_get: Any
-) -> None:
-    port = serve(command("{fd}"), program=LOCKS + PROGRAM)
-    real_pool.ok("start")
-    pids = [http_get(port).json()["pid"]]
-    said = []
-    for _ in range(2):
-        said.append("overlap = false" in real_pool.ok("restart").stderr)
-        pids.append(http_get(port).json()["pid"])
-    assert said == [True, False]
-    assert len(set(pids)) == 3
-
-
-@pytest.mark.slow
-def test_notify_is_the_programs_own_word_for_ready(real_pool: RealPool, serve: Any, until: Any) -> None:
-    serve(command(), "notify = true")
-    real_pool.ok("start", "--no-wait")
-    until(lambda: real_pool.items()["web"]["pids"])
-    assert not real_pool.items()["web"]["ready"]
-    (real_pool.directory / "go").touch()
-    real_pool.ok("wait", "--timeout", "40")
-    assert real_pool.items()["web"]["ready"]
-
-
-@pytest.mark.slow
-def test_job_runs_before_its_dependents(real_pool: RealPool, serve: Any, http_get: Any) -> None:
-    job = f'[[server]]\nname = "migrate"\njob = true\ncommand = ["{sys.executable}", "-c", "open(\'done\', \'w\')"]\n'
-    port = serve('depends_on = [{ name = "migrate", condition = "completed" }]', more=job)
+    job = '[[server]]\nname = "migrate"\njob = true\ncommand = ["sh", "-c", "sleep 0.3; echo migrated; touch done"]\n'
+    needs = 'depends_on = [{ name = "migrate", condition = "completed" }]'
+    port = serve(needs, more=job, tell=f"{TELL}\nassert os.path.exists('done')\n")
     real_pool.ok("start", "web")
-    assert (real_pool.directory / "done").exists()
     assert http_get(port).status == 200
     item = real_pool.items()["migrate"]
     assert (item["bind"], item["state"], item["ready"]) == ("job:migrate", "completed", True)
     real_pool.ok("status")
     real_pool.ok("wait", "migrate", "--for", "completed", "--timeout", "40")
     assert real_pool.ok("list", "--state", "completed", "-o", "name").stdout == "migrate\n"
+    until(lambda: "migrated" in real_pool.ok("logs", "migrate").stdout)
+    (real_pool.directory / "done").unlink()
+    real_pool.ok("start")
+    assert not (real_pool.directory / "done").exists(), "it is not run again"
 
 
 @pytest.mark.slow
@@ -504,33 +450,14 @@ def test_output_goes_to_the_named_file_and_old_ones_are_kept(pool: RealPool, run
     assert all(size <= 4096 for size in sizes().values())
 
 
-def certificate(directory: Path) -> str:
-    """Create a self-signed certificate for localhost; returns the lines of its table."""
-    import datetime
-
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1)).sign(key, hashes.SHA256())
-    )  # fmt: skip
-    (directory / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return 'tls = { cert = "cert.pem", key = "key.pem" }'
+def tls_lines(directory: Path) -> str:
+    """The lines of a server with a new certificate in this directory."""
+    cert, key = certificate(directory)
+    return f'tls = {{ cert = "{cert.name}", key = "{key.name}" }}'
 
 
 def test_tls_is_served_and_survives_a_restart(pool: RealPool, run: Serve, http_get: Any) -> None:
-    port = run(certificate(pool.directory))
+    port = run(tls_lines(pool.directory))
     assert http_get(f"https://127.0.0.1:{port}").json()["scheme"] == "https"
     assert pool.items()["web"]["expose"].startswith("https://")
     pool.ok("restart")
@@ -538,18 +465,18 @@ def test_tls_is_served_and_survives_a_restart(pool: RealPool, run: Serve, http_g
 
 
 def test_tls_true_takes_the_default(pool: RealPool, run: Serve, http_get: Any) -> None:
-    default = certificate(pool.directory).replace("tls", "[defaults]\ntls", 1)
+    default = tls_lines(pool.directory).replace("tls", "[defaults]\ntls", 1)
     port = run("tls = true", more=f"{default}\n")
     assert http_get(f"https://127.0.0.1:{port}").status == 200
 
 
 @pytest.mark.slow
 def test_a_key_of_another_certificate_is_a_problem(real_pool: RealPool, serve: Any) -> None:
-    lines = certificate(real_pool.directory)
-    key = (real_pool.directory / "key.pem").read_text()
+    lines = tls_lines(real_pool.directory)
+    key = (real_pool.directory / "localhost.key").read_text()
     certificate(real_pool.directory)
-    (real_pool.directory / "key.pem").write_text(key)
+    (real_pool.directory / "localhost.key").write_text(key)
     serve(lines)
     done = real_pool.run("validate")
     assert done.code == 5, str(done)
-    assert "key.pem" in done.stdout + done.stderr
+    assert "localhost.key" in done.stdout + done.stderr

@@ -90,8 +90,7 @@ def is_executed(line: str) -> bool:
 def test_command_lines_do_what_they_say(real_pool: RealPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(real_pool.directory))
     real_pool.write_hello(*SERVERS, extra=KEYS)
-    file = real_pool.directory / "pool.toml"
-    file.write_text(f'[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1.4"\n{file.read_text()}')
+    real_pool.append('[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1.4"\n')
     real_pool.ok("start")
     executed = 0
     # What is drained is put back at once: others need it.

@@ -118,8 +118,7 @@ def test_deploying_works_as_it_is_pasted(reader: Any, project: RealPool) -> None
     commands = "\n".join(guide("deploying", "sh"))
     assert install in commands
     project.write("shop.py", NAMES_ITS_ENVIRONMENT)
-    file = project.directory / "pool.toml"
-    file.write_text(file.read_text() + 'python = "current"\n')
+    project.append('python = "current"\n')
     project.ok("start")
     port = int(project.items()["web"]["bind"].rpartition(":")[2])
     assert get(port).text == os.path.realpath(sys.prefix)

@@ -34,8 +34,7 @@ def test_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:
     record = {"level": "error", "msg": "payment failed", "order": 1742, "amount": 12.5}
     log = real_pool.directory / "users.log"
     log.write_text(json.dumps(record) + "\n")
-    config = real_pool.directory / "pool.toml"
-    config.write_text(config.read_text() + f'log = {{ path = "{log}" }}\n')
+    real_pool.append(f'log = {{ path = "{log}" }}\n')
     shown = real_pool.ok("logs", "users").stdout.strip()
     assert shown == "users | ERROR payment failed order=1742 amount=12.5"
     assert "users | ERROR 12:00:00.250 payment failed order=1742 amount=12.5" in TEXT

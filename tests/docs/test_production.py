@@ -89,8 +89,7 @@ def test_unit_is_installed_reloaded_and_restarted_as_the_page_says(
         manager.start()
         assert get(web).status == get(given.getsockname()[1]).status == 200
         real_pool.write("shop.py", HELLO_APP.replace("hello from", "reloaded"))
-        with (real_pool.directory / "pool.toml").open("a") as file:
-            file.write('env = { LOG = "info" }\n')
+        real_pool.append('env = { LOG = "info" }\n')
         subprocess.run(shlex.split(unit["ExecReload"]), cwd="/", env=real_pool.env, check=True, timeout=60)
         assert get(web).text.startswith("reloaded")
         # "further connections wait in the backlog for the next run"
@@ -127,8 +126,7 @@ def test_printed_commands_install_the_unit(
     if not options and os.geteuid() != 0:
         pytest.skip("only root's commands are without sudo")
     real_pool.write_hello()
-    file = real_pool.directory / "pool.toml"
-    file.write_text(f'[pool]\nname = "shop"\n{file.read_text()}')
+    real_pool.append('[pool]\nname = "shop"\n')
     _, found, install = real_pool.ok("export", "systemd", *options.split()).stderr.partition("to install: ")
     assert (found, place in install) == ("to install: ", True)
     directory = real_pool.directory / "units"

@@ -191,8 +191,7 @@ def test_workflow_of_github_runs(real_pool: RealPool, fails: bool) -> None:
 def test_hook_waits_for_a_container(reader: Any, shop: RealPool) -> None:
     write_files(shop, "On GitHub", "toml", "python")
     port = str(claim_port())
-    file = shop.directory / "pool.toml"
-    file.write_text(file.read_text().replace("5432", port))
+    shop.replace("5432", port)
     wait = f"import socket, time; time.sleep(1); s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", wait]) as container:
         try:
