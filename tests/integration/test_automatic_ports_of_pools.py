@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from poolctl import Field, Pool, PoolAddError, PoolConfig, PoolStartError, Server, ServerConfig
-from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.asgi_apps import hello
 from tests.deadline import wait_until
@@ -21,14 +19,6 @@ from tests.ports import claim_port
 
 REPOSITORY = Path(__file__).parents[2]
 APP = "tests.asgi_apps:hello"
-
-
-@pytest.fixture(params=["inline", "processes"])
-def runner(request: pytest.FixtureRequest) -> Iterator[ProcessRunner | None]:
-    made = ProcessRunner() if request.param == "processes" else None
-    yield made
-    if made is not None:
-        loop_thread.run_sync(made.aclose())
 
 
 def config_of(name: str, **keys: Any) -> ServerConfig:
@@ -40,8 +30,10 @@ def taken(bind: str) -> closing[socket.socket]:
     return closing(socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))))
 
 
-def test_a_pool_serves_elsewhere_if_its_automatic_port_was_taken(runner: ProcessRunner | None) -> None:
-    pool = Pool([config_of("web"), config_of("api")], runner=runner)
+def test_a_pool_serves_elsewhere_if_its_automatic_port_was_taken(
+    runner_of_any_kind: ProcessRunner | None,
+) -> None:
+    pool = Pool([config_of("web"), config_of("api")], runner=runner_of_any_kind)
     view = pool.filter(Field.NAME, "web")
     web, api = pool
     with taken(web):
@@ -85,7 +77,9 @@ def test_a_port_that_is_taken_during_the_start_is_chosen_anew() -> None:
     rivals[0].close()
 
 
-def test_a_server_that_refers_to_another_is_told_its_new_port(tmp_path: Path) -> None:
+def test_a_server_that_refers_to_another_is_told_its_new_port(
+    tmp_path: Path, process_runner: ProcessRunner
+) -> None:
     first = claim_port(3)
     (tmp_path / "pool.toml").write_text(
         f"""
@@ -103,8 +97,7 @@ def test_a_server_that_refers_to_another_is_told_its_new_port(tmp_path: Path) ->
         env = {{ API = "${{server.api.url}}" }}
         """
     )
-    runner = ProcessRunner()
-    pool = PoolConfig.load(tmp_path / "pool.toml").pool(runner=runner)
+    pool = PoolConfig.load(tmp_path / "pool.toml").pool(runner=process_runner)
     (tmp_path / "said").touch()
     said = []
     for _ in range(2):
@@ -115,7 +108,6 @@ def test_a_server_that_refers_to_another_is_told_its_new_port(tmp_path: Path) ->
             wait_until(lambda: (tmp_path / "said").read_text().splitlines() == said)
             pool.stop_sync()
     assert len(set(said)) == 2
-    loop_thread.run_sync(runner.aclose())
 
 
 def configuration(directory: Path, first: int, last: int) -> PoolConfig:
@@ -209,9 +201,10 @@ def test_a_reference_to_a_server_that_has_left_the_pool_outlasts_a_new_port() ->
         each.stop_sync()
 
 
-def test_a_change_restarts_running_servers_that_refer_to_one_with_a_new_port() -> None:
-    runner = ProcessRunner()
-    pool = Pool([refers("web", "api"), refers("api").replace(disabled=True)], runner=runner)
+def test_a_change_restarts_running_servers_that_refer_to_one_with_a_new_port(
+    process_runner: ProcessRunner,
+) -> None:
+    pool = Pool([refers("web", "api"), refers("api").replace(disabled=True)], runner=process_runner)
     web, api = pool.values()
     with pool:
         with taken(api.bind):
@@ -219,7 +212,6 @@ def test_a_change_restarts_running_servers_that_refer_to_one_with_a_new_port() -
         assert not web.stale
         environment = Path(f"/proc/{web.pids[0]}/environ").read_text()
         assert f"API={api.expose}\0" in environment
-    loop_thread.run_sync(runner.aclose())
 
 
 def test_only_what_a_new_port_concerns_is_started_again() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from poolctl import (
 )
 from tests.asgi_apps import hello
 from tests.deadline import wait_until
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.ports import claim_port
 
 SECONDS = 10.0  # less than an application would block if nothing held its callers' limits
@@ -86,14 +85,6 @@ def server(name: str, app: Any, **keys: Any) -> ServerConfig:
     return ServerConfig(
         name=name, bind=f"127.0.0.1:{claim_port()}", app=app, **{"stop_timeout": "100ms", **keys}
     )
-
-
-def refused(bind: str) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", int(bind.rpartition(":")[2])), timeout=10).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def fails(kind: type[PoolError], work: Callable[[], object]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 
 from poolctl import Pool, PoolConfig, PoolRestartError, ServerConfig, State
 from poolctl.address import parse
-from poolctl.pool import loop_thread
-from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load
@@ -35,14 +32,9 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.fixture(params=["inline", "processes"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    runner = ProcessRunner() if request.param == "processes" else None
-    made = Pool(runner=runner)
-    yield made
-    made.stop_sync()
-    if runner is not None:
-        loop_thread.run_sync(runner.aclose())
+@pytest.fixture
+def pool(python_pool: Pool) -> Pool:
+    return python_pool
 
 
 @pytest.fixture
@@ -197,7 +189,7 @@ def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
     assert len(pool) == 3
 
 
-@pytest.mark.parametrize("pool", ["processes"], indirect=True)
+@pytest.mark.parametrize("runner_of_any_kind", ["processes"], indirect=True)
 def test_apply_follows_a_file(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "pool.toml"
     port = claim_port()

@@ -31,10 +31,10 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.runners.inline_runner import InlineRunner
-from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing, saying
+from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, saying
 from tests.certificates import certificate
 from tests.deadline import wait_until
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.ports import claim_port
 
 
@@ -60,11 +60,6 @@ def port_of(server: Server) -> int:
     port = server.config.address.port
     assert port is not None
     return port
-
-
-def refuses(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_the_thread_is_there_while_something_runs_and_gone_afterwards(pool: Pool) -> None:
@@ -132,12 +127,7 @@ def test_cancelling_a_start_leaves_nothing_behind(pool: Pool) -> None:
     asyncio.run(give_up())
     wait_until(lambda: server.state is State.STOPPED)
     wait_until(lambda: not engine_threads())
-    assert get_refused(server)
-
-
-def get_refused(server: Server) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port_of(server))) != 0
+    assert refused(server.bind)
 
 
 def test_the_callers_context_variables_do_not_reach_the_requests(pool: Pool) -> None:
@@ -270,13 +260,6 @@ def test_a_file_names_the_function_that_gives_the_handlers(tmp_path: Path) -> No
     assert texts == ["default", "admin"]
 
 
-def test_an_app_that_refuses_to_start_is_quoted(pool: Pool) -> None:
-    pool.store_new(config(app=refusing))
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync()
-    assert caught.value.exceptions[0].message == "exited with status 3 before it was ready: no database"
-
-
 def test_an_app_that_is_not_there_is_named(pool: Pool) -> None:
     pool.store_new(config("a", "no_such_module_at_all:app"))
     pool.store_new(config("b", "sys:exit", factory=True))
@@ -291,7 +274,7 @@ def lose(kept: list[Any], *ports: int) -> None:
     """Give up the references, the last ones; return when none of the servers accepts any more."""
     kept.clear()
     gc.collect()
-    wait_until(lambda: all(refuses(port) for port in ports))
+    wait_until(lambda: all(refused(port) for port in ports))
 
 
 def test_running_servers_that_the_program_loses_stop_with_a_warning() -> None:
@@ -320,7 +303,7 @@ def test_running_server_serves_on_as_long_as_the_program_can_reach_it(keep: Any)
     kept.stop_sync()
     del kept
     gc.collect()
-    assert refuses(port)
+    assert refused(port)
 
 
 def test_lone_server_that_the_program_loses_while_it_restarts_stops() -> None:
@@ -472,7 +455,7 @@ def test_tls_without_any_certificate_never_becomes_plain_text(pool: Pool) -> Non
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync()
     assert "asks for TLS, and there is no default" in str(caught.value)
-    assert get_refused(server)
+    assert refused(server.bind)
 
 
 def test_a_certificate_that_is_gone_is_the_servers_failure(pool: Pool, tmp_path: Path) -> None:
@@ -520,7 +503,7 @@ def test_closing_the_runner_ends_what_runs_on_it() -> None:
     from poolctl.pool import loop_thread
 
     loop_thread.run_sync(runner.aclose())
-    assert get_refused(server)
+    assert refused(server.bind)
     wait_until(lambda: server.state is State.STOPPED)
 
 
@@ -574,19 +557,13 @@ def test_a_forked_child_holds_no_port_and_has_a_pool_that_is_stopped(pool: Pool)
         assert told.recv() == "waiting"
         assert get(server.bind).text == "hello", "the parent serves on"
         pool.stop_sync()
-        assert get_refused(server), "the child holds no listener"
+        assert refused(server.bind), "the child holds no listener"
         connection.settimeout(60)
         assert connection.recv(1) == b"", "nor a connection"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         connection.close()
-
-
-def test_a_factory_may_be_given_as_an_object(pool: Pool) -> None:
-    server = pool.store_new(config(app=make_hello()))
-    pool.start_sync()
-    assert get(server.bind).text == "made"
 
 
 def test_an_object_that_makes_the_application_is_called_by_us(

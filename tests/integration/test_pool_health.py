@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import Pool, PoolStartError, ServerConfig, Status
-from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
@@ -23,12 +21,7 @@ from pathlib import Path
 here = Path(__file__).parent
 
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     bad = scope["path"] == "/health" and ((here / "bad").exists() or (here / f"bad-{os.getpid()}").exists())
     await send({"type": "http.response.start", "status": 503 if bad else 200, "headers": []})
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
@@ -42,27 +35,19 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["inline", "processes"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    runner = ProcessRunner() if request.param == "processes" else None
-    made = Pool(
-        [ServerConfig(name="first", bind="127.0.0.1:auto", app="tests.asgi_apps:hello")], runner=runner
-    )
-    made.start_sync()  # what the first process costs does not count into a server's start_timeout
-    made.clean()
-    made.join_sync()
-    yield made
-    made.stop_sync()
-    if runner is not None:
-        from poolctl.pool import loop_thread
-
-        loop_thread.run_sync(runner.aclose())
+@pytest.fixture
+def pool(python_pool: Pool) -> Pool:
+    python_pool.store_new(ServerConfig(name="first", bind="127.0.0.1:auto", app="tests.asgi_apps:hello"))
+    python_pool.start_sync()  # what the first process costs does not count into a server's start_timeout
+    python_pool.clean()
+    python_pool.join_sync()
+    return python_pool
 
 
 @pytest.fixture
 def start_timeout(request: pytest.FixtureRequest) -> str:
     """Long enough for a process on a busy machine."""
-    return "10s" if request.node.callspec.params["pool"] == "processes" else "5s"
+    return "10s" if request.node.callspec.params["runner_of_any_kind"] == "processes" else "2s"
 
 
 def config(directory: Path, **keys: Any) -> ServerConfig:
@@ -117,23 +102,3 @@ def test_a_restart_goes_on_with_the_old_one_until_the_new_one_passes(
     server.restart_sync()
     assert server.ready
     assert get(server.config.address.port).status == 200
-
-
-def test_of_several_processes_the_one_that_is_ko_accepts_nothing(directory: Path) -> None:
-    runner = ProcessRunner()
-    pool = Pool(runner=runner)
-    try:
-        server = pool.store_new(config(directory, workers=2))
-        server.start_sync()
-        one, other = server.pids
-        (directory / f"bad-{one}").touch()
-        wait_until(lambda: server.health is Status.WARN, what="one of them is ko")
-        port = server.config.address.port
-        wait_until(lambda: {int(get(port).body) for _ in range(10)} == {other}, what="it rests")
-        (directory / f"bad-{one}").unlink()
-        wait_until(lambda: {int(get(port).body) for _ in range(10)} == {one, other}, what="it works again")
-    finally:
-        pool.stop_sync()
-        from poolctl.pool import loop_thread
-
-        loop_thread.run_sync(runner.aclose())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from poolctl import Pool, PoolStartError, ServerConfig
-from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.http_get import get
@@ -20,14 +18,9 @@ from tests.real_pool import RealPool
 Samples = dict[tuple[str, ...], float]
 
 
-@pytest.fixture(params=["inline", "processes"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    runner = ProcessRunner() if request.param == "processes" else None
-    made = Pool(runner=runner)
-    yield made
-    made.stop_sync()
-    if runner is not None:
-        loop_thread.run_sync(runner.aclose())
+@pytest.fixture
+def pool(python_pool: Pool) -> Pool:
+    return python_pool
 
 
 def config(name: str, **keys: Any) -> ServerConfig:
@@ -69,7 +62,7 @@ def test_metrics_follow_a_server_through_start_stop_and_failure(pool: Pool) -> N
     assert samples(pool.metrics())["poolctl_server_restarts_total", "web"] == 1, "a counter does not fall"
 
 
-@pytest.mark.parametrize("pool", ["processes"], indirect=True)
+@pytest.mark.parametrize("runner_of_any_kind", ["processes"], indirect=True)
 def test_requests_are_counted_in_processes_and_stay_counted_when_these_have_ended(pool: Pool) -> None:
     web = pool.store_new(config("web"))
     pool.start_sync()
@@ -121,12 +114,13 @@ def test_two_servers_of_one_name_have_samples_of_their_own() -> None:
     assert {key[1] for key in found if key[0] == "poolctl_server_ready"} == {"web", "web~2"}
 
 
-def test_names_and_labels_are_those_of_the_command(real_pool: RealPool) -> None:
+def test_names_and_labels_are_those_of_the_command(
+    real_pool: RealPool, process_runner: ProcessRunner
+) -> None:
     real_pool.write_hello("web")
     real_pool.ok("start")
     families = {each.name: each for each in text_string_to_metric_families(real_pool.ok("metrics").stdout)}
-    runner = ProcessRunner()
-    pool = Pool([config("web")], runner=runner)
+    pool = Pool([config("web")], runner=process_runner)
     pool.start_sync()
     try:
         mine = list(text_string_to_metric_families(pool.metrics()))
@@ -141,4 +135,3 @@ def test_names_and_labels_are_those_of_the_command(real_pool: RealPool) -> None:
             }
     finally:
         pool.stop_sync()
-        loop_thread.run_sync(runner.aclose())

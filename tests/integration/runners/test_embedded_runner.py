@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,25 @@ async def app(scope, receive, send):
 """
 
 
+def served_from(directory: Path, name: str = "web", app: str = "plain", text: str = APP) -> ServerConfig:
+    """A server of an application in this directory, with a port of its own."""
+    (directory / f"{app}.py").write_text(text)
+    bind = f"127.0.0.1:{claim_port()}"
+    return ServerConfig(name=name, bind=bind, app=f"{app}:app", app_dir=str(directory))
+
+
 @pytest.mark.slow
 def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # a dropped pool removes no logs
-    (tmp_path / "plain.py").write_text(APP)
-    port = claim_port()
-    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
+    config = served_from(tmp_path)
     runner = ProcessRunner()
     pool = Pool([config], runner=runner)
     keepers = []
     for _ in range(2):
         pool.start_sync(timeout=60)
-        assert get(port).status == 200
+        assert get(config.bind).status == 200
         keepers.append(runner.children.keeper_pid)
         pool.stop_sync(timeout=60)
         wait_until(lambda: not is_alive(keepers[-1]))
@@ -59,9 +63,7 @@ def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
 def test_keeper_that_could_not_be_started_is_started_again_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "plain.py").write_text(APP)
-    port = claim_port()
-    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="plain:app", app_dir=str(tmp_path))
+    config = served_from(tmp_path)
     pool = Pool([config], runner=ProcessRunner())
     loop = loop_thread.get_or_start()
     loop.hold()  # it needs descriptors as well
@@ -69,56 +71,30 @@ def test_keeper_that_could_not_be_started_is_started_again_later(
         pool.start_sync(timeout=60)
     loop.release()
     pool.start_sync(timeout=60)
-    assert get(port).status == 200
+    assert get(config.bind).status == 200
     pool.stop_sync(timeout=60)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
 
 def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(tmp_path: Path) -> None:
-    (tmp_path / "plain.py").write_text(APP)
-    servers = {
-        name: ServerConfig(
-            name=name, bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
-        )
-        for name in ("first", "second")
-    }
+    first, second = (served_from(tmp_path, name) for name in ("first", "second"))
 
     async def scenario() -> None:
         runner = ProcessRunner()
         try:
-            await runner.open(servers["first"])
-            await runner.close(servers["first"].key)
-            runner._end_if_idle()
-            await runner.open(servers["first"])
-            await runner.open(servers["second"])
+            await runner.open(first)
+            await runner.close(first.key)
+            ending = asyncio.ensure_future(runner.end_if_unused())
+            await asyncio.sleep(0)
+            await runner.open(first)
+            await ending
+            await runner.open(second)
             keeper = runner.children.keeper_pid
-            await runner.close(servers["second"].key)
-            runner._end_if_idle()
+            await runner.close(second.key)
+            await runner.end_if_unused()
             await runner.start()
             assert runner.children.keeper_pid == keeper, "one server is open"
-        finally:
-            await runner.aclose()
-
-    asyncio.run(scenario())
-
-
-def test_processes_stay_for_the_whole_time_after_the_last_of_several_servers_that_ended(
-    tmp_path: Path,
-) -> None:
-    server = ServerConfig(
-        name="web", bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
-    )
-
-    async def scenario() -> None:
-        runner = ProcessRunner()
-        try:
-            await runner.open(server)
-            await runner.close(server.key)
-            first = runner._idle
-            await runner.open(server)
-            assert first is not None
-            assert first.cancelled()
         finally:
             await runner.aclose()
 
@@ -128,10 +104,7 @@ def test_processes_stay_for_the_whole_time_after_the_last_of_several_servers_tha
 def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = ServerConfig(
-        name="web", bind=f"127.0.0.1:{claim_port()}", app="plain:app", app_dir=str(tmp_path)
-    )
-    logs = tmp_path / "logs"
+    server, logs = served_from(tmp_path), tmp_path / "logs"
     logs.write_text("in the way")
 
     async def scenario() -> None:
@@ -160,15 +133,13 @@ async def app(scope, receive, send):
 def test_killed_keeper_is_replaced_and_servers_are_watched_restarted_and_stopped(
     tmp_path: Path, until: Any
 ) -> None:
-    (tmp_path / "pids.py").write_text(PIDS_APP)
-    port = claim_port()
-    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="pids:app", app_dir=str(tmp_path))
+    config = served_from(tmp_path, app="pids", text=PIDS_APP)
     runner = ProcessRunner()
     pool = Pool([config], runner=runner)
 
     def worker() -> int | None:
         try:
-            return int(get(port).body)
+            return int(get(config.bind).body)
         except OSError:  # of one that is being killed
             return None
 
@@ -213,12 +184,10 @@ async def app(scope, receive, send):
 
 
 def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, until: Any) -> None:
-    (tmp_path / "busy.py").write_text(BUSY_APP)
-    port = claim_port()
-    config = ServerConfig(name="web", bind=f"127.0.0.1:{port}", app="busy:app", app_dir=str(tmp_path))
+    config = served_from(tmp_path, app="busy", text=BUSY_APP)
     runner = ProcessRunner()
     pool = Pool([config], runner=runner)
-    asking = threading.Thread(target=get, args=[port])
+    asking = threading.Thread(target=get, args=[config.bind])
     try:
         pool.start_sync(timeout=60)
         asking.start()
@@ -232,13 +201,6 @@ def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, 
 
 
 # Hooks.
-
-
-@pytest.fixture
-def runner() -> Iterator[ProcessRunner]:
-    made = ProcessRunner()
-    yield made
-    loop_thread.run_sync(made.aclose())
 
 
 def config_with_hooks(directory: Path, **hooks: str) -> ServerConfig:
@@ -257,36 +219,38 @@ def note(name: str) -> str:
 
 @pytest.mark.slow
 def test_hooks_run_around_a_server_also_when_the_keeper_has_nothing_else_to_do(
-    tmp_path: Path, runner: ProcessRunner
+    tmp_path: Path, process_runner: ProcessRunner
 ) -> None:
     # At the second start longer than an idle keeper lives.
     slow = "import os, time; time.sleep(11 if os.path.exists('notes') else 0); "
     hooks = config_with_hooks(tmp_path, before_start=slow + note("before"), after_stop=note("after"))
-    pool = Pool([hooks], runner=runner)
+    pool = Pool([hooks], runner=process_runner)
     for _ in range(2):
         pool.start_sync(timeout=60)
         pool.stop_sync(timeout=60)
     assert (tmp_path / "notes").read_text() == "before after before after "
 
 
-def test_failed_before_start_is_the_error_of_the_start(tmp_path: Path, runner: ProcessRunner) -> None:
-    pool = Pool([config_with_hooks(tmp_path, before_start="raise SystemExit('no database')")], runner=runner)
+def test_failed_before_start_is_the_error_of_the_start(tmp_path: Path, process_runner: ProcessRunner) -> None:
+    pool = Pool(
+        [config_with_hooks(tmp_path, before_start="raise SystemExit('no database')")], runner=process_runner
+    )
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync(timeout=60)
     (problem,) = caught.value.exceptions
     assert problem.message == "hooks.before_start exited with status 1: no database"
 
 
-def test_start_that_is_given_up_ends_its_hook(tmp_path: Path, runner: ProcessRunner, until: Any) -> None:
+def test_start_that_is_given_up_ends_its_hook(
+    tmp_path: Path, process_runner: ProcessRunner, until: Any
+) -> None:
     forever = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
-    pool = Pool([config_with_hooks(tmp_path, before_start=forever, after_stop=note("after"))], runner=runner)
+    pool = Pool(
+        [config_with_hooks(tmp_path, before_start=forever, after_stop=note("after"))], runner=process_runner
+    )
     with pytest.raises(PoolStartError):
         pool.start_sync(timeout=2)
-    until(lambda: not has_processes(runner))
+    pid = tmp_path / "pid"
+    until(lambda: not pid.exists() or not is_alive(int(pid.read_text() or 0)))
     pool.stop_sync(timeout=60)
     assert not (tmp_path / "notes").exists()
-
-
-def has_processes(runner: ProcessRunner) -> bool:
-    """Whether a process of the runner is left."""
-    return bool(runner._workers)

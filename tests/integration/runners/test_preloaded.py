@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from poolctl import Pool, ServerConfig
-from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from tests.http_get import get
 from tests.ports import claim_port
@@ -20,13 +19,14 @@ async def app(scope, receive, send):
 """
 
 
-def test_servers_are_forked_from_an_import_and_restarted_together_with_new_code(tmp_path: Path) -> None:
+def test_servers_are_forked_from_an_import_and_restarted_together_with_new_code(
+    tmp_path: Path, process_runner: ProcessRunner
+) -> None:
     module = tmp_path / "embedded.py"
     module.write_text("VERSION = 1\n" + APP)
     keys = {"app": "embedded:app", "app_dir": str(tmp_path), "preload": True}
     configs = [ServerConfig(name=name, bind=f"127.0.0.1:{claim_port()}", **keys) for name in "abc"]
-    runner = ProcessRunner()
-    pool = Pool(configs, runner=runner)
+    pool = Pool(configs, runner=process_runner)
 
     def answers() -> list[tuple[int, int]]:
         """Version and the process of the import, by server."""
@@ -46,4 +46,3 @@ def test_servers_are_forked_from_an_import_and_restarted_together_with_new_code(
         assert imported_in_again != imported_in
     finally:
         pool.stop_sync(timeout=60)
-        loop_thread.run_sync(runner.aclose())
