@@ -15,55 +15,32 @@ logger or the zygote is frozen, or the downloads do not end by themselves. Then 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from tests import downloads
 from tests.deadline import wait_until
-from tests.http_get import get
+from tests.http_get import get, refused
+from tests.integration.processes.test_both_killed import kill_both
 from tests.ports import claim_port
-from tests.processes import is_alive, process_name
-from tests.real_pool import Done, RealPool
+from tests.processes import is_alive
+from tests.real_pool import Done
 
-from .gateway import KINDS
+from .room import SETTLED_SECONDS, Room, options_of
 from .stage import Fault
 
 DRAIN_SECONDS = 20.0
-SETTLED_SECONDS = 120.0
 COMMAND_SECONDS = 200.0
-APP = """
-import asyncio, os, pathlib, time
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
-    path = scope["path"]
-    if path == "/block":
-        pathlib.Path("blocked").touch()
-        time.sleep(600)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    while path == "/download" and not os.path.exists("may-end"):
-        await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
-        await asyncio.sleep(0.05)
-    await send({"type": "http.response.body", "body": b"the end"})
-"""
 WSGI = """
 def app(environ, start):
     start("200 OK", [("Content-Length", "2")])
@@ -124,54 +101,21 @@ KILLED = {"hung", "stubborn"}
 LEFT = re.compile(r"(\d+) process(?:es)? of a killed pool (?:were|was) left over: ([^;\n]*)")
 
 
-class Download(threading.Thread):
-    """A download that has begun; `received` is its text, or what went wrong, once it has ended."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.received = ""
-        self._client = socket.create_connection(("127.0.0.1", port), timeout=COMMAND_SECONDS)
-        self._client.sendall(b"GET /download HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        if not (begin := self._client.recv(4096)).startswith(b"HTTP/1.1 200"):
-            raise Fault(f"a download begins with {begin!r}")
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with self._client as client:
-                self.received = b"".join(iter(lambda: client.recv(65536), b"")).decode()
-        except OSError as error:
-            self.received = repr(error)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.received.endswith("the end\r\n0\r\n\r\n")
-
-
-class BothKilled:
+class BothKilled(Room):
     """The pool, and what is done to it."""
 
     def __init__(self, seed: int, say: Callable[[str], None]) -> None:
-        self.chance = random.Random(seed)
-        self.say = say
-        self.room = Path(tempfile.mkdtemp(prefix="pcb-", dir="/tmp"))
-        self.directory, runtime = self.room / "d", self.room / "r"
-        self.directory.mkdir()
-        runtime.mkdir(mode=0o700)
-        self.pool = RealPool(self.directory, runtime)
-        self.pool.warm = False
+        super().__init__(seed, say)
         names = ("gateway", "page", "web", "hung", "sleepy", "gunicorn", "pair")
         self.ports = {name: claim_port() for name in names}
-        for name, text in {"downloads": APP, "wsgi": WSGI, "stubborn": STUBBORN}.items():
+        for name, text in {"downloads": downloads.APP, "wsgi": WSGI, "stubborn": STUBBORN}.items():
             (self.directory / f"{name}.py").write_text(textwrap.dedent(text))
         text = FILE.format(**self.ports, python=sys.executable, drain=DRAIN_SECONDS)
         (self.directory / "pool.toml").write_text(text)
 
     def close(self) -> None:
-        """End the pool, and remove its files."""
         self._let_downloads_end()
-        self.pool.end()
-        shutil.rmtree(self.room, ignore_errors=True)
+        super().close()
 
     def run(self, times: int) -> None:
         """Raises Fault, AssertionError."""
@@ -188,22 +132,24 @@ class BothKilled:
             self.say(f"{number + 1}: {story}")
             self._time(command, ends=ends, frozen=frozen, kills_master=kills_master, stranger=stranger)
             self.say(f"{number + 1}: as it should be, after {time.monotonic() - began:.1f} s")
-        self._command("stop")
+        self.ok("stop", timeout_seconds=COMMAND_SECONDS)
         self._check_nothing_is_left()
 
     def _time(self, command: str, *, ends: bool, frozen: str, kills_master: bool, stranger: str) -> None:
         self._start_and_settle()
-        downloads = [Download(self.ports["web"]), Download(self.ports["gateway"])]
+        running = [downloads.Download(self.ports[name]) for name in ("web", "gateway")]
         with self._blocked() as hung:
             items = self.pool.items()
             if frozen:
-                os.kill(self._pid(frozen), signal.SIGSTOP)
+                os.kill(self.chance.choice(self.pids_of(frozen)), signal.SIGSTOP)
             earlier = self.pool.processes().keys()
-            self._kill_both()
+            kill_both(self.pool, wait_until, self.chance.choice(("keeper", "supervisor")))
             killed = time.monotonic()
             if kills_master:
                 os.kill(items["gunicorn"]["pids"][0], signal.SIGKILL)
-            wait_until(lambda: self._is_refused("web"), what="the application's address refuses connections")
+            wait_until(
+                lambda: refused(self.ports["web"]), what="the application's address refuses connections"
+            )
             with self._stranger(items["queue"]["pids"][0], stranger) as pid:
                 status = self.pool.run("status")
                 if status.code != 3 or LEFT.search(status.stdout) is None:
@@ -214,7 +160,7 @@ class BothKilled:
                 if command == "start":
                     self._check_everything_answers()
                 self._let_downloads_end()
-                for download in downloads:
+                for download in running:
                     download.join(COMMAND_SECONDS)
                     if ends and in_time and not download.is_complete:
                         raise Fault(f"a download has ended with {download.received[-200:]!r}")
@@ -230,7 +176,7 @@ class BothKilled:
     def _start_and_settle(self) -> None:
         for name in ("may-end", "blocked"):
             (self.directory / name).unlink(missing_ok=True)
-        self._command("start")
+        self.ok("start", timeout_seconds=COMMAND_SECONDS)
         self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
@@ -246,20 +192,6 @@ class BothKilled:
             client.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
             wait_until((self.directory / "blocked").exists)
             yield self.pool.items()["hung"]["pids"][0]
-
-    def _pid(self, kind: str) -> int:
-        pids = [pid for pid in self.pool.processes() if process_name(pid) == KINDS[kind]]
-        return self.chance.choice(pids)
-
-    def _kill_both(self) -> None:
-        """So that neither can replace the other."""
-        info = self.pool.info()
-        pids = [info["keeper_pid"], info["supervisor_pid"]]
-        self.chance.shuffle(pids)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids:
-                os.kill(pid, number)
-        wait_until(lambda: not any(map(is_alive, pids)))
 
     @contextlib.contextmanager
     def _stranger(self, program: int, has: str) -> Iterator[int]:
@@ -295,7 +227,7 @@ class BothKilled:
         if ends and command == "stop":
             timer.start()
         try:
-            return self._command(command)
+            return self.ok(command, timeout_seconds=COMMAND_SECONDS)
         finally:
             timer.cancel()
 
@@ -327,21 +259,11 @@ class BothKilled:
     def _check_nothing_is_left(self) -> None:
         if left := self.pool.processes():
             raise Fault(f"processes are left over: {left}")
-        if accepted := [name for name in self.ports if not self._is_refused(name)]:
+        if accepted := [name for name, port in self.ports.items() if not refused(port)]:
             raise Fault(f"the addresses of {accepted} do not refuse connections")
-
-    def _is_refused(self, name: str) -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", self.ports[name])) != 0
 
     def _described(self, pids: Collection[int]) -> dict[int, str]:
         return {pid: line for pid, line in self.pool.processes().items() if pid in pids}
-
-    def _command(self, *words: str) -> Done:
-        done = self.pool.run(*words, timeout_seconds=COMMAND_SECONDS)
-        if done.code or "Traceback" in done.stderr:
-            raise Fault(str(done))
-        return done
 
 
 def _with_pid(pid: int, script: str) -> subprocess.Popen[bytes]:
@@ -366,14 +288,7 @@ def _is_in(pid: int, session: int) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.both_killed", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--times", type=int, default=20, help="how often (20)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order (a random one)")
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
+    options = options_of("both_killed", __doc__, times={"type": int, "default": 20, "help": "how often (20)"})
     chaos = BothKilled(options.seed, lambda text: print(text, flush=True))
     with contextlib.closing(chaos):
         try:

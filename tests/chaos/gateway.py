@@ -16,14 +16,12 @@ is killed. With `--deaths` a worker is killed every second as well. Invariants:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -41,10 +39,10 @@ from tests.ports import claim_port
 from tests.processes import is_alive, process_name, stat
 from tests.real_pool import RealPool
 
+from .room import KINDS, SETTLED_SECONDS, Room, options_of
 from .stage import Fault
 
 ROOT = Path(__file__).parents[2]
-SETTLED_SECONDS = 120.0
 STOPPED_SECONDS = 1.0
 DEATHS_SECONDS = 1.0
 ANSWERS = 20  # requests of each kind of client between two events
@@ -163,13 +161,6 @@ CLIENTS = {
     "TCP streams": Client("keep_alive", 2, "tcp", pause=0.01),
 }
 
-# The names in ps of the kinds of process. HAProxy and the workers are known from `list`.
-KINDS = {
-    "keeper": "poolctl-keeper", "supervisor": "poolctl-superv.", "logger": "poolctl-logger",
-    "web": "poolctl-web", "accept": "poolctl-accept", "zygote": "poolctl-zygote", "worker": "",
-    "forwarder": "poolctl-forward", "gateway": "",
-}  # fmt: skip
-
 
 @dataclass
 class Outcome:
@@ -224,7 +215,7 @@ class Deaths(threading.Thread):
                 os.kill(pid, signal.SIGKILL)
 
 
-class GatewayChaos:
+class GatewayChaos(Room):
     """The pool, its clients and the events, which are methods without arguments, by name."""
 
     def __init__(
@@ -236,14 +227,9 @@ class GatewayChaos:
         clients: Mapping[str, Client] = CLIENTS,
         program: str = "",
     ) -> None:
+        super().__init__(seed, say)
         self.clients = clients
         self.gateway_keys = f'program = "{program}"' if program else ""
-        self.room = Path(tempfile.mkdtemp(prefix="pcg-", dir="/tmp"))
-        self.directory, self.runtime = self.room / "d", self.room / "r"
-        self.directory.mkdir()
-        self.runtime.mkdir(mode=0o700)
-        self.pool = RealPool(self.directory, self.runtime)
-        self.pool.warm = False  # each version executes its own commands
         self.pool.env = {name: value for name, value in self.pool.env.items() if not name.startswith("COV")}
         self.ports = {name: claim_port() for name in ("plain", "tls", "tcp", "spare", "page")}
         self.second, self.port, self.changes = "two", claim_port(), 0
@@ -251,8 +237,6 @@ class GatewayChaos:
         self.executed.touch()
         self.posts: set[bytes] = set()
         self.read_bytes = 0
-        self.chance = random.Random(seed)
-        self.say = say
         self.versions = 0
         shutil.copytree(Path(poolctl.__file__).parent, self.room / "package")
         self.has_route = self.has_listener = False
@@ -346,11 +330,7 @@ class GatewayChaos:
 
     def run(self, requests: int, events: tuple[str, ...] = ()) -> dict[str, Outcome]:
         """Run all events in rounds, in varying order, until the number of requests is complete. Raises Fault."""
-        certificate(self.directory)
-        self._install_and_list_changed_files()
-        self._write()
-        self._command("start")
-        self._settle({})
+        self.begin()
         names = list(events or EVENTS)
         with contextlib.ExitStack() as stack:
             for load in self.loads.values():
@@ -367,6 +347,14 @@ class GatewayChaos:
         reports = {name: load.report for name, load in self.loads.items()}
         self._judge("end of the load", before, reports, Outcome())
         return self.outcomes
+
+    def begin(self) -> None:
+        """Start the pool."""
+        certificate(self.directory)
+        self._install_and_list_changed_files()
+        self._write()
+        self._command("start")
+        self._settle({})
 
     def _event(self, name: str, before: dict[str, Report]) -> dict[str, Report]:
         outcome = self.outcomes.setdefault(name, Outcome())
@@ -490,7 +478,7 @@ class GatewayChaos:
             return str(dead)
         if frozen := [pid for pid in self.pool.processes() if is_alive(pid) and stat(pid).state in "Tt"]:
             return f"frozen processes {[f'{pid} {process_name(pid)}' for pid in frozen]}"
-        return "" if len(found := self._pids("forwarder")) == 1 else f"the forwarders {found}"
+        return "" if len(found := self.pids_of("forwarder")) == 1 else f"the forwarders {found}"
 
     def _look(self) -> dict[str, Report]:
         return {name: load.look() for name, load in self.loads.items()}
@@ -505,9 +493,6 @@ class GatewayChaos:
         init.write_text(init.read_text().replace(version, f'__version__ = "99.0.{self.versions}"'))
         self.pool.env["PYTHONPATH"] = str(place)
 
-    def _pids(self, kind: str) -> list[int]:
-        return [pid for pid in self.pool.processes() if process_name(pid) == KINDS[kind]]
-
     def _pid(self, kind: str) -> int:
         """A process of this kind, which runs now."""
         if kind == "gateway":
@@ -519,7 +504,7 @@ class GatewayChaos:
         if kind == "zygote":
             self._command("restart", "one")
         pids = wait_until(
-            lambda: self._pids(kind), timeout_seconds=SETTLED_SECONDS, what=f"there is a {kind}"
+            lambda: self.pids_of(kind), timeout_seconds=SETTLED_SECONDS, what=f"there is a {kind}"
         )
         return int(self.chance.choice(pids))
 
@@ -581,8 +566,7 @@ class GatewayChaos:
         for load in self.loads.values():
             with contextlib.suppress(Exception):
                 load.stop()
-        self.pool.end()
-        shutil.rmtree(self.room, ignore_errors=True)
+        super().close()
 
 
 def _answers(report: Report) -> int:
@@ -625,17 +609,13 @@ def gateway_chaos(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.gateway", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = options_of(
+        "gateway", __doc__,
+        requests={"type": int, "default": 1_000_000, "help": "how many at least (1000000)"},
+        only={"action": "append", "choices": EVENTS, "help": "nothing but this event (repeatable)"},
+        deaths={"action": "store_true", "help": "kill a worker every second as well"},
+        keep_going={"action": "store_true", "help": "after a fault"},
     )  # fmt: skip
-    parser.add_argument("--requests", type=int, default=1_000_000, help="how many at least (1000000)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order (a random one)")
-    parser.add_argument("--only", action="append", choices=EVENTS, help="nothing but this event (repeatable)")
-    parser.add_argument("--deaths", action="store_true", help="kill a worker every second as well")
-    parser.add_argument("--keep-going", action="store_true", help="after a fault")
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
     with gateway_chaos(options.seed, lambda text: print(text, flush=True), deaths=options.deaths) as chaos:
         chaos.keeps_going = options.keep_going
         return chaos.report(lambda: chaos.run(options.requests, tuple(options.only or ())))

@@ -9,25 +9,23 @@ the start.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import random
 import re
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 
 from poolctl.platform import memory_bytes
-from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.http_get import refused
 from tests.ports import claim_port
 from tests.programs import program
 
-from .gateway import CLIENTS, ROOT, SETTLED_SECONDS, Client, GatewayChaos
+from .gateway import CLIENTS, ROOT, Client, GatewayChaos
+from .room import SETTLED_SECONDS, options_of
 from .stage import Fault
 
 IDLE = {
@@ -155,7 +153,7 @@ class StructureChaos(GatewayChaos):
         self._write()
         self._command(*WAYS[self.removed])
         port, self.removed = self._port(), ""
-        if self._refuses(port):
+        if refused(port):
             raise Fault("an added listener refuses connections")
         self._restart_and_kill()
 
@@ -170,7 +168,7 @@ class StructureChaos(GatewayChaos):
             self._command(self.removed, "extra", *(["--save"] if self.removed == "remove" else []))
         # The change of HAProxy that `stop` and `disable` cause follows them.
         wait_until(
-            lambda: self._refuses(self._port()),
+            lambda: refused(self._port()),
             timeout_seconds=REFUSES_SECONDS,
             what="it refuses connections",
         )
@@ -212,11 +210,6 @@ class StructureChaos(GatewayChaos):
                 os.close(fd)
             self.kills.times.append((killed, time.time()))
 
-    @staticmethod
-    def _refuses(port: int) -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", port)) != 0
-
     def memory(self) -> tuple[int, int]:
         """How many processes HAProxy has, and their memory."""
         pids = [pid for pid, command in self.pool.processes().items() if command.endswith("haproxy.cfg")]
@@ -225,11 +218,7 @@ class StructureChaos(GatewayChaos):
 
     def run_changes(self, changes: int, names: tuple[str, ...]) -> None:
         """Make so many changes. Raises Fault."""
-        certificate(self.directory)
-        self._install_and_list_changed_files()
-        self._write()
-        self._command("start")
-        self._settle({})
+        self.begin()
         started = self.memory()
         order = [names[number % len(names)] for number in range(changes)]
         self.chance.shuffle(order)
@@ -244,7 +233,7 @@ class StructureChaos(GatewayChaos):
         self.say(f"at the start {started}, at the end {self.memory()}")
         if self.memory()[1] - started[1] > MAX_GROWTH_BYTES:
             self.faults.append(f"HAProxy has grown from {started} to {self.memory()}")
-        if self.removed and not self._refuses(self._port()):
+        if self.removed and not refused(self._port()):
             self.faults.append(f"at the end a listener removed by {self.removed} accepts connections")
 
     def _with_direction(self, name: str) -> str:
@@ -263,16 +252,12 @@ CHANGES = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.structure", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = options_of(
+        "structure", __doc__,
+        changes={"type": int, "default": 300, "help": "how many (300)"},
+        program={"default": program("haproxy"), "help": "HAProxy's executable"},
+        only={"action": "append", "choices": CHANGES, "help": "nothing but this (repeatable)"},
     )  # fmt: skip
-    parser.add_argument("--changes", type=int, default=300, help="how many (300)")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order (a random one)")
-    parser.add_argument("--program", default=program("haproxy"), help="HAProxy's executable")
-    parser.add_argument("--only", action="append", choices=CHANGES, help="nothing but this (repeatable)")
-    options = parser.parse_args()
-    print(f"seed {options.seed}")
     chaos = StructureChaos(options.seed, lambda text: print(text, flush=True), options.program)
     chaos.keeps_going = True
     with contextlib.closing(chaos):

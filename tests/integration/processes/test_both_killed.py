@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.http_get import get
+from tests import downloads
+from tests.http_get import get, refused
 from tests.integration.processes.test_deaths import helper
 from tests.processes import children, command_line, freeze, is_alive
 from tests.real_pool import RealPool
@@ -37,71 +35,27 @@ def kill_both(pool: RealPool, until: Any, first: str = "supervisor") -> None:
     until(lambda: not any(" supervisor " in line for line in pool.processes().values()))
 
 
-# A download that goes on until the test lets it end, and prints at its end.
-SLOW_APP = """
-import asyncio, os
-
-async def app(scope, receive, send):
-    assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    while scope["path"] == "/download" and not os.path.exists("may-end"):
-        await send({"type": "http.response.body", "body": b"more\\n", "more_body": True})
-        await asyncio.sleep(0.02)
-    print("the end of", scope["path"], flush=True)
-    await send({"type": "http.response.body", "body": b"the end"})
-"""
-
-
-@contextlib.contextmanager
-def download(port: int) -> Iterator[list[str]]:
-    """A download that has begun; afterwards the list has what was received, or the error."""
-    received: list[str] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(b"GET /download HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert client.recv(4096)
-
-        def receive() -> None:
-            try:
-                received.append(b"".join(iter(lambda: client.recv(65536), b"")).decode())
-            except OSError as error:
-                received.append(repr(error))
-
-        receiving = threading.Thread(target=receive)
-        receiving.start()
-        try:
-            yield received
-        finally:
-            receiving.join(60)
-
-
-def is_refused(port: int) -> bool:
-    try:
-        get(port)
-    except (ConnectionRefusedError, ConnectionResetError) as error:
-        return isinstance(error, ConnectionRefusedError)
-    return False
-
-
 @pytest.mark.capability
 def test_a_worker_finishes_its_requests_and_the_next_start_does_not_wait_for_it(
     pool: RealPool, until: Any
 ) -> None:
     port = pool.write_hello()["web"]
-    pool.write("hello.py", SLOW_APP)
+    pool.write("hello.py", downloads.APP)
     pool.ok("start")
     before = pool.items()["web"]["pids"]
-    with download(port) as received:
-        kill_both(pool, until)
-        until(lambda: is_refused(port))
-        assert pool.run("status").code == 3
-        assert "left over: " in pool.run("status").stdout
-        said = pool.ok("start").stderr
-        assert "of a killed pool were left over: the logger, web; still finishing: the logger, web" in said
-        assert pool.items()["web"]["pids"] != before
-        assert get(port).status == 200
-        assert is_alive(before[0])
-        pool.write("may-end", "")
-    assert received[0].endswith("the end\r\n0\r\n\r\n")
+    download = downloads.Download(port)
+    kill_both(pool, until)
+    until(lambda: refused(port))
+    assert pool.run("status").code == 3
+    assert "left over: " in pool.run("status").stdout
+    said = pool.ok("start").stderr
+    assert "of a killed pool were left over: the logger, web; still finishing: the logger, web" in said
+    assert pool.items()["web"]["pids"] != before
+    assert get(port).status == 200
+    assert is_alive(before[0])
+    pool.write("may-end", "")
+    download.join(60)
+    assert download.is_complete, download.received
     until(lambda: not is_alive(before[0]))
     until(lambda: "the end of /download" in pool.ok("logs", "web").stdout)
     done = pool.ok("stop")
@@ -112,11 +66,11 @@ def test_a_worker_finishes_its_requests_and_the_next_start_does_not_wait_for_it(
 @pytest.mark.parametrize("first", ["keeper", "supervisor"])
 def test_idle_workers_and_helpers_end_by_themselves(pool: RealPool, until: Any, first: str) -> None:
     port = pool.write_hello("web", "sleepy", extra='scale = { min = 0 }\ntls = "self-signed"')["web"]
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace('tls = "self-signed"', ""))
+    pool.replace('tls = "self-signed"', "")
     pool.ok("start", "web")
     kill_both(pool, until, first)
     until(lambda: not pool.processes())
-    assert is_refused(port)
+    assert refused(port)
     assert pool.ok("stop").stdout == "nothing is running\n"
     assert list(pool.runtime.glob("*/processes")) == []
 
@@ -140,23 +94,10 @@ def test_stop_ends_programs_whatever_became_of_the_file(pool: RealPool, until: A
     assert list(pool.runtime.glob("@*")) == []
 
 
-BLOCKING = """
-import pathlib, time
-
-async def app(scope, receive, send):
-    assert scope["type"] == "http"
-    if scope["path"] == "/block":
-        pathlib.Path("blocked").touch()
-        time.sleep(600)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-"""
-
-
 @pytest.mark.parametrize("command", ["start", "stop"])
 def test_a_worker_whose_event_loop_is_blocked_is_killed(pool: RealPool, until: Any, command: str) -> None:
     port = pool.write_hello(extra='stop_timeout = "1s"')["web"]
-    pool.write("hello.py", BLOCKING)
+    pool.write("hello.py", downloads.APP)
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -253,8 +194,11 @@ def test_a_stranger_with_a_noted_pid_is_never_ended(pool: RealPool, until: Any, 
     os.kill(program, signal.SIGKILL)
 
 
-def test_live_changes_are_in_force_in_the_next_pool(pool: RealPool, until: Any, free_port: Any) -> None:
-    pool.write_hello("many", "out", "quiet", "off", "gone", "worn")
+@pytest.mark.parametrize("also_the_keeper", [False, True])
+def test_live_changes_are_in_force_under_the_next_supervisor(
+    pool: RealPool, until: Any, free_port: Any, also_the_keeper: bool
+) -> None:
+    ports = pool.write_hello("many", "out", "quiet", "off", "gone", "worn")
     pool.ok("start")
     pool.ok("add", "extra", "--bind", f"127.0.0.1:{free_port()}", "--app", "hello:app")
     pool.ok("scale", "many", "2")
@@ -263,13 +207,18 @@ def test_live_changes_are_in_force_in_the_next_pool(pool: RealPool, until: Any, 
     pool.ok("disable", "off")
     pool.ok("remove", "gone")
     before = pool.items()
-    kill_both(pool, until)
-    pool.ok("start", "many")
+    if also_the_keeper:
+        kill_both(pool, until)
+        pool.ok("start", "many")
+    else:
+        pool.replace_supervisor()
+    keys = ("state", "workers") if also_the_keeper else ("state", "workers", "pids", "restarts")
 
     def states(items: dict[str, Any]) -> dict[str, Any]:
-        return {name: (item["state"], item["workers"]) for name, item in items.items()}
+        return {name: [item[key] for key in keys] for name, item in items.items()}
 
     until(lambda: states(pool.items()) == states(before), what=lambda: str(states(pool.items())))
+    assert get(ports["out"]).headers.get("connection") == "close"
     plan = pool.run("reload", "--dry-run", "-o", "json").json["changes"]
     assert {(change["name"], change["change"]) for change in plan} == {
         (name, "override") for name in ("many", "out", "off", "gone", "extra")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests import downloads
 from tests.http_get import get
-from tests.integration.processes.test_both_killed import BLOCKING, kill_both
+from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_statistics import stats
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
@@ -25,11 +26,7 @@ HOSTILE = """
 import array, os, socket, json
 CONTROL = 17
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        for kind in ("startup", "shutdown"):
-            await receive()
-            await send({"type": f"lifespan.{kind}.complete"})
-        return
+    assert scope["type"] == "http"
     control = socket.socket(fileno=os.dup(CONTROL))
     if scope["path"] == "/attack":
         attack(control)
@@ -193,7 +190,7 @@ def test_worker_of_another_user_that_does_not_end_is_ended(
     hostile: RealPool, until: Any, command: str
 ) -> None:
     hostile.write(
-        "hostile.py", BLOCKING.replace('pathlib.Path("blocked").touch()', 'print("blocked", flush=True)')
+        "hostile.py", downloads.APP.replace('pathlib.Path("blocked").touch()', 'print("blocked", flush=True)')
     )
     hostile.ok("start")
     (bad,) = hostile.items()["bad"]["pids"]
