@@ -25,13 +25,15 @@ async def app(scope, receive, send):
 """
 
 
-def connect(where: int | str) -> socket.socket:
-    """A connection to a port of 127.0.0.1, or to the path of a Unix socket."""
+def connect(where: int | str, first_bytes: bytes = b"") -> socket.socket:
+    """A connection to a port of 127.0.0.1, or to the path of a Unix socket, on which this has been sent."""
     if isinstance(where, int):
-        return socket.create_connection(("127.0.0.1", where), timeout=60)
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(60)
-    sock.connect(where)
+        sock = socket.create_connection(("127.0.0.1", where), timeout=60)
+    else:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(60)
+        sock.connect(where)
+    sock.sendall(first_bytes)
     return sock
 
 

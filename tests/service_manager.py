@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.deadline import wait_until
+from tests.real_pool import RealPool
 
 # What systemd does between fork and exec: LISTEN_PID is the pid of the program itself.
 _EXECUTE = """
@@ -153,3 +154,17 @@ def service_manager(
         yield manager
     finally:
         manager.close()
+
+
+@contextlib.contextmanager
+def run_with_socket(pool: RealPool, listener: socket.socket) -> Iterator[None]:
+    """`poolctl run` with this socket, named "web", as a service has it; the socket is closed here."""
+    fd = listener.fileno()
+    argv = [sys.executable, "-c", _EXECUTE, str(fd), "web", *pool.command(), "run"]
+    with listener:
+        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
+    try:
+        yield
+    finally:
+        running.terminate()
+        running.wait(timeout=60)

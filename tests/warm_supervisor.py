@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -98,9 +99,12 @@ def _spawn_or_fork(
 def _run(
     main: Callable[[], None], argv: Sequence[str], env: Mapping[str, str], fds: Sequence[int], output: str
 ) -> None:
-    spawn._renumber_and_close_others(fds)
-    for fd in range(3, 3 + len(fds)):
-        os.set_inheritable(fd, True)
+    end = 3 + len(fds)
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for fd in fds]
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for number, fd in enumerate(lifted, 3):
+        os.dup2(fd, number)
+    os.closerange(end, os.sysconf("SC_OPEN_MAX"))
     log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
 
 import pytest
 
 from tests.deadline import wait_until
-from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 
@@ -22,16 +18,6 @@ def pool(real_pool: RealPool) -> RealPool:
 
 def ready(pool: RealPool) -> bool:
     return pool.run("status").code == 0
-
-
-@pytest.mark.heavy
-def test_run_ends_when_another_command_stops_its_pool(pool: RealPool) -> None:
-    running = pool.spawn("run")
-    wait_until(lambda: ready(pool))
-    pool.ok("stop")
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 0, err
-    assert "Traceback" not in err
 
 
 def test_run_continues_with_ready_servers_and_reports_failed_ones(pool: RealPool) -> None:
@@ -82,47 +68,6 @@ def test_run_with_json_keeps_standard_output_for_the_document(pool: RealPool) ->
 
 
 @pytest.mark.heavy
-def test_a_reader_of_run_that_goes_away_ends_it(pool: RealPool) -> None:
-    running = pool.spawn("run")
-    wait_until(lambda: ready(pool))
-    assert running.stdout is not None
-    (worker,) = pool.items()["users"]["pids"]
-    running.stdout.close()
-    # What its successor prints is what nobody reads; the pool may have ended before, of what the first one has printed.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(worker, signal.SIGKILL)
-    assert running.wait(60) == 141
-    wait_until(lambda: pool.processes() == {})
-
-
-def test_an_interrupted_start_is_130_and_one_document(pool: RealPool) -> None:
-    app = pool.directory / "hello.py"
-    app.write_text("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n" + app.read_text())
-    starting = pool.spawn("start", "-o", "json")
-    wait_until((pool.directory / "importing").exists)
-    starting.send_signal(signal.SIGINT)
-    out, _ = starting.communicate(timeout=60)
-    assert starting.returncode == 130
-    assert json.loads(out)["errors"][0]["error"] == "ErrorInterrupted"
-
-
-def test_everything_works_on_a_pool_by_its_name(pool: RealPool) -> None:
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", '[pool]\nname = "shop"\n' + text)
-    pool.ok("start")
-    elsewhere = pool.directory / "elsewhere"
-    elsewhere.mkdir()
-    assert pool.ok("--pool", "shop", "list", "-o", "name", cwd=elsewhere).stdout == "users\norders\n"
-    wait_until(lambda: "startup complete" in pool.ok("--pool", "shop", "logs", "users", cwd=elsewhere).stdout)
-    assert pool.ok("show", "--pool", "shop", "users", cwd=elsewhere).stdout.startswith("users\n")
-    assert "hello:app" in pool.ok("config", "--pool", "shop", cwd=elsewhere).stdout
-    pool.ok("restart", "--pool", "shop", cwd=elsewhere)
-    pool.ok("stop", "--pool", "shop", cwd=elsewhere)
-    assert pool.run("start", "--pool", "shop", cwd=elsewhere).code == 6
-    assert pool.run("run", "--pool", "shop", cwd=elsewhere).code == 6
-
-
-@pytest.mark.heavy
 def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_warns(
     real_pool: RealPool,
 ) -> None:
@@ -148,18 +93,6 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 0
-
-
-@pytest.mark.heavy
-def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
-    port = claim_port()
-    settings = f'[pool]\nport_range = "{port}-{port}"\n'
-    pool.write("pool.toml", settings + '[[server]]\nname = "a"\nbind = "127.0.0.1:auto"\napp = "hello:app"\n')
-    assert pool.ok("list", "-o", "bind").stdout == "127.0.0.1:auto\n"
-    pool.ok("start")
-    chosen = pool.ok("list", "-o", "bind").stdout
-    pool.ok("stop")
-    assert pool.ok("list", "-o", "bind").stdout == chosen != "127.0.0.1:auto\n"
 
 
 def test_a_pool_without_servers_is_not_started(pool: RealPool) -> None:

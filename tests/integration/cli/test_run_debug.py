@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.configuration import server
-from tests.http_get import Reply, get
+from tests.http_get import Reply, get, refused
 from tests.real_pool import HELLO_APP, RealPool
 from tests.terminal import Terminal
 
@@ -19,11 +18,6 @@ STOPS = HELLO_APP.replace(
     '    await send({"type": "http.response.start"',
     '    breakpoint()\n    await send({"type": "http.response.start"',
 )
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.capability
@@ -47,7 +41,7 @@ def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: Re
         assert real_pool.run("status").code == 3, "there is no pool"
         terminal.press("\x03")
         assert terminal.end() == 130
-    assert not listening(port)
+    assert refused(port)
     assert real_pool.processes() == {}
 
 
@@ -58,7 +52,7 @@ def test_a_server_of_the_pool_has_to_be_stopped_before(real_pool: RealPool, unti
     assert (done.code, "poolctl stop web" in done.stderr) == (8, True), str(done)
     real_pool.ok("stop", "web")
     debugged = real_pool.spawn("run", "--debug", "web")
-    until(lambda: listening(port))
+    until(lambda: not refused(port))
     assert get(port).status == 200
     assert real_pool.items()["other"]["ready"]
     debugged.send_signal(signal.SIGTERM)
@@ -90,7 +84,7 @@ def test_a_program_runs_with_its_sockets_and_surroundings_and_its_status_is_that
     table = server("it", bind=f"127.0.0.1:{port}", command=command, env={"WORD": "hello"}, cwd="inside")
     real_pool.write("pool.toml", table)
     debugged = real_pool.spawn("run", "--debug")
-    until(lambda: listening(port))
+    until(lambda: not refused(port))
     assert get(port).text == f"{debugged.pid} hello inside"
     debugged.send_signal(signal.SIGTERM)
     assert debugged.wait(60) == 128 + signal.SIGTERM
@@ -133,7 +127,7 @@ def test_debug_run_uses_the_servers_user(real_pool: RealPool, until: Any) -> Non
         ),
     )
     debugged = real_pool.spawn("run", "--debug", "web")
-    until(lambda: listening(port))
+    until(lambda: not refused(port))
     assert get(port).text.startswith("(65534, 1)")
     debugged.send_signal(signal.SIGINT)
     assert debugged.wait(60) == 130
@@ -142,10 +136,9 @@ def test_debug_run_uses_the_servers_user(real_pool: RealPool, until: Any) -> Non
 def test_secrets_of_the_pool_are_not_in_its_environment(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello("web")["web"]
     real_pool.env |= {"PAGE_TOKEN": "secret-token", "OTHER": "other"}
-    path = real_pool.directory / "pool.toml"
-    path.write_text(f'[dashboard]\ntoken_env = "PAGE_TOKEN"\n{path.read_text()}')
+    real_pool.append('[dashboard]\ntoken_env = "PAGE_TOKEN"\n')
     debugged = real_pool.spawn("run", "--debug", "web")
-    until(lambda: listening(port))
+    until(lambda: not refused(port))
     get(port)  # its program has taken the place of the command's
     block = Path(f"/proc/{debugged.pid}/environ").read_text()
     assert "OTHER=other" in block

@@ -20,9 +20,13 @@ COMMANDS = [
     ["config", "--schema"], ["validate", "-o", "json"], ["help", "--all"], ["--version"],
     ["--help"], ["run", "--help"], ["walk", "--", "echo", "x" * 200],
 ]  # fmt: skip
-ENVIRONMENTS = [{}, {"PYTHONUNBUFFERED": "1"}]
+# All of them print in one way: in an environment that changes it, some.
+ENVIRONMENTS = pytest.mark.parametrize(
+    ("env", "commands"), [({}, COMMANDS), ({"PYTHONUNBUFFERED": "1"}, COMMANDS[::3])], ids=["", "unbuffered"]
+)
 pytestmark = pytest.mark.timeout(600)  # dozens of commands with large results
 FULL = Path("/dev/full")
+Commands = list[list[str]]
 
 
 @pytest.fixture
@@ -45,9 +49,11 @@ def start(pool: RealPool, args: list[str], env: dict[str, str], stdout: int) -> 
     )
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_result_in_a_pipe_that_does_not_block_is_whole(many: RealPool, env: dict[str, str]) -> None:
-    for args in COMMANDS:
+@ENVIRONMENTS
+def test_result_in_a_pipe_that_does_not_block_is_whole(
+    many: RealPool, env: dict[str, str], commands: list[list[str]]
+) -> None:
+    for args in commands:
         expected = subprocess.run(
             [*many.command(), *args], cwd=many.directory, env=many.env | env, capture_output=True
         )
@@ -61,9 +67,11 @@ def test_result_in_a_pipe_that_does_not_block_is_whole(many: RealPool, env: dict
         assert len(found) == len(expected.stdout), args
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_result_on_a_full_disk_is_a_failure_with_one_line(many: RealPool, env: dict[str, str]) -> None:
-    for args in COMMANDS:
+@ENVIRONMENTS
+def test_result_on_a_full_disk_is_a_failure_with_one_line(
+    many: RealPool, env: dict[str, str], commands: list[list[str]]
+) -> None:
+    for args in commands:
         with FULL.open("wb") as full, start(many, args, env, full.fileno()) as process:
             errors = process.communicate(timeout=60)[1].decode()
             assert process.returncode == 1, args
@@ -71,9 +79,11 @@ def test_result_on_a_full_disk_is_a_failure_with_one_line(many: RealPool, env: d
         assert "Traceback" not in errors, args
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_result_for_a_reader_that_is_gone_is_no_failure(many: RealPool, env: dict[str, str]) -> None:
-    for args in COMMANDS:
+@ENVIRONMENTS
+def test_result_for_a_reader_that_is_gone_is_no_failure(
+    many: RealPool, env: dict[str, str], commands: list[list[str]]
+) -> None:
+    for args in commands:
         read, write = os.pipe()
         os.close(read)
         with start(many, args, env, write) as process:

@@ -52,7 +52,7 @@ def test_port_that_another_program_took_is_replaced_when_the_server_starts(
     pool: RealPool, free_port: Any
 ) -> None:
     write(pool, free_port(10), 10)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text() + 'env = { A = "${server.a.url}" }\n')
+    pool.append('env = { A = "${server.a.url}" }\n')
     pool.ok("start")
     before = {name: item["bind"] for name, item in pool.items().items()}
     for stopped in ("a", "a", ""):
@@ -87,8 +87,7 @@ def test_port_of_a_fixed_address_is_never_replaced(pool: RealPool, free_port: An
     write(pool, free_port(10), 10)
     pool.ok("start")
     before = pool.items()["a"]["bind"]
-    file = pool.directory / "pool.toml"
-    file.write_text(file.read_text().replace("127.0.0.1:auto", before, 1))
+    pool.replace("127.0.0.1:auto", before, 1)
     pool.ok("reload")
     pool.ok("stop", "a")
     with socket.create_server(("127.0.0.1", int(before.rpartition(":")[2]))):

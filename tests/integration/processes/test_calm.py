@@ -20,9 +20,8 @@ def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     pool: RealPool, until: Any
 ) -> None:
     ports = pool.write_hello("web", "other")
-    file = pool.directory / "pool.toml"
     page = claim_port()
-    file.write_text(f'[dashboard]\nbind = "127.0.0.1:{page}"\n{file.read_text()}')
+    pool.append(f'[dashboard]\nbind = "127.0.0.1:{page}"\n')
     pool.ok("start")
     assert get(page).status == 200
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,22 +13,16 @@ from typing import Any
 import pytest
 
 from tests.deadline import wait_until
-from tests.http_get import get
-from tests.integration.processes.test_reload import asked_all_the_time, refused
-from tests.integration.processes.test_systemd import PASS_SOCKETS
+from tests.http_get import asked_all_the_time, get, refused
 from tests.ports import claim_port
 from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
+from tests.service_manager import run_with_socket
 
 APP = """
 import os
 
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
 """
@@ -58,23 +51,6 @@ KEYS = {
     "probed": 'health = { readiness = { http = "/" } }',
     "workers": "workers = 2",
 }
-
-
-@pytest.mark.parametrize(("old", "new"), OVERLAPPING)
-def test_an_overlapping_address_replaces_the_old_one_without_a_refusal(
-    pool: RealPool, old: str, new: str
-) -> None:
-    port = claim_port()
-    write(pool, "old", old.format(port))
-    pool.ok("start")
-    write(pool, "new", new.format(port))
-    with asked_all_the_time(port) as answers:
-        pool.ok("reload")
-        wait_until(lambda: "new" in answers)
-    assert_at_most_one_reset(answers)
-    assert pool.run("reload", "--dry-run").code == 0
-    is_refused_on_ipv6 = ipv6_refuses(port)
-    assert is_refused_on_ipv6 is not ("[::]" in new or new.startswith(":"))
 
 
 def assert_at_most_one_reset(answers: list[str]) -> None:
@@ -107,7 +83,7 @@ def test_an_overlapping_address_is_accepted_from_once_its_workers_are_ready(
 
 
 @pytest.mark.parametrize(("old", "new"), OVERLAPPING)
-def test_code_that_does_not_start_at_an_overlapping_address_ends_nothing(
+def test_an_overlapping_address_replaces_the_old_one_without_a_refusal_once_its_code_starts(
     pool: RealPool, old: str, new: str
 ) -> None:
     port = claim_port()
@@ -126,6 +102,8 @@ def test_code_that_does_not_start_at_an_overlapping_address_ends_nothing(
         pool.ok("reload")
         wait_until(lambda: "new" in answers)
     assert_at_most_one_reset(answers)
+    assert pool.run("reload", "--dry-run").code == 0
+    assert ipv6_refuses(port) is not ("[::]" in new or new.startswith(":"))
 
 
 def test_an_overlapping_address_that_a_stranger_has_ends_nothing(pool: RealPool) -> None:
@@ -198,15 +176,14 @@ def test_previous_configuration_starts_again_where_the_old_process_had_to_end(
     write(pool, "old", f"127.0.0.1:{port}", keys=WITHOUT_OVERLAP[keys])
     pool.ok("start")
     write(pool, "new", f"{host}:{port}", keys=WITHOUT_OVERLAP[keys])
-    text = (pool.directory / "pool.toml").read_text().replace("WHO =", 'BROKEN = "1", WHO =')
-    (pool.directory / "pool.toml").write_text(text)
+    pool.replace("WHO =", 'BROKEN = "1", WHO =')
     pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{APP}")
     done = pool.run("reload")
     assert (done.code, "the new code is broken" in done.stderr) == (1, True), str(done)
     assert "was started again with its previous configuration" in done.stderr
     assert get(port).text == "old"
     assert pool.items()["web"]["state"] == "running"
-    (pool.directory / "pool.toml").write_text(text.replace('BROKEN = "1", ', ""))
+    pool.replace('BROKEN = "1", ', "")
     pool.ok("reload")
     assert get(port).text == "new"
 
@@ -218,8 +195,7 @@ def write_pair(pool: RealPool, one: tuple[str, str, str], other: tuple[str, str,
 
 
 def break_server(pool: RealPool, name: str) -> None:
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace(f'WHO = "{name}"', f'WHO = "{name}", BROKEN = "1"'))
+    pool.replace(f'WHO = "{name}"', f'WHO = "{name}", BROKEN = "1"')
 
 
 @pytest.mark.parametrize("keys", list(KEYS))
@@ -306,13 +282,12 @@ def test_servers_do_not_swap_addresses_if_one_waits_for_a_stopped_server(pool: R
     one, two, three = (f"127.0.0.1:{claim_port()}" for _ in range(3))
     needs_c, third = 'depends_on = ["c"]', table("c", "c", three)
     write_pair(pool, ("a", one, ""), ("b", two, needs_c))
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text() + third)
+    pool.append(third)
     pool.ok("start")
     pool.ok("stop", "c", "--no-deps")
     before = pool.items()
     write_pair(pool, ("a", two, ""), ("b", one, needs_c))
-    path.write_text(path.read_text() + third)
+    pool.append(third)
     done = pool.run("reload", "--timeout", "60")
     assert (done.code, "b: waits for c, which is stopped" in done.stderr) == (1, True), str(done)
     assert "poolctl start c" in done.stderr
@@ -366,12 +341,10 @@ def test_a_server_keeps_an_address_that_another_takes_over_until_its_new_one_can
 def test_inherited_socket_serves_where_an_address_cannot_be_had(
     pool: RealPool, host: str, until: Callable[..., Any]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port, fd = listener.getsockname()[1], listener.fileno()
-        write(pool, "old", "fd:web")
-        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
-        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
-    try:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    write(pool, "old", "fd:web")
+    with run_with_socket(pool, listener):
         until(lambda: not refused(port))
         assert get(port).text == "old"
         pids = pool.items()["web"]["pids"]
@@ -390,9 +363,6 @@ def test_inherited_socket_serves_where_an_address_cannot_be_had(
         write(pool, "new", f"{host}:{other}")
         pool.ok("reload")
         assert get(other).text == "new"
-    finally:
-        running.terminate()
-        running.wait(timeout=60)
 
 
 # New code that stays in its import until a file `go` is there.
@@ -406,8 +376,7 @@ while os.environ.get("WAITS") and not os.path.exists(os.path.join(os.path.dirnam
 @contextlib.contextmanager
 def supervisor_replaced_while_new_code_starts(pool: RealPool, who: str) -> Iterator[None]:
     """Reload; once the changed server `who` has begun to start, kill the supervisor. At the end, its code goes on."""
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace(f'WHO = "{who}"', f'WHO = "{who}", WAITS = "1"'))
+    pool.replace(f'WHO = "{who}"', f'WHO = "{who}", WAITS = "1"')
     code = pool.directory / "who.py"
     code.write_text(WAITING + code.read_text())
     name = next(iter({who} & {*pool.items()}), "web")

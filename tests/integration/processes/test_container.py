@@ -18,7 +18,7 @@ import pytest
 from tests import sandbox
 from tests.http_get import get
 from tests.other_user import AS_OTHER_USER, python_for_others
-from tests.processes import freeze
+from tests.processes import children, freeze
 from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
 
 UNSHARE = shutil.which("unshare")
@@ -174,7 +174,3 @@ def test_pool_works_in_a_sandbox_that_forbids_system_calls_with_eperm(pool: Real
     code, stdout, stderr = container.end()
     assert code == 0, stderr
     assert "1 server ready" in stdout
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.deadline import wait_until
-from tests.http_get import get
+from tests.http_get import asked_all_the_time, get
 from tests.processes import children, command_line, freeze, is_alive
 from tests.real_pool import RealPool
-
-CHATTY = """
-from hello import app as hello
-async def app(scope, receive, send):
-    if scope["type"] == "http":
-        print(scope["path"], end="" if scope["path"].endswith(",") else "\\n", flush=True)
-    await hello(scope, receive, send)
-"""
 
 
 def helper(pool: RealPool, role: str) -> int:
@@ -39,33 +28,6 @@ def helper(pool: RealPool, role: str) -> int:
 
     (pid,) = wait_until(lambda: pids if len(pids := found()) == 1 else None)  # a worker may be ending
     return pid
-
-
-@contextmanager
-def asked_all_the_time(port: int) -> Iterator[list[Exception]]:
-    """Requests on new connections meanwhile; the list takes the failures."""
-    failures: list[Exception] = []
-    count = 0
-    ended = threading.Event()
-
-    def ask() -> None:
-        nonlocal count
-        while not ended.wait(0.005):
-            try:
-                assert get(port).status == 200
-                count += 1
-            except Exception as error:
-                failures.append(error)
-
-    asker = threading.Thread(target=ask)
-    asker.start()
-    try:
-        wait_until(lambda: count or failures)
-        yield failures
-    finally:
-        ended.set()
-        asker.join()
-    assert count > 0
 
 
 @pytest.mark.capability
@@ -87,22 +49,11 @@ def test_one_of_several_workers_is_replaced_while_the_others_serve(pool: RealPoo
     port = pool.write_hello(extra="workers = 3")["web"]
     pool.ok("start")
     before = pool.items()["web"]["pids"]
-    with asked_all_the_time(port) as failures:
+    with asked_all_the_time(port) as answers:
         os.kill(before[1], signal.SIGTERM)
         until(lambda: len(set(pool.items()["web"]["pids"]) - set(before)) == 1)
-    assert failures == []
+    assert {*answers} == {f"hello from {port}"}
     assert set(pool.items()["web"]["pids"]) & set(before) == {before[0], before[2]}
-
-
-def test_a_killed_zygote_is_replaced_when_it_is_needed(pool: RealPool) -> None:
-    port = pool.write_hello()["web"]
-    pool.ok("start")
-    before = pool.items()["web"]["pids"]
-    os.kill(helper(pool, "zygote"), signal.SIGKILL)
-    assert get(port).status == 200
-    pool.ok("restart")
-    assert pool.items()["web"]["pids"] != before
-    assert is_alive(helper(pool, "zygote"))
 
 
 @pytest.mark.heavy
@@ -138,36 +89,16 @@ def test_a_zygote_that_is_killed_while_workers_are_asked_for_delays_them_only(
     assert {item["ready"] for item in json.loads(stdout)["items"]} == {True}
 
 
-def test_a_killed_logger_is_replaced_and_loses_no_stored_line(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
-    pool.write("chatty.py", CHATTY)
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app"))
-    pool.ok("start")
-
-    def lines() -> list[str]:
-        printed = pool.ok("logs", "web", "-n", "1000").stdout.splitlines()
-        return [line.rpartition("/")[2] for line in printed if "/line-" in line]
-
-    for number in range(30):
-        if number % 10 == 5:
-            until(lambda number=number: len(lines()) == number)
-            os.kill(helper(pool, "logs"), signal.SIGKILL)
-        assert get(port, f"/line-{number}").status == 200
-    until(lambda: len(lines()) >= 30)
-    assert lines() == [f"line-{number}" for number in range(30)]
-    assert is_alive(helper(pool, "logs"))
-
-
 @pytest.mark.capability
 def test_a_killed_supervisor_is_replaced_and_adopts_everything(pool: RealPool, until: Any) -> None:
     ports = pool.write_hello("a", "b", "c")
     pool.ok("start", "a", "b")
     pool.ok("stop", "b")
     before = pool.items()
-    with asked_all_the_time(ports["a"]) as failures:
+    with asked_all_the_time(ports["a"]) as answers:
         pool.replace_supervisor()
         after = pool.items()
-    assert failures == []
+    assert {*answers} == {f"hello from {ports['a']}"}
     for name in before:
         assert after[name] | {"uptime_seconds": 0} == before[name] | {"uptime_seconds": 0}
     assert after["a"]["uptime_seconds"] >= before["a"]["uptime_seconds"]
@@ -178,19 +109,6 @@ def test_a_killed_supervisor_is_replaced_and_adopts_everything(pool: RealPool, u
     os.kill(pool.items()["a"]["pids"][0], signal.SIGKILL)
     until(lambda: pool.items()["a"]["ready"] and pool.items()["a"]["restarts"] > after["a"]["restarts"])
     pool.ok("stop")
-
-
-def test_a_worker_that_dies_while_there_is_no_supervisor_is_replaced(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello()["web"]
-    pool.ok("start")
-    (worker,) = pool.items()["web"]["pids"]
-    supervisor = pool.info()["supervisor_pid"]
-    freeze(supervisor)
-    os.kill(worker, signal.SIGKILL)
-    os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor)
-    until(lambda: (item := pool.items()["web"])["ready"] and item["pids"] != [worker])
-    assert get(port).status == 200
 
 
 def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_generation(
@@ -214,17 +132,6 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_a_restart_leaves_one_gener
     until(workers_only)
     for port in ports.values():
         assert get(port).status == 200
-
-
-def test_a_stopped_supervisor_does_not_keep_servers_from_serving(pool: RealPool) -> None:
-    port = pool.write_hello()["web"]
-    pool.ok("start")
-    supervisor = pool.info()["supervisor_pid"]
-    freeze(supervisor)
-    try:
-        assert get(port).status == 200
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
 
 
 def test_terminating_the_keeper_stops_everything(pool: RealPool, until: Any) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import grp
 import json
 import os
 import pwd
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,9 @@ import pytest
 from poolctl.runners.local.memory_kills import control_groups
 from tests.configuration import server
 from tests.deadline import wait_until
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.processes import freeze, is_alive
 from tests.real_pool import HELLO_APP, RealPool
-
-# Ends with the status that `/leave?STATUS` names.
-LEAVES = """
-import os
-from hello import app as hello
-async def app(scope, receive, send):
-    if scope["type"] == "http" and scope["path"] == "/leave":
-        os._exit(int(scope["query_string"]))
-    await hello(scope, receive, send)
-"""
 
 
 def write(pool: RealPool, port: int, app: str, **keys: Any) -> None:
@@ -85,18 +72,8 @@ def test_an_app_that_cannot_start_is_a_failure_that_says_why(pool: RealPool, fre
         assert word in message, app
         assert other in message, app
         assert items[f"web{number}"]["state"] == "failed", app
-        wait_until(lambda port=ports[number]: is_refused(port))
+        wait_until(lambda port=ports[number]: refused(port))
     assert messages == {}
-
-
-def test_an_app_that_hangs_in_its_import_is_stopped_at_once(
-    pool: RealPool, free_port: Any, until: Any
-) -> None:
-    write(pool, free_port(), "import time, pathlib; pathlib.Path('here').touch(); time.sleep(50)")
-    pool.ok("start", "--no-wait")
-    until((pool.directory / "here").exists)
-    done = pool.ok("stop", timeout_seconds=40)
-    assert "kill" not in done.stderr
 
 
 def test_an_app_that_hangs_in_its_startup_is_stopped_at_once(
@@ -126,69 +103,6 @@ def test_a_start_timeout_ends_the_process_too(pool: RealPool, free_port: Any, un
     assert start.returncode == 1
     assert "was not ready within 4s" in stderr
     assert not is_alive(pid)
-
-
-def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
-    pool: RealPool, free_port: Any
-) -> None:
-    port = free_port()
-    write(pool, port, "from hello import app", workers=2)
-    pool.ok("start")
-    before = pool.items()["web"]
-    pool.write("broken.py", "raise RuntimeError('broken release')")
-    for _ in range(2):
-        done = pool.run("restart")
-        assert done.code == 1
-        assert "broken release" in done.stderr
-        assert pool.items()["web"]["pids"] == before["pids"]
-        assert get(port).status == 200
-    pool.write("broken.py", "from hello import app  # mended")
-    pool.ok("restart")
-    assert not set(pool.items()["web"]["pids"]) & set(before["pids"])
-
-
-@pytest.mark.heavy
-def test_worker_that_exits_with_0_is_not_restarted(pool: RealPool, free_port: Any, until: Any) -> None:
-    port = free_port()
-    write(pool, port, LEAVES, restart="on-failure")
-    pool.ok("start")
-    leave(port, 0)
-    until(lambda: pool.items()["web"]["state"] == "stopped")
-    assert pool.items()["web"]["restarts"] == 0
-    until(lambda: is_refused(port))
-    pool.ok("start")
-    leave(port, 5)
-    until(lambda: pool.items()["web"]["restarts"] == 1 and pool.items()["web"]["ready"])
-
-
-def is_refused(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
-
-
-def leave(port: int, status: int) -> None:
-    with pytest.raises((OSError, HTTPException)):
-        get(port, f"/leave?{status}")
-
-
-def test_restart_always_restarts_after_success_and_restart_no_never_restarts(
-    pool: RealPool, free_port: Any, until: Any
-) -> None:
-    ports = free_port(), free_port()
-    pool.write("hello.py", HELLO_APP)
-    pool.write("broken.py", LEAVES)
-    pool.write(
-        "pool.toml",
-        server("always", bind=f"127.0.0.1:{ports[0]}", app="broken:app", restart="always")
-        + server("never", bind=f"127.0.0.1:{ports[1]}", app="broken:app", restart="no"),
-    )
-    pool.ok("start")
-    leave(ports[0], 0)
-    leave(ports[1], 5)
-    until(lambda: pool.items()["always"]["restarts"] == 1 and pool.items()["always"]["ready"])
-    until(lambda: pool.items()["never"]["state"] == "failed")
-    assert pool.items()["never"]["restarts"] == 0
-    assert "status 5" in pool.run("status", "-o", "json").json["errors"][0]["message"]
 
 
 def test_a_server_that_dies_again_and_again_has_failed(pool: RealPool, free_port: Any, until: Any) -> None:
@@ -309,8 +223,7 @@ def test_program_that_its_user_may_not_reach_is_explained_with_the_command_that_
 @pytest.mark.capability
 def test_start_says_where_it_has_looked_for_the_application_and_what_it_imports(real_pool: RealPool) -> None:
     real_pool.write_hello("web", extra='restart = "no"')
-    file = real_pool.directory / "pool.toml"
-    file.write_text(file.read_text().replace("hello:app", "helo:app"))
+    real_pool.replace("hello:app", "helo:app")
     known = real_pool.run("validate", "--import").stdout
     done = real_pool.run("start")
     assert done.code == 1, str(done)
@@ -482,10 +395,9 @@ async def app(scope, receive, send):
 def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: Any) -> None:
     pool.write("noting.py", NOTES_ITS_END)
     write(pool, free_port(), NOTES_ITS_SHUTDOWN)
-    with (pool.directory / "pool.toml").open("a") as file:
-        file.write(server("alone", command=[sys.executable, "noting.py", "alone"]))
-        shell = ["sh", "-c", f"{sys.executable} noting.py behind; exit 0"]
-        file.write(server("shell", command=shell, stop_group="together"))
+    pool.append(server("alone", command=[sys.executable, "noting.py", "alone"]))
+    shell = ["sh", "-c", f"{sys.executable} noting.py behind; exit 0"]
+    pool.append(server("shell", command=shell, stop_group="together"))
     pool.ok("start")
     for starts, command in enumerate(("restart", "stop"), 1):
         wait_until(lambda starts=starts: pool.ok("logs", "alone").stdout.count("up") == starts)
@@ -501,8 +413,7 @@ def test_a_suspended_server_hears_that_it_is_to_end(pool: RealPool, free_port: A
 def test_a_program_of_the_pool_can_stop_the_pool(pool: RealPool, free_port: Any) -> None:
     write(pool, free_port(), "from hello import app")
     words = ["sh", "-c", f"{shlex.join(pool.command())} -c pool.toml stop; sleep 600"]
-    with (pool.directory / "pool.toml").open("a") as file:
-        file.write(server("last", command=words, depends_on=["web"]))
+    pool.append(server("last", command=words, depends_on=["web"]))
     pool.ok("start", "web")
     pool.ok("start", "--no-wait")
     wait_until(lambda: not pool.processes())

@@ -13,11 +13,7 @@ from tests.real_pool import RealPool
 LIMITS = """
 import json, os, resource
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        for kind in ("startup", "shutdown"):
-            await receive()
-            await send({"type": f"lifespan.{kind}.complete"})
-        return
+    assert scope["type"] == "http"
     body = json.dumps({"open_files": resource.getrlimit(resource.RLIMIT_NOFILE), "pid": os.getpid()}).encode()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
@@ -104,7 +100,7 @@ def test_only_keeper_supervisor_and_workers_hold_listeners(pool: RealPool, until
     )
 
 
-def test_restarting_leaks_no_descriptor(pool: RealPool, until: Any) -> None:
+def test_restarting_leaks_no_descriptor_and_leaves_no_zombie(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")
     known = pool.info()
@@ -117,28 +113,21 @@ def test_restarting_leaks_no_descriptor(pool: RealPool, until: Any) -> None:
         pool.ok("restart")
     # One more than before is the note of what is wanted, which is written after the first change.
     until(lambda: all(len(descriptors(pid)) <= before[pid] + 1 for pid in pids))
-
-
-def test_there_are_no_zombies(pool: RealPool, until: Any) -> None:
-    pool.write_hello()
-    pool.ok("start")
-    keeper = pool.info()["keeper_pid"]
-    for _ in range(3):
-        pool.ok("restart")
-    until(lambda: all(is_alive(pid) for pid in children(keeper)), what="no zombie")
+    until(lambda: all(map(is_alive, children(known["keeper_pid"]))), what="no zombie")
 
 
 def test_processes_that_a_worker_started_end_with_it(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.write("forking.py", FORKING)
-    pool.write(
-        "pool.toml", pool.directory.joinpath("pool.toml").read_text().replace("hello:app", "forking:app")
-    )
+    pool.replace("hello:app", "forking:app")
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     of_its_group = [pid for pid in children(worker) if stat(pid).group == worker]
     escaped = [pid for pid in children(worker) if stat(pid).session == pid]
     assert (len(of_its_group), len(escaped)) == (2, 1)
+    sockets = {target for target in descriptors(worker).values() if target.startswith("socket:")}
+    for child in (*of_its_group, *escaped):
+        assert not sockets & {*descriptors(child).values()}, "no port is held by what it has forked"
     os.kill(worker, signal.SIGKILL)
     until(lambda: not any(is_alive(pid) for pid in of_its_group))
     # A process that made a session of its own has left: it is a daemon's own business, and no zombie of ours.
@@ -151,27 +140,12 @@ def test_processes_that_a_worker_started_end_with_it(pool: RealPool, until: Any)
     until(lambda: not any(is_alive(pid) for pid in left))
 
 
-def test_a_process_that_the_app_forks_does_not_keep_the_port(pool: RealPool) -> None:
-    port = pool.write_hello()["web"]
-    pool.write("forking.py", FORKING)
-    pool.write(
-        "pool.toml", pool.directory.joinpath("pool.toml").read_text().replace("hello:app", "forking:app")
-    )
-    pool.ok("start")
-    (worker,) = pool.items()["web"]["pids"]
-    listeners = {target for target in descriptors(worker).values() if target.startswith("socket:")}
-    for child in children(worker):
-        assert not listeners & set(descriptors(child).values()), command_line(child)
-    assert port
-
-
 def test_workers_get_the_limit_of_open_files_that_the_pool_was_started_with(
     pool: RealPool, http_get: Any
 ) -> None:
     port = pool.write_hello()["web"]
     pool.write("limits.py", LIMITS)
-    text = pool.directory.joinpath("pool.toml").read_text().replace("hello:app", "limits:app")
-    pool.write("pool.toml", text)
+    pool.replace("hello:app", "limits:app")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
     try:
@@ -182,6 +156,6 @@ def test_workers_get_the_limit_of_open_files_that_the_pool_was_started_with(
     keeper = pool.info()["keeper_pid"]
     assert resource.prlimit(keeper, resource.RLIMIT_NOFILE) == (hard, hard)
     pool.ok("stop")
-    pool.write("pool.toml", text + "limits = { open_files = 512 }\n")
+    pool.append("limits = { open_files = 512 }\n")
     pool.ok("start")
     assert http_get(port).json()["open_files"] == [512, hard]

@@ -35,12 +35,7 @@ def in_a_daemon():
         return file.read()
 
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     text = {"/pool": in_a_pool, "/daemon": in_a_daemon, "/": lambda: str(os.getpid())}[scope["path"]]()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": text.encode()})

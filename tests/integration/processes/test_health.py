@@ -23,12 +23,7 @@ APP = """
 import asyncio, os
 
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     pid = os.getpid()
     if scope["path"] == "/health":
         bad = os.path.exists("bad") or os.path.exists(f"bad-{pid}")
@@ -56,8 +51,7 @@ def write(pool: RealPool, *lines: str, bind: str | None = None) -> int:
 
 def time_to_start(pool: RealPool, before: str, now: str) -> None:
     """Give the server another start_timeout: a busy machine starts none in half a second."""
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace(f'start_timeout = "{before}"', f'start_timeout = "{now}"'))
+    pool.replace(f'start_timeout = "{before}"', f'start_timeout = "{now}"')
     pool.ok("reload")
 
 
@@ -112,6 +106,7 @@ def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is
     flag(pool).touch()
     limit, said = not_ready(pool, "start", "status 503")
     assert f"was not ready within {limit}: readiness: GET /health: status 503" in said
+    assert (item(pool)["state"], item(pool)["health"]) == ("failed", "ko")
     flag(pool).unlink()
     time_to_start(pool, limit, "60s")
     pool.ok("start")

@@ -19,7 +19,7 @@ from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.keeper.spawn import start_detached
 from tests.deadline import wait_until
-from tests.processes import descriptors, is_alive, stat
+from tests.processes import children, descriptors, is_alive, stat
 
 
 class Keeper:
@@ -30,30 +30,30 @@ class Keeper:
         self.sock, theirs = wire.pair()
         self.sock.settimeout(60)
         self.events: list[wire.Message] = []
-        self._number = 0
+        self.number = 0
         with theirs:
             argv = command(sys.executable, "keeper", str(directory), "3", isolated=True)
             start_detached(argv, dict(os.environ), [theirs.fileno()])
-        self.hello = self._next()
+        self.hello = self.next()
         self.pid = int(self.hello["pid"])
 
-    def _next(self) -> wire.Message:
+    def next(self) -> wire.Message:
         received = wire.receive(self.sock)
         assert received is not None, "the keeper is gone"
         self.fds = received[1]
         return received[0]
 
     def ask(self, op: str, fds: list[int] | None = None, **arguments: Any) -> wire.Message:
-        self._number += 1
-        wire.send(self.sock, {"op": op, "id": self._number, **arguments}, fds or [])
+        self.number += 1
+        wire.send(self.sock, {"op": op, "id": self.number, **arguments}, fds or [])
         while True:
-            message = self._next()
-            if message.get("id") == self._number:
+            message = self.next()
+            if message.get("id") == self.number:
                 return message
             self.events.append(message)
 
     def event(self) -> wire.Message:
-        return self.events.pop(0) if self.events else self._next()
+        return self.events.pop(0) if self.events else self.next()
 
     def spawn(self, *argv: str, fds: list[int] | None = None) -> int:
         output = str(self.directory / "output")
@@ -159,10 +159,10 @@ HARMLESS = [{"op": "heard", "sequence": "x"}, {"op": "list", "after": 7}]  # the
 def test_requests_that_make_no_sense_are_refused_and_leak_nothing(keeper: Keeper, request_: Any) -> None:
     keeper.ask("list")
     before = len(descriptors(keeper.pid))
-    keeper._number += 1
-    wire.send(keeper.sock, {"id": keeper._number, **request_}, [0, 1])
-    reply = keeper._next()
-    assert reply["id"] == keeper._number
+    keeper.number += 1
+    wire.send(keeper.sock, {"id": keeper.number, **request_}, [0, 1])
+    reply = keeper.next()
+    assert reply["id"] == keeper.number
     assert reply.get("error") or request_ in HARMLESS
     assert keeper.ask("list")["entries"] == []
     assert len(descriptors(keeper.pid)) == before
@@ -189,16 +189,12 @@ def test_a_client_that_does_not_listen_holds_nothing_up(keeper: Keeper) -> None:
     for _ in range(400):
         wire.send(keeper.sock, {"op": "spawn", "argv": ["/bin/true"], "output": "/dev/null", "session": True})
     # Neither the reaping nor the requests wait for us to read.
-    wait_until(lambda: not children_of(keeper.pid))
+    wait_until(lambda: not children(keeper.pid))
     ends = 0
     while ends < 400:
-        message = keeper._next()
+        message = keeper.next()
         ends += message.get("event") == "exit"
     assert "entries" in keeper.ask("list")
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_keeper_ends_with_its_client_and_kills_its_children(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.chaos.faults import fuse_of
-from tests.http_get import get
-from tests.integration.processes.test_deaths import CHATTY, asked_all_the_time
+from tests.configuration import server
+from tests.http_get import asked_all_the_time, get
 from tests.processes import children, freeze, is_alive, stat
-from tests.real_pool import RealPool
+from tests.real_pool import HELLO_APP, RealPool
 
 pytestmark = pytest.mark.slow
 
@@ -47,10 +47,10 @@ def test_servers_serve_on_with_their_processes(pool: RealPool, until: Any) -> No
     pool.ok("start", "a", "b")
     pool.ok("restart", "a")
     before = pool.items()
-    with asked_all_the_time(ports["a"]) as failures, asked_all_the_time(ports["b"]) as others:
+    with asked_all_the_time(ports["a"]) as answers, asked_all_the_time(ports["b"]) as others:
         whole_again(pool, until, kill_keeper(pool))
         after = pool.items()
-    assert failures == others == []
+    assert [{*answers}, {*others}] == [{f"hello from {ports[name]}"} for name in "ab"]
     for name in before:
         assert after[name] | {"uptime_seconds": 0} == before[name] | {"uptime_seconds": 0}
     assert after["a"]["uptime_seconds"] >= before["a"]["uptime_seconds"]
@@ -80,11 +80,10 @@ HELD = "import os, time\nwhile os.path.exists('held'): time.sleep(0.02)\nfrom he
 def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, until: Any) -> None:
     pool.write_hello("web", extra="workers = 2")
     pool.write("slow.py", HELD)
-    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "slow:app")
-    pool.write("pool.toml", text)
+    pool.replace("hello:app", "slow:app")
     pool.ok("start")
     before = pool.items()["web"]["pids"]
-    pool.write("pool.toml", text + 'env = { CHANGED = "yes" }\n')
+    pool.append('env = { CHANGED = "yes" }\n')
     held = pool.write("held", "")
     command = pool.spawn("reload")
     until(lambda: any(each["event"] == "restart" for each in recorded(pool)))
@@ -118,7 +117,7 @@ def test_an_orphan_that_dies_is_replaced(pool: RealPool, until: Any) -> None:
 @pytest.mark.heavy
 def test_processes_left_in_an_orphans_group_end_with_it(pool: RealPool, until: Any) -> None:
     pool.write_hello()
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "parent:app"))
+    pool.replace("hello:app", "parent:app")
     pool.write(
         "parent.py",
         """
@@ -205,13 +204,9 @@ def test_supervisor_that_is_stopped_at_its_start_ends_with_its_keeper_and_the_po
 
 def test_programs_go_on_and_what_is_printed_is_kept(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
-    pool.write("chatty.py", CHATTY)
-    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "chatty:app")
-    program = "import time\nwhile True: time.sleep(1)"
-    pool.write(
-        "pool.toml",
-        f'{text}\n[[server]]\nname = "job"\njob = true\ncommand = ["python3", "-c", """{program}"""]\n',
-    )
+    prints = '    if scope["type"] == "http":\n        print(scope["path"], flush=True)\n'
+    pool.write("hello.py", HELLO_APP.replace("    if scope", f"{prints}    if scope", 1))
+    pool.append(server("job", job=True, command=["sleep", "600"]))
     pool.ok("start", "--no-wait")
     pool.ok("wait", "web")
     until(lambda: pool.items()["job"]["pids"])
@@ -238,7 +233,7 @@ def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any)
     pool.ok("start")
     before = pool.items()["web"]["pids"]
     killed: set[int] = set()
-    with asked_all_the_time(port) as failures:
+    with asked_all_the_time(port) as answers:
         for _ in range(4):
             # The next one as soon as it is there, whatever it holds by then.
             keeper = until(
@@ -252,7 +247,7 @@ def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any)
             os.kill(keeper, signal.SIGKILL)
         until(lambda: pool.info()["keeper_pid"] not in killed)
         until(lambda: pool.items()["web"]["ready"])
-    assert failures == []
+    assert {*answers} == {f"hello from {port}"}
     assert pool.items()["web"]["pids"] == before
 
 

@@ -94,8 +94,7 @@ def test_a_mandatory_server_that_never_becomes_ready_ends_the_pool_that_start_ha
 @pytest.mark.heavy
 def test_a_server_that_is_not_mandatory_ends_nothing(pool: RealPool, until: Callable[..., Any]) -> None:
     write(pool, SERVES)
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace("mandatory = true", ""))
+    pool.replace("mandatory = true", "")
     pool.ok("start")
     os.kill(main_pid(pool), signal.SIGKILL)
     until(lambda: pool.items()["main"]["state"] == "failed")

@@ -19,12 +19,7 @@ APP = """
 import asyncio, os
 
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({{"type": kind + ".complete"}})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     who = dict(scope["headers"])
     if who.get(b"user-agent") == b"poolctl":
         with open("asked", "a") as file:
@@ -73,10 +68,15 @@ def asked(pool: RealPool) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("new", "said"),
-    [(RAISES, "500"), (HANGS, "nothing within 10s"), (DIES, "it closed the connection")],
+    ("new", "said", "keys"),
+    [
+        (RAISES, "500", ""),
+        (RAISES, "500", "workers = 3"),
+        (HANGS, "nothing within 10s", ""),
+        (DIES, "it closed the connection", "workers = 3"),
+    ],
+    ids=["raises", "raises in each worker", "hangs", "dies"],
 )
-@pytest.mark.parametrize("keys", ["", "workers = 3"])
 def test_new_code_that_fails_where_the_running_code_answers_is_kept_out(
     real_pool: RealPool, write: Write, new: str, said: str, keys: str
 ) -> None:

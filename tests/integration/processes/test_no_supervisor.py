@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.integration.processes.test_both_killed import kill_both
 from tests.processes import descriptors, freeze, is_alive, stat
 from tests.real_pool import RealPool
@@ -29,14 +29,6 @@ def request_to(port: int) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.sendall(REQUEST)
         yield sock
-
-
-def is_refused(port: int) -> bool:
-    try:
-        get(port)
-    except (ConnectionRefusedError, ConnectionResetError) as error:
-        return isinstance(error, ConnectionRefusedError)
-    return False
 
 
 class Broken:
@@ -96,7 +88,7 @@ def test_a_start_after_the_death_of_both_lets_servers_sleep_and_wake_as_before(
     pool.ok("start")
     pool.ok("stop", "stopped")
     kill_both(pool, until)
-    until(lambda: is_refused(ports["sleepy"]))  # their helpers end a moment later
+    until(lambda: refused(ports["sleepy"]))  # their helpers end a moment later
     pool.ok("start", "sleepy")
     assert {name: item["state"] for name, item in pool.items().items()} == {
         "sleepy": "sleeping",
@@ -110,7 +102,7 @@ def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served
     pool: RealPool, until: Any
 ) -> None:
     port = pool.write_hello("sleepy", extra=f'{SLEEPY}\nhttp = {{ keep_alive = "1m" }}')["sleepy"]
-    pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace('"1m" }', '"0.3s" }', 1))
+    pool.replace('"1m" }', '"0.3s" }', 1)
     pool.ok("start")
     assert get(port).status == 200  # from here on it shares its listener with an application
     until(lambda: pool.items()["sleepy"]["state"] == "sleeping")

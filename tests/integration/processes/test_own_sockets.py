@@ -63,8 +63,7 @@ def test_program_that_is_given_its_port_in_env_opens_its_socket_itself(
     assert said not in pool.ok("start").stderr
     pool.ok("stop")
     assert said not in pool.ok("start").stderr, "it was said for this state of the file"
-    with (pool.directory / "pool.toml").open("a") as file:
-        file.write("# changed\n")
+    pool.append("# changed\n")
     pool.ok("stop")
     assert said in pool.ok("start").stderr
     assert said in pool.ok("validate").stderr

@@ -6,7 +6,6 @@ import fcntl
 import os
 import socket
 import ssl
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -36,47 +35,6 @@ def hello(pool: RealPool) -> Any:
     return start
 
 
-def test_localhost_is_every_loopback_address(hello: Any, free_port: Any) -> None:
-    port = free_port()
-    hello(web={"bind": f"localhost:{port}"})
-    names = {found[4][0] for found in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
-    for name in names:
-        assert get(f"[{name}]:{port}" if ":" in name else f"{name}:{port}").status == 200
-
-
-def test_a_port_alone_is_both_families(hello: Any, free_port: Any, pool: RealPool) -> None:
-    port = free_port()
-    items = hello(web={"bind": f":{port}"})
-    assert items["web"]["bind"] == f"0.0.0.0:{port}"
-    assert get(f"127.0.0.1:{port}").status == 200
-    assert get(f"[::1]:{port}").status == 200
-    pool.ok("restart")
-    assert get(f"[::1]:{port}").status == 200
-
-
-def test_ipv6(hello: Any, free_port: Any) -> None:
-    port = free_port()
-    hello(web={"bind": f"[0:0::1]:{port}"})
-    assert get(f"[::1]:{port}").status == 200
-    with pytest.raises(ConnectionRefusedError):
-        get(f"127.0.0.1:{port}")
-
-
-def test_a_unix_socket_is_made_served_and_removed(hello: Any, pool: RealPool) -> None:
-    path = pool.runtime / "web.sock"
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))  # left behind by somebody who is gone
-    hello(web={"bind": f"unix:{path}"})
-    assert get(f"unix:{path}").status == 200
-    assert stat.S_ISSOCK(path.stat().st_mode)
-    pool.ok("restart")
-    assert get(f"unix:{path}").status == 200
-    pool.ok("stop", "web")
-    assert not path.exists()
-    pool.ok("start", "web")
-    assert get(f"unix:{path}").status == 200
-
-
 def test_a_unix_socket_of_a_program_is_ready_when_the_program_accepts(pool: RealPool) -> None:
     path = pool.runtime / "web.sock"
     pool.write(
@@ -95,6 +53,7 @@ def test_a_unix_socket_of_a_program_is_ready_when_the_program_accepts(pool: Real
     assert (pool.directory / "accepting").exists()
 
 
+@pytest.mark.capability
 def test_a_socket_of_systemds_is_served_and_given_back_as_it_was(pool: RealPool, free_port: Any) -> None:
     port = free_port()
     pool.write("hello.py", HELLO_APP)

@@ -24,11 +24,7 @@ WHERE = os.getpid()
 OF_THE_APP = random.Random()
 made = []
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        for kind in ("startup", "shutdown"):
-            await receive()
-            await send({"type": f"lifespan.{kind}.complete"})
-        return
+    assert scope["type"] == "http"
     body = {"imported_in": WHERE, "pid": os.getpid(), "version": VERSION, "made": made,
             "random": random.random(), "random_of_the_app": OF_THE_APP.random(), "x": os.environ.get("X")}
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -63,9 +59,8 @@ def write_apart(pool: RealPool, free_port: Any, modules: dict[str, str], extra: 
     ports = write(pool, free_port, *modules, extra=extra)
     for name, text in modules.items():
         pool.write(f"{name}.py", text)
-    tables = pool.directory / "pool.toml"
     for name in modules:
-        tables.write_text(tables.read_text().replace('"imported:app"', f'"{name}:app"', 1))
+        pool.replace('"imported:app"', f'"{name}:app"', 1)
     return ports
 
 
@@ -288,8 +283,7 @@ def test_application_that_closes_or_replaces_its_standard_streams_runs_as_withou
     )
     assert "preload" not in pool.ok("start").stderr
     assert {asked(port)["imported_in"] for port in ports.values()} == set(app_zygotes(pool))
-    tables = pool.directory / "pool.toml"
-    tables.write_text(tables.read_text().replace("preload = true\n", ""))
+    pool.replace("preload = true\n", "")
     pool.ok("reload")
     pool.ok("restart")
     for port in ports.values():
@@ -343,14 +337,6 @@ def test_an_import_takes_start_timeout_and_no_longer(pool: RealPool, free_port: 
     assert done.code == 1
     assert "was not ready within 300ms" in done.stderr
     until(lambda: app_zygotes(pool) == [])
-
-
-def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, until: Any) -> None:
-    write(pool, free_port, app="import time\ntime.sleep(50)\n")
-    pool.ok("start", "--no-wait")
-    until(lambda: app_zygotes(pool))
-    pool.ok("stop", timeout_seconds=40)
-    until(lambda: not pool.processes())
 
 
 @pytest.mark.heavy

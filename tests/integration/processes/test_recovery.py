@@ -48,8 +48,7 @@ def begin(pool: RealPool, extra: str = "") -> int:
     """The port of one server whose worker sticks, or grows, when it is asked to."""
     port = pool.write_hello(extra=extra)["web"]
     pool.write("ailing.py", AILING)
-    path = pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace("hello:app", "ailing:app"))
+    pool.replace("hello:app", "ailing:app")
     pool.ok("start")
     return port
 
@@ -225,8 +224,7 @@ def test_a_worker_whose_liveness_is_ko_is_recovered(real_pool: RealPool, strateg
 def test_the_last_ready_worker_stays_when_the_probe_of_its_replacement_fails(real_pool: RealPool) -> None:
     health = f"health = {{ liveness = {ALIVE}, readiness = {ALIVE} }}"
     port = begin(real_pool, f'{health}\nstart_timeout = "60s"\nrecovery = "replace"')
-    path = real_pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace('"60s"', '"500ms"'))
+    real_pool.replace('"60s"', '"500ms"')
     real_pool.ok("reload")
     before = pid_of(real_pool)
     (real_pool.directory / "plague").touch()

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import poolctl
 from tests.deadline import wait_until
+from tests.integration.processes.test_upgrade import NEW, by, copied
 from tests.load import Load
 from tests.processes import is_alive
-from tests.real_pool import Done, RealPool
+from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.timeout(180)
-
-NEW = "99.1.2"
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """A directory with this package in it, whose files can be replaced."""
-    place = tmp_path / "installed"
-    shutil.copytree(Path(poolctl.__file__).parent, place / "poolctl")
-    return place
+    return copied(tmp_path / "installed")
 
 
 def install_new(installed: Path) -> None:
     init = installed / "poolctl/__init__.py"
     init.write_text(init.read_text().replace(f'"{poolctl.__version__}"', f'"{NEW}"'))
-
-
-def by(installed: Path, pool: RealPool, *args: str) -> Done:
-    done = subprocess.run(
-        [sys.executable, "-m", "poolctl", *args], cwd=pool.directory, text=True, capture_output=True,
-        env={**pool.env, "PYTHONPATH": str(installed)}, timeout=100,
-    )  # fmt: skip
-    return Done(args, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.heavy
@@ -48,8 +34,8 @@ def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded
     root = Path(__file__).parents[3]
     ports = pool.write_hello("users", "orders", "extra", extra=f'app_dir = "{root}"')
     table = "[[server]]\nname = "
-    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "tests.load.apps:app")
-    users, orders, extra = text.removeprefix(table).split(table)
+    pool.replace("hello:app", "tests.load.apps:app")
+    users, orders, extra = (pool.directory / "pool.toml").read_text().removeprefix(table).split(table)
     pool.write("pool.toml", f"{table}{users}{table}{orders}")
     assert by(installed, pool, "start").code == 0
     supervisor, before = pool.info()["supervisor_pid"], pids(pool)
@@ -99,18 +85,17 @@ def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_th
     install_new(installed)
     form = installed / "poolctl/supervisor/takeover/state_store.py"
     form.write_text(form.read_text().replace("VERSION = 1\n", "VERSION = 2\n"))
-    original = (pool.directory / "pool.toml").read_text()
-    file = pool.write("pool.toml", original + 'tags = ["new"]\n')
+    pool.append('tags = ["new"]\n')
     done = by(installed, pool, "upgrade")
     assert done.code == 8, done
     assert "version 1 of its form is not known" in done.stderr
-    assert f"{file} changed since the pool read its files" in done.stderr
+    assert f"{pool.directory}/pool.toml changed since the pool read its files" in done.stderr
     assert "undo the change and repeat poolctl upgrade" in done.stderr
     assert is_alive(supervisor)
-    pool.write("pool.toml", original)
+    pool.replace('tags = ["new"]\n', "")
     done = by(installed, pool, "upgrade")
     assert done.code == 0, done
-    pool.write("pool.toml", original + 'tags = ["new"]\n')
+    pool.append('tags = ["new"]\n')
     done = by(installed, pool, "reload")
     assert done.code == 0, done
     assert by(installed, pool, "list", "-o", "tags").stdout.strip() == "new"

@@ -18,6 +18,7 @@ from tests import leaving_clients
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.http_get import get
+from tests.leaving_clients import connect
 from tests.load import Load, apps
 from tests.ports import claim_port
 from tests.processes import freeze
@@ -48,12 +49,6 @@ def item(pool: RealPool) -> dict[str, Any]:
 
 def state(pool: RealPool) -> str:
     return str(item(pool)["state"])
-
-
-def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-    sock.sendall(first_bytes)
-    return sock
 
 
 def sent_away(sock: socket.socket) -> bool:
@@ -119,8 +114,7 @@ def test_every_connection_made_while_it_slept_is_served(shared_pool: RealPool) -
 @pytest.mark.parametrize("bind", ["localhost:{port}", ":{port}", "unix:./web.sock"])
 def test_every_kind_of_address_wakes(shared_pool: RealPool, bind: str) -> None:
     port = write(shared_pool, SLEEPS)
-    path = shared_pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace(f"127.0.0.1:{port}", bind.format(port=port)))
+    shared_pool.replace(f"127.0.0.1:{port}", bind.format(port=port))
     shared_pool.start_or_reload()
     where = f"unix:{shared_pool.directory}/web.sock" if bind.startswith("unix:") else f"localhost:{port}"
     for _ in range(2):
@@ -159,8 +153,7 @@ def test_request_whose_client_leaves_during_the_wake_is_not_executed(
 ) -> None:
     port = write(shared_pool, STAYS_UP)
     shared_pool.write("hello.py", leaving_clients.APP)
-    path = shared_pool.directory / "pool.toml"
-    path.write_text(path.read_text().replace(f"127.0.0.1:{port}", bind.format(port=port)))
+    shared_pool.replace(f"127.0.0.1:{port}", bind.format(port=port))
     shared_pool.start_or_reload()
     where = f"{shared_pool.directory}/web.sock" if bind.startswith("unix:") else port
     held = leaving_clients.post(where, "/held")
@@ -295,14 +288,11 @@ def test_reload_wakes_no_server_and_changes_the_idle_time_of_running_ones(pool: 
     pool.ok("start")
     assert get(ports["awake"]).status == 200
     (pid,) = pool.items()["awake"]["pids"]
-    path = pool.directory / "pool.toml"
-    path.write_text(
-        path.read_text().replace(STAYS_UP, "scale = { min = 0, idle = 600 }\nenv = { A = 'b' }", 2)
-    )
-    path.write_text(path.read_text().replace("env = { A = 'b' }", "", 1))
+    pool.replace(STAYS_UP, "scale = { min = 0, idle = 600 }\nenv = { A = 'b' }", 2)
+    pool.replace("env = { A = 'b' }", "", 1)
     items = {item["name"]: item for item in pool.ok("reload", "-o", "json").json["items"]}
     assert (items["awake"]["pids"], items["asleep"]["state"]) == ([pid], "sleeping")
-    path.write_text(path.read_text().replace("idle = 600", "idle = 0.2"))
+    pool.replace("idle = 600", "idle = 0.2")
     pool.ok("reload")
     pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
     assert get(ports["asleep"]).status == 200

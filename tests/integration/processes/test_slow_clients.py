@@ -13,17 +13,12 @@ from typing import Any
 import pytest
 
 from tests.http_get import get
+from tests.leaving_clients import connect
 from tests.real_pool import RealPool
 
 HEAD = 'http = {{ head_timeout = "1500ms", loop = "{loop}", implementation = "{parser}" }}'
 ENGINES = [("asyncio", "h11"), ("uvloop", "httptools")]
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-def connect(port: int, first_bytes: bytes = b"") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-    sock.sendall(first_bytes)
-    return sock
 
 
 @contextlib.contextmanager

@@ -17,12 +17,7 @@ from tests.real_pool import RealPool
 APP = """
 import os
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+    assert scope["type"] == "http"
     status = int(scope["path"].strip("/") or 200)
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})

@@ -119,12 +119,10 @@ def test_worker_whose_startup_has_begun_is_ended(pool: RealPool, free_port: Any,
     assert succeeded(first)
 
 
-@pytest.mark.heavy_variants
 @PRELOADED
 def test_a_stop_waits_for_no_import(pool: RealPool, free_port: Any, until: Any, preload: str) -> None:
     write(pool, free_port(), "web", preload)
-    with (pool.directory / "pool.toml").open("a") as file:
-        file.write('stop_timeout = "100s"\n')
+    pool.append('stop_timeout = "100s"\n')
     pool.ok("start", "--no-wait")
     process(pool, until, "web", "importing")
     pool.ok("stop", timeout_seconds=50)  # stop_timeout is longer

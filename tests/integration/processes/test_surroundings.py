@@ -28,11 +28,7 @@ found = {
     "oom": Path("/proc/self/oom_score_adj").read_text().strip(), "name": __name__,
 }
 async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        for kind in ("startup", "shutdown"):
-            await receive()
-            await send({"type": f"lifespan.{kind}.complete"})
-        return
+    assert scope["type"] == "http"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(found).encode()})
 """
@@ -160,30 +156,6 @@ def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) 
 
 
 @pytest.mark.heavy
-def test_env_wins_over_env_file_and_a_later_file_over_an_earlier(report: Any, pool: RealPool) -> None:
-    pool.write("one.env", "A=one\nB=one\nC=one\n")
-    pool.write("two.env", "B=two\nC=two\n")
-    found = report(env_file=["one.env", "two.env"], env={"Z": "start"})["environment"]
-    assert (found["A"], found["B"], found["C"], found["Z"]) == ("one", "two", "two", "start")
-    pool.ok("stop")
-    pool.write(
-        "pool.toml",
-        (pool.directory / "pool.toml").read_text() + 'env = { C = "env" }\n',
-    )
-    pool.ok("start")
-    port = int(pool.items()["web"]["bind"].rpartition(":")[2])
-    assert get(port).json()["environment"]["C"] == "env"
-
-
-def test_cwd_and_app_dir(report: Any, pool: RealPool) -> None:
-    (pool.directory / "work").mkdir()
-    pool.write("src/elsewhere.py", REPORT)
-    found = report(app="elsewhere:app", app_dir="src", cwd="work")
-    assert found["cwd"] == str(pool.directory / "work")
-    assert found["path"][0] == str(pool.directory / "src")
-
-
-@pytest.mark.heavy
 def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, free_port: Any) -> None:
     (pool.directory / "more").mkdir()
     pool.write(
@@ -266,56 +238,6 @@ found["there"] = [
     assert found["there"] == ["poolctl.gateway.routes"], "which is provided for applications"
     assert found["modules"] == []
     pool.ok("restart")
-
-
-def test_an_interpreter_that_is_none_is_a_problem_before_anything_starts(
-    pool: RealPool, free_port: Any
-) -> None:
-    pool.write("report.py", REPORT)
-    pool.write(
-        "pool.toml",
-        server("web", bind=f"127.0.0.1:{free_port()}", app="report:app", python="/no/such/python"),
-    )
-    done = pool.run("start")
-    assert done.code in (1, 5), str(done)
-    assert "/no/such/python" in done.stderr
-
-
-def test_handlers_factories_and_dotted_attributes(pool: RealPool, free_port: Any) -> None:
-    pool.write(
-        "made.py",
-        """
-        def answering(body):
-            async def app(scope, receive, send):
-                if scope["type"] == "lifespan":
-                    for kind in ("startup", "shutdown"):
-                        await receive()
-                        await send({"type": f"lifespan.{kind}.complete"})
-                    return
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-                await send({"type": "http.response.body", "body": body})
-            return app
-        def handlers():
-            return {"": answering(b"shared"), "users": answering(b"users")}
-        def make():
-            return answering(b"made")
-        class Deep:
-            class Er:
-                app = staticmethod(answering(b"deeper"))
-        """,
-    )
-    ports = {name: free_port() for name in ("shared", "users", "made", "deeper")}
-    keys = {
-        "shared": {}, "users": {"handler_key": "users"}, "made": {"app": "made:make", "factory": True},
-        "deeper": {"app": "made:Deep.Er.app"},
-    }  # fmt: skip
-    pool.write(
-        "pool.toml",
-        '[pool]\nhandlers = "made:handlers"\n'
-        + "".join(server(name, bind=f"127.0.0.1:{port}", **keys[name]) for name, port in ports.items()),
-    )
-    pool.ok("start")
-    assert {name: get(port).text for name, port in ports.items()} == {name: name for name in ports}
 
 
 def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: Any, pool: RealPool) -> None:

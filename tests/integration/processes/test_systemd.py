@@ -7,25 +7,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.notify_socket import NotifySocket
 from tests.processes import freeze
 from tests.real_pool import RealPool
+from tests.service_manager import run_with_socket
 
 LATE = "\nimport pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
-# What systemd does between fork and exec: LISTEN_PID is the pid of the program itself.
-PASS_SOCKETS = (
-    "import os, sys\n"
-    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='web')\n"
-    "os.dup2(int(sys.argv[1]), 3)\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
 
 
 @pytest.fixture
@@ -166,24 +159,27 @@ def test_sockets_of_the_service_are_served_by_number_and_name(
     pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "{bind}"\napp = "hello:app"\n')
     port = free_port()
     if way == "ours":
-        listener = socket.create_server(("127.0.0.1", port))
-        fd = listener.fileno()
-        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
-        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
-        listener.close()
+        running = run_with_socket(pool, socket.create_server(("127.0.0.1", port)))
     else:
-        program = f"/usr/bin/{way}"
-        if not os.path.exists(program):
-            pytest.skip(f"no {way}")
-        argv = [program, "-l", f"127.0.0.1:{port}", "--setenv=NOTIFY_SOCKET"]
-        argv += [f"--setenv={name}={value}" for name, value in pool.env.items()]
-        running = subprocess.Popen([*argv, *pool.command(), "run"], cwd=pool.directory, env=pool.env)
-    try:
-        until(lambda: get(port).status == 200 if answers(port) else False)
+        running = run_activated(pool, port)
+    with running:
+        until(lambda: not refused(port) and get(port).status == 200)
         before = pool.items()["web"]["pids"]
         pool.ok("restart")
         assert pool.items()["web"]["pids"] != before
         assert get(port).status == 200
+
+
+@contextlib.contextmanager
+def run_activated(pool: RealPool, port: int) -> Iterator[None]:
+    program = "/usr/bin/systemd-socket-activate"
+    if not os.path.exists(program):
+        pytest.skip(f"no {program}")
+    argv = [program, "-l", f"127.0.0.1:{port}", "--setenv=NOTIFY_SOCKET"]
+    argv += [f"--setenv={name}={value}" for name, value in pool.env.items()]
+    running = subprocess.Popen([*argv, *pool.command(), "run"], cwd=pool.directory, env=pool.env)
+    try:
+        yield
     finally:
         running.terminate()
         running.wait(timeout=60)
@@ -196,11 +192,9 @@ def test_connections_at_an_inherited_socket_are_closed_while_their_server_cannot
     pool.write("late.py", "import pathlib\nassert pathlib.Path('go').exists()\nfrom hello import app\n")
     restart = 'restart = { limit = 100, backoff = { initial = "1s", max = "1s" } }'
     pool.write("pool.toml", f'[[server]]\nname = "web"\nbind = "fd:web"\napp = "late:app"\n{restart}\n')
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port, fd = listener.getsockname()[1], listener.fileno()
-        argv = [sys.executable, "-c", PASS_SOCKETS, str(fd), *pool.command(), "run"]
-        running = subprocess.Popen(argv, cwd=pool.directory, env=pool.env, pass_fds=[fd])
-    try:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    with run_with_socket(pool, listener):
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -209,11 +203,3 @@ def test_connections_at_an_inherited_socket_are_closed_while_their_server_cannot
         pool.write("go", "")
         until(lambda: pool.items()["web"]["ready"])
         assert get(port).status == 200
-    finally:
-        running.terminate()
-        running.wait(timeout=60)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

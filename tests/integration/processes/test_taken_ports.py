@@ -35,7 +35,7 @@ def test_many_taken_ports_are_explained_and_stopped_as_quickly_as_one(pool: Real
         assert time.monotonic() - began < 60
 
 
-def test_metrics_dashboard_and_operator_on_taken_ports_are_reported_by_start_and_doctor(
+def test_metrics_dashboard_and_operator_on_taken_ports_are_reported_by_start_reload_and_doctor(
     pool: RealPool,
 ) -> None:
     pool.write_hello()
@@ -53,8 +53,15 @@ def test_metrics_dashboard_and_operator_on_taken_ports_are_reported_by_start_and
             for done in (started, doctor):
                 assert table in done.stdout + done.stderr
                 assert f"port {port} is in use by" in done.stdout + done.stderr, str(done)
+        for content in (text, text + beside):
+            pool.write("pool.toml", content)
+            reloaded = pool.ok("reload")
+        for table, port in (("metrics", metrics), ("dashboard", page), ("operator", operator)):
+            assert re.search(
+                rf"^warning: \[{table}\]: .*port {port} is in use", reloaded.stderr, re.MULTILINE
+            ), reloaded
     pool.write("pool.toml", text)
-    pool.ok("reload")
+    assert pool.ok("reload").stderr == ""
     assert pool.ok("start").stderr == ""
 
 
@@ -97,10 +104,8 @@ def test_a_port_that_another_server_of_the_pool_has_opened_by_itself_is_said_to_
     pool.write_hello("web")
     opens = f"import socket\nsock = socket.create_server(('127.0.0.1', {port}))\nfrom hello import app\n"
     pool.write("opens.py", opens)
-    text = (pool.directory / "pool.toml").read_text().replace("hello:app", "opens:app")
-    pool.write(
-        "pool.toml", text + server("late", bind=f"127.0.0.1:{port}", app="hello:app", depends_on=["web"])
-    )
+    pool.replace("hello:app", "opens:app")
+    pool.append(server("late", bind=f"127.0.0.1:{port}", app="hello:app", depends_on=["web"]))
     done = pool.run("start")
     assert done.code == 1, str(done)
     (pid,) = pool.items()["web"]["pids"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.http_get import get
+from tests.http_get import get, refused
 from tests.needs import needs
 from tests.ports import claim_port
 from tests.programs import program
@@ -134,7 +133,7 @@ def test_unit_is_ready_once_the_gateway_serves(pool: RealPool, unit: ServiceMana
     with ThreadPoolExecutor() as threads:
         started = threads.submit(unit.start)
         unit.await_line("STATUS=1 server ready")
-        assert is_refused(gateway)
+        assert refused(gateway)
         assert "READY=1" not in unit.lines
         may_serve.write_text("yes\n")
         started.result()
@@ -182,7 +181,7 @@ def test_listener_leaves_the_store_with_its_server(
     pool.ok("remove", "c")
     until(lambda: len(unit.names) == 2)
     for name in "abc":
-        assert is_refused(ports[name])
+        assert refused(ports[name])
     pool.ok("start", "a")
     until(lambda: len(unit.names) == 3)
     assert unit.stop() == 0
@@ -192,7 +191,7 @@ def test_listener_leaves_the_store_with_its_server(
     until(lambda: len(unit.names) == 1)
     assert get(ports["a"]).status == 200
     for name in "de":
-        assert is_refused(ports[name])
+        assert refused(ports[name])
     pool.ok("stop")
     assert unit.wait() == 0
     until(lambda: unit.names == [])
@@ -216,7 +215,7 @@ def test_listener_that_comes_back_is_used_only_at_its_own_address(
     until(lambda: len(unit.names) == 3)
     assert {name for name in unit.names if name != "stored"} == set(names[:2])
     assert get(port).status == get(f"unix:{pool.directory}/a.sock").status == 200
-    until(lambda: is_refused(other))
+    until(lambda: refused(other))
 
 
 def test_store_outlives_the_keeper_and_the_supervisor(
@@ -254,11 +253,6 @@ def test_sockets_of_socket_units_stay_with_them(pool: RealPool, unit: ServiceMan
         assert unit.stop() == 0
 
 
-def is_refused(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
-
-
 @pytest.mark.slow
 @needs("gateway")
 def test_gateway_serves_once_it_is_known_which_servers_are_to_run(
@@ -283,7 +277,7 @@ def test_gateway_serves_once_it_is_known_which_servers_are_to_run(
     connect = [sys.executable, "-c", "import poolctl; poolctl.connect('pool.toml', start=True)"]
     subprocess.run(connect, cwd=pool.directory, env=pool.env, check=True, timeout=COMMAND_TIMEOUT_SECONDS)
     with ThreadPoolExecutor(1) as clients:
-        answer = clients.submit(until, lambda: not is_refused(gateway) and get(gateway))
+        answer = clients.submit(until, lambda: not refused(gateway) and get(gateway))
         wait([answer], timeout=1.5)
         assert not answer.done(), answer
         pool.ok("start")

@@ -65,8 +65,7 @@ def facts(pool: RealPool) -> dict[str, Any]:
 
 def write_echo(pool: RealPool, *names: str, extra: str = "") -> None:
     pool.write_hello(*names, extra=f'app_dir = "{Path(__file__).parents[3]}"\n{extra}')
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text.replace("hello:app", "tests.load.apps:app"))
+    pool.replace("hello:app", "tests.load.apps:app")
 
 
 @pytest.mark.capability
@@ -314,8 +313,7 @@ def test_configuration_that_the_new_version_does_not_understand_is_that_of_the_f
     pool.write_hello("users", extra="http = { keep_alive = 3 }")
     pool.ok("start")
     before, supervisor = facts(pool), pool.info()["supervisor_pid"]
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text + 'tags = ["new"]\n')
+    pool.append('tags = ["new"]\n')
     done = by(newer, pool, "upgrade")
     assert done.code == 8, done
     assert "'http.keep_alive' in ServerConfig: " in done.stderr

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ def directory_of(pool: RealPool) -> Path:
     return found
 
 
-def remove_socket(directory: Path) -> None:
-    (directory / "control.sock").unlink()
-
-
-REMOVALS = pytest.mark.parametrize(
-    "remove",
-    [pytest.param(remove_socket, marks=pytest.mark.capability), shutil.rmtree],
-    ids=["socket", "directory"],
-)
-Removal = Callable[[Path], None]
-
-
 def write_program(pool: RealPool) -> None:
     """A program without a port: nothing but the pool's lock keeps it from running twice."""
     pool.write("once.py", "import time\ntime.sleep(1000)\n")
@@ -44,18 +31,6 @@ def write_program(pool: RealPool) -> None:
 
 def programs(pool: RealPool) -> list[int]:
     return [pid for pid, line in pool.processes().items() if line.endswith("once.py")]
-
-
-@REMOVALS
-def test_start_joins_a_pool_whose_runtime_files_were_removed(pool: RealPool, remove: Removal) -> None:
-    write_program(pool)
-    pool.ok("start")
-    before = programs(pool)
-    remove(directory_of(pool))
-    pool.ok("start")
-    assert programs(pool) == before
-    pool.ok("stop")
-    assert programs(pool) == []
 
 
 def holders(pool: RealPool) -> set[int]:
@@ -127,7 +102,7 @@ def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) ->
     pool.ok("start")
     info = pool.info()
     freeze(info["supervisor_pid"])
-    remove_socket(directory_of(pool))
+    (directory_of(pool) / "control.sock").unlink()
     for command in ("start", "stop"):
         done = pool.run(command)
         assert done.code == 8
