@@ -9,6 +9,7 @@ import pickle
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -987,8 +988,10 @@ def test_counts_of_ended_workers_are_added_to_those_of_their_server() -> None:
     pool.start_sync()
     for server in ("a", "a", "gone"):
         runner.events.add_up_counts(server, "worker", [1] * tally.COUNTED)
-    ended = [server._handle.ended[1] for server in pool.values() if server._handle is not None]
-    assert ended == [2, 0]
+    counted = [line for line in pool.metrics().splitlines() if 'code="2xx"' in line]
+    assert counted == [
+        f'poolctl_responses_total{{server="{name}",code="2xx"}} {n}' for name, n in (("a", 2), ("b", 0))
+    ]
     pool.stop_sync()
 
 
@@ -996,15 +999,16 @@ def test_configurations_that_no_worker_uses_are_forgotten() -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a"))
     pool.start_sync()
+    used = []
     for tag in "abcd":
         pool.merge(made(runner, config("a", tags=[tag])))
+        used.append(weakref.ref(only(pool).config))
         assert only(pool).stale
         pool.restart_sync()
         pool.join_sync()
         assert not only(pool).stale
-    handle = only(pool)._handle
-    assert handle is not None
-    assert len(handle.config_sources) == 2
+    gc.collect()
+    assert [reference() is not None for reference in used] == [False, False, True, True]
     pool.stop_sync()
 
 
