@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -132,12 +133,17 @@ async def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_
     assert desk.handed == []
 
 
-def test_version_that_does_not_finish_its_check_is_refused() -> None:
+def test_version_that_does_not_finish_its_check_is_refused_and_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+
     async def upgrade() -> str:
-        (error,) = (await Handing().upgrade("exec sleep 600", force=True))["errors"]
+        (error,) = (await Handing().upgrade(f"echo $$ > {file}; exec sleep 600", force=True))["errors"]
+        while os.path.exists(f"/proc/{int(file.read_text())}"):
+            await asyncio.sleep(1)
+        await asyncio.sleep(30)  # the loop closes its pipes
         return str(error["message"])
 
-    assert run_hurried(1000, upgrade()).endswith("cannot take over: sh did not finish within 90 s")
+    assert run_hurried(100, upgrade()).endswith("cannot take over: sh did not finish within 90 s")
 
 
 async def test_files_that_the_next_version_finds_wrong_are_its_answer() -> None:
