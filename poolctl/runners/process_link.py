@@ -473,7 +473,11 @@ class KeeperLink(Link):
             if name in self.entries or name.startswith(fd_store.OF_THE_VERSION):
                 continue
             reply, fds = await self.call({"op": "get", "name": name})
-            if name in self.entries or name in self._dropped or not (fds or reply["meta"] is not None):
+            if (
+                name in self.entries
+                or name in (self._dropped or ())
+                or not (fds or reply["meta"] is not None)
+            ):
                 close_all(fds)
             else:
                 self.entries[name] = (reply["meta"], [Duplicate(fd) for fd in fds])
