@@ -16,7 +16,6 @@ from poolctl import connect
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.ports import claim_port
-from tests.processes import freeze
 from tests.real_pool import RealPool
 
 APP = """
@@ -200,9 +199,9 @@ def test_probes_and_drains_go_on_under_the_next_supervisor(pool: RealPool) -> No
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("also_the_keeper", [False, True])
+@pytest.mark.parametrize("killed", ["supervisor_pid", "keeper_pid"])
 def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
-    pool: RealPool, also_the_keeper: bool
+    pool: RealPool, killed: str
 ) -> None:
     port = write(pool, READINESS)
     flag(pool).touch()
@@ -210,12 +209,7 @@ def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
     wait_until(lambda: flag(pool, "asked").exists(), what="it has been asked")
     (pid,) = item(pool)["pids"]
     before = pool.info()
-    if also_the_keeper:
-        freeze(before["keeper_pid"])
-    os.kill(before["supervisor_pid"], signal.SIGKILL)
-    if also_the_keeper:
-        os.kill(before["keeper_pid"], signal.SIGKILL)
-        pool.ok("start", "--no-wait")
+    os.kill(before[killed], signal.SIGKILL)
     wait_until(lambda: pool.info()["supervisor_pid"] != before["supervisor_pid"])
     found = item(pool)
     assert (found["state"], found["ready"], found["pids"]) == ("starting", False, [pid])
