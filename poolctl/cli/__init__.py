@@ -1,1 +1,1 @@
-"""The command line. `main` is its entry point, `app` the Typer application with the list of all commands."""
+"""The command line: `main` is the entry point, `app` the Typer application with the list of all commands."""

@@ -1,4 +1,4 @@
-"""What the shells complete; the pool is asked only when Tab is pressed. Nothing here fails or prints anything."""
+"""Shell completion. Completers ask the pool on Tab, and never fail or print."""
 
 import contextlib
 import io

@@ -106,7 +106,7 @@ class ForegroundServer:
         return cls(server, spec, listeners, contents)
 
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
-        """Replace this process (exec) with poolctl's package `part` or, for a command, with a small parent of it.
+        """Replace this process (exec) with poolctl's package `part` or, for a command, with a small parent process.
 
         The application's Python interpreter runs the package. Descriptor SPEC_FD is the worker specification. The next
         descriptors are the listeners, the TLS files and the sockets `more`, in this order. The package's arguments are
@@ -145,9 +145,9 @@ class ForegroundServer:
         python = self.spec["python"]
         _move_descriptors([spec_file(self.spec), *fds], SPEC_FD)
         argv = bootstrap.command(python, part, *role, str(len(fds)))
-        entered_as = ids_to_start_interpreter_as(python, self.spec["user"], os.environ)
-        if entered_as is not None:
-            argv = bootstrap.as_user(*entered_as, argv)
+        ids = ids_to_start_interpreter_as(python, self.spec["user"], os.environ)
+        if ids is not None:
+            argv = bootstrap.as_user(*ids, argv)
         os.execve(argv[0], argv, dict(os.environ))
 
 
@@ -164,8 +164,8 @@ def _open_listeners(server: ServerConfig) -> list[socket.socket]:
 def _move_descriptors(fds: Iterable[int], first: int) -> None:
     """Move the descriptors to `first` and the following numbers, and make them inheritable."""
     originals = list(fds)
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(originals)) for fd in originals]
-    for number, fd in enumerate(lifted, first):
+    duplicates = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(originals)) for fd in originals]
+    for number, fd in enumerate(duplicates, first):
         os.dup2(fd, number)
 
 
@@ -186,6 +186,6 @@ def run_server_in_foreground(place: Place, selection: Filters, *, access_log: bo
 
 def _announcement(server: ServerConfig) -> str:
     where = f" on {server.expose}" if server.expose else ""
-    needed = ", ".join(dependency.name for dependency in server.depends_on)
-    alone = f"; dependencies not started: {needed}" if needed else ""
-    return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{alone}"
+    dependencies = ", ".join(dependency.name for dependency in server.depends_on)
+    note = f"; dependencies not started: {dependencies}" if dependencies else ""
+    return f"{server.name}{where} runs in this terminal, Ctrl-C stops it{note}"

@@ -21,7 +21,7 @@ from poolctl.selection.selector import empty_value_error
 
 
 class PoolGroup(TyperGroup):
-    """The commands are placeholders with a name and one line of help, which is all that --help needs."""
+    """The commands are placeholders with a name and one line of help: --help needs no more."""
 
     more: frozenset[str] = frozenset()  # names of the commands that only `help --all` lists
     modules: dict[str, str] = {}  # noqa: RUF012 (filled in by poolctl.cli.app)
@@ -44,12 +44,14 @@ class PoolGroup(TyperGroup):
         return typer.main.get_command(app)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = next((at for at, word in enumerate(args) if word in self.commands), len(args))
-        _refuse_empty_words(self, ctx, args[:end])
+        command_position = next(
+            (index for index, word in enumerate(args) if word in self.commands), len(args)
+        )
+        _refuse_empty_words(self, ctx, args[:command_position])
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The commands and options by their panels, in a pipe."""
+        """Write the commands and options by panel, as plain text for a pipe."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.commands[name]
@@ -104,7 +106,7 @@ class PoolCommand(TyperCommand):
         return ["[OPTIONS]", *filter(None, arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The options by their panels, in a pipe."""
+        """Write the options by panel, as plain text for a pipe."""
         arguments = [param for param in self.params if param.param_type_name == "argument"]
         rows = [
             (_without_brackets(argument.metavar), getattr(argument, "help", "") or "")
@@ -116,7 +118,7 @@ class PoolCommand(TyperCommand):
         _write_panels(self, ctx, formatter)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, a line each, in a pipe."""
+        """Write the examples, one per line, as plain text for a pipe."""
         head, *lines = (self.epilog or "").split("\n\n")
         if lines:
             formatter.write_paragraph()

@@ -1,6 +1,6 @@
-"""What commands that change the running pool share: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
+"""Shared by the commands that change the running pool: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
 
-With --save they change the files, too: that change is checked before the live change, and written after it.
+With --save they also change the files: the new files are checked before the live change, and written after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import Problem
 
-# A change is saved even if it failed for some servers or was not complete in time.
+# Save the change even if it failed for some servers, or timed out.
 _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
 NO_SAVE = Save()
@@ -57,12 +57,12 @@ def change_servers(
     """
     pool = find_pool(place)
     _require_selection(verb, place, selection, pool)
-    sent = {
+    request_options = {
         "wait": not wait.no_wait,
         **flags(all=selection.everything, saves=save.save),
         **(options or {}),
     }
-    request = Request(verb, place, selection, sent, wait.timeout)
+    request = Request(verb, place, selection, request_options, wait.timeout)
 
     def live() -> Outcome:
         result = ask(request, pool)
@@ -164,16 +164,16 @@ class WriteBack:
 
     def scale_in_draft(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of the named servers in `self.draft`, the new content of the files."""
-        as_wanted = {server.name for server in self.now if server.workers == workers}
+        unchanged = {server.name for server in self.now if server.workers == workers}
         for name in self.filter_names_by_files(names):
-            if name not in as_wanted:
+            if name not in unchanged:
                 self.draft.scale(name, workers)
 
     def set_disabled_in_draft(self, names: Sequence[str], disabled: bool) -> None:
         """Disable the named servers in `self.draft`, the files' new content; enable them if `disabled` is false."""
-        as_wanted = {server.name for server in self.now if server.disabled == disabled}
+        unchanged = {server.name for server in self.now if server.disabled == disabled}
         for name in self.filter_names_by_files(names):
-            if name in as_wanted:
+            if name in unchanged:
                 continue
             if disabled:
                 self.draft.set(name, ("disabled",), True)

@@ -23,7 +23,7 @@ _STYLES = (
 
 
 NO_TIMES, SHORT_TIMES, STAMPS = "", "short", "stamps"
-# A line that begins with a time of its own.
+# A line that begins with a time.
 _TIMED = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d")
 # The end of an access log line: status, duration, request ID.
 _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
@@ -64,17 +64,17 @@ class PrefixedLineFormatter:
         """The line as text with a line break; a JSON record may become several lines."""
         with_id = self._request_ids is None or line.name in self._request_ids
         record = parse_record(line.text) if self._records and line.text.startswith("{") else None
-        before = f"{self._prefixes.get(line.name, line.name + ' | ')}{self._time(line, record)}"
+        prefix = f"{self._prefixes.get(line.name, line.name + ' | ')}{self._time(line, record)}"
         if record is not None:
             if not with_id:
                 record.rest.pop("request_id", None)
             texts = record_lines(record, colours=self._colours)
-            return without_commands("".join(f"{before}{text}\n" for text in texts))
+            return without_commands("".join(f"{prefix}{text}\n" for text in texts))
         text = line.text if with_id else _REQUEST_ID.sub(r"\1", line.text)
         if self._terminal:
             text = terminal_text(text, colours=self._colours)
         text = with_coloured_level(text) if self._colours else text
-        return without_commands(f"{before}{text}\n")
+        return without_commands(f"{prefix}{text}\n")
 
     def _time(self, line: LogLine, record: JsonRecord | None) -> str:
         if not line.time or not self._times:

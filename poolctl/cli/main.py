@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
             from poolctl.config import disable_pydantic_plugins
 
             reset_inherited_signals()
-            _replace_streams_by_whole_ones()
+            _install_whole_streams()
             disable_pydantic_plugins()
             code = _run(None)
             interrupts.let_ctrl_c_exit()  # nothing to clean up
@@ -67,8 +67,8 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _replace_streams_by_whole_ones() -> None:
-    """Have output written whole or fail, also in a pipe that does not block, and with PYTHONUNBUFFERED."""
+def _install_whole_streams() -> None:
+    """Make writes complete or fail, even to non-blocking pipes and with PYTHONUNBUFFERED."""
     from poolctl.cli.output import whole_stream
 
     for name in ("stdout", "stderr"):

@@ -37,9 +37,9 @@ def load(
 ) -> Configuration:
     """The pool's configuration from its files. Raises PoolValidateError if a file is unreadable.
 
-    Without `env_files`, `${VAR}` is not looked up in `.env` beside a file: its values stay on this machine. `in_env` is
-    the format of references in `env`, if they are not resolved. `several_bind`: each worker will have an address of its
-    own.
+    Without `env_files`, `.env` files are not used for `${VAR}`: their values must stay on this machine. With a format
+    `in_env`, references in `env` are written in that format instead of being resolved. With `several_bind`, each worker
+    will have a separate address.
     Raises Failure (exit 5) with all problems, and for a pool without servers unless `allow_empty`.
     """
     from poolctl.config import load as load_files
@@ -78,8 +78,8 @@ def choose(items: Sequence[Server], selection: Filters) -> list[Server]:
     selector = selection.selector()
     try:
         return select(items, selector)
-    except NothingMatched as nothing:
-        raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, nothing.message, nothing.hint)) from None
+    except NothingMatched as error:
+        raise Failure(Outcome.failed(exit_codes.NOTHING_MATCHED, error.message, error.hint)) from None
 
 
 def select_from_files(selection: Filters, ref: PoolRef) -> list[Item]:

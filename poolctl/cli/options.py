@@ -46,7 +46,7 @@ class BadValue(typer.BadParameter):
 
 
 def with_options(command: Callable[..., object]) -> Callable[..., object]:
-    """Let a command take dataclasses of options: Typer sees their fields, the command gets the objects."""
+    """Decorate a command that takes dataclasses of options: Typer sees the fields, the command gets the objects."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -91,7 +91,7 @@ def one_of(words: Iterable[str]) -> dict[str, Any]:
 
 
 def near_or_all(text: str, candidates: Iterable[str]) -> str:
-    """A hint at the known word that was probably meant, or else at all of them."""
+    """A hint: the known word that was probably meant, or else all known words."""
     words = [*candidates]
     near = difflib.get_close_matches(text, words, 1)
     near = near or [word for word in words if len(text) > 2 and word.startswith(text)]
@@ -161,20 +161,20 @@ def parse_time(text: str, now: datetime) -> datetime:
         return datetime.fromtimestamp(float(text[1:]), UTC)
     # As `systemctl status` prints it: "Sun 2026-11-29 03:00:00 CET".
     text = re.sub(r"^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) ", "", text)
-    before, _, zone = text.rpartition(" ")
+    without_zone, _, zone = text.rpartition(" ")
     is_utc = zone in ("UTC", "GMT")
-    text = before if is_utc or zone in tzname else text
+    text = without_zone if is_utc or zone in tzname else text
     day, _, clock = ("today", "", text) if re.match(r"\d\d?:", text) else text.partition(" ")
     if day in _DAYS:
         clock = f"0{clock}" if clock[1:2] == ":" else clock or "00:00"
         today = now.astimezone(UTC) if is_utc else now
-        moment = datetime.combine(today + timedelta(days=_DAYS[day]), clock_time.fromisoformat(clock))
+        parsed = datetime.combine(today + timedelta(days=_DAYS[day]), clock_time.fromisoformat(clock))
     elif re.match(r"\d{4}-", text):
-        moment = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text)
     else:
         span = 0.0 if text == "now" else _span(text.removesuffix(" ago").lstrip("+-").strip())
         return now.astimezone(UTC) + timedelta(seconds=span if text.startswith("+") else -span)
-    return moment.replace(tzinfo=UTC) if is_utc else moment
+    return parsed.replace(tzinfo=UTC) if is_utc else parsed
 
 
 def _span(text: str) -> float:
@@ -204,7 +204,7 @@ def line_limit(lines: int | None, since: str | None) -> int | None:
 def names_from_input(targets: list[str], command: str) -> list[str]:
     """The names on standard input, which the target `-` stands for, else the targets themselves.
 
-    Without any names raises Failure with exit code 0, because nothing is to be done: no names never mean everything.
+    Raises Failure with exit code 0 if standard input has no names: an empty list must not select all servers.
     """
     if STDIN not in targets:
         return targets
@@ -227,7 +227,7 @@ def _names_if_input(ctx: typer.Context, value: list[str] | None) -> list[str] | 
 
 
 def _read_stdin() -> bytearray:
-    """Everything up to the end of standard input, also where reading does not block."""
+    """Read standard input to its end, even if it is non-blocking."""
     text = bytearray()
     while True:
         select.select([0], [], [])
@@ -279,7 +279,7 @@ class Filters:
     allow_empty: Annotated[bool, _select("--allow-empty", help="Do not fail when nothing matches.")] = False
 
     def selector(self) -> Selector:
-        """What the supervisor and the files are searched for. Raises SelectorError for an invalid expression."""
+        """The selector of these options. Raises SelectorError for an invalid expression."""
         lists: dict[str, Any] = {key: getattr(self, key, None) or () for key in LISTS}
         return Selector(**lists, invert=self.invert, allow_empty=self.allow_empty)
 

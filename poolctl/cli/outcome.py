@@ -154,9 +154,12 @@ def outcome_of(failure: BaseException) -> Outcome | None:
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     # By name, so that their modules are imported only if needed.
-    of_others = {"ConfigNotFound": exit_codes.INVALID_CONFIGURATION, "SelectorError": exit_codes.USAGE}
-    if (name := type(failure).__name__) not in of_others:
+    exit_code_by_name = {
+        "ConfigNotFound": exit_codes.INVALID_CONFIGURATION,
+        "SelectorError": exit_codes.USAGE,
+    }
+    if (name := type(failure).__name__) not in exit_code_by_name:
         return None
     return Outcome.failed(
-        of_others[name], getattr(failure, "message", str(failure)), getattr(failure, "hint", "")
+        exit_code_by_name[name], getattr(failure, "message", str(failure)), getattr(failure, "hint", "")
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from poolctl.config import Place
 
 _MARKS = ("##[", "##vso[", "##teamcity[")
-# GitHub shows no more of a step.
+# GitHub shows at most this many per step.
 MAX_ANNOTATIONS = 10
 
 
@@ -107,11 +107,11 @@ class LineOutput:
         self._as_line = as_line
         self._lost_lines = 0
         self._why = ""
-        self._is_torn = False  # the last line could be written in part
+        self._may_be_partial = False  # the last line could be written in part
 
     @property
     def loss(self) -> str:
-        """How many lines were dropped since the last one that could be written, and why; "" if none was."""
+        """The number of lines dropped since the last successful write, and the reason; "" if there are none."""
         return f"{self._lost_lines} ({self._why})" if self._lost_lines else ""
 
     def write(self, line: str) -> None:
@@ -119,19 +119,19 @@ class LineOutput:
         if self._file is None:
             self._stream.write(line)
             return
-        before = "\n" if self._is_torn else ""
+        prefix = "\n" if self._may_be_partial else ""
         if self._lost_lines:
-            before += self._as_line(f"[poolctl: lines of output lost here: {self.loss}]")
+            prefix += self._as_line(f"[poolctl: lines of output lost here: {self.loss}]")
         try:
-            self._file.write(_encoded(f"{before}{line}", self._stream))
+            self._file.write(_encoded(f"{prefix}{line}", self._stream))
         except OSError as error:
             if error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_terminal):
                 raise BrokenPipeError(errno.EPIPE, error.strerror) from error
             self._lost_lines += 1
             self._why = error.strerror or str(error)
-            self._is_torn = self._is_torn or self._file.written_bytes > 0
+            self._may_be_partial = self._may_be_partial or self._file.written_bytes > 0
         else:
-            self._lost_lines, self._is_torn = 0, False
+            self._lost_lines, self._may_be_partial = 0, False
 
 
 def without_commands(text: str) -> str:
@@ -172,9 +172,9 @@ def is_github() -> bool:
 class Annotations:
     """The annotations of one command in GitHub Actions, written to standard error; elsewhere none are written.
 
-    Each is at the place of its problem, or else of its server's table in the pool's `files`. There are at most
-    MAX_ANNOTATIONS, and for a server without a place in the problem one error and one warning; none of servers if
-    `of_servers` is false: `run` prints what they do between what they print.
+    Each is placed at its problem, or else at the server's table in the pool's `files`. There are at most
+    MAX_ANNOTATIONS, and for a server at most one error and one warning without a place. Annotations of servers are
+    omitted if `of_servers` is false, because `run` prints server events between their output.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The options by which every command finds its pool, and that say how much it prints."""
+"""The options with which every command finds its pool, and for verbosity."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 
-def _or_given_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+def _merge_with_global_option(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
     """`poolctl -c x list` means `poolctl list -c x`; files given before and after the command are joined."""
     before = ctx.parent.params.get(param.name or "") if ctx.parent else None
     if not before:
@@ -27,7 +27,7 @@ def _pools(incomplete: str) -> list[str]:
 
 
 _place = functools.partial(
-    typer.Option, rich_help_panel="Global options", show_default=False, callback=_or_given_before
+    typer.Option, rich_help_panel="Global options", show_default=False, callback=_merge_with_global_option
 )
 
 

@@ -68,7 +68,7 @@ def _find_pool(place: Place, *, missing_ok: bool) -> PoolRef:
     try:
         cwd = os.getcwd()
     except OSError:
-        cwd = os.environ.get("PWD") or "/"  # it may have been removed; PWD still names it
+        cwd = os.environ.get("PWD") or "/"  # the directory may have been removed; PWD still has its path
     try:
         files = find_config(paths, os.environ, cwd)
     except ConfigNotFound:
@@ -125,8 +125,8 @@ def _is_running_or_left(pool: PoolRef) -> bool:
 
 def _warn_of_missing(files: list[str], place: Place) -> None:
     if not place.quiet:
-        gone = [f"{relative_to_cwd(file)} no longer exists, but its pool is running" for file in files]
-        print_diagnostics(Outcome(warnings=gone))
+        warnings = [f"{relative_to_cwd(file)} no longer exists, but its pool is running" for file in files]
+        print_diagnostics(Outcome(warnings=warnings))
 
 
 def _pool_at(first: str) -> PoolRef:

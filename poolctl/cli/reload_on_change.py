@@ -33,14 +33,14 @@ from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
 from poolctl.logs.log_tail import ENTRIES, DirectoryWatch
 
-# Editors, checkouts and deployments write many files: one change ends after this time without writes.
+# A change is complete after this time without writes: editors, checkouts and deployments write many files.
 QUIET_SECONDS = 0.15
 # A change that does not end is applied after this time.
 MAX_SECONDS = 3.0
 _SHOWN_FILES = 3
 _POLL = 'watch = { poll = "1s" }'
 # During development the error page of the new code is more useful than the old code.
-_UNPROVEN = {"check": False}
+_WITHOUT_CHECK = {"check": False}
 # A change of code replaces the processes of servers in these states, and restarts servers that exited by themselves;
 # other servers use the new code when they start.
 _ALIVE = ("running", "starting", "backoff", "draining", "failed")
@@ -112,7 +112,7 @@ class PoolWatcher:
 
     def _apply_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload the configuration and yield the result; returns the names of servers that were started or replaced."""
-        result = self._ask(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN})
+        result = self._ask(ReloadResult, "reload", {"dry_run": False, **_WITHOUT_CHECK})
         self._refresh()
         yield result
         return {change.name for change in result.changes or () if change.change in ("add", "restart")}
@@ -127,22 +127,22 @@ class PoolWatcher:
         while changed := {**self._missed, **changed}:
             self._missed = {}
             listed = self._ask(Result, "list", {}, [*changed])
-            wanted = [
+            affected = [
                 item.name
                 for item in listed.items
                 if item.state in _ALIVE or (item.ended and not item.on_demand)
             ]
-            if wanted:
-                # A server with a reload_signal reads the changed files itself.
-                told = [name for name in wanted if name in self._signalled]
-                replaced = [name for name in wanted if name not in self._signalled]
-                for names, what in ((replaced, "restarting"), (told, "reloading")):
+            if affected:
+                # Servers with a reload_signal reload the changed files themselves.
+                reloading = [name for name in affected if name in self._signalled]
+                replaced = [name for name in affected if name not in self._signalled]
+                for names, what in ((replaced, "restarting"), (reloading, "reloading")):
                     for line in _change_lines({name: changed[name] for name in names}, what):
                         self._say(line)
                 if replaced:
-                    yield self._ask(Result, "restart", {"wait": True, **_UNPROVEN}, replaced)
-                if told:
-                    yield self._ask(ReloadResult, "reload", {"dry_run": False, **_UNPROVEN}, told)
+                    yield self._ask(Result, "restart", {"wait": True, **_WITHOUT_CHECK}, replaced)
+                if reloading:
+                    yield self._ask(ReloadResult, "reload", {"dry_run": False, **_WITHOUT_CHECK}, reloading)
                 self._refresh()
             changed = {}
 
@@ -181,7 +181,7 @@ class PoolWatcher:
     def _ask(
         self, kind: type[Answer], verb: str, options: dict[str, object], names: list[str] | None = None
     ) -> Answer:
-        # A restart takes only `wait` from the command's options, a reload takes all.
+        # Of the command's options, a restart uses only `wait`, a reload all.
         kept = {
             key: value for key, value in self._request.options.items() if verb == "reload" or key == "wait"
         }
@@ -296,20 +296,20 @@ class WatchSet:
         self._included: dict[str, list[re.Pattern[str]]] = {}
         self._excluded: dict[str, list[re.Pattern[str]]] = {}
         self._tops: list[str] = []
-        # Servers by paths that can lead elsewhere after a link or directory is replaced.
+        # Servers by path, to detect that a link or directory on the path was replaced.
         self._paths: dict[str, list[str]] = {}
         polls = [(item.config.get("watch") or {}).get("poll") for item in items]
         self.poll_seconds: float | None = min(filter(None, polls), default=None)
-        self._placed = {
+        self._started_at = {
             item.name: min(times)
             for item in items
             if (times := [worker.placed_at for worker in item.worker_list if worker.placed_at is not None])
         }
-        referred: list[str] = []
+        referenced: list[str] = []
         links_to_code = cache(_links_to_code)  # servers often share a directory, and it may be large
         for item in items:
             config = item.config
-            referred += _referenced_files(config)
+            referenced += _referenced_files(config)
             for script in _scripts(config):
                 self._scripts.setdefault(script, []).append(item.name)
             paths = [*_scripts(config, os.path.abspath)]
@@ -317,23 +317,23 @@ class WatchSet:
             self._excluded[item.name] = [_expression(pattern) for pattern in watch.get("exclude") or ()]
             if directory := _code_directory(config):
                 paths.append(directory)
-                top = os.path.realpath(directory)
-                if os.path.isfile(archive := _existing_part(top)):
+                code_directory = os.path.realpath(directory)
+                if os.path.isfile(archive := _existing_part(code_directory)):
                     self._scripts.setdefault(archive, []).append(item.name)
                 else:
-                    paths += self._add_code(item.name, top, links_to_code)
+                    paths += self._add_code(item.name, code_directory, links_to_code)
             if not config.get("job"):
                 patterns = watch.get("include") or ()
                 self._included[item.name] = [_expression(pattern) for pattern in patterns]
-                tops = [_split_pattern(pattern)[0] for pattern in patterns]
-                self._tops += map(os.path.realpath, tops)
-                paths += tops
+                include_directories = [_split_pattern(pattern)[0] for pattern in patterns]
+                self._tops += map(os.path.realpath, include_directories)
+                paths += include_directories
             for path in dict.fromkeys(paths):
-                if not _matches(self._excluded[item.name], [path, _place(path)]):
+                if not _matches(self._excluded[item.name], [path, _resolved_parent_path(path)]):
                     self._paths.setdefault(path, []).append(item.name)
         # Servers without configured env files may read one that does not exist yet.
-        beside = [os.path.join(directory_of(file), ".env") for file in files]
-        self._named = list(dict.fromkeys([*files, *beside, *referred]))
+        env_files = [os.path.join(directory_of(file), ".env") for file in files]
+        self._watched_files = list(dict.fromkeys([*files, *env_files, *referenced]))
         self._stamps: dict[str, Stamp] = self._file_stamps()
         self._identities = {path: _identity(path) for path in self._paths}
         if before is not None:
@@ -346,20 +346,24 @@ class WatchSet:
         """
         links: list[str] = []
         seen = {_device_and_inode(top)}
-        waiting = [top]
-        while waiting:
-            here = waiting.pop()
-            self._code.setdefault(here, []).append(name)
-            for link in links_to_code(here):
+        pending = [top]
+        while pending:
+            directory = pending.pop()
+            self._code.setdefault(directory, []).append(name)
+            for link in links_to_code(directory):
                 links.append(link)
                 target = os.path.realpath(link)
                 identity = _device_and_inode(target)
-                is_above = f"{here}/".startswith(f"{target.rstrip('/')}/")
-                if identity in seen or is_above or _matches(self._excluded[name], [_place(link), target]):
+                is_above = f"{directory}/".startswith(f"{target.rstrip('/')}/")
+                if (
+                    identity in seen
+                    or is_above
+                    or _matches(self._excluded[name], [_resolved_parent_path(link), target])
+                ):
                     continue
                 seen.add(identity)
                 if os.path.isdir(target):
-                    waiting.append(target)
+                    pending.append(target)
                 else:
                     self._scripts.setdefault(target, []).append(name)
         return links
@@ -369,15 +373,15 @@ class WatchSet:
             path: before._identities[path] for path in self._paths if path in before._identities
         }
         for path in [path for path in self._stamps if path not in before._stamps]:
-            if os.path.dirname(path) in before._named:
+            if os.path.dirname(path) in before._watched_files:
                 del self._stamps[path]
         for path, stamp in before._stamps.items():
-            if path in self._stamps or os.path.dirname(path) in self._named:
+            if path in self._stamps or os.path.dirname(path) in self._watched_files:
                 self._stamps[path] = stamp
 
     def directories(self) -> Iterator[str]:
         """Every directory in which a change may be relevant."""
-        for path in self._named:
+        for path in self._watched_files:
             for location in {path, os.path.realpath(path)}:
                 if os.path.isdir(location):
                     yield location
@@ -388,8 +392,8 @@ class WatchSet:
 
     def directories_of_links(self) -> Iterator[str]:
         """Every directory with an entry that one of the paths depends on."""
-        for path in [*self._named, *self._paths]:
-            yield from map(os.path.dirname, _places_on(path))
+        for path in [*self._watched_files, *self._paths]:
+            yield from map(os.path.dirname, _entries_on_path(path))
 
     def servers_with_replaced_paths(self) -> Changed:
         """Map each server to its existing paths that lead elsewhere since the last check."""
@@ -415,7 +419,7 @@ class WatchSet:
             return {name: [] for names in watched for name in names}
         changed: Changed = {}
         for path in sorted(paths):
-            places = {_place(path)}
+            places = {_resolved_parent_path(path)}
             if not (os.path.islink(path) and os.path.isdir(path)):  # in its directory nothing has changed
                 places.add(os.path.realpath(path))
             for name in dict.fromkeys(self._servers_of(path, places)):
@@ -436,14 +440,14 @@ class WatchSet:
         """The servers with files in these directories that are newer than `since` and than the server's workers."""
         saved = {path: time for directory in directories for path, time in _file_change_times(directory)}
         newer = {
-            name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
+            name: [path for path in paths if saved[path] > max(since, self._started_at.get(name, math.inf))]
             for name, paths in self.changed_servers(saved).items()
         }
         return {name: paths for name, paths in newer.items() if paths}
 
     def _file_stamps(self) -> dict[str, Stamp]:
         stamps: dict[str, Stamp] = {}
-        for path in self._named:
+        for path in self._watched_files:
             names = sorted(os.listdir(path)) if os.path.isdir(path) else ()
             inside = (name for name in names if name.lower().endswith((*SUFFIXES,)))
             for file in (path, *(os.path.join(path, name) for name in inside)):
@@ -555,28 +559,28 @@ def _scripts(config: Table, resolve: Callable[[str], str] = os.path.realpath) ->
 _MAX_LINKS = 40
 
 
-def _places_on(path: str) -> Iterator[str]:
+def _entries_on_path(path: str) -> Iterator[str]:
     """The symbolic links on the way to the path, and its target, all in real directories."""
-    here, parts, links = "/", path.split("/")[::-1], 0
+    directory, parts, links = "/", path.split("/")[::-1], 0
     while parts and links <= _MAX_LINKS:
         part = parts.pop()
         if part == "..":
-            here = os.path.dirname(here)
+            directory = os.path.dirname(directory)
         elif part not in ("", "."):
-            place = os.path.join(here, part)
+            entry = os.path.join(directory, part)
             try:
-                target = os.readlink(place)
+                target = os.readlink(entry)
             except OSError:
-                here = place
+                directory = entry
                 continue
-            yield place
+            yield entry
             links += 1
-            here = "/" if target.startswith("/") else here
+            directory = "/" if target.startswith("/") else directory
             parts += target.split("/")[::-1]
-    yield here
+    yield directory
 
 
-def _place(path: str) -> str:
+def _resolved_parent_path(path: str) -> str:
     """The path with its directory resolved; a link itself is not followed."""
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 

@@ -36,7 +36,7 @@ TABLE = ("name", "state", "ready", "health", "bind", "pids", "uptime", "restarts
 WIDE = (*TABLE[:5], "expose", "pids", "workers", "uptime", "restarts", "tags")
 FIGURES = ("cpu", "memory")  # figures of the processes, after the workers in a wide table if measured
 WIDE_COLUMNS = 120  # the terminal width that `-o wide` needs
-# Columns left out on a narrow terminal, in this order: what others imply, or what tells least about how a server is.
+# Columns omitted on a narrow terminal, in this order: those implied by others, or least important.
 DISPENSABLE = ("ready", "pids", "uptime", "next_run", "kept", "health", "restarts")
 RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests",
@@ -162,18 +162,18 @@ def text_of(items: Sequence[object], output: str) -> str:
     """
     if output == "table" or output == "wide":
         servers = [item for item in items if is_server(item)]
-        more = {
+        is_shown = {
             KEPT: any(item.kept for item in servers),
             NEXT_RUN: any(item.next_run_at for item in servers),
             LAST_RUN: output == "wide" and any(item.last_run for item in servers),
         }
-        sometimes = tuple(column for column, is_there in more.items() if is_there)
+        optional_columns = tuple(column for column, is_there in is_shown.items() if is_there)
         if output == "wide":
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(_is_measured(item) for item in items) else ()
-            columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
+            columns = (*WIDE[:at], *figures, *WIDE[at:], *optional_columns)
             return table(items, columns, wide=True)
-        return table(items, TABLE + sometimes, DISPENSABLE)
+        return table(items, TABLE + optional_columns, DISPENSABLE)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
@@ -222,7 +222,9 @@ def table(
     cells = {column: [_cell(item, column) for item in items] for column in columns}
     if is_rich(sys.stdout):
         return _rich_table(cells, dispensable, wide=wide)
-    widths = {column: max(map(len, [_title(column), *texts])) for column, texts in cells.items()}
+    widths = {
+        column: max(map(len, [_title(column), *column_cells])) for column, column_cells in cells.items()
+    }
     rows = [[_title(column) for column in columns], *map(list, zip(*cells.values(), strict=True))]
     lines = [
         "  ".join(
@@ -247,13 +249,13 @@ def _rich_table(cells: Mapping[str, Sequence[str]], dispensable: Iterable[str], 
     if wide:
         terminal.width = max(terminal.width, WIDE_COLUMNS)
 
-    def rich_table(shown: Mapping[str, Sequence[str]], most: int | None = None) -> Table:
+    def rich_table(shown: Mapping[str, Sequence[str]], max_width: int | None = None) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for column in shown:
             table.add_column(
                 Text(_title(column), no_wrap=True, overflow="ellipsis"),
                 justify="right" if column in RIGHT else "left",
-                max_width=most,
+                max_width=max_width,
             )
         for row in zip(*shown.values(), strict=True):
             table.add_row(
@@ -501,7 +503,7 @@ def local_time(text: str, form: str) -> str:
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
-    """The text with control characters escaped, because output of files or apps must control neither terminal nor CI.
+    """Escape control characters: text from files or apps must not control the terminal or the CI.
 
     With `keep_lines` line breaks and tabs stay.
     """
@@ -550,10 +552,10 @@ def server_count_text(count: int, of: int | None = None) -> str:
     return f"{count} server{'' if count == 1 else 's'}"
 
 
-def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
+def abbreviated_list(words: Sequence[str], limit: int, noun: str = "") -> str:
     """The first `most` words, and the number of others: `a, b and 38 more`, with `noun` `a, b and 38 more files`."""
-    more = f" and {len(words) - most} more{noun and ' ' + noun}" if len(words) > most else ""
-    return f"{', '.join(words[:most])}{more}"
+    more = f" and {len(words) - limit} more{noun and ' ' + noun}" if len(words) > limit else ""
+    return f"{', '.join(words[:limit])}{more}"
 
 
 def dependents_text(result: Result, done: str = "") -> str:
@@ -614,15 +616,15 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
         serves = (result.gateway and serves_line(result.gateway)) or "the gateway serves"
         done = f"{serves}; the pool has no server" if result.without_servers else "no server selected"
         return "" if result.exit_code else done
-    left = result.unchanged or ()
-    acted_on = [item for item in items if not (rests_until_named(item) or item.name in left)]
+    skipped = result.unchanged or ()
+    acted_on = [item for item in items if not (rests_until_named(item) or item.name in skipped)]
     # A sleeping server that is ready is a job waiting for its time.
-    asides = {
+    counts_by_reason = {
         state: sum(item.state == state and not item.ready for item in acted_on) for state in _INTENDED_STATES
     }
     ready = sum(item.ready for item in acted_on)
-    count = len(acted_on) - sum(asides.values())
-    asides["on demand"] = len(items) - len(acted_on)
+    count = len(acted_on) - sum(counts_by_reason.values())
+    counts_by_reason["on demand"] = len(items) - len(acted_on)
     line = f"{server_count_text(ready, count)} {'restarted' if restarted else 'ready'}"
     if not waited:  # the old processes of restarting servers are still ready
         line = (
@@ -630,8 +632,8 @@ def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
             if restarted
             else f"{server_count_text(count)} starting, {ready} ready"
         )
-    said = ", ".join(f"{number} {state}" for state, number in asides.items() if number)
-    return f"{line} ({said})" if said else line
+    aside_text = ", ".join(f"{number} {state}" for state, number in counts_by_reason.items() if number)
+    return f"{line} ({aside_text})" if aside_text else line
 
 
 def still_running_text(result: Result) -> str:

@@ -134,15 +134,15 @@ def _usage_error(error: typer.TyperException, group: Any, words: Sequence[str]) 
         name = (param.metavar or "").strip("[].") if param.param_type_name == "argument" else long[0]
         message = f"{name}: {error.message.removeprefix('Value error, ')}"
         if " is not one of " in message:  # an enum
-            typed, *choices = message.partition(": ")[2].split("'")[1::2]
+            value, *choices = message.partition(": ")[2].split("'")[1::2]
             from poolctl.cli.options import near_or_all
 
-            message, hint = f"{name}: unknown value {typed!r}", near_or_all(typed, choices)
+            message, hint = f"{name}: unknown value {value!r}", near_or_all(value, choices)
     else:
         message = message.partition(". Choose from")[0]
-        message, near, *_ = [*re.split(r" Did you mean | \(Possible options: ", message), ""]
+        message, suggestion, *_ = [*re.split(r" Did you mean | \(Possible options: ", message), ""]
         message = message[:1].lower() + message[1:].rstrip(".")
-        hint = hint or (f"did you mean {near.rstrip('?)')}?" if near else "")
+        hint = hint or (f"did you mean {suggestion.rstrip('?)')}?" if suggestion else "")
     option = str(getattr(error, "option_name", ""))
     if ctx is None:  # an option lacks a value
         verb = next((word for word in words if word in group.commands), "")
@@ -170,7 +170,7 @@ def _option_hint(option: str, ctx: Any) -> str:
 
 
 def _unexpected_error(error: BaseException) -> tuple[str, str]:
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    summary = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, (ImportError, SyntaxError)):
         # No application code is imported here, so an upgrade was interrupted, or a library was removed.
         try:
@@ -180,11 +180,11 @@ def _unexpected_error(error: BaseException) -> tuple[str, str]:
         except (ImportError, SyntaxError):
             command = ""
         hint = f"install it again{command and f': {command}'}; a running pool serves on"
-        return f"this installation of poolctl is incomplete ({said})", hint
+        return f"this installation of poolctl is incomplete ({summary})", hint
     if isinstance(error, FileNotFoundError) and _is_working_directory_removed():
         return "the working directory has been removed", "change to a directory that exists"
     hint = f"please report this to {REPORT_TO}, with the output of {DEBUG_VARIABLE}=1 and poolctl doctor"
-    return f"internal error ({said})", hint
+    return f"internal error ({summary})", hint
 
 
 def _is_working_directory_removed() -> bool:

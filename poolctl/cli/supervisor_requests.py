@@ -39,7 +39,7 @@ CRASH_LOOP = (
     "the supervisor crashed five times within a minute: for five minutes it serves commands only and replaces no "
     "process that exits (see supervisor.log next to its socket)"
 )
-_LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
+_MAX_LAUNCHES = 4  # attempts if other commands stop the pool immediately
 
 
 EVERYWHERE, EVERYTHING = Place(), Filters()
@@ -82,8 +82,8 @@ def ask_for(kind: type[Answer], request: Request, pool: PoolRef) -> Answer:
             from poolctl.control.protocol import CHANGING_VERBS
             from poolctl.feature import features
 
-            of_features = (verb for feature in features() for verb in feature.changing)
-            if command not in CHANGING_VERBS.union(of_features):
+            feature_verbs = (verb for feature in features() for verb in feature.changing)
+            if command not in CHANGING_VERBS.union(feature_verbs):
                 raise
             hint = f"the {command} continues in the background: poolctl status"
             raise Failure(Outcome.failed(INTERRUPTED, "interrupted", hint)) from None
@@ -149,7 +149,7 @@ def ask_or_launch(request: Request, pool: PoolRef, launch: Launch = launch_super
             _end_idle(pool)  # its successor, started by the keeper
         raise failure from None
     if result.exit_code == NOTHING_MATCHED:
-        # Leave nothing behind, because nothing was done.
+        # Stop the supervisor launched for this request, because it did nothing.
         return replace(result, ended=_end_idle(pool))
     if is_empty(result) and not request.selection.allow_empty:
         from poolctl.cli.offline import no_server_outcome
@@ -171,7 +171,7 @@ def _launch_and_ask(request: Request, pool: PoolRef, launch: Launch) -> Result:
     from poolctl.control.other_users import refuse_second_pool
 
     note = refuse_second_pool(pool.files)
-    for _ in range(_LAUNCHES):
+    for _ in range(_MAX_LAUNCHES):
         launch(pool.files, os.environ)
         try:
             result = ask(replace(request, verb="start", command=request.verb), pool)

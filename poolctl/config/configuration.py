@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers, in the files' order. `problems` lists what is wrong with other servers and with tables."""
+    """The valid servers, in the order of the files. `problems` lists the problems of all other servers and tables."""
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()
@@ -32,12 +32,12 @@ class Configuration(Sequence[ServerConfig]):
         self.defaults: dict[str, Tree] = {}  # as the files have them
         self.files: list[str] = []
         self._servers = list(servers)
-        # Servers that are invalid only because of others: their address is taken, or they depend on each other.
+        # Servers that conflict with others: the address is taken, or the dependencies form a cycle.
         self._excluded: list[ServerConfig] = []
         self._problems: list[ServerError] = []
         self._origins: Origins | None = None
         self._external_warnings: list[Problem] = []
-        # By server: the middleware of an app that turned out to be a WSGI application when it was imported.
+        # The middleware of WSGI applications, by server; known once the apps have been imported.
         self.wsgi_middleware: dict[str, str] = {}
         # Only set from Python.
         self._handler: Tree = None
@@ -133,8 +133,7 @@ class Configuration(Sequence[ServerConfig]):
         """Check the files, certificates and interpreters that servers and tables refer to; returns problems. Blocks.
 
         With `import_apps`, each app is imported as a test. With `names`, only servers with these names are checked for
-        problems, and what the pool as a whole needs to start is not. Warnings about all servers are stored; `warnings`
-        returns them.
+        problems, and `startup_problems` is skipped. Warnings about all servers are stored for `warnings`.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -145,18 +144,18 @@ class Configuration(Sequence[ServerConfig]):
         else:
             checks.check([server for server in servers if server.name in names], import_apps=import_apps)
             checks.collect_warnings([server for server in servers if server.name not in names])
-        of_tables, warnings = check_tables(self.tables, os.environ, self._servers)
+        table_problems, warnings = check_tables(self.tables, os.environ, self._servers)
         if names is not None:
             # The servers of the pool run without a journal, too.
-            warnings += [finding for finding in of_tables if finding.path == JOURNAL_PATH]
-            of_tables = [finding for finding in of_tables if finding.path != JOURNAL_PATH]
+            warnings += [finding for finding in table_problems if finding.path == JOURNAL_PATH]
+            table_problems = [finding for finding in table_problems if finding.path != JOURNAL_PATH]
         self._external_warnings = _distinct(self.located(checks.warnings))
         self.wsgi_middleware = {server.name: middleware for server, middleware in checks.wsgi}
         self._external_warnings += self.located((None, finding) for finding in warnings)
         problems = _distinct(self.located(checks.problems))
-        problems += self.located((None, finding) for finding in of_tables)
+        problems += self.located((None, finding) for finding in table_problems)
         if names is None:
-            # If a check above has found the cause, the complaint of another program is left out.
+            # Skip another program's complaint about a place that a check above has explained.
             explained = {
                 problem.place for problem in [*self._problems, *problems] if isinstance(problem, Problem)
             }
@@ -238,9 +237,9 @@ def no_certificate() -> Finding:
 def _warnings_of(
     server: ServerConfig, disabled: Container[str], origins: Origins | None, ignored: Iterable[str]
 ) -> Iterator[Finding]:
-    for index, wanted in enumerate(server.depends_on):
-        if wanted.name in disabled and not server.disabled:
-            message = f"{wanted.name!r} is disabled, and this server waits for it"
+    for index, dependency in enumerate(server.depends_on):
+        if dependency.name in disabled and not server.disabled:
+            message = f"{dependency.name!r} is disabled, and this server waits for it"
             yield Finding(("depends_on", index), message, "enable it, or take it out")
     if server.binds_itself and server.socket != "program" and not server.job:
         hint = (
@@ -290,12 +289,12 @@ def _implausible_values(server: ServerConfig) -> Iterator[Finding]:
     memory, seconds = server.limits.memory, server.start_timeout
     if memory is not None and memory < _MIN_MEMORY_BYTES:
         message = f"every worker exceeds a limit of {format_size(memory)}, and is replaced again and again"
-        meant = f'write "{memory}MiB"' if 16 <= memory <= 2**20 else "allow at least 16MiB"
-        yield Finding(("limits", "memory"), message, f"{meant}; a number without a unit is bytes")
+        suggestion = f'write "{memory}MiB"' if 16 <= memory <= 2**20 else "allow at least 16MiB"
+        yield Finding(("limits", "memory"), message, f"{suggestion}; a number without a unit is bytes")
     if seconds > _LONG_START_SECONDS:
         message = f"a server that hangs is given up only after {format_duration(seconds)}"
-        meant = f'write "{format_duration(seconds / 1000)}"; ' if seconds % 1000 == 0 else ""
-        yield Finding(("start_timeout",), message, f"{meant}a number without a unit is seconds")
+        suggestion = f'write "{format_duration(seconds / 1000)}"; ' if seconds % 1000 == 0 else ""
+        yield Finding(("start_timeout",), message, f"{suggestion}a number without a unit is seconds")
 
 
 def _distinct(problems: Iterable[Problem]) -> list[Problem]:
@@ -306,17 +305,17 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
     return list(distinct.values())
 
 
-_DESCRIPTORS_OF_PAIR = 2
+_DESCRIPTORS_PER_PAIR = 2
 # For each worker: its control socket or NOTIFY_SOCKET, its tally page, the pipe for its output. A keeper that replaced
 # an earlier one is not the parent of its workers, and also holds a pidfd of each, if there is room.
-_DESCRIPTORS_OF_WORKER = 3
-_DESCRIPTORS_OF_PROGRAM = 2
+_DESCRIPTORS_PER_WORKER = 3
+_DESCRIPTORS_PER_PROGRAM = 2
 # Number of workers that may be replaced at once; further replacements wait for free descriptors.
 REPLACED_AT_ONCE = 16
 
 
 def open_files_per_pool_process(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """How many open files the keeper process and the supervisor each need; `servers` are (server, number of workers).
+    """The number of open files that keeper and supervisor each need; `servers` has pairs (server, number of workers).
 
     A sleeping server has no workers, but its listening socket stays open.
     """
@@ -324,11 +323,11 @@ def open_files_per_pool_process(servers: Iterable[tuple[ServerConfig, int]]) -> 
     for server, count in servers:
         workers += count
         if server.listens and not server.binds_itself:
-            # One listener for each version of the protocol.
+            # One listener each for IPv4 and IPv6.
             total += 2 if server.address.dual or server.address.host == "localhost" else 1
-        total += count * (_DESCRIPTORS_OF_PROGRAM if server.command else _DESCRIPTORS_OF_WORKER)
-        total += _DESCRIPTORS_OF_PAIR * bool(count and not server.command) + server.health.probed
-    return total + _DESCRIPTORS_OF_WORKER * min(workers, REPLACED_AT_ONCE)
+        total += count * (_DESCRIPTORS_PER_PROGRAM if server.command else _DESCRIPTORS_PER_WORKER)
+        total += _DESCRIPTORS_PER_PAIR * bool(count and not server.command) + server.health.probed
+    return total + _DESCRIPTORS_PER_WORKER * min(workers, REPLACED_AT_ONCE)
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,8 @@ def replace_file_content(path: str, before: str, after: str) -> None:
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Two replacements take turns; the second then finds the file changed. Not every file system has locks.
+        # Serialize replacements: the second one then detects that the file changed. Not every file system supports
+        # locks.
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
         mark = BYTE_ORDER_MARK if os.pread(held, len(BYTE_ORDER_MARK), 0) == BYTE_ORDER_MARK else b""
@@ -409,7 +410,7 @@ class ServerListChanges:
 
 
 def set_or_remove(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
-    """Set keys of a table, or remove them if the new value is REMOVED; missing tables on their paths are created."""
+    """Set the keys at these paths, or remove those with the value REMOVED; create missing tables on the way."""
     for path, value in pairs:
         at = table
         for number, key in enumerate(path[:-1], 1):
@@ -520,8 +521,8 @@ class ServerLineBlocks:
     def _remove(self, part: ServerLines) -> None:
         """Remove a server with its comments, and the empty lines that would be left over.
 
-        Empty lines below the server are removed if the server follows an empty line or begins the file. Empty lines
-        above the server are removed if the server ends the file.
+        Empty lines below it are removed if it follows an empty line or starts the file; empty lines above it, if it
+        ends the file.
         """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):

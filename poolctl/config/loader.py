@@ -48,7 +48,7 @@ from poolctl.errors import PoolValidateError
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-# These problems may be solved by a file that could not be read.
+# Problems with these words may be consequences of a file that could not be read.
 PERHAPS_ELSEWHERE = (" is missing", "there is no server")
 
 
@@ -97,13 +97,13 @@ def load(
     return config
 
 
-# A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
+# A server's app replaces a command in the defaults, and vice versa.
 APP_KEYS = frozenset({"app", "factory", "handler_key", "tls"})
 COMMAND_KEYS = frozenset(
     {"command", "socket", "stdin", "notify", "ready_line", "job", "every", "stop_signal", "stop_group"}
 )
 
-# Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
+# Keys that scheduled jobs do not inherit.
 NOT_FOR_SCHEDULES = frozenset({"hooks", "mandatory"})
 
 
@@ -121,38 +121,42 @@ class Defaults:
 
     def _validate_and_store(self, table: dict[str, Tree], base_dir: str) -> None:
         findings: list[Finding] = []
-        trial = {"app": "a:b", **table, "name": "defaults"}
-        if "command" in trial:
-            trial.pop("app")
+        example = {"app": "a:b", **table, "name": "defaults"}
+        if "command" in example:
+            example.pop("app")
         else:
             # They apply only to servers with a command.
             for key in ("stdin", "ready_line", "stop_signal", "stop_group"):
-                trial.pop(key, None)
-        trial.setdefault("bind", "unix:/defaults" if trial.keys() & {*SOCKET_FILE_KEYS} else "127.0.0.1:1")
+                example.pop(key, None)
+        example.setdefault(
+            "bind", "unix:/defaults" if example.keys() & {*SOCKET_FILE_KEYS} else "127.0.0.1:1"
+        )
         for key in ("job", "every", "ready_after"):
-            trial.pop(key, None)
-        add_derived_values(trial, base_dir, findings)
-        part = checked(ServerConfig, trial, findings)
+            example.pop(key, None)
+        add_derived_values(example, base_dir, findings)
+        valid_part = checked(ServerConfig, example, findings)
         # Problems of triggers are left to each server, which may have its own scale.max.
-        of_servers: set[KeyPath] = set()
-        if part is not None and isinstance(scale := vars(part).get("scale"), Scale):
-            may_overlap = truth_if_interpolated(trial.get("overlap")) is not False
-            scale_findings = scale.findings_in_server(is_command="command" in trial, may_overlap=may_overlap)
-            of_servers = {("scale", *finding.path) for finding in scale_findings}
+        trigger_paths: set[KeyPath] = set()
+        if valid_part is not None and isinstance(scale := vars(valid_part).get("scale"), Scale):
+            may_overlap = truth_if_interpolated(example.get("overlap")) is not False
+            scale_findings = scale.findings_in_server(
+                is_command="command" in example, may_overlap=may_overlap
+            )
+            trigger_paths = {("scale", *finding.path) for finding in scale_findings}
         reported = (finding for finding in findings if finding.path[0] in table)
-        self.findings = [finding for finding in reported if finding.path not in of_servers]
-        bad = {finding.path[0] for finding in self.findings}
+        self.findings = [finding for finding in reported if finding.path not in trigger_paths]
+        invalid_keys = {finding.path[0] for finding in self.findings}
         # Servers do not inherit a bad value, which would be reported again for each of them.
-        self.raw = {key: value for key, value in self.raw.items() if key not in bad}
-        if "tls" in bad:
+        self.raw = {key: value for key, value in self.raw.items() if key not in invalid_keys}
+        if "tls" in invalid_keys:
             self.tls = None
             self._tls_is_invalid = True
         self.ready = self.raw | ({} if self.tls is None else {"tls": self.tls})
-        if part is not None:
+        if valid_part is not None:
             # Validated once, not for each server.
-            sections = {key: value for key, value in part if isinstance(value, Section)}
+            sections = {key: value for key, value in valid_part if isinstance(value, Section)}
             self.ready |= {key: sections[key] for key in self.ready.keys() & sections.keys()}
-            if of_servers:
+            if trigger_paths:
                 self.ready["scale"] = self.raw["scale"]
 
     def merged_with(self, server: dict[str, Tree]) -> dict[str, Tree]:
@@ -191,7 +195,7 @@ class Defaults:
         return table
 
     def _drop_settings_needing_address(self, table: dict[str, Tree], server: dict[str, Tree]) -> None:
-        """For a program without an address, remove what is inherited and needs one."""
+        """For a program without an address, remove inherited settings that need one."""
         tests = {"env": _needs_address, "health": _probes_address, "hooks": _needs_address, "scale": _sleeps}
         for key, needs_address in tests.items():
             if isinstance(inherited := self.raw.get(key), dict):
@@ -251,8 +255,8 @@ def _server_of(
     if handlers and not table.keys() & {"app", "command"}:
         table["handlers"] = handlers
     server = checked(ServerConfig, table, findings)
-    wrong = {finding.path for finding in findings}
-    if ("bind",) in wrong or (("name",) in wrong and address and not address.listens):
+    invalid_paths = {finding.path for finding in findings}
+    if ("bind",) in invalid_paths or (("name",) in invalid_paths and address and not address.listens):
         address = None
     return server, address
 
@@ -267,11 +271,11 @@ def added_server(
     reset_suggestions()
     findings: list[Finding] = []
     server_keys = normalised(interpolate(dict(table), env, findings), base_dir, findings)
-    whole = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(server_keys)
+    table_with_defaults = Defaults(surroundings.defaults, surroundings.base_dir).merged_with(server_keys)
     python = default_interpreter(base_dir, env)
-    if python and "python" not in whole and (broken := broken_environment(python)):
+    if python and "python" not in table_with_defaults and (broken := broken_environment(python)):
         findings.append(Finding(("python",), *broken, python))
-    server, _ = _server_of(whole, base_dir, surroundings.handlers, python, findings)
+    server, _ = _server_of(table_with_defaults, base_dir, surroundings.handlers, python, findings)
     findings += missing_settings(server) if server and not findings else ()
     if findings or server is None:
         name, bind = server_keys.get("name"), server_keys.get("bind")
@@ -290,7 +294,7 @@ class _ConfigurationBuilder:
         self.python = python
         self.origins = Origins(assembly.documents, assembly.entries, assembly.parts)
         self.problems: list[Problem] = list(assembly.problems)
-        # The value of a bad reference is unknown, so no further problems of it are reported.
+        # Places with an unresolved reference: skip further problems of the unknown value.
         self.unresolved = {problem.place for problem in assembly.problems}
         base_dir = assembly.documents[0].base_dir if assembly.documents else os.getcwd()
         self.defaults = Defaults(assembly.defaults, base_dir)
@@ -318,8 +322,8 @@ class _ConfigurationBuilder:
         excluded = self._report_conflicting_servers()
         if any(OPENING in document.text for document in self.assembly.documents):
             self._check_address_references()
-        are_needed = self.assembly.tables or any(server and server.is_proxied for server in self.servers)
-        tables = self._tables() if are_needed else None
+        needs_tables = self.assembly.tables or any(server and server.is_proxied for server in self.servers)
+        tables = self._tables() if needs_tables else None
         if tables is not None:
             self._check_tables(tables)
         valid = (server for index, server in enumerate(self.servers) if server and index not in excluded)

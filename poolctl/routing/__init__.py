@@ -1,4 +1,4 @@
-"""Routes: their definitions, which of them takes a request, and the table of routes that workers read.
+"""Routes: definitions, matching, and the route table that workers read.
 
 Standard library only.
 """

@@ -22,21 +22,19 @@ from .route_table import RouteTable
 
 EXTENSION = "poolctl.route"
 KEY_CHARACTERS = 32  # of the secret in a `context_value`
-# Every header of a request that begins with this is the gateway's own.
+# Only the gateway sets request headers with this prefix.
 HEADER_PREFIX = "x-poolctl-"
 
-# The gateway sends backends their name in one of these headers; in the second if the route has `context_headers`. The
-# name that the workers of a server get is a `context_value`.
+# The gateway sends each backend its name in CONTEXT_FIELD, or in UPSTREAM_FIELD if the route has `context_headers`.
+# For a server's workers the name is a `context_value`.
 CONTEXT_FIELD, UPSTREAM_FIELD = "x-poolctl-context", "x-poolctl-upstream"
 
 _ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
 _PROVIDER, _NAME, _URL = "x-poolctl-route-provider", UPSTREAM_FIELD, "x-poolctl-upstream-url"
-_SAFE = (
-    " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # and letters, digits, "_.-~": all of visible ASCII but the percent sign
-)
+_SAFE = " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # quote() adds letters, digits, "_.-~": all visible ASCII but "%"
 # In a `context_value`, after the name.
 _KEY_AND_ALIAS = re.compile(f":[0-9a-f]{{{KEY_CHARACTERS}}}:(?:[0-9a-f]{{2}})*")
-_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
 
 Scope = Mapping[str, Any]
 
@@ -75,7 +73,7 @@ def extension(
 def try_get_route(scope: Scope) -> Route | None:
     """The route that the request matched, or None."""
     context = _context_or_empty(scope)
-    return None if context is _NONE else context.route
+    return None if context is _NO_CONTEXT else context.route
 
 
 def try_get_table(scope: Scope) -> RouteTable | None:
@@ -102,7 +100,7 @@ def upstream_name(scope: Scope) -> str:
 
 
 def upstream_scheme(scope: Scope) -> str:
-    """How the backend is reached: "http" or "https"; "" without a route."""
+    """The scheme of the backend: "http" or "https"; "" without a route."""
     return _upstream_parts(scope)[0]
 
 
@@ -153,7 +151,7 @@ def route_headers(route: Route) -> list[tuple[str, str]]:
 
 
 def context_value(name: str, key: str, alias: str) -> str:
-    """A server's name, extended so that its workers know that the gateway sent a request, and for which route.
+    """A server's name with a secret and the route's alias: proves to its workers that the gateway sent the request.
 
     `key` is a secret that only the gateway and the server's workers know. HAProxy accepts the result as a name.
     """
@@ -166,7 +164,7 @@ def without_keys(text: str) -> str:
 
 
 def authenticated_alias(value: bytes, key: str) -> str | None:
-    """The route's alias in a header's value; None if the value is no `context_value` with the secret `key`."""
+    """The route's alias from a header value; None unless the value is a `context_value` with the secret `key`."""
     named, _, alias = value.rpartition(b":")
     if not key or not compare_digest(named.rpartition(b":")[2], key.encode()):
         return None
@@ -190,16 +188,16 @@ def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext |
     return RouteContext(route, fields.get(_NAME, ""), fields.get(_URL, ""))
 
 
-_NONE = RouteContext(Route(alias=""))
+_NO_CONTEXT = RouteContext(Route(alias=""))
 
 
 def _context_or_empty(scope: Scope) -> RouteContext:
     fields = (scope.get("extensions") or {}).get(EXTENSION)
     if not fields:
-        return _NONE
+        return _NO_CONTEXT
     route = fields["route"]
     if not isinstance(route, Route):
-        # The worker's poolctl has made it, and the application has imported another version.
+        # An instance from the worker's poolctl, while the application imported another version.
         route = from_json(Route, route.to_json())
     return RouteContext(route, fields["name"], fields["url"])
 
@@ -210,6 +208,6 @@ def _upstream_parts(scope: Scope) -> tuple[str, str, int | None]:
         return "http", "", None
     try:
         parts = urlsplit(url)
-        return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+        return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         return "", "", None

@@ -40,7 +40,7 @@ class HostPattern(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """The number of literal characters: of the patterns with the same `tier`, one with more is tried first."""
+        """The number of literal characters: within a `tier`, the pattern with most is tried first."""
         return len(self.text) - self.text.count("*")
 
 
@@ -69,7 +69,7 @@ def host_pattern(host: str) -> HostPattern:
 
 
 def sent_host(host: str, host_header: str) -> str:
-    """The Host that backends of a route with these keys get; "" if it depends on the client."""
+    """The Host header that backends receive for a route with these keys; "" if it depends on the client."""
     pattern = host_pattern(host)
     return host_header or (pattern.text if pattern.tier == EXACT else "")
 
@@ -115,7 +115,7 @@ def prefixes(path: str, depth: int) -> list[str]:
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
-    """The first condition on method or headers that the request does not meet, in words; "" if it meets all."""
+    """The first unmet condition on method or headers, in words; "" if all are met."""
     if route.methods and method not in route.methods:
         return f"its methods are {', '.join(route.methods)}"
     for header in route.headers:
@@ -144,37 +144,37 @@ def explain(
     *,
     secure: bool = False,
 ) -> list[ConsideredRoute]:
-    """Explain which route a request matches: all routes, highest precedence first, each with the reason for the result.
+    """Explain which route a request matches: all routes by precedence, each with the reason why it matches or not.
 
-    At most one route matches; each route after it is listed with the reason for its lower precedence. Host and path
-    are in normal form. `secure` is true if the request came over TLS.
+    At most one route matches; for later routes the reason is their lower precedence. Host and path are in normal form.
+    `secure` is true if the request came over TLS.
     """
     ordered = in_order(routes)
 
     def considered(reading: str) -> list[ConsideredRoute]:
         steps: list[ConsideredRoute] = []
-        taken: Route | None = None
+        winner: Route | None = None
         for route in ordered:
             why = _why_not(route, host, reading, method, headers)
             if not why and secure and route.redirects_to_https:
                 why = "it redirects requests without TLS"
-            if why or taken is None:
+            if why or winner is None:
                 steps.append(ConsideredRoute(route, not why, why or _why_matched(route)))
-                taken = taken or (None if why else route)
+                winner = winner or (None if why else route)
             else:
-                steps.append(ConsideredRoute(route, False, _why_behind(route, taken)))
+                steps.append(ConsideredRoute(route, False, _why_behind(route, winner)))
         return steps
 
     steps = considered(path)
-    taken = _matched_route(steps)
+    winner = _matched_route(steps)
     for reading in readings(path)[1:]:
         other = _matched_route(considered(reading))
-        if other is not taken:
+        if other is not winner:
             instead = (
-                "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
+                "it would match" if winner is None else f"{other.alias if other else 'no route'} would match"
             )
             why = f"read as {reading}, as some backends do, {instead}"
-            route = taken or other
+            route = winner or other
             return [step._replace(matched=False, why=why) if step.route is route else step for step in steps]
     return steps
 
@@ -187,7 +187,7 @@ def in_order(routes: Iterable[Route]) -> list[Route]:
     """The routes sorted by precedence, highest first."""
     routes = list(routes)
     patterns = {host_pattern(route.host): None for route in routes}
-    # Equal ones stay in the order of the file.
+    # sorted() is stable: equal patterns keep the order of the file.
     ranked = sorted(patterns, key=lambda pattern: (pattern.tier, -pattern.weight))
     ranks = {pattern: rank for rank, pattern in enumerate(ranked)}
 
@@ -216,14 +216,17 @@ def _why_not(route: Route, host: str, path: str, method: str, headers: Mapping[s
     return missing_condition(route, method, headers)
 
 
-def _why_behind(route: Route, taken: Route) -> str:
-    pattern, before = host_pattern(route.host), host_pattern(taken.host)
-    if pattern != before and (pattern.tier, pattern.weight) != (before.tier, before.weight):
+def _why_behind(route: Route, winner: Route) -> str:
+    pattern, winner_pattern = host_pattern(route.host), host_pattern(winner.host)
+    if pattern != winner_pattern and (pattern.tier, pattern.weight) != (
+        winner_pattern.tier,
+        winner_pattern.weight,
+    ):
         why = "its host is more specific"
-    elif pattern == before and normal_prefix(route.path) != normal_prefix(taken.path):
+    elif pattern == winner_pattern and normal_prefix(route.path) != normal_prefix(winner.path):
         why = "its path is longer"
-    elif pattern == before and condition_rank(route) != condition_rank(taken):
+    elif pattern == winner_pattern and condition_rank(route) != condition_rank(winner):
         why = "it has more conditions"
     else:
         why = "it stands earlier in the file"
-    return f"{taken.alias} comes first: {why}"
+    return f"{winner.alias} comes first: {why}"

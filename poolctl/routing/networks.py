@@ -23,9 +23,10 @@ def is_within(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def in_every_form(networks: Sequence[str]) -> list[str]:
-    """Return the networks with their host bits cleared, and each IPv4 network also as a dual-stack socket sees it.
+    """Return the networks with cleared host bits, and each IPv4 network also in its IPv4-mapped IPv6 form.
 
-    That is `::ffff:192.0.2.0/120` for `192.0.2.0/24` (RFC 4291 §2.5.5.2). "*" stands alone; "unix" stays.
+    `192.0.2.0/24` also yields `::ffff:192.0.2.0/120` (RFC 4291 §2.5.5.2), which dual-stack sockets report. If "*" is
+    among them, the result is only "*"; "unix" is kept.
     """
     if EVERY in networks:
         return [EVERY]

@@ -17,24 +17,24 @@ Backends confuse paths that RFC 3986 distinguishes ("read both ways": the gatewa
 | `%` without two hex digits, `#` | guess | refused |
 
 Some of these paths are kept, because clients need them (`/@scope%2Fpackage`, `/fetch/https://example.com`). A path that
-is read both ways has several `readings`, and takes a route only if all its readings take that route. Backends that
-decode twice ("%252F") are not considered.
+is read both ways has several `readings`, and matches a route only if all of them match it. Backends that decode twice
+("%252F") are not considered.
 """
 
 from __future__ import annotations
 
 import re
 
-# Nearly all paths. All servers read them alike, unless a segment is empty or begins with a dot.
+# Matches nearly all paths. Servers agree on them unless a segment is empty or begins with a dot.
 _PLAIN = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,=:@/]*+")
 _ALLOWED = re.compile(r"/(?:[!-\"$&->@-\[\]-~]++|%(?!00|[01][0-9A-Fa-f]|7[Ff])[0-9A-Fa-f]{2})*")
-# Dot segments that only servers see that decode separators, or cut parameters off.
+# Dot segments that are visible only after separators are decoded or parameters stripped.
 _HIDDEN_DOTS = re.compile(r"(?:/|%2F|%5C)\.\.?(?:/|%2F|%5C|;|\Z)")
 _PARAMETERS = re.compile(r";[^/]*+")
 _SEPARATOR = re.compile(r"%(?:2F|5C)")
 _SLASHES = re.compile(r"//++")
 _AMBIGUOUS = ";", "//", "%2F", "%5C"
-# A path with more places that may be read in two ways is refused: each place costs work in every reading.
+# Paths with more ambiguous places are refused, because each place costs work in every reading.
 MAX_AMBIGUOUS = 256
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_DIGITS = "0123456789ABCDEFabcdef"
@@ -57,8 +57,8 @@ def normal_path(path: str) -> str | None:
     if not _ALLOWED.fullmatch(path):
         return None
     if "%" in path:
-        first, *others = path.split("%")
-        path = "".join([first, *[_NORMAL_ESCAPES[other[:2]] + other[2:] for other in others]])
+        first, *escapes = path.split("%")
+        path = "".join([first, *[_NORMAL_ESCAPES[escape[:2]] + escape[2:] for escape in escapes]])
     normal = _without_dot_segments(path)
     if sum(map(normal.count, _AMBIGUOUS)) > MAX_AMBIGUOUS or _HIDDEN_DOTS.search(normal):
         return None
@@ -72,8 +72,8 @@ def readings(path: str) -> list[str]:
     """
     if not any(map(path.__contains__, _AMBIGUOUS)):
         return [path]
-    separated, cut = _SEPARATOR.sub("/", path), _PARAMETERS.sub("", path)
-    variants = [path, separated, cut, _SEPARATOR.sub("/", cut), _PARAMETERS.sub("", separated)]
+    decoded, stripped = _SEPARATOR.sub("/", path), _PARAMETERS.sub("", path)
+    variants = [path, decoded, stripped, _SEPARATOR.sub("/", stripped), _PARAMETERS.sub("", decoded)]
     variants += [_SLASHES.sub("/", variant) for variant in variants]
     return list(dict.fromkeys(variants))
 

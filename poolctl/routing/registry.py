@@ -24,7 +24,7 @@ class RoutePool(Generic[Kind]):
     """Routes of one kind by their aliases; they can be added and removed."""
 
     def __init__(self) -> None:
-        # Each access is a single operation of the dictionary, so any thread may use it without a lock.
+        # Each access is a single dict operation, so threads need no lock.
         self._routes: dict[str, Kind] = {}
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class HTTPRoutePool(RoutePool[Route]):
 
 
 class _ReadOnlyRegistry:
-    """The read-only part of every registry: `http`, `stream`, and `excluded`, the known routes that are not served."""
+    """The read-only part of every registry: `http`, `stream`, and `excluded` routes (known, but not served)."""
 
     http: HTTPRoutePool | HTTPTableRoutes
     stream: RoutePool[StreamRoute] | RouteTableView[StreamRoute]
@@ -99,7 +99,7 @@ class _ReadOnlyRegistry:
         return self.http.get(alias) or self.stream.get(alias)
 
     def get_http_route_or_exact(self, alias: str, host: str) -> Route | None:
-        """The HTTP route with this alias, or else with the alias `host`, or else with exactly that host; else None."""
+        """The HTTP route with this alias, else with the alias `host`, else with exactly that host; or None."""
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:
@@ -161,7 +161,7 @@ class RouteTableView(Generic[Kind]):
         """Iterate over the routes of this kind in the current route table, in the order given to `write_table`."""
         table = self._table()
         routes = () if table is None else self._every(table)
-        return (_as_own_class(self._kind, route) for route in routes)
+        return (_convert_route(self._kind, route) for route in routes)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} routes>"
@@ -170,7 +170,7 @@ class RouteTableView(Generic[Kind]):
         """The route of this alias, or None."""
         table = self._table()
         route = None if table is None else self._find(table, alias)
-        return None if route is None else _as_own_class(self._kind, route)
+        return None if route is None else _convert_route(self._kind, route)
 
 
 class HTTPTableRoutes(RouteTableView[Route]):
@@ -183,11 +183,11 @@ class HTTPTableRoutes(RouteTableView[Route]):
         """The first route with exactly this host and any path; None if there is no such route."""
         table = self._table()
         route = None if table is None else table.get_by_host(host)
-        return None if route is None else _as_own_class(Route, route)
+        return None if route is None else _convert_route(Route, route)
 
 
 class TableRegistry(_ReadOnlyRegistry):
-    """The routes of the current route table, read-only; a newer table is used as soon as it exists.
+    """A read-only registry of the current route table; follows each new table at once.
 
     `table` returns the current table, or None.
     """
@@ -239,9 +239,9 @@ class TableRegistry(_ReadOnlyRegistry):
         return TableRegistry(lambda: table)
 
 
-def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
+def _convert_route(kind: type[Kind], route: Kind) -> Kind:
     """Return the route as an instance of `kind`; convert it if its class comes from another poolctl.
 
-    A worker's own poolctl decodes routes. The application may have imported another version, with classes of its own.
+    The worker's poolctl decodes routes; the application may have imported another version.
     """
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

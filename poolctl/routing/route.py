@@ -11,8 +11,7 @@ FILE, SERVER, REGISTRATION, INVENTORY = "file", "server", "registration", "inven
 IP_HASH = "ip-hash"
 STICKY = "sticky"  # by a cookie, which a stream does not have
 POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two", "first", STICKY)
-# The keys of a route for which the gateway has to read requests. It cannot read them in TLS connections that it passes
-# to a server by the name in their handshake.
+# Route keys that require the gateway to parse requests. It cannot parse those in TLS connections passed through by SNI.
 NEEDS_REQUESTS = (
     "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
     "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
@@ -28,13 +27,13 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a route leads: to a server of the pool by its name, or to a URL.
+    """The target of a route: a server of the pool, by name, or a URL.
 
     A URL is http://HOST:PORT, https://HOST:PORT or unix:/PATH; for a stream's target, HOST:PORT. A target with twice
     the weight gets twice as many connections, or requests.
 
-    The certificate of an https URL is verified for the name `sni`, or the URL's host, by the CA certificates in the
-    file `ca`, or the system's; not at all without `verify`.
+    With `verify`, the certificate of an https URL is checked for the name `sni`, or the URL's host, against the CA
+    certificates in the file `ca`, or the system's.
     """
 
     server: str = ""
@@ -88,9 +87,9 @@ class TrafficLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRule:
-    """When to take a backend out of service: after `failures` in a row, or if a share `rate` of recent requests fails.
+    """When to open a backend's breaker: after `failures` in a row, or above the failure rate `rate`.
 
-    The share is that of the last `window_seconds`, once they have `minimum_requests`; 0 disables `failures` or `rate`.
+    The rate is computed over the last `window_seconds`, from `minimum_requests` on; 0 disables `failures` or `rate`.
     The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as failures
     in addition to 502, 503 and 504. This rule takes at most the share `max_open` of a route's backends out of service,
     and never the last one that serves.
@@ -156,7 +155,7 @@ class Route:
     buffer_requests: bool = False  # the body is read before the backend gets the request
     repeatable: bool = False  # all requests may be executed twice, whatever their method
     redirect: Redirect | None = None  # instead of targets
-    allow: tuple[str, ...] = ()  # networks of clients; empty for all
+    allow: tuple[str, ...] = ()  # client networks; empty allows all
     timeouts: Timeouts = Timeouts()
     breaker: BreakerRule = BreakerRule()
     waiting_page: bool = False
@@ -173,7 +172,7 @@ class Route:
 
     @property
     def takes_whole_hosts(self) -> bool:
-        """Whether the route can be found by the host alone, and changes nothing: its requests need not be read."""
+        """Whether the host alone selects the route and requests pass unchanged: the gateway need not parse them."""
         attributes = (name for key in NEEDS_REQUESTS for name in _ATTRIBUTES.get(key, (key,)))
         return self.path == "/" and not any(getattr(self, name) for name in attributes)
 

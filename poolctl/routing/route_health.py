@@ -1,4 +1,4 @@
-"""Computes the health of routes from the health of their servers, and converts it to JSON-compatible documents."""
+"""Computes route health from server health, and converts it to JSON-compatible documents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
     "unknown", "healthy", "napping", "starting", "unhealthy", "error",
 )  # fmt: skip
-# From best to worst. Of several backends the best one counts, because a route with one healthy backend serves.
+# From best to worst. A route has the best status of its backends.
 STATUSES = HEALTHY, STARTING, NAPPING, UNHEALTHY, ERROR, UNKNOWN
 
 # With these statuses no request is refused for lack of a backend.
 _SERVING = (HEALTHY, NAPPING)
-_SHOWN = ("status", "uptime_seconds", "latency_seconds")
-_OF_STATES = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
+_PUBLIC_FIELDS = ("status", "uptime_seconds", "latency_seconds")
+_STATUS_OF_STATE = {"sleeping": NAPPING, "starting": STARTING, "failed": ERROR, "draining": UNKNOWN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def server_health(
     if ready:
         status = UNHEALTHY if health == "ko" else HEALTHY
     else:
-        status = _OF_STATES.get(state, UNHEALTHY if state else UNKNOWN)
+        status = _STATUS_OF_STATE.get(state, UNHEALTHY if state else UNKNOWN)
     return RouteHealth(
         status=status, uptime_seconds=uptime_seconds, latency_seconds=latency_seconds, detail=why
     )
@@ -75,12 +75,12 @@ def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime, latency and detail of each route, by alias, as a JSON-compatible document."""
-    return {alias: _shown(health, *_SHOWN, "detail") for alias, health in healths.items()}
+    return {alias: _fields(health, *_PUBLIC_FIELDS, "detail") for alias, health in healths.items()}
 
 
 def health_info_without_detail(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
     """Status, uptime and latency of each route, for readers who must not see addresses or errors."""
-    return {alias: _shown(health, *_SHOWN) for alias, health in healths.items()}
+    return {alias: _fields(health, *_PUBLIC_FIELDS) for alias, health in healths.items()}
 
 
 def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
@@ -95,5 +95,5 @@ def health_at_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str,
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)
 
 
-def _shown(health: RouteHealth, *names: str) -> dict[str, Any]:
+def _fields(health: RouteHealth, *names: str) -> dict[str, Any]:
     return {name: getattr(health, name) for name in names}

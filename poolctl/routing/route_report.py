@@ -155,7 +155,7 @@ class BackendReport:
         return self.host
 
 
-# A registered service: no probe has succeeded yet; it gets requests; its probe fails; its time-to-live has passed.
+# States of a registered service: no probe succeeded yet, in rotation, probe fails, time-to-live expired.
 STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
 
 

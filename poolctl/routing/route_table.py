@@ -21,7 +21,7 @@ from ..json_form import from_json
 from .match import WILDCARD, explain, host_pattern, normal_host
 from .route import ExcludedRoute, Route, StreamRoute
 
-_encode, _decode = JSONEncoder().encode, JSONDecoder().decode  # an application cannot replace these
+_encode, _decode = JSONEncoder().encode, JSONDecoder().decode  # unaffected if an application patches `json`
 
 # A line begins with the letter of the route's kind; the fields follow in JSON, the alias first.
 _HTTP, _STREAM, _EXCLUDED = "h", "s", "x"
@@ -50,7 +50,7 @@ def write_table(
     head = {"generation": generation, **{kind: len(members) for kind, members in kinds.items()}}
     lines = [_encode(head)]
     for kind, members in kinds.items():
-        lines += [kind + _encode({"alias": route.alias, **_changed_fields(route)}) for route in members]
+        lines += [kind + _encode({"alias": route.alias, **_non_default_fields(route)}) for route in members]
     return memory_file("poolctl-routes", "\n".join([*lines, ""]).encode(), SEALS)
 
 
@@ -62,7 +62,7 @@ def _unique_by_alias(routes: Iterable[StreamRoute | ExcludedRoute]) -> list[Stre
     return [*by_alias.values()]
 
 
-def _changed_fields(value: Any) -> dict[str, Any]:
+def _non_default_fields(value: Any) -> dict[str, Any]:
     """The JSON form of a value, without the fields that have their defaults."""
     return {
         name: _in_json(field)
@@ -78,12 +78,12 @@ def _defaults(kind: Any) -> tuple[tuple[str, object], ...]:
 
 def _in_json(field: object) -> object:
     if is_dataclass(field):
-        return _changed_fields(field)
+        return _non_default_fields(field)
     return [_in_json(element) for element in field] if isinstance(field, tuple) else field
 
 
 class TableError(ValueError):
-    """The descriptor holds no route table, or a damaged table."""
+    """The descriptor does not hold a valid route table."""
 
 
 class RouteTable:
@@ -129,7 +129,7 @@ class RouteTable:
 
     def get(self, alias: str) -> Route | None:
         """The route of this alias, or None."""
-        return None if (values := self._of_alias(_HTTP, alias)) is None else from_json(Route, values)
+        return None if (values := self._find_by_alias(_HTTP, alias)) is None else from_json(Route, values)
 
     def get_by_host(self, host: str) -> Route | None:
         """The first route with exactly this host and any path; None if there is no such route."""
@@ -138,11 +138,15 @@ class RouteTable:
 
     def get_stream(self, alias: str) -> StreamRoute | None:
         """The stream of this alias, or None."""
-        return None if (values := self._of_alias(_STREAM, alias)) is None else from_json(StreamRoute, values)
+        return (
+            None
+            if (values := self._find_by_alias(_STREAM, alias)) is None
+            else from_json(StreamRoute, values)
+        )
 
     def get_excluded(self, alias: str) -> ExcludedRoute | None:
         """Return the route of this alias that is known but not served (excluded); None if there is no such route."""
-        values = self._of_alias(_EXCLUDED, alias)
+        values = self._find_by_alias(_EXCLUDED, alias)
         return None if values is None else from_json(ExcludedRoute, values)
 
     def streams(self) -> Iterator[StreamRoute]:
@@ -165,24 +169,24 @@ class RouteTable:
 
     @cached_property
     def _by_host(self) -> dict[str, list[int]]:
-        """Where the routes of each host begin, in the order given to `write_table`."""
-        places: dict[str, list[int]] = {}
-        for at in self._places(_HTTP):
-            places.setdefault(normal_host(self._fields(at).get("host", "")), []).append(at)
-        return places
+        """The byte offsets of each host's routes, in the order given to `write_table`."""
+        offsets: dict[str, list[int]] = {}
+        for offset in self._offsets(_HTTP):
+            offsets.setdefault(normal_host(self._fields(offset).get("host", "")), []).append(offset)
+        return offsets
 
     @cached_property
     def _patterns(self) -> tuple[list[str], int]:
-        """The hosts with "*" elsewhere than at the beginning, and the maximum number of labels in a "*.DOMAIN"."""
-        inside = [host for host in self._by_host if host_pattern(host).tier == WILDCARD]
-        return inside, max((host.count(".") for host in self._by_host if host.startswith("*.")), default=0)
+        """The WILDCARD patterns, and the maximum number of labels in a "*.DOMAIN"."""
+        wildcards = [host for host in self._by_host if host_pattern(host).tier == WILDCARD]
+        return wildcards, max((host.count(".") for host in self._by_host if host.startswith("*.")), default=0)
 
     def _routes_that_cover(self, host: str) -> list[int]:
-        """Where the routes that cover this host begin, in the order given to `write_table`."""
-        inside, depth = self._patterns
+        """The byte offsets of the routes that cover this host, in the order given to `write_table`."""
+        wildcards, depth = self._patterns
         labels = host.rsplit(".", depth)
         domains = ["*." + ".".join(labels[at:]) for at in range(1, len(labels))]
-        hosts = {host, host.partition(".")[0], *domains, *inside, "", "*"}
+        hosts = {host, host.partition(".")[0], *domains, *wildcards, "", "*"}
         return sorted(
             at
             for pattern in hosts & self._by_host.keys()
@@ -190,7 +194,7 @@ class RouteTable:
             for at in self._by_host[pattern]
         )
 
-    def _of_alias(self, kind: str, alias: str) -> Any:
+    def _find_by_alias(self, kind: str, alias: str) -> Any:
         """The fields of the first route of this kind and alias, or None."""
         at = self._text.find(f'\n{kind}{{"alias": {_encode(alias)}'.encode())
         return None if at < 0 else self._fields(at)
@@ -200,10 +204,10 @@ class RouteTable:
 
     def _all(self, kind: str) -> Iterator[Any]:
         """The fields of each route of this kind."""
-        return map(self._fields, self._places(kind))
+        return map(self._fields, self._offsets(kind))
 
-    def _places(self, kind: str) -> Iterator[int]:
-        """Where each route of this kind begins."""
+    def _offsets(self, kind: str) -> Iterator[int]:
+        """The byte offset of each route of this kind."""
         start = f"\n{kind}".encode()
         at = self._text.find(start)
         while at >= 0:

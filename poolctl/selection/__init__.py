@@ -1,1 +1,1 @@
-"""Selects servers: the selector language, filters by one field, and the process that matches regular expressions."""
+"""Selects servers: the selector language, filters by one field, and time-limited regular expressions."""

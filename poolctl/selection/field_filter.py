@@ -1,4 +1,4 @@
-"""Selects servers by one field, which must equal a pattern (ignoring case) or contain a match of an expression."""
+"""Selects servers by one field: it equals a pattern (ignoring case) or contains a match of a regular expression."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Member = TypeVar("Member", bound=Filterable)
 
 
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
-    """The members, keyed by bind address, whose field equals `pattern` or contains a match of `regex`, in order.
+    """Filter `members` (by bind address): keep those with a field equal to `pattern` or containing a match of `regex`.
 
     An empty `pattern` or `regex` matches nothing. Raises PoolParamError for an unknown field, and for an expression
     that is invalid or takes too long.
@@ -61,7 +61,7 @@ def value_test(field: Field, pattern: str, matched: AbstractSet[str]) -> Callabl
 
 
 def parse_field(field: Field | str) -> Field:
-    """The field, which may be given by its name. Raises PoolParamError."""
+    """Convert a field's name to a Field. Raises PoolParamError for an unknown name."""
     try:
         return Field(field)
     except ValueError:
@@ -88,7 +88,7 @@ def _normalize_pattern(field: Field, pattern: str) -> str:
 
 
 def values_with_match(regex: str, values: Iterable[str]) -> frozenset[str]:
-    """The values in which `regex` is found, none if it is empty.
+    """Return the values that contain a match of `regex`; none if `regex` is empty.
 
     Raises PoolParamError for an expression that is invalid or takes too long.
     """

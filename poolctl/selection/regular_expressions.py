@@ -1,4 +1,4 @@
-"""Regular expressions that users write, matched within a limit of time; the place and the fix of an invalid one.
+"""Matches users' regular expressions within a time limit; errors show the position and a fix.
 
 The syntax is that of `re`. They are matched by the library `regex`, which ends a match after a given time, and lets
 other threads run meanwhile; beyond ASCII its `\\w`, `\\s` and `\\b` differ a little from those of `re`.
@@ -50,7 +50,7 @@ FASTER = "avoid repeats within repeats, such as (a+)+, and alternatives that beg
 
 
 class BadExpression(ValueError):
-    """An expression that cannot be used; `hint` shows the place, `fix` the replacement if one is known."""
+    """An invalid expression; `hint` shows the position, `fix` a replacement if one is known."""
 
     def __init__(self, expression: str, problem: str, at: int | None = None, fix: str = "") -> None:
         place = "" if at is None else f" at position {at}"
@@ -154,9 +154,9 @@ def matching_texts(expressions: Iterable[str], texts: Iterable[str]) -> frozense
 
 
 async def run_in_turn(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that matches expressions in a thread, after the earlier calls; returns its result.
+    """Run a function that matches expressions in a thread, one call at a time, and return its result.
 
-    The calls of a loop use one thread of its executor, even if callers are cancelled: others need the threads too.
+    A loop's calls never occupy more than one executor thread, even if callers are cancelled.
     """
     import asyncio
 

@@ -1,6 +1,6 @@
-"""The selector language, by which all commands select servers.
+"""The selector language that all commands use.
 
-Works on any objects that are Selectable: in the supervisor, and in fast commands, which import little. Slow imports
+Works on any Selectable object, in the supervisor and in fast commands, which import little. Slow imports
 (`re`, `difflib`, addresses) happen only when a selection needs them.
 """
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NothingMatched", "Selector", "SelectorError", "select"]
 
-# The selections by lists of words: keys of a command request, and of a selector as JSON.
+# The keys of a selector that hold a list of words, in a command request and in its JSON form.
 LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
-# The fields that regular expressions select by.
+# The keys whose words are regular expressions.
 EXPRESSIONS = ("name", "bind", "expose")
-# As a state: servers that are stopped because they ended by themselves.
+# Selects stopped servers that exited by themselves, as if it were a state.
 ENDED = "ended"
-_NEAR_NAMES = 3
-# A shell may replace `*` by thousands of words: the search for names near all of them would hold up the supervisor.
-_SHOWN_WORDS = 10
+_MAX_SUGGESTIONS = 3
+# A shell may expand `*` to thousands of words; searching similar names for all of them would block the supervisor.
+_MAX_SHOWN_WORDS = 10
 _MAX_WORD_LENGTH = 200
 
 
@@ -57,7 +57,7 @@ class SelectorError(ValueError):
 
 
 class NothingMatched(Exception):
-    """Raised if a selection is empty; ``message`` names the words without a match, ``hint`` the fix."""
+    """The selection is empty; ``message`` names the words without a match, ``hint`` the fix."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -82,10 +82,10 @@ class Selector:
         allow_empty: bool = False,
         compiles: bool = True,
     ) -> None:
-        """Raise SelectorError for an empty word, an unknown state or health, and an expression that does not compile.
+        """Raise SelectorError for an empty word, an unknown state or health, and an invalid expression.
 
-        With `compiles=False` expressions are not compiled here, and match nothing until the caller sets `matched`,
-        which maps each field to its matching values.
+        With `compiles=False` the caller evaluates the expressions: they match nothing until it sets `matched`, a map
+        from field to matching values.
         """
         self.targets = list(targets)
         self.name = list(name)
@@ -128,7 +128,7 @@ class Selector:
         return not self.invert and not any(getattr(self, key) for key in LISTS)
 
     def names(self, name: str, bind: str) -> bool:
-        """Whether a target is this name, ignoring case, or this address; a matching pattern does not count."""
+        """Whether a target equals this name (ignoring case) or address; patterns do not count."""
         words = (name.casefold(), bind.casefold())
         return any(target.casefold() in words or _canonical(target) == bind for target in self.targets)
 
@@ -142,7 +142,7 @@ class Selector:
 
 
 def empty_value_error(option: str) -> SelectorError:
-    """The error of an option with an empty value, such as an unset variable of a script."""
+    """The error for an option with an empty value, for example from an unset shell variable."""
     return SelectorError(
         f"{option} is empty, perhaps because a variable is not set",
         hint='in a shell, "${NAME:?}" instead of "$NAME" stops at a variable that is not set',
@@ -150,7 +150,7 @@ def empty_value_error(option: str) -> SelectorError:
 
 
 def missing_selection_error(verb: str, count: int | None) -> SelectorError:
-    """The error for a command that got no selection and must not default to all servers.
+    """The error for a command that needs an explicit selection.
 
     `count` is the number of servers in the pool, or None if it is unknown.
     """
@@ -213,7 +213,7 @@ def matches_pattern(word: str, pattern: str) -> bool:
     """Whether the pattern with the wildcards `*` and `?` matches the whole word, ignoring case."""
     from fnmatch import fnmatchcase
 
-    # Many asterisks do not take exponential time, as fnmatch uses atomic groups. `[` is an ordinary character here.
+    # fnmatch uses atomic groups, so many asterisks stay fast. `[` is escaped: it is not a wildcard here.
     return fnmatchcase(word.casefold(), pattern.casefold().replace("[", "[[]"))
 
 
@@ -266,7 +266,7 @@ def check_expressions(option: str, expressions: Sequence[str]) -> None:
 
 
 def matching_values(option: str, expressions: Sequence[str], values: Iterable[str]) -> frozenset[str]:
-    """The values in which any of the regular expressions is found.
+    """Return the values that contain a match of any of the expressions.
 
     Raises SelectorError, which names `option`, for an invalid expression, and if they take too long.
     """
@@ -279,7 +279,7 @@ def matching_values(option: str, expressions: Sequence[str], values: Iterable[st
 
 
 def expression_error(option: str, bad: BadExpression) -> SelectorError:
-    """The error of a regular expression that the option `option` gives."""
+    """The error for an invalid regular expression in `option`."""
     return SelectorError(f"{option}: {bad}", hint=bad.hint)
 
 
@@ -312,7 +312,7 @@ def _options_text(selector: Selector) -> str:
 
 def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> NothingMatched:
     """The error for targets that match no server; its hint has names similar to the first ten targets."""
-    shown, more = unknown[:_SHOWN_WORDS], len(unknown) - _SHOWN_WORDS
+    shown, more = unknown[:_MAX_SHOWN_WORDS], len(unknown) - _MAX_SHOWN_WORDS
     message = f"no server matches {', '.join(map(repr, shown))}" + (f" and {more} more" if more > 0 else "")
     near = [name for target in shown for name in _similar_targets(target, items)]
     return NothingMatched(message, _did_you_mean(near) or "poolctl list -o name shows the names")
@@ -324,7 +324,7 @@ def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Select
     A similar tag may differ in case only, because tags are case-sensitive.
     """
     existing = dict.fromkeys(tag for item in items for tag in item.tags)
-    unknown = [tag for tag in tags if tag not in existing][:_SHOWN_WORDS]
+    unknown = [tag for tag in tags if tag not in existing][:_MAX_SHOWN_WORDS]
     hint = "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
     near = [name for tag in unknown for name in similar_words(tag, existing)]
     return NothingMatched(f"no server matches {options}".rstrip(), _did_you_mean(near) or hint)
@@ -339,14 +339,15 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
     import difflib
 
     by_fold = {candidate.casefold(): candidate for candidate in words}
-    near = difflib.get_close_matches(word[:_MAX_WORD_LENGTH].casefold(), by_fold, n=_NEAR_NAMES)
+    near = difflib.get_close_matches(word[:_MAX_WORD_LENGTH].casefold(), by_fold, n=_MAX_SUGGESTIONS)
     return [by_fold[fold] for fold in near]
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """At most three similar names, names with this part, or addresses with the same or a similar port. Ignores * and ?.
+    """Suggest at most three names or addresses for a target that matched nothing; its `*` and `?` are ignored.
 
-    For a target without a port: similar names, or else similar addresses.
+    First similar names, then names with the target as a part, then addresses with the same or a similar port; for a
+    target without a port, similar addresses.
     """
     bare = target.replace("*", "").replace("?", "")
     names = [item.name for item in items]
@@ -356,9 +357,9 @@ def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
     if near := similar_words(bare, names) or [
         name for name in names if part and part in name.casefold().replace("_", "-").split("-")
     ]:
-        return near[:_NEAR_NAMES]
+        return near[:_MAX_SUGGESTIONS]
     if not port.isdigit():
         return similar_words(bare, binds)
     by_port = {bind.rpartition(":")[2]: bind for bind in reversed(binds)}
     same_port = [bind for bind in binds if bind.endswith(f":{port}")]
-    return same_port[:_NEAR_NAMES] or [by_port[word] for word in similar_words(port, by_port)]
+    return same_port[:_MAX_SUGGESTIONS] or [by_port[word] for word in similar_words(port, by_port)]

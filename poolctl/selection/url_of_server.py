@@ -1,4 +1,4 @@
-"""The URL of a server that is called by its name, for pools of this process and clients of running ones."""
+"""Builds a server's URL from its name, for pools in this process and for clients of running pools."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from poolctl.errors import PoolParamError
 from poolctl.selection.selector import similar_words
 
-_SHOWN_NAMES = 5
+_MAX_SHOWN_NAMES = 5
 
 
 def url_of_server(name: str, path: str, servers: Sequence[tuple[str, str | None]]) -> str:
-    """The URL of the server with this name, followed by `path`; `servers` are names and addresses for clients.
+    """The URL of the server with this name, followed by `path`; `servers` are pairs of name and client address.
 
-    Raises PoolParamError if no server has the name, if the server has no address, and for a path below the address of
-    a socket that is not a URL.
+    Raises PoolParamError if the server does not exist or has no address, or if `path` is given for a socket that is not
+    a URL.
     """
     if not isinstance(path, str):
         raise PoolParamError(f"{path!r} is no path of a URL", hint='write url(NAME, "/path")')
@@ -34,6 +34,6 @@ def unknown_server(name: str, names: Sequence[str]) -> PoolParamError:
     """The error for a name that is not in `names`; it suggests similar names, or else lists the first few."""
     if isinstance(name, str) and (near := similar_words(name, names)):
         return PoolParamError(f"there is no server {name!r}; did you mean {' or '.join(map(repr, near))}?")
-    more = len(names) - _SHOWN_NAMES
-    shown = f"{', '.join(names[:_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}"
+    more = len(names) - _MAX_SHOWN_NAMES
+    shown = f"{', '.join(names[:_MAX_SHOWN_NAMES])}{f' and {more} more' if more > 0 else ''}"
     return PoolParamError(f"there is no server {name!r}; there are {shown or 'none'}")

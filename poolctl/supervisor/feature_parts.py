@@ -53,8 +53,8 @@ class FeaturePart:
 
     address: WebAddress[Any] | None = None  # closed when the supervisor exits
 
-    def __init__(self, site: PartContext) -> None:
-        self.site = site
+    def __init__(self, context: PartContext) -> None:
+        self.context = context
 
     @property
     def verbs(self) -> Mapping[str, Verb]:

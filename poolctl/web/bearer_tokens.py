@@ -1,4 +1,4 @@
-"""The clients of the pool's own addresses: where they are, their tokens, and how many wrong ones they may send.
+"""Authentication at the pool's own addresses: peers, bearer tokens, and the rate limit for wrong tokens.
 
 A token is sent as `Authorization: Bearer TOKEN` (RFC 6750 §2.1).
 """
@@ -20,7 +20,7 @@ from poolctl.platform import peer_credentials
 if TYPE_CHECKING:
     from poolctl.config.values.problems import KeyPath
 
-# Limit for one address: wrong tokens in a burst, and the interval between later ones.
+# Rate limit per address: a burst of wrong tokens, then one per this many seconds.
 MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
 MAX_ADDRESSES = 4096
 # The length in characters from which a token cannot be guessed. `openssl rand -hex 32` prints 64.
@@ -31,7 +31,7 @@ Ip = IPv4Address | IPv6Address
 
 
 class Refused(Exception):
-    """A request is refused: it is answered with this status, message and header fields ("_" in a name is "-")."""
+    """A refused request, with the status, message and header fields of the response ("_" in a name becomes "-")."""
 
     def __init__(self, status: int, message: str, **fields: str) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class Peer(NamedTuple):
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
-    """Return the client of this connection; None if it has left.
+    """Return the client of this connection; None if it has disconnected.
 
     IPv6 clients in the same /64 network, which may be one machine, share a key.
     """
@@ -82,9 +82,9 @@ def unmapped(ip: Ip) -> Ip:
 
 
 class Token:
-    """A token that lets a client in. A long one cannot be guessed, so it is accepted even after many wrong ones.
+    """A token that grants access. A long token cannot be guessed, so it is accepted even after many wrong ones.
 
-    Compared by its SHA-256: the time then does not reveal its length.
+    Its SHA-256 is compared, so that timing does not reveal its length.
     """
 
     def __init__(self, text: str) -> None:
@@ -97,18 +97,18 @@ class Token:
 
 
 class TokenCheck:
-    """Checks the tokens that clients send. A client that has sent too many wrong ones has to wait."""
+    """Checks clients' tokens; limits the rate of wrong ones."""
 
     def __init__(self) -> None:
         self._wrong = WrongTokens()
 
     def accepted(self, sent: bytes, tokens: Iterable[Token], key: str, now: float) -> Token:
-        """The token in `tokens` that equals `sent`. The client's wrong tokens are counted by `key`.
+        """Return the token in `tokens` that equals `sent`. Wrong tokens are counted under `key`.
 
-        Raises Refused: 401 for a wrong token, or 429 while the client has to wait. A right token that is long passes.
+        Raises Refused: 401 for a wrong token, 429 above the rate limit, to which long tokens are not subject.
         """
         match, digest = None, _digest(sent)
-        for token in tokens:  # all of them, so that the time reveals nothing
+        for token in tokens:  # no early exit, so that timing reveals nothing
             if token.has(digest):
                 match = token
         if match is not None and match.is_long:
@@ -129,7 +129,7 @@ def bearer_token(authorization: str) -> bytes:
 
 
 def short_token_warnings(path: KeyPath, token: str, where: str, fix: str) -> list[Finding]:
-    """A warning for `validate` if the token is so short that it has to wait after wrong tokens, too; else []."""
+    """A warning for `validate` if the token is short enough to fall under the rate limit; else []."""
     if not 0 < len(token) < LONG_TOKEN:
         return []
     message = f"the token in {where} has {len(token)} characters, and can be guessed"
@@ -145,10 +145,10 @@ def _digest(value: bytes) -> bytes:
 
 
 class WrongTokens:
-    """Counts recent wrong tokens by address; above a maximum number of addresses, drops the least recently seen one."""
+    """A leaky bucket of wrong tokens for each address; beyond MAX_ADDRESSES the least recently seen is dropped."""
 
     def __init__(self) -> None:
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (fill level, time)
 
     def __len__(self) -> int:
         return len(self._levels)
@@ -161,7 +161,7 @@ class WrongTokens:
             self._levels.popitem(last=False)
 
     def wait_seconds(self, key: str, now: float) -> float:
-        """Return for how many seconds requests from the address `key` are still refused; 0 if none are refused."""
+        """Return how many more seconds tokens from the address `key` are refused; 0 if they are checked."""
         return max(0.0, self._level(key, now) - MAX_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
 
     def _level(self, key: str, now: float) -> float:

@@ -33,7 +33,7 @@ class MetricsSite(EndpointSite):
 
     def __init__(self, supervisor: SupervisorClient, clock: Clock | None = None) -> None:
         super().__init__(supervisor, clock)
-        # By kind of answer: when it was requested, and the answer.
+        # By content type or depth: when the answer was requested, and the answer.
         self._latest: dict[str, tuple[float, asyncio.Future[Table]]] = {}
 
     def configure(self, settings: Table) -> None:
@@ -79,8 +79,8 @@ def health_by_name(result: Table, depth: str) -> Table:
 
 
 def wants_openmetrics(accept: str) -> bool:
-    """Whether a client's Accept header prefers OpenMetrics (RFC 9110 §12.5.1)."""
-    ours, others = 0.0, 0.0
+    """Whether an Accept header prefers OpenMetrics to the text format (RFC 9110 §12.5.1)."""
+    openmetrics, text = 0.0, 0.0
     for part in accept.lower().replace(" ", "").split(","):
         kind, *pairs = part.split(";")
         parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
@@ -89,8 +89,8 @@ def wants_openmetrics(accept: str) -> bool:
         except ValueError:
             continue
         if kind in ("text/plain", "text/*", "*/*"):
-            others = max(others, quality)
+            text = max(text, quality)
         elif kind == "application/openmetrics-text":
             is_supported = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
-            ours = max(ours, quality if is_supported else 0.0)
-    return ours > 0 and ours >= others
+            openmetrics = max(openmetrics, quality if is_supported else 0.0)
+    return openmetrics > 0 and openmetrics >= text

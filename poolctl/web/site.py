@@ -1,4 +1,4 @@
-"""Sites, which answer the requests at an address of the pool: base classes, limits, and the way to the supervisor."""
+"""Base classes and limits of sites, which answer requests at the pool's addresses, and their supervisor client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from poolctl.json_form import Table
 
 from .bearer_tokens import Peer, Refused
 
-# How long a request waits while the supervisor is replaced.
+# The maximum time that a request waits for the supervisor, for example while it is replaced.
 SUPERVISOR_SECONDS = 30.0
 _RETRY_SECONDS = 0.05
 
@@ -40,7 +40,7 @@ class SiteLimits(NamedTuple):
 
 
 class SupervisorClient:
-    """Asks the supervisor of the pool at `socket_path`, and reports refused clients to it by `send`."""
+    """Sends requests to the supervisor at `socket_path`; reports refused clients through `send`."""
 
     def __init__(self, socket_path: str, send: Callable[[Table], None] = lambda message: None) -> None:
         self.socket_path = socket_path
@@ -60,15 +60,15 @@ class SupervisorClient:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def report_refusal(self, table: str, message: str) -> None:
-        """Have the supervisor record that clients of this table's address were refused."""
+        """Report to the supervisor that this table's address refused clients."""
         self._send({"t": "refused", "table": table, "message": message})
 
 
 class Site:
-    """Base class of the sites: each answers the requests at the address of a table.
+    """Base class of sites. A site answers the requests at the address of a table.
 
-    `app` is an ASGI application for HTTP alone, called when the body of a request has arrived. The client is in the
-    request's state as `peer`, None if it has left.
+    `app` is an ASGI application for HTTP only, called once a request's body has arrived. The request's state has the
+    client as `peer`, None if it has disconnected.
     """
 
     limits: ClassVar[SiteLimits]
@@ -87,7 +87,7 @@ class Site:
         return "text/plain", f"{message}\n".encode()
 
     def close(self) -> None:
-        """End the responses that do not end by themselves."""
+        """End open streams."""
 
 
 class EndpointSite(Site):
@@ -115,7 +115,7 @@ class EndpointSite(Site):
 
 
 def response(status: int, kind: str, body: bytes, **fields: str) -> Response:
-    """A response with exactly the content type `kind`; Starlette would add the charset of text."""
+    """A response with exactly the content type `kind`: Starlette would add a charset to text types."""
     named = {name.replace("_", "-"): value for name, value in fields.items()}
     return Response(body, status, {"content-type": kind, **named})
 

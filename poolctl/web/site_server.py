@@ -19,9 +19,9 @@ from .site import Site
 
 # Streams never end by themselves.
 STOP_SECONDS = 1.0
-# Longer than a drained connection stays open after its last request.
+# Must exceed the time that a drained connection stays open after its last request.
 DRAIN_SECONDS = 5.0
-# A client that is refused while it sends a body gets time to read the reason (RFC 9112 §9.6).
+# After refusing a request, read on for this long, so that the client can read the reason (RFC 9112 §9.6).
 _LINGER_SECONDS, _LINGER_BYTES = 1.0, 1024 * 1024
 _REASONS = {
     400: "it is not valid HTTP/1.1",
@@ -32,9 +32,9 @@ _REASONS = {
 
 
 class SiteServer(PoolServer):
-    """Serves a site until `stop` or `drain`. Above the site's limit of connections, the oldest that waits is closed.
+    """Serves a site until `stop` or `drain`. Above the connection limit, closes the connection that has waited longest.
 
-    A connection waits between requests, in a TLS handshake, and while its request is incomplete.
+    A connection waits between requests, during its TLS handshake, and while its request is incomplete.
     """
 
     def __init__(self, site: Site) -> None:
@@ -76,17 +76,19 @@ class SiteServer(PoolServer):
     def _make_room(self) -> None:
         """Close the connection that has waited longest. If none waits, accept no more until one closes."""
         state = self.server_state
-        since = {handshake: due - state.head_timeouts.seconds for handshake, due in state.expected.items()}
+        waiting_since = {
+            handshake: due - state.head_timeouts.seconds for handshake, due in state.expected.items()
+        }
         waiting = [
             connection
             for connection in state.connections
             if isinstance(connection, SiteConnection) and connection.waits
         ]
-        since |= {connection: connection.since for connection in waiting}
-        if not since:
+        waiting_since |= {connection: connection.since for connection in waiting}
+        if not waiting_since:
             self._pause_accepting()
             return
-        oldest = min(since, key=since.__getitem__)
+        oldest = min(waiting_since, key=waiting_since.__getitem__)
         if oldest in state.expected:
             self.acceptor.accepted.cancel_handshake(oldest)
             state.forget_unfinished_handshake(oldest)
@@ -127,7 +129,7 @@ class SiteConnection(H11Connection):
 
 
 class WholeRequests:
-    """Calls the application of the site once a request's body has arrived; refuses one that is too large or slow."""
+    """Buffers each request's body, then calls the site's application; refuses bodies that are too large or slow."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -151,10 +153,10 @@ class WholeRequests:
         if status:
             await self._refuse(status, receive, send)
             return
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def received() -> Message:
-            return whole.pop() if whole else await receive()
+            return messages.pop() if messages else await receive()
 
         await self._site.app(scope, received, send)
 

@@ -46,12 +46,12 @@ def site_class(table: str) -> type[Site]:
 
 
 class WebServerProcess(SupervisedProcess):
-    """Serves each address that the message `serve` brings, until the message `close` or the end of the process.
+    """Serves each address from its message `serve` until its message `close` or the end of the process.
 
     The first message is `begin`, with the pool's `directory`. `serve` has the `table` to serve, the `settings` of its
     site, its `tls` settings or None, and the listeners. The answer is `served`, with the `number` of the message, the
-    `problem` or "", and whether anything has `changed`. At the end, addresses that were not closed are drained: another
-    process serves them. `sites` returns the class of a table's site.
+    `problem` or "", and whether anything has `changed`. At the end, addresses that are still open are drained, because
+    another process takes over. `sites` returns the class of a table's site.
     """
 
     _supervisor: SupervisorClient
@@ -60,11 +60,11 @@ class WebServerProcess(SupervisedProcess):
         super().__init__(fd)
         self._sites = sites
         self._addresses: dict[str, ServedAddress] = {}
-        self._orders: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[asyncio.Task[None]] = set()
 
     async def end_service(self) -> None:
-        await asyncio.gather(*self._orders, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for address in self._addresses.values():
             await address.close(drains=True)
         if self._servers:
@@ -83,13 +83,13 @@ class WebServerProcess(SupervisedProcess):
                 self._start(self._close(str(message["table"])))
 
     def confirm_performed(self, message: wire.Message) -> None:
-        waiting = asyncio.gather(*self._orders, return_exceptions=True)
+        waiting = asyncio.gather(*self._tasks, return_exceptions=True)
         waiting.add_done_callback(lambda _: SupervisedProcess.confirm_performed(self, message))
 
     def _start(self, order: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(order)
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, message: Table, listeners: list[socket.socket]) -> None:
         table, number = str(message["table"]), message["number"]
@@ -114,9 +114,9 @@ class WebServerProcess(SupervisedProcess):
 
 
 class ServedAddress:
-    """A site with its listeners, its server and its certificate; each of them may be replaced at any time.
+    """A site with its listeners, server and certificate, all replaceable while it serves.
 
-    `servers` has the tasks of all servers of the process that still run.
+    `servers` is the set of running server tasks of the whole process.
     """
 
     def __init__(self, site: Site, servers: set[asyncio.Task[None]]) -> None:
@@ -128,20 +128,20 @@ class ServedAddress:
         self._settings: Table | None = None
         self._certificate = Certificate(None)
         self._renewing: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def serve(
         self, settings: Table, tls: Table | None, listeners: list[socket.socket], report: Report
     ) -> None:
-        """Serve with these settings; calls `report` with the problem or "", again whenever it changes.
+        """Serve with these settings; call `report(problem, changed)` now, and again whenever the problem changes.
 
-        `report` also gets whether anything has changed. While the certificate is unusable, the address is served as
-        before. Takes over `listeners`.
+        `problem` is "" if there is none. While the certificate is unusable, the previous settings stay in effect. Takes
+        ownership of `listeners`.
         """
-        async with self._turn:
+        async with self._lock:
             self._cancel_renewal()
             before = self._server, self._settings, self._certificate
-            if _are_same(listeners, self._listeners):
+            if _same_sockets(listeners, self._listeners):
                 _close(listeners)
             else:
                 self._stop(drains=False)
@@ -154,8 +154,8 @@ class ServedAddress:
                 self._renewing = asyncio.ensure_future(self._renew(settings, certificate, report))
 
     async def close(self, *, drains: bool) -> None:
-        """Stop accepting. Requests in progress are finished, and with `drains` connections are kept until quiet."""
-        async with self._turn:
+        """Stop accepting, and finish requests in progress; with `drains` keep connections open until they are idle."""
+        async with self._lock:
             self._cancel_renewal()
             self._site.close()
             if self._server is not None:
@@ -164,17 +164,17 @@ class ServedAddress:
             _close(self._listeners)
 
     async def _renew(self, settings: Table, certificate: Certificate, report: Report) -> None:
-        """Use renewed certificate files for new connections. Never returns."""
+        """Check the certificate files periodically, and use renewed ones for new connections. Never returns."""
         while True:
             reported = certificate.problem
             await asyncio.sleep(RETRY_SECONDS if reported else RENEWAL_SECONDS)
-            async with self._turn:
+            async with self._lock:
                 problem = await self._apply(settings, certificate)
             if problem != reported:
                 report(problem, True)
 
     async def _apply(self, settings: Table, certificate: Certificate) -> str:
-        """Serve with these settings and the certificate if it is usable; returns its problem."""
+        """Apply the settings and the certificate if it is usable; return the certificate's problem, or ""."""
         await certificate.load_if_changed()
         if certificate.tls is not None and certificate.context is None:
             return certificate.problem
@@ -215,7 +215,7 @@ class ServedAddress:
 
 
 class Certificate:
-    """The TLS context of an address, made from the files that `tls` names; without `tls` there is none.
+    """The TLS context of an address, loaded from the files in `tls`; None without `tls`.
 
     `problem` says why the files cannot be used now, or "". The previous context then stays in use.
     """
@@ -256,7 +256,7 @@ class Certificate:
             yield [stack.enter_context(open(path, "rb")).fileno() for path in self._paths]
 
 
-def _are_same(listeners: Sequence[socket.socket], others: Sequence[socket.socket]) -> bool:
+def _same_sockets(listeners: Sequence[socket.socket], others: Sequence[socket.socket]) -> bool:
     """Whether these are duplicates of the same sockets, in the same order."""
     return [os.fstat(listener.fileno()).st_ino for listener in listeners] == [
         os.fstat(other.fileno()).st_ino for other in others

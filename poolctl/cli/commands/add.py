@@ -28,7 +28,7 @@ from poolctl.json_form import Table
 if TYPE_CHECKING:
     from poolctl.cli.live_change import WriteBack
 
-# Lists that can be written as a command line.
+# Keys with lists, and how to parse them from one word.
 LISTS: dict[str, Callable[[str], list[str]]] = {
     "command": shlex.split,
     "depends_on": lambda text: [word.strip() for word in text.split(",")],

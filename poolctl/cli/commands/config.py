@@ -53,7 +53,9 @@ def config(
     loaded = load(pool, allow_empty=selection.allow_empty)
     servers = servers_with_chosen_ports(loaded, pool)
     items = [described(server, loaded) for server in servers]
-    if output not in (None, "toml") or selection.state or selection.health:  # else the state has no use
+    if (
+        output not in (None, "toml") or selection.state or selection.health
+    ):  # otherwise the state is not needed
         items = _with_running_state(items, pool)
     items = choose(items, selection)
     settings: Table = loaded.settings.to_dict()

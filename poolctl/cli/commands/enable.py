@@ -42,19 +42,19 @@ def enable(
 
 
 def _enabled_lines(result: Result) -> Iterator[str]:
-    before, dependents = set(result.unchanged or ()), set(result.dependents or ())
-    if enabled := [item for item in result.items if item.name not in before | dependents]:
+    already_enabled, dependents = set(result.unchanged or ()), set(result.dependents or ())
+    if enabled := [item for item in result.items if item.name not in already_enabled | dependents]:
         ready = f", {sum(server.ready for server in enabled)} ready"
         if all(server.state == "stopped" for server in enabled):
             ready = ""  # the pool has no supervisor
         yield f"{server_count_text(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
-    unchanged = [item for item in result.items if item.name in before]
+    unchanged = [item for item in result.items if item.name in already_enabled]
     resting = [server for server in unchanged if server.state in ("stopped", "failed") and not server.ready]
     if others := len(unchanged) - len(resting):
         yield f"{server_count_text(others)} enabled already"
     if len(resting) == 1:
-        (one,) = resting
-        yield f"{one.name} is enabled already, and {one.state}: `poolctl start {one.name}` starts it"
+        (single,) = resting
+        yield f"{single.name} is enabled already, and {single.state}: `poolctl start {single.name}` starts it"
     elif resting:
         names = " ".join(server.name for server in resting) if len(resting) <= _MAX_NAMES else "NAME..."
         yield f"{server_count_text(len(resting))} enabled already, and not running: `poolctl start {names}` starts them"

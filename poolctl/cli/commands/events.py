@@ -87,7 +87,7 @@ def events(
 class _EventStream:
     """The events of one pool, across restarts of its supervisor.
 
-    `warning` is set if the journal's path is needed from the pool's files and they cannot be used.
+    `warning` is set if the journal's path should come from the pool's files, but these are invalid.
     """
 
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
@@ -124,7 +124,7 @@ class _EventStream:
         sys.stdout.flush()
 
     def follow_forever(self, write: Callable[[JournalEvent], None]) -> None:
-        """Print new events, even from later supervisors, until Ctrl-C. BrokenPipeError if the reader is gone."""
+        """Print new events, also from later supervisors, until Ctrl-C. Raises BrokenPipeError once the reader exits."""
         from poolctl.platform import await_readable
 
         reader = stdout_fd()
@@ -160,10 +160,10 @@ def _configured_path(pool: PoolRef) -> str:
 
     config = load(pool.files, os.environ)
     errors = [ErrorEntry.of(problem) for problem in config.problems]
-    if wrong := [
+    if problems := [
         error for error in errors if error.key and error.key.partition(".")[0] == EventsTable.table_name
     ]:
-        raise Failure(Outcome(errors=wrong))
+        raise Failure(Outcome(errors=problems))
     table = config.tables.get(EventsTable)
     return str(table.path or "") if table else ""
 

@@ -38,9 +38,9 @@ from poolctl.runners.worker_spec import Spec, exec_spec
 from poolctl.worker.process_setup import SetupFailed, become_program
 
 _STANDARD = (0, 1, 2)
-# What CMD's terminal can do is known to the caller's environment alone.
+# The capabilities of CMD's terminal are those of the caller's.
 _TERMINAL_VARIABLES = ("TERM", "COLORTERM")
-_TERMINAL_BYTES = 64 * 1024  # what a terminal of Linux buffers, about
+_TERMINAL_BYTES = 64 * 1024  # about the size of a pty's buffer in Linux
 
 app = typer.Typer(add_completion=False)
 
@@ -88,7 +88,7 @@ def execute(
     sys.stderr.flush()
     if has_terminal:
         raise typer.Exit(_run_on_own_terminal(spec))
-    _become(spec)
+    _exec_command(spec)
 
 
 def _spec(place: Place, selection: Selection, pool: PoolRef) -> Spec:
@@ -114,7 +114,7 @@ def _spec(place: Place, selection: Selection, pool: PoolRef) -> Spec:
     return spec
 
 
-def _become(spec: Spec) -> NoReturn:
+def _exec_command(spec: Spec) -> NoReturn:
     """Replace this process by CMD, which gets the standard descriptors and no others. Raises Failure."""
     # Python ignores SIGXFSZ, and handles SIGINT; CMD gets the defaults.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -132,29 +132,29 @@ def _run_on_own_terminal(spec: Spec) -> int:
 
     So keys such as Ctrl-C are signals for CMD alone, and a server's user cannot type into the caller's terminal.
     """
-    ours, theirs = os.openpty()
+    master, slave = os.openpty()
     modes = termios.tcgetattr(0)
-    termios.tcsetattr(theirs, termios.TCSANOW, modes)
-    _copy_size(theirs)
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
+    _copy_size(slave)
     if spec["user"] is not None:
-        os.fchown(theirs, spec["user"][0], -1)
+        os.fchown(slave, spec["user"][0], -1)
     signals = {signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, *FORWARDED_SIGNALS}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     if (pid := os.fork()) == 0:
         try:
             os.setsid()
-            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
             for fd in filter(os.isatty, _STANDARD):
-                os.dup2(theirs, fd)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            _become(spec)
+                os.dup2(slave, fd)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+            _exec_command(spec)
         except Failure as failure:
             print(f"error: {failure}", file=sys.stderr, flush=True)
         finally:
             os._exit(FAILED)
-    # `theirs` stays open here, so the terminal does not reach its end before CMD exits.
+    # Keep the slave open, so that the master does not reach end of file before CMD exits.
     with _raw_mode(modes):
-        return _relay(pid, ours, signals)
+        return _relay(pid, master, signals)
 
 
 @contextlib.contextmanager
@@ -169,14 +169,14 @@ def _raw_mode(modes: list[Any]) -> Iterator[None]:
 
 def _relay(pid: int, terminal: int, signals: Collection[int]) -> int:
     """Pass keys, output and signals on until the process `pid` has ended; returns its exit status."""
-    arrived = signal_descriptor(signals)
+    signal_fd = signal_descriptor(signals)
     os.set_blocking(terminal, False)
-    keys, is_gone = b"", False
+    keys, is_hung_up = b"", False
     while True:
         poll = select.poll()
-        poll.register(arrived, select.POLLIN)
+        poll.register(signal_fd, select.POLLIN)
         poll.register(terminal, select.POLLIN | (select.POLLOUT if keys else 0))
-        if not (keys or is_gone):
+        if not (keys or is_hung_up):
             poll.register(0, select.POLLIN)
         ready = dict(poll.poll())
         if ready.get(terminal, 0) & select.POLLIN:
@@ -186,28 +186,28 @@ def _relay(pid: int, terminal: int, signals: Collection[int]) -> int:
                 keys = keys[os.write(terminal, keys) :]
         if 0 in ready:
             keys = _read(0)
-            if is_gone := bool(ready[0] & (select.POLLHUP | select.POLLERR)):
+            if is_hung_up := bool(ready[0] & (select.POLLHUP | select.POLLERR)):
                 _send(pid, signal.SIGHUP)
-        if arrived in ready and (came := signal.sigtimedwait(signals, 0)) is not None:
-            if came.si_signo == signal.SIGCHLD:
-                ended, how = os.waitpid(pid, os.WNOHANG)
+        if signal_fd in ready and (info := signal.sigtimedwait(signals, 0)) is not None:
+            if info.si_signo == signal.SIGCHLD:
+                ended, wait_status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     break
-            elif came.si_signo == signal.SIGCONT:
-                tty.setraw(0, termios.TCSADRAIN)  # a shell has changed it meanwhile
-            elif came.si_signo == signal.SIGWINCH:
+            elif info.si_signo == signal.SIGCONT:
+                tty.setraw(0, termios.TCSADRAIN)  # the shell reset it while this process was stopped
+            elif info.si_signo == signal.SIGWINCH:
                 _copy_size(terminal)
             else:
-                _send(pid, came.si_signo)
+                _send(pid, info.si_signo)
     # More than the terminal can buffer; background processes may keep writing.
-    most_bytes = 2 * _TERMINAL_BYTES
-    while most_bytes > 0 and (copied := _copy_output(terminal)):
-        most_bytes -= copied
-    return shell_status(os.waitstatus_to_exitcode(how))
+    remaining_bytes = 2 * _TERMINAL_BYTES
+    while remaining_bytes > 0 and (copied := _copy_output(terminal)):
+        remaining_bytes -= copied
+    return shell_status(os.waitstatus_to_exitcode(wait_status))
 
 
 def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(PermissionError):  # such as sudo(8)
+    with contextlib.suppress(PermissionError):  # CMD may be set-user-ID, such as sudo(8)
         deliver(partial(os.kill, pid), number)
 
 
@@ -219,13 +219,13 @@ def _copy_output(terminal: int) -> int:
         while rest:
             try:
                 rest = rest[os.write(1, rest) :]
-            except BlockingIOError:  # set so by another program that has it open
+            except BlockingIOError:  # another program has set O_NONBLOCK on the shared description
                 select.select([], [1], [])
     return len(data)
 
 
 def _read(fd: int) -> bytes:
-    """What can be read now, b"" if nothing can."""
+    """Read available data; b"" if there is none."""
     try:
         return os.read(fd, _TERMINAL_BYTES)
     except OSError:

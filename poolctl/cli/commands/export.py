@@ -90,14 +90,14 @@ ExportForm = Annotated[
 class Files:
     """The exported files: texts by file name. The first line of each contains `made_by`, to recognize them.
 
-    `private` names the files with secrets, which only their owner may read. `is_whole`: other files in the directory
-    with the same `made_by` are of an earlier export, and are removed.
+    `private` names the files with secrets, which only their owner may read. With `is_whole`, other files in the
+    directory with the same `made_by` are stale, and are removed.
     """
 
     texts: Mapping[str, str]
     made_by: str
-    next_commands: str  # to be run once the files are written
-    install_commands: str = ""  # to be run after they were only printed: they write them, too
+    next_commands: str  # to run once the files are written
+    install_commands: str = ""  # to run after the files were only printed: these commands also write them
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     private: Collection[str] = ()
@@ -174,21 +174,21 @@ def _units(place: Place, wanted: Wanted) -> Files:
     pool = ServicePool(name, ref.files, list(config), command, os.environ, listen, user, seconds, runtime)
     try:
         texts = units(pool, of_user=of_user)
-    except ValueError as wrong:
-        raise Failure(Outcome.failed(FAILED, str(wrong))) from None
+    except ValueError as error:
+        raise Failure(Outcome.failed(FAILED, str(error))) from None
     systemctl = "systemctl --user" if of_user else "sudo systemctl" if user else "systemctl"
     commands = f"{systemctl} daemon-reload && {systemctl} enable --now {' '.join(texts)}"
-    place_of_units = "~/.config/systemd/user" if of_user else "/etc/systemd/system"
-    into = place_of_units
+    unit_directory = "~/.config/systemd/user" if of_user else "/etc/systemd/system"
+    target_directory = unit_directory
     if of_user:
         commands += " && loginctl enable-linger"  # else the pool ends when the user logs out
     elif user:
-        into = str(wanted.into or "units")
-        paths = shlex.join(os.path.normpath(os.path.join(into, name)) for name in texts)
-        commands = f"sudo cp {paths} {place_of_units} && {commands}"
+        target_directory = str(wanted.into or "units")
+        paths = shlex.join(os.path.normpath(os.path.join(target_directory, name)) for name in texts)
+        commands = f"sudo cp {paths} {unit_directory} && {commands}"
     words = [*command, *(word for file in ref.files for word in ("-c", file)), "export", "systemd"]
     words += [*(["--user"] if of_user else []), *(f"--listen={pair}" for pair in wanted.listen or [])]
-    install = f"{shlex.join(words)} --directory {into} && {commands}"
+    install = f"{shlex.join(words)} --directory {target_directory} && {commands}"
     warnings = []
     if missing := missing_variables(pool):
         file = texts[next(iter(texts))].partition("EnvironmentFile=-")[2].partition("\n")[0]
@@ -255,7 +255,7 @@ def _compare(paths: Mapping[str, str], stale: Sequence[str]) -> Outcome:
 
 
 def _write(path: str, text: str, *, is_private: bool) -> None:
-    # A file with secrets is made private before they are written, even if it existed with other permissions.
+    # Make the file private before secrets are written, even if it existed with other permissions.
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600 if is_private else 0o666), "wb") as file:
         if is_private:
             os.fchmod(file.fileno(), 0o600)
@@ -278,12 +278,12 @@ def is_made_by(path: str, words: str) -> bool:
 MADE_BY = "Made by `poolctl export systemd`."
 # A generous time for everything except stopping the servers.
 _MARGIN_SECONDS = 15
-# A hung supervisor is replaced after fifteen seconds; systemd has to act only if that does not help.
+# A hung supervisor is replaced after 15 s; systemd acts only if that fails.
 _WATCHDOG_SECONDS = 60
 _PASSED_VARIABLES = (RUNTIME_VARIABLE, STATE_VARIABLE, "VIRTUAL_ENV")
 # Exit codes that a restart cannot fix.
 _PERMANENT_FAILURES = (USAGE, INVALID_CONFIGURATION, NOT_PERMITTED, CONFLICT)
-# Restricts nothing a worker may need: files, devices, set-user-ID programs.
+# Options that do not restrict files, devices and set-user-ID programs, which workers may need.
 _HARDENING = (
     "ProtectKernelModules", "ProtectKernelLogs", "ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname",
     "LockPersonality", "RestrictRealtime",
@@ -409,8 +409,8 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
     ]
     if name:
         entries.insert(1, ("FileDescriptorName", escape_unit_value(name)))
-    said = f"Sockets of the pool {pool.name}: {', '.join(server.name for server in servers)}"
-    sections = [("Unit", [("Description", escape_unit_value(said))]), ("Socket", entries)]
+    description = f"Sockets of the pool {pool.name}: {', '.join(server.name for server in servers)}"
+    sections = [("Unit", [("Description", escape_unit_value(description))]), ("Socket", entries)]
     return render([MADE_BY], [*sections, ("Install", [("WantedBy", "sockets.target")])])
 
 
@@ -420,8 +420,8 @@ def _systemd_listen_address(pool: ServicePool, server: ServerConfig) -> str:
     `expose` can be used if its host is an IP address or `localhost`, and it has a port. Otherwise raises ValueError.
     """
     name = server.address.name
-    if said := pool.listen.get(name) or pool.listen.get(server.name):
-        return said
+    if configured := pool.listen.get(name) or pool.listen.get(server.name):
+        return configured
     _, _, rest = server.expose.rpartition("://")
     host, _, port = rest.split("/")[0].rpartition(":")
     if (

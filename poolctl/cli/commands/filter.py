@@ -59,16 +59,16 @@ def filter_servers(
     check_expressions("--regex", expressions)
     selector = replace(filters, invert=False, allow_empty=True).selector()
     whole = Filters(allow_empty=filters.allow_empty)
-    everything = selected(place, whole, find_pool(place), command="filter").items
-    narrowed = select(everything, selector)
-    matched = matching_values("--regex", expressions, {field_text(item, field) for item in narrowed})
+    servers = selected(place, whole, find_pool(place), command="filter").items
+    candidates = select(servers, selector)
+    matched = matching_values("--regex", expressions, {field_text(item, field) for item in candidates})
     matches = value_test(field, pattern, matched)
-    items = [item for item in narrowed if matches(field_text(item, field))]
+    items = [item for item in candidates if matches(field_text(item, field))]
     if filters.invert:
-        items = [item for item in everything if item not in items]
+        items = [item for item in servers if item not in items]
     if not items and not filters.allow_empty:
         return Outcome.failed(
-            NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
+            NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, servers)
         )
     return Outcome(items, form=target or "table")
 

@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False)
 
 
 class Depth(StrEnum):
-    """How much the report tells."""
+    """The level of detail of the report."""
 
     FULL = FULL
     SUMMARY = SUMMARY

@@ -78,7 +78,7 @@ _FRAMEWORKS = (
     "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|Flask|get_asgi_application|get_wsgi_application"
 )
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
-# The last one is made by `django-admin startproject`.
+# `django-admin startproject` creates the last one.
 _USUAL_FILES = (
     "main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py", "*/wsgi.py",
 )  # fmt: skip
@@ -154,19 +154,19 @@ def init(
 
 def _target_path(place: Place, directory: Path | None) -> str:
     """The path of the file to write: from -c, else pool.toml in the directory. UsageError for an unsuitable path."""
-    named = [*map(str, place.config or ())]
-    if not named:
+    config_files = [*map(str, place.config or ())]
+    if not config_files:
         if directory and ":" in directory.name and not directory.exists():
             raise UsageError(
                 f"init takes a directory, and {str(directory)!r} looks like an application",
                 hint=f"poolctl init, then app = {str(directory)!r} in {FILE_NAMES[0]}",
             )
         return os.path.join(directory or ".", FILE_NAMES[0])
-    if directory is not None or len(named) > 1:
+    if directory is not None or len(config_files) > 1:
         raise UsageError("init writes one file", hint="poolctl init DIRECTORY, or poolctl -c FILE init")
-    if not named[0].endswith(".toml") or os.path.basename(named[0]) == PYPROJECT:
-        raise UsageError(f"init writes a new TOML file, not {named[0]!r}", hint="-c NAME.toml")
-    return named[0]
+    if not config_files[0].endswith(".toml") or os.path.basename(config_files[0]) == PYPROJECT:
+        raise UsageError(f"init writes a new TOML file, not {config_files[0]!r}", hint="-c NAME.toml")
+    return config_files[0]
 
 
 def existing_app(directory: str) -> str:

@@ -44,7 +44,7 @@ from poolctl.selection.selector import expression_error
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
-_OF_GATEWAY = ("[gateway]", "[access]")
+_GATEWAY_LOGS = ("[gateway]", "[access]")
 
 app = typer.Typer(add_completion=False)
 
@@ -149,7 +149,7 @@ def logs(
     pool = find_pool(place)
     paths, request_ids = _log_files(place, selection, pool, gateway=gateway)
     text_of = _line_formatter(output, raw, times, list(paths), paths.keys() if is_wide else request_ids)
-    if _OF_GATEWAY[0] in paths:
+    if _GATEWAY_LOGS[0] in paths:
         text_of = _without_keys_of_gateway(text_of)
 
     outcome = Outcome.of_stream()
@@ -171,11 +171,11 @@ def logs(
     tail = log_tail.merged_tails(paths, lines, since=since, wanted=line_filter, unreadable=report)
     for line in tail:
         sys.stdout.write(text_of(line))
-    selects = bool(since or wanted.until or wanted.level or wanted.grep)
-    if not tail and paths.keys() == set(_OF_GATEWAY) and not selects:
+    has_filter = bool(since or wanted.until or wanted.level or wanted.grep)
+    if not tail and paths.keys() == set(_GATEWAY_LOGS) and not has_filter:
         outcome.notes.append("no output yet; `access_log = true` in [gateway] logs each proxied request")
     elif not tail and sys.stdout.isatty():
-        outcome.notes.append("no line matches" if selects else "no output yet")
+        outcome.notes.append("no line matches" if has_filter else "no output yet")
     return outcome
 
 
@@ -207,7 +207,7 @@ def _files_and_names_with_ids(
     if gateway:
         state = pool_paths.state_dir(os.environ, pool.key)
         files = f"{pool.directory}/{pool_paths.GATEWAY_LOG}", f"{state}/{pool_paths.GATEWAY_ACCESS_LOG}"
-        paths |= dict(zip(_OF_GATEWAY, files, strict=True))
+        paths |= dict(zip(_GATEWAY_LOGS, files, strict=True))
     shown = {item.name for item in items if (item.config.get("http") or {}).get("request_id")}
     return paths, shown
 
@@ -240,7 +240,7 @@ def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[Log
     from poolctl.routing.context import without_keys
 
     def shown(line: LogLine) -> str:
-        if line.name == _OF_GATEWAY[0]:
+        if line.name == _GATEWAY_LOGS[0]:
             line.text = without_keys(line.text)
         return text_of(line)
 
@@ -248,7 +248,7 @@ def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[Log
 
 
 def _reopen(place: Place) -> Outcome:
-    """Have all log files reopened after another program has moved them; return when this is done."""
+    """Ask the supervisor to reopen all log files, which another program has moved; return when this is done."""
     try:
         result = ask(Request("reopen", place, command="logs"), find_pool(place))
     except NoSupervisor:
@@ -269,9 +269,9 @@ def _json_line(line: LogLine) -> str:
 
 
 def _line_search(option: str, expressions: Sequence[str]) -> Callable[[str], bool]:
-    """A function that returns whether any of the regular expressions is found in a line.
+    """Return a function that tests whether a line contains a match of any of the expressions.
 
-    Raises SelectorError, which names `option`, for an invalid expression; the function raises it for one that takes too
+    Raises SelectorError, which names `option`, for an invalid expression; the function raises it if a match takes too
     long.
     """
     from poolctl.selection.regular_expressions import BadExpression, Expression

@@ -57,16 +57,16 @@ def restart(
 
 def _done_line(result: Result, *, waited: bool) -> str:
     jobs = [item for item in result.items if item.next_run_at]
-    left_alone = result.unchanged or ()
+    skipped = result.unchanged or ()
     lines = []
     if len(jobs) < len(result.items) or not jobs:
         lines.append(ready_line(result, waited=waited, restarted=True))
     lines += [
         last_run_outcome_line(item) if waited and item.last_run else f"{item.name}: runs"
         for item in jobs
-        if item.name not in left_alone
+        if item.name not in skipped
     ]
-    if any(item.name in left_alone for item in jobs):
+    if any(item.name in skipped for item in jobs):
         lines.append("jobs with a schedule were left alone: poolctl restart NAME runs one")
     return "\n".join(lines)
 

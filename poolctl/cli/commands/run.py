@@ -161,7 +161,8 @@ def run(
         prints_logs = not command and not output
         stop_signals, log_start = stopping_signals(os.environ), supervisor_log_size(pool)
         with blocked_signals(stop_signals):
-            # `launch` must run before any thread exists. Signals wait: nothing could stop a half-launched pool.
+            # `launch` must run before any thread exists. Signals stay pending, because a half-launched pool cannot be
+            # stopped.
             with noted_signals(stop_signals, partial(status_after, has_command=bool(command))) as noted:
                 from poolctl.supervisor.launch import launch
 
@@ -197,9 +198,9 @@ def run(
 
 @contextlib.contextmanager
 def _own_directories() -> Iterator[None]:
-    """Context manager: this process, its pool and the user's command have new runtime and state directories."""
+    """Context manager: use temporary runtime and state directories, for the pool and the user's command, too."""
     names = (RUNTIME_VARIABLE, STATE_VARIABLE)
-    before = {name: os.environ[name] for name in names if name in os.environ}
+    saved = {name: os.environ[name] for name in names if name in os.environ}
     with TemporaryDirectory(prefix="poolctl-", ignore_cleanup_errors=True) as directory:
         os.environ.update({RUNTIME_VARIABLE: f"{directory}/run", STATE_VARIABLE: f"{directory}/state"})
         try:
@@ -207,7 +208,7 @@ def _own_directories() -> Iterator[None]:
         finally:
             for name in names:
                 del os.environ[name]
-            os.environ.update(before)
+            os.environ.update(saved)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from poolctl.control.server_answers import ServerDescription, ServerDetails
 from poolctl.json_form import Table
 
 _RUNNING = ("bind", "expose", "state", "ready", "health", "pids", "workers", "uptime", "restarts", "tags")
-_NEXT_LINE = "\n" + " " * 13
+_CONTINUATION = "\n" + " " * 13
 _WIDTH = 78  # the width of the line that lists the keys with default values
 
 app = typer.Typer(add_completion=False)
@@ -70,7 +70,7 @@ def show(
 
 
 def _with_dependencies(items: Iterable[ServerDescription], place: Place) -> Mapping[str, ServerDescription]:
-    """The servers by name, and all others of the pool if one of these depends on others."""
+    """The servers by name, plus the whole pool if one of them depends on a server that was not selected."""
     servers = {item.name: item for item in items}
     if {entry["name"] for item in items for entry in item.config.get("depends_on") or ()} <= servers.keys():
         return servers
@@ -97,15 +97,15 @@ def _text(item: ServerDescription, servers: Mapping[str, ServerDescription], *, 
         if item.complaint:
             rows.append(("complaint", printable(item.complaint)))
         if item.failure is not None:
-            message = printable(item.failure.message, keep_lines=True).replace("\n", _NEXT_LINE)
+            message = printable(item.failure.message, keep_lines=True).replace("\n", _CONTINUATION)
             rows.append(("failure", f"earlier: {message}" if item.ready else message))
         if item.stacks is not None:
-            rows.append(("hung", _NEXT_LINE.join(stack_lines(item.stacks))))
+            rows.append(("hung", _CONTINUATION.join(stack_lines(item.stacks))))
     if item.routes is not None:
         routes = [
             f"{route.alias}: {route.protocol}://{route.host or '*'}{route.path}" for route in item.routes
         ]
-        rows.append(("routes", _NEXT_LINE.join(map(printable, routes)) or "-"))
+        rows.append(("routes", _CONTINUATION.join(map(printable, routes)) or "-"))
     lines += [f"  {key.ljust(10)} {text}".rstrip() for key, text in rows]
     if servers and item.config.get("depends_on"):
         lines += dependency_lines(item, servers)
@@ -124,11 +124,11 @@ def _last_run(run: Table) -> str:
 
 def _configuration(config: Table, origin: Mapping[str, str] | None, *, full: bool) -> list[str]:
     """Return a line for each value, with its place in the files from `origin`. Without `full`, omit default values."""
-    every = [
+    all_rows = [
         (printable(key), printable(value_text(value)), printable(relative_to_cwd(where)))
         for key, value, where in configured_values(config, origin)
     ]
-    rows = every if full else [row for row in every if row[2] != DEFAULT]
+    rows = all_rows if full else [row for row in all_rows if row[2] != DEFAULT]
     width = max((len(f"{key} = {text}") for key, text, _ in rows if len(text) < 60), default=0)
     lines = [
         f"    {f'{key} = {text}'.ljust(width)}  {where and f'# {where}'}".rstrip()
@@ -137,7 +137,7 @@ def _configuration(config: Table, origin: Mapping[str, str] | None, *, full: boo
     return (
         lines
         if full
-        else [*lines, *_default_keys_comment(key for key, _, where in every if where == DEFAULT)]
+        else [*lines, *_default_keys_comment(key for key, _, where in all_rows if where == DEFAULT)]
     )
 
 

@@ -60,6 +60,6 @@ def show_stacks(
 
 def _text(stacks: WorkerStacks) -> str:
     pid = "" if stacks.pid is None else f" (pid {stacks.pid})"
-    head = f"{printable(stacks.worker)}{pid}"
-    lines = [styled(head, "bold", sys.stdout), *(f"  {printable(line)}" for line in stacks.lines())]
+    heading = f"{printable(stacks.worker)}{pid}"
+    lines = [styled(heading, "bold", sys.stdout), *(f"  {printable(line)}" for line in stacks.lines())]
     return "\n".join(lines) + "\n"

@@ -40,15 +40,15 @@ def start(
     addresses = address_lines(item for item in result.items if item.name not in failed)
     lines = [ready_line(result, waited=not wait.no_wait), *addresses]
     outcome = Outcome.of(result, "\n".join(filter(None, lines)))
-    trying = [
+    retrying = [
         printable(server.name)
         for server in result.items
         if server.name in failed and server.state in _RETRYING_STATES
     ]
-    if trying:
-        listed, names = f"{len(trying)} servers", ""
-        if len(trying) <= _MAX_NAMES:
-            listed, names = ", ".join(trying), " " + " ".join(trying)
+    if retrying:
+        listed, names = f"{len(retrying)} servers", ""
+        if len(retrying) <= _MAX_NAMES:
+            listed, names = ", ".join(retrying), " " + " ".join(retrying)
         outcome.notes.append(f"poolctl keeps trying to start {listed}; poolctl stop{names} ends that")
     if result.gateway is not None and result.items:
         outcome.message = f"{outcome.message}\n{serves_line(result.gateway)}".rstrip()

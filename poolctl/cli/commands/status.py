@@ -142,10 +142,10 @@ def _no_supervisor_line(items: Sequence[Item], pool: PoolRef) -> str:
     from poolctl.control.other_users import running_elsewhere
     from poolctl.runners.left_overs import left_over_text, left_overs
 
-    if left := left_overs(pool.directory):
-        return f"no supervisor is running, {left_over_text(entry.label for entry in left)}; `poolctl stop` ends them"
-    if who := pool.files and running_elsewhere(pool.files[0]):
-        return f"no supervisor is running for this user; {who} runs a pool of this file"
+    if remains := left_overs(pool.directory):
+        return f"no supervisor is running, {left_over_text(entry.label for entry in remains)}; `poolctl stop` ends them"
+    if other := pool.files and running_elsewhere(pool.files[0]):
+        return f"no supervisor is running for this user; {other} runs a pool of this file"
     return f"no supervisor is running, {server_count_text(len(items))} stopped"
 
 
@@ -164,11 +164,11 @@ def _summary_lines(items: Sequence[Item], summary: Table) -> list[str]:
         words.append(f"up {duration(uptime)}")
     name = f"{summary['name']}: " if summary.get("name") else ""
     lines = [name + ", ".join(words)]
-    late = [item for item in items if not item.ready and item.state not in AT_REST]
-    missing = [item for item in ended if not item.on_demand]
-    width = max((len(item.name) for item in [*late, *missing]), default=0)
-    lines += [f"  {item.name.ljust(width)}  {item.state}" for item in late]
-    for item in missing:
+    not_ready = [item for item in items if not item.ready and item.state not in AT_REST]
+    ended_by_default = [item for item in ended if not item.on_demand]
+    width = max((len(item.name) for item in [*not_ready, *ended_by_default]), default=0)
+    lines += [f"  {item.name.ljust(width)}  {item.state}" for item in not_ready]
+    for item in ended_by_default:
         assert item.ended is not None
         why = ended_text(item.ended["status"], item.last_line or "", 'restart = "always" restarts it')
         lines.append(f"  {item.name.ljust(width)}  {printable(why)}")

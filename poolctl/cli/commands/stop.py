@@ -60,7 +60,7 @@ def stop(
     message = _stopped_line(result, waited=not wait.no_wait)
     left, warnings = _end_left_overs(pool, None, wait.timeout) if result.ended else ("", [])
     message = "\n".join(filter(None, (message, left)))
-    with contextlib.suppress(ControlError):  # others can change the state directory: the next start says so
+    with contextlib.suppress(ControlError):  # an unsafe state directory is reported by the next start
         if result.ended and os.path.isdir(pool.logs_directory):
             message += f"\nlogs: {pool.logs_directory}"
     outcome = Outcome.of(result, message)
@@ -98,7 +98,7 @@ def _from_files(selection: Selection, pool: PoolRef) -> tuple[Sequence[Item], li
 def _stop_without_supervisor(
     selection: Selection, pool: PoolRef, timeout: float | None, *, listed: bool
 ) -> Outcome:
-    """End what a killed pool has left: of the selected servers, or without a selection everything."""
+    """End the leftover processes of a killed pool: of the selected servers, or without a selection all."""
     from poolctl.supervisor.launch import forget_servers_to_run, remove_stale_files
 
     everything = selection.selector().selects_all
@@ -106,18 +106,18 @@ def _stop_without_supervisor(
     items, warnings = ([], []) if everything and not listed else _from_files(selection, pool)
     names = None if everything else {item.name for item in items}
     forget_servers_to_run(pool.directory, names)
-    message, said = _end_left_overs(pool, names, timeout)
+    message, more_warnings = _end_left_overs(pool, names, timeout)
     if everything:
         remove_stale_files(pool.directory)
-    return Outcome(items, warnings=[*warnings, *said], message=message or "nothing is running")
+    return Outcome(items, warnings=[*warnings, *more_warnings], message=message or "nothing is running")
 
 
 def _end_left_overs(
     pool: PoolRef, names: Collection[str] | None, timeout: float | None
 ) -> tuple[str, list[str]]:
-    """End what is left of a killed pool: of these servers, or everything. Return a message, "" if nothing was left.
+    """End a killed pool's processes of these servers, or all. Return a message ("" if there were none) and warnings.
 
-    The second result are warnings. Blocks until all have ended.
+    Blocks until all have ended.
     """
     from poolctl.control.pool_lock import user_locks
     from poolctl.keeper import pool_files

@@ -40,9 +40,9 @@ def upgrade(
     """Upgrade a running pool to this version of poolctl."""
     pool = find_pool(place)
     client = Client(pool.socket)
-    about = None
+    old = None
     with contextlib.suppress(SupervisorFailed):
-        about = client.ping()
+        old = client.ping()
     with Progress("upgrade", quiet=place.quiet):
         upgraded = client.upgrade(force=False)
         same_build = not upgraded.exit_code and upgraded.upgraded_from is None
@@ -51,10 +51,10 @@ def upgrade(
     result: Result = upgraded
     if result.exit_code:
         return Outcome.of(result)
-    if about is None:
+    if old is None:
         message = f"the pool, whose supervisor had failed, runs poolctl {__version__}"
     elif upgraded.upgraded_from is None:
-        message = f"the pool already runs poolctl {about.version}"
+        message = f"the pool already runs poolctl {old.version}"
         if not restart:
             return Outcome.of(
                 result, f"{message}, this build; upgrade --allow-same-version replaces its processes"
@@ -62,14 +62,18 @@ def upgrade(
     elif same_build:
         message = f"poolctl {__version__}, the same build, in new processes"
     else:
-        build = ", another build" if about.version == __version__ else ""
-        message = f"poolctl {about.version} → {__version__}{build}"
+        build = ", another build" if old.version == __version__ else ""
+        message = f"poolctl {old.version} → {__version__}{build}"
     # A running job must not be started again.
-    serving = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
-    whose = "its" if len(serving) == 1 else "their"
-    how = f"{server_count_text(len(serving))} kept {whose} workers; poolctl upgrade --restart replaces them"
-    if restart and serving:
-        result = ask(Request("restart", place, Selection(targets=serving), timeout=timeout), pool)
+    running = [item.name for item in result.items if item.pids and not item.bind.startswith("job:")]
+    whose = "its" if len(running) == 1 else "their"
+    effect = (
+        f"{server_count_text(len(running))} kept {whose} workers; poolctl upgrade --restart replaces them"
+    )
+    if restart and running:
+        result = ask(Request("restart", place, Selection(targets=running), timeout=timeout), pool)
         failed = {error.name for error in result.errors}
-        how = f"{server_count_text(sum(name not in failed for name in serving), of=len(serving))} restarted"
-    return Outcome.of(result, f"{message}: {how}")
+        effect = (
+            f"{server_count_text(sum(name not in failed for name in running), of=len(running))} restarted"
+        )
+    return Outcome.of(result, f"{message}: {effect}")

@@ -57,10 +57,10 @@ def validate(
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
         return _with_exit_code(Outcome(errors=error_entries(unreadable)))
-    outside = config.check_external(import_apps=import_apps)
+    external_problems = config.check_external(import_apps=import_apps)
     items = [item_from_config(server) for server in servers_with_chosen_ports(config, pool)] if output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
-    outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
+    outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *external_problems)]
     if not outcome.errors and config.is_empty and not allow_empty:
         outcome.errors = no_server_outcome(pool).errors
     if not outcome.errors:
@@ -84,7 +84,7 @@ def _notes(config: Configuration) -> Iterator[str]:
         yield f"WSGI, served by a2wsgi: {', '.join(names)}"
     from poolctl.config import active_environment, directory_of
 
-    # In a unit nothing is active.
+    # A systemd unit has no active environment.
     active = active_environment(os.environ)
     is_below = any(f"{active}/".startswith(f"{directory_of(file)}/") for file in config.files)
     if active and not is_below and any((server.python or "").startswith(f"{active}/") for server in config):

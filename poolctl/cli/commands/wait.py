@@ -20,7 +20,7 @@ from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.exit_codes import TIMED_OUT
 from poolctl.states import State
 
-# One stat per interval is cheap, and a new supervisor is noticed without delay.
+# The interval at which a missing supervisor is looked for: one stat(2) each time.
 POLL_SECONDS = 0.05
 
 GOALS = ("ready", "stopped", "healthy", "running", *State)
@@ -50,9 +50,9 @@ def wait(
     pool = find_pool(place)
     selected: list[Item] | None = None
     while True:
-        left = None if deadline is None else max(0.0, deadline - monotonic())
+        remaining = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            result = ask(Request("wait", place, selection, {"for": goal}, left), pool)
+            result = ask(Request("wait", place, selection, {"for": goal}, remaining), pool)
         except SupervisorEnded:
             continue  # the next call shows whether there is a new supervisor
         except NoSupervisor:
@@ -62,12 +62,12 @@ def wait(
                 selected = select_from_files(selection, pool) if pool.files else []
             if goal == "stopped":
                 return Outcome(selected, message=f"{server_count_text(len(selected))} stopped")
-            if left == 0:
+            if remaining == 0:
                 message = f"not {goal} in time: no supervisor is running for this pool"
                 outcome = Outcome.failed(TIMED_OUT, message, "poolctl start")
                 outcome.items = [*selected]
                 return outcome
-            sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, left))
+            sleep(POLL_SECONDS if remaining is None else min(POLL_SECONDS, remaining))
             continue
         return Outcome.of(result, "" if result.exit_code else _arrived_line(goal, result))
 

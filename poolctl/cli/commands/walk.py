@@ -38,7 +38,7 @@ from poolctl.logs.log_line import LogLine
 from poolctl.platform import process_variable, subreaper
 
 LINE = ("name", "bind", "state")
-# Children and the processes that they leave behind are killed after this time.
+# The grace period of children and their orphans before SIGKILL.
 _PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
 POLL_SECONDS = 0.2
@@ -46,7 +46,7 @@ POLL_SECONDS = 0.2
 app = typer.Typer(add_completion=False)
 
 
-# The script of these is the word after an option that ends in c.
+# Shells: their script is the word after an option that ends in c.
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox")
 _MAX_LINES_WAITING = 1000
 
@@ -124,23 +124,23 @@ class ParallelWalk:
         """
         from concurrent.futures import Future, ThreadPoolExecutor
 
-        waiting = list(reversed(items))
+        pending = list(reversed(items))
         running = 0
         tasks: list[Future[None]] = []
         failed = False
-        ending = termination_as_exception(signal.SIGTERM, signal.SIGHUP)
-        with ending, subreaper(), ThreadPoolExecutor(self.jobs) as threads:
+        raising_termination = termination_as_exception(signal.SIGTERM, signal.SIGHUP)
+        with raising_termination, subreaper(), ThreadPoolExecutor(self.jobs) as threads:
             try:
-                while running or (waiting and not (failed and self.fail_fast)):
-                    while waiting and running < self.jobs and not (failed and self.fail_fast):
-                        tasks.append(threads.submit(self._run, waiting.pop()))
+                while running or (pending and not (failed and self.fail_fast)):
+                    while pending and running < self.jobs and not (failed and self.fail_fast):
+                        tasks.append(threads.submit(self._run, pending.pop()))
                         running += 1
                     try:
                         event = self.events.get(timeout=POLL_SECONDS)
                     except Empty:
                         for task in tasks:
                             if task.done():
-                                task.result()  # raises what has gone wrong in it
+                                task.result()  # re-raise its exception
                         continue
                     if isinstance(event, ServerRun):
                         running -= 1
@@ -312,7 +312,7 @@ def _selected(place: Place, selection: Selection, *, has_command: bool) -> Seque
 def _refuse_placeholders_in_script(command: Sequence[str]) -> None:
     """Raise UsageError for a placeholder in a shell's script, where the value would be read as a part of the script."""
     names = [os.path.basename(word) for word in command]
-    shell = next((at for at, name in enumerate(names) if name in _SHELLS), len(names))
+    shell = next((index for index, name in enumerate(names) if name in _SHELLS), len(names))
     for option, script in pairwise(command[shell:]):
         if re.fullmatch(r"-[abd-zA-Z]*c[a-zA-Z]*", option):
             if match := re.search(rf"\{{({'|'.join(WORDS)})\}}", script):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from poolctl.control.answers import Item
 from poolctl.exit_codes import DONE, FAILED
 
-# The pool's own processes that have an address: a request to it may start a server.
+# Processes of the pool that listen: a request to them may start a server.
 _WITH_ADDRESS = {"gateway", "web"}
 
 

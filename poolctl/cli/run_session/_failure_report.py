@@ -38,7 +38,7 @@ async def find_logs(client: AsyncClient, pool: PoolRef, names: Iterable[str]) ->
 def last_lines(
     paths: Mapping[str, str], died: Mapping[str, Sequence[Death]], begun: float, *, objects: bool
 ) -> dict[str, list[LogLine]]:
-    """The last lines of each log since the exit before the last, or since the pool started at `begun`. Blocks.
+    """The last lines of each log since the penultimate exit, or since the pool started at `begun`. Blocks.
 
     With `objects` each line has its level. Unreadable logs have no lines.
     """
@@ -71,7 +71,7 @@ def death_lines(
 
 
 def lines_beside(reason: str, lines: Sequence[LogLine]) -> list[LogLine]:
-    """The lines that the reason for a failure, which is printed above them, does not quote; [] if they are blank."""
+    """The log lines without those that the failure's reason, printed above, already quotes; [] if all are blank."""
     first, *more = reason.split("\n")
     quoted = {line.strip() for line in more}
     others = []

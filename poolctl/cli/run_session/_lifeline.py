@@ -1,4 +1,4 @@
-"""The connection by which `poolctl run` ends its pool, and speaks for it to the service manager."""
+"""The connection through which `poolctl run` stops its pool, and receives the pool's sd_notify messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolctl.keeper import wire
 from poolctl.platform import close_all, signals_blocked
 from poolctl.runners.process_link import Link, LinkHandler
 
-# A service manager that reads nothing for this long misses the message.
+# A message is dropped if the service manager does not read for this long.
 _SEND_SECONDS = 10.0
 
 
@@ -37,7 +37,7 @@ class Lifeline(LinkHandler):
         self.ended.set()
 
     def close(self) -> None:
-        """Have the pool end."""
+        """Stop the pool."""
         self._link.close()
 
     def _pass_on(self, lines: list[str], fds: list[int]) -> None:

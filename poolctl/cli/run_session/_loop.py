@@ -31,10 +31,10 @@ def received_signals(
     loop = asyncio.get_running_loop()
 
     def receive_one() -> None:
-        if (came := signal.sigtimedwait(numbers, 0)) is not None:
-            receive(came)
+        if (info := signal.sigtimedwait(numbers, 0)) is not None:
+            receive(info)
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     descriptor = signal_descriptor(numbers)
     loop.add_reader(descriptor, receive_one)
     try:
@@ -42,7 +42,7 @@ def received_signals(
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
@@ -51,8 +51,7 @@ async def in_thread(call: Callable[..., T], *args: Any) -> T:
     Output is written in threads, because O_NONBLOCK would belong to the open file description (fcntl(2)), which the
     user's command and other programs share: their writes would fail. Files are always reported as ready.
 
-    The threads are daemons: a call that hangs keeps no process from exiting. If the wait is cancelled, the call
-    continues.
+    The threads are daemons, so a hung call does not delay the exit. If the wait is cancelled, the call continues.
     """
     return await asyncio.get_running_loop().run_in_executor(_threads(), call, *args)
 

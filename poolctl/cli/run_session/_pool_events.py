@@ -50,7 +50,7 @@ class PoolEventFollower:
         self._report = report
         self._ends_run = ends_run
         self._brief = brief
-        self._last = 0
+        self._last_seq = 0
         self._since = stamp(time.time())
         self._following: asyncio.Task[None] | None = None
         self.died: dict[str, list[Death]] = {}  # by server name, in the order of the first death
@@ -83,8 +83,8 @@ class PoolEventFollower:
     async def _ask(
         self, client: AsyncClient, *, follow: bool = False, timeout_seconds: float | None = None
     ) -> None:
-        options = {"after": self._last, "lines": MAX_LINES, "follow": follow, "kind": _KINDS}
-        if not self._last:
+        options = {"after": self._last_seq, "lines": MAX_LINES, "follow": follow, "kind": _KINDS}
+        if not self._last_seq:
             options["since"] = self._since
         body = {"options": options}
         await client.ask(JournalPositionResult, "events", body, self._report_event, timeout_seconds)
@@ -93,9 +93,9 @@ class PoolEventFollower:
         if line.event is None:
             return
         event = JournalEvent.from_json(line.event)
-        if event.seq <= self._last:
+        if event.seq <= self._last_seq:
             return
-        self._last = event.seq
+        self._last_seq = event.seq
         if event.kind == "lifecycle":
             self.changed.set()
         if event.event == "worker ended":
@@ -104,15 +104,15 @@ class PoolEventFollower:
             deaths = self.died.setdefault(event.server, [])
             reason = event.cause or event.message
             is_known = self._brief and deaths and deaths[-1].reason == reason
-            said = "died again for the same reason" if is_known else reason
+            text = "died again for the same reason" if is_known else reason
             deaths.append(Death(event.time, reason))
             step, final = event.next_step, ": poolctl logs" in event.next_step
             if self._ends_run(status_of(event.detail.get("status"), event.detail.get("signal"))):
                 step, final = "this ends the run (--abort-on-exit)", True
-            self._report(event, f"{event.server}: {said}; {step}", ERROR if final else WARNING)
+            self._report(event, f"{event.server}: {text}; {step}", ERROR if final else WARNING)
         elif event.kind != "lifecycle" and event.severity != INFO:
-            who = f"{event.server}: " if event.server else ""
-            self._report(event, f"{who}{self.without_known_reasons(event.sentence)}", event.severity)
+            prefix = f"{event.server}: " if event.server else ""
+            self._report(event, f"{prefix}{self.without_known_reasons(event.sentence)}", event.severity)
 
     def without_known_reasons(self, text: str) -> str:
         """The text; with `brief`, without the reasons of deaths, which earlier lines have given."""

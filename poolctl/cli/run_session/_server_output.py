@@ -53,7 +53,7 @@ class ServerOutput:
         self._printing = asyncio.create_task(self._print())
 
     async def finish(self) -> None:
-        """Print the pending output, then stop; does not wait for a reader that has stopped reading."""
+        """Print the pending output, then stop; do not wait for a stalled reader."""
         self._is_over = True
         self._wake.set()
         if self._printing is not None:

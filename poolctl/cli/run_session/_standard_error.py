@@ -22,7 +22,7 @@ class StandardError:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        # Not through the stream: while a write blocks, a flush elsewhere would wait for the stream's lock.
+        # Bypass the stream: while a write blocks, a flush elsewhere would wait for its lock.
         self._write = unbuffered_writer(stream)
         with signals_blocked():
             self._thread = DaemonThreads(1)

@@ -1,4 +1,4 @@
-"""The reasons to stop `run`: signals, the loss of the reader of its output, and the end of the stop timeout."""
+"""The reasons to stop `run`: signals, a closed output, the first exit of a server, and the stop timeout."""
 
 from __future__ import annotations
 

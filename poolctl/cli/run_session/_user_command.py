@@ -42,19 +42,19 @@ async def run_to_end(
 ) -> int:
     """Run the user's command, pass signals on to it, and return its exit status (128 + N after signal N).
 
-    Processes that it leaves behind get SIGTERM, and SIGKILL after LEFT_SECONDS. If `pool_ended` returns, and `unwanted`
-    returns true, the command gets SIGTERM. `stdout` replaces its standard output. Raises Failure (exit 126 or 127) if
+    Its orphans get SIGTERM, and SIGKILL after LEFT_SECONDS. The command gets SIGTERM once `pool_ended` returns, if
+    `unwanted` is then true. `stdout` replaces its standard output. Raises Failure (exit 126 or 127) if
     the command cannot be run.
     """
-    others = set(children())
+    earlier_children = set(children())
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    def receive(came: signal.struct_siginfo) -> None:
-        if came.si_signo == signal.SIGCHLD:
-            if (status := reap_and_find_status(pid, others)) is not None:
+    def receive(info: signal.struct_siginfo) -> None:
+        if info.si_signo == signal.SIGCHLD:
+            if (status := reap_and_find_status(pid, earlier_children)) is not None:
                 ended.set_result(status)
-        elif came.si_code != SI_KERNEL:
-            send(came.si_signo)
+        elif info.si_code != SI_KERNEL:
+            send(info.si_signo)
 
     def send(number: int) -> None:
         with contextlib.suppress(PermissionError):  # such as sudo(8)
@@ -72,7 +72,7 @@ async def run_to_end(
             status = await ended
             if watching is not None:
                 watching.cancel()
-        await in_thread(end_processes, lambda: left_children(others), signal.SIGTERM, LEFT_SECONDS)
+        await in_thread(end_processes, lambda: left_children(earlier_children), signal.SIGTERM, LEFT_SECONDS)
     return status
 
 

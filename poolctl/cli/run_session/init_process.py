@@ -10,7 +10,7 @@ from poolctl.keeper.left_children import SI_KERNEL, shell_status
 
 from .signals import FORWARDED_SIGNALS
 
-# Docker kills the container after ten.
+# Docker kills the container after 10 s.
 STOP_SECONDS = 8.0
 _WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
@@ -40,18 +40,18 @@ class _InitProcess:
         Wait at most `limit_seconds` after SIGTERM, SIGINT or the child's exit; return 137 if the child still runs then.
         """
         while True:
-            patience = 3600.0 if self._due is None else self._due - monotonic()
-            came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
+            timeout = 3600.0 if self._due is None else self._due - monotonic()
+            info = signal.sigtimedwait(_WATCHED, max(0.0, timeout))
             if self._due is not None and monotonic() >= self._due:
                 return 128 + signal.SIGKILL if self._status is None else self._status
-            if came is not None and came.si_signo != signal.SIGCHLD:
+            if info is not None and info.si_signo != signal.SIGCHLD:
                 # The terminal sends its signals to the child as well.
-                if came.si_code != SI_KERNEL and self._status is None:
-                    os.kill(self._child, came.si_signo)
-                if came.si_signo in (signal.SIGTERM, signal.SIGINT):
+                if info.si_code != SI_KERNEL and self._status is None:
+                    os.kill(self._child, info.si_signo)
+                if info.si_signo in (signal.SIGTERM, signal.SIGINT):
                     self._end_soon()
-            alone = self._reap()
-            if self._status is not None and (alone or self._status <= 128):
+            has_no_children = self._reap()
+            if self._status is not None and (has_no_children or self._status <= 128):
                 return self._status
 
     def _end_soon(self) -> None:

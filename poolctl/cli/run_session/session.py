@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from poolctl.json_form import Table
     from poolctl.supervisor.launch import LaunchedKeeper
 
-# Remaining time of the stop timeout when the remaining processes are killed.
+# Kill the remaining processes this long before the stop timeout.
 _KILLING_SECONDS = 1.0
 # Maximum wait until messages are written, before the user's command writes its own, and at the end.
 _PATIENCE_SECONDS = 0.5
@@ -70,8 +70,8 @@ class RunSession:
     `request` is the one to start the servers. `command` is the user's, empty without one, and `path` its program.
     `stop_signals` are blocked. `limit_seconds` limits the time to stop the pool. With `objects`, lines are JSON
     objects. `output` is the form of the result; `watch` applies changed files; `prints_logs` adds the servers' output,
-    with `timestamps`. With `abort_on_exit`, the first end of a server that nobody ordered ends the session. Without
-    `keeps_logs`, no hint names the command that shows them afterwards.
+    with `timestamps`. With `abort_on_exit`, the first unexpected exit of a server ends the session. Without
+    `keeps_logs`, hints at `poolctl logs` are omitted.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class RunSession:
         )
         self._abort_on_exit = abort_on_exit
         self._keeps_logs = keeps_logs
-        self._first_end = asyncio.Event()  # of a server, which ends the session
+        self._first_end = asyncio.Event()  # the exit of a server that ends the session
         self._status_of_first_end = DONE
         self._output: ServerOutput | None = None
         if prints_logs:
@@ -270,7 +270,7 @@ class RunSession:
             await self._events.changed.wait()
 
     def _was_killed(self) -> bool:
-        """Whether the pool has ended without an order: its socket is then left, and nothing listens on it. Blocks."""
+        """Whether the pool was killed: its socket then remains without a listener. Blocks."""
         if not os.path.lexists(self._pool.socket):
             return False
         try:
@@ -345,9 +345,9 @@ class RunSession:
         sd_notify.notify(os.environ, *sd_notify.reloading())
         try:
             result = await self._client.ask(ReloadResult, "reload")
-        except ControlError as wrong:
-            entry = error(wrong.exit_code, wrong.message, wrong.hint)
-            result = ReloadResult(errors=(entry,), exit_code=wrong.exit_code)
+        except ControlError as failure:
+            entry = error(failure.exit_code, failure.message, failure.hint)
+            result = ReloadResult(errors=(entry,), exit_code=failure.exit_code)
         self._print_change(result)
         sd_notify.notify(os.environ, sd_notify.READY)
 
@@ -375,8 +375,8 @@ class RunSession:
         self._is_ending = True
         sd_notify.notify(os.environ, sd_notify.STOPPING)
         if self._limit_seconds is not None:
-            patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
-            asyncio.get_running_loop().call_later(patience, self._orders.add_end_of_time)
+            kill_after = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
+            asyncio.get_running_loop().call_later(kill_after, self._orders.add_end_of_time)
         try:
             await self._orders.unless_ordered(self._end_events_and_stop(code))
         except StopOrdered:
@@ -424,19 +424,18 @@ class RunSession:
 
     async def _pool_exit_status_or(self, code: int) -> int:
         """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
-        left = read_exit(self._pool.directory)
-        if not left:
+        record = read_exit(self._pool.directory)
+        if not record:
             return code
-        await in_thread(wait_for_exit, left["keeper_pid"])
-        reason = self._events.without_known_reasons(str(left["reason"]))
+        await in_thread(wait_for_exit, record["keeper_pid"])
+        reason = self._events.without_known_reasons(str(record["reason"]))
         self._say(f"the pool has ended: {render.printable(reason)}", "error")
-        return int(left["status"])
+        return int(record["status"])
 
     async def _print_failures(self) -> None:
-        """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
+        """Print which servers died while the user's command ran, and the last log lines of servers that failed.
 
-        These are the logs of servers that died or did not start. If no server failed but the command did, they are
-        the logs of all servers.
+        If only the command failed, print the last log lines of all servers.
         """
         died = self._events.died
         logs = await in_thread(lambda: last_lines(self._last_logs, died, self._begun, objects=self._objects))

@@ -59,9 +59,9 @@ def blocked_signals(numbers: Collection[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted_signals(numbers: Collection[int], status: Callable[[int], int]) -> Iterator[list[int]]:
-    """Context manager: the first of these blocked signals is noted in the list, and a second one ends this process.
+    """Context manager for work that should complete, but may block: record the first signal, exit at the second.
 
-    For work that should be completed, but may block. `status` returns the exit status for a signal.
+    The signals must be blocked. `status` returns the exit status for a signal.
     """
     noted: list[int] = []
 

@@ -1,1 +1,1 @@
-"""Checks that the interpreters, programs, users, certificates and apps to which servers refer can be used."""
+"""Checks that servers' interpreters, programs, users, certificates and apps can be used."""

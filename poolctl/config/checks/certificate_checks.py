@@ -55,7 +55,7 @@ def _check_key_pair(tls: TLSConfig, texts: dict[str, str], password: str | None)
         hint = "add password_env, the variable that holds the password"
         return [Finding(("tls", field), f"{path}: the key is encrypted", hint, path)]
     try:
-        # Without a password given, OpenSSL would ask the terminal for one.
+        # With a password callback, OpenSSL does not prompt on the terminal.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls.cert, tls.key, password=lambda: password or "")
     except (ssl.SSLError, OSError, ValueError) as error:
@@ -91,7 +91,7 @@ def _check_ca_and_ciphers(tls: TLSConfig) -> Iterator[Finding]:
 
 
 def openssl_reason(error: Exception) -> str:
-    """Return why OpenSSL does not accept certificates or keys, in words."""
+    """Return OpenSSL's reason for rejecting a certificate or key, in words."""
     reason = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
     return "its key belongs to another certificate" if "mismatch" in reason else reason
 
@@ -117,7 +117,7 @@ def _expiry_warnings(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
 
 
 def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
-    """First and last moment at which the first certificate in a PEM file is valid; None if it cannot be read.
+    """Start and end of the validity of the first certificate in a PEM file; None if it cannot be read.
 
     The first certificate of a chain is the server's own.
     """
@@ -131,7 +131,7 @@ def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
         return None
 
 
-# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only these two kinds of its names are hosts.
+# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only DNS names and IP addresses are hosts.
 _SUBJECT_ALT_NAME = b"\x55\x1d\x11"
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 

@@ -1,6 +1,6 @@
-"""Checks of the objects that servers and tables refer to: files, directories, programs, users, certificates, apps.
+"""Checks the files, directories, programs, users, certificates and apps that servers and tables refer to.
 
-Each server's own interpreter imports the app, and reports whether it can run the server. This process imports no app.
+Apps are imported by the server's interpreter in a subprocess, never in this process.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class ExternalChecks:
             self._check_programs(server)
         self._check_interpreters(servers)
         if import_apps:
-            troubled = {id(server) for server, _ in self.problems}
-            self._check_imports([server for server in servers if id(server) not in troubled])
+            with_problems = {id(server) for server, _ in self.problems}
+            self._check_imports([server for server in servers if id(server) not in with_problems])
 
     def check_env_files(self, server: ServerConfig) -> None:
         """Check the server's env files and nothing else; add the findings to `problems` and `warnings`."""
@@ -82,7 +82,7 @@ class ExternalChecks:
         count = len(self.problems)
         for server in servers:
             self._check_server(server)
-        # Every server still runs, but the loss of its log should not come as a surprise.
+        # The server still runs, but its log would be lost silently.
         self.warnings += [problem for problem in self.problems[count:] if problem[1].path == _LOG_PATH]
         del self.problems[count:]
 
@@ -170,14 +170,16 @@ class ExternalChecks:
         return check_certificates(tls, self.env, self.now)
 
     def _check_interpreters(self, servers: Sequence[ServerConfig]) -> None:
-        using: dict[str, str | None] = {}
+        user_by_python: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
-                # None, this process's own user, if any server without a user has this interpreter.
-                using[server.python] = server.user if using.get(server.python, "") is not None else None
-        using.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
+                # None (this process's user) if any server with this interpreter has no user.
+                user_by_python[server.python] = (
+                    server.user if user_by_python.get(server.python, "") is not None else None
+                )
+        user_by_python.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
         apps = [server for server in servers if not server.command]
-        for python, finding in check_interpreters(using):
+        for python, finding in check_interpreters(user_by_python):
             self.problems += [(app, finding) for app in apps if app.python == python]
 
     def _check_imports(self, servers: Sequence[ServerConfig]) -> None:
@@ -240,10 +242,10 @@ def _check_directory(key: str, path: str) -> Findings:
 def _check_open_files(limit: int) -> Findings:
     """A warning if the kernel refuses this limit: setrlimit(2), RLIMIT_NOFILE."""
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/fs/nr_open") as file:
-        most = int(file.read())
-        if limit > most:
-            message = f"{limit} is above the kernel's limit of {most} open files (fs.nr_open)"
-            fix = f"write {most}, or raise it: sysctl fs.nr_open={limit}"
+        maximum = int(file.read())
+        if limit > maximum:
+            message = f"{limit} is above the kernel's limit of {maximum} open files (fs.nr_open)"
+            fix = f"write {maximum}, or raise it: sysctl fs.nr_open={limit}"
             return [], [Finding(("limits", "open_files"), message, fix)]
     return [], []
 
@@ -252,7 +254,7 @@ _PATCHES = r"(?m)^\s*(?:from gevent import .*\bmonkey\b|(?:import|from) gevent\.
 
 
 def _check_patching(app_dir: str, module: str) -> Findings:
-    """A warning if the application's module has gevent patch the standard library, which asyncio does not survive."""
+    """A warning if the application's module applies gevent's monkey patches, which break asyncio."""
     path = os.path.join(app_dir, *module.split("."))
     for file in (f"{path}.py", f"{path}/__init__.py"):
         with contextlib.suppress(OSError, UnicodeDecodeError), open(file, encoding="utf-8") as source:
@@ -331,16 +333,16 @@ def check_tables(
     problems: list[Finding] = []
     warnings: list[Finding] = []
     for rules in rules_of(tables.by_name()):
-        wrong, doubtful = rules.check(servers, tables, env, datetime.now(UTC))
-        problems += wrong
-        warnings += doubtful
+        errors, doubts = rules.check(servers, tables, env, datetime.now(UTC))
+        problems += errors
+        warnings += doubts
     if (events := tables.get(EventsTable)) and events.path:
         problems += unwritable_file_findings(JOURNAL_PATH, events.path)
     names = tables.by_name().keys()
     for path, table in tables:
-        wrong, doubtful = table.check(env, names)
-        problems += [finding._replace(path=(*path, *finding.path)) for finding in wrong]
-        warnings += [finding._replace(path=(*path, *finding.path)) for finding in doubtful]
+        errors, doubts = table.check(env, names)
+        problems += [finding._replace(path=(*path, *finding.path)) for finding in errors]
+        warnings += [finding._replace(path=(*path, *finding.path)) for finding in doubts]
     return problems, warnings
 
 
@@ -365,10 +367,10 @@ def unwritable_file_findings(key: tuple[str | int, ...], path: str) -> list[Find
         if error.errno == errno.EACCES:
             fix = f"let the pool's user (uid {os.geteuid()}) write there, or name another file"
         elif error.errno == errno.ENOTDIR:
-            above = path
-            while not os.path.lexists(above):
-                above = os.path.dirname(above)
-            reason = f"{above} is not a directory"
+            ancestor = path
+            while not os.path.lexists(ancestor):
+                ancestor = os.path.dirname(ancestor)
+            reason = f"{ancestor} is not a directory"
         return [Finding(key, f"{path} cannot be written: {reason}", fix, path)]
     return []
 
@@ -381,7 +383,7 @@ PROBE = (
     "v = u.find_spec('uvicorn') and ([d.version for d in m.distributions(name='uvicorn')] or ['unknown'])[0];"
     "print('poolctl', sys.version_info[0], sys.version_info[1], v)"
 )
-# Variables that affect an interpreter's start, before it drops to the rights of its server's user.
+# Prefixes of variables that affect the interpreter's startup, before it drops root's privileges.
 READ_AT_START = ("PYTHON", "LD_", "MALLOC_")
 MAX_ANSWER_BYTES = 65536
 _WITHOUT_A2WSGI = (
@@ -418,7 +420,7 @@ def check_interpreters(pythons: Mapping[str, str | None]) -> list[tuple[str, Fin
 
 def _probe_interpreter(python: str, user: str | None) -> Finding | None:
     problem: tuple[str, str] | None
-    other = "name an interpreter or a virtual environment"
+    fix = "name an interpreter or a virtual environment"
     try:
         done = subprocess.run(
             [python, "-c", PROBE],
@@ -432,17 +434,17 @@ def _probe_interpreter(python: str, user: str | None) -> Finding | None:
             **interpreter.start_options(python, user, os.environ),
         )
     except FileNotFoundError:
-        problem = "is not there", other
+        problem = "is not there", fix
     except PermissionError:
-        problem = "is not executable", other
+        problem = "is not executable", fix
     except subprocess.TimeoutExpired:
         problem = f"did not answer within {PROBE_SECONDS:.0f} s", "is it a Python interpreter?"
     except OSError as error:
-        problem = f"cannot be run: {error.strerror}", other
+        problem = f"cannot be run: {error.strerror}", fix
     else:
         words = done.stdout.split()
         if len(words) != 4 or words[0] != "poolctl":
-            problem = "is no Python interpreter", other
+            problem = "is no Python interpreter", fix
         elif (int(words[1]), int(words[2])) < MIN_PYTHON:
             problem = f"is Python {words[1]}.{words[2]}", "servers need Python 3.11 or newer"
         else:
@@ -476,10 +478,10 @@ def check_imports(
 
 
 def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
-    whole = {**env, **dict(job.env)}
-    options = {"env": whole, **interpreter.start_options(job.python, job.user, whole)}
+    environment = {**env, **dict(job.env)}
+    options = {"env": environment, **interpreter.start_options(job.python, job.user, environment)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
-        options |= interpreter.user_options(job.user, whole)
+        options |= interpreter.user_options(job.user, environment)
     options["env"] = {_encoded(name): _encoded(value) for name, value in options["env"].items()}
     # The environment may hold secrets, so it is not passed as an argument, which every user can read.
     request = {key: getattr(job, key) for key in ("target", "factory", "interface", "app_dir", "cwd", "user")}
@@ -496,18 +498,18 @@ def _import_in_subprocess(job: ImportJob, env: Mapping[str, str]) -> dict[str, o
         return {"kind": "raised", "message": f"{job.python} cannot be run: {error.strerror}"}
     assert process.stdout
     try:
-        written = _read_pipe(process.stdout.fileno(), job.timeout_seconds)
+        output = _read_pipe(process.stdout.fileno(), job.timeout_seconds)
     finally:
         process.stdout.close()
-        # Killed before it is reaped, so that its group id is still its own; processes started by the import end with
-        # it.
+        # Kill the group before reaping the leader, while the group id cannot be reused; this also ends processes that
+        # the import started.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-    if written is None:
+    if output is None:
         return {"kind": "timeout"}
     try:
-        answer: dict[str, object] = json.loads(written)
+        answer: dict[str, object] = json.loads(output)
     except ValueError:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return {"kind": "ended", "message": how}

@@ -29,18 +29,18 @@ def main() -> None:
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """Import the app of the job. Returns the reason if the module has no such app, or none that can be served.
+    """Import the job's app. Return the reason if it does not exist or cannot be served.
 
-    Otherwise returns {}, or for a WSGI application the middleware that would serve it. Exceptions of the import are
-    raised.
+    Otherwise return {}, or for a WSGI application the middleware that would serve it. Exceptions of the import
+    propagate.
     """
     import importlib.util
     import runpy
 
-    # Before the change of the user, who may be unable to read the file.
+    # Read this first: the server's user may not have permission.
     interface_rules = runpy.run_path(_INTERFACE_RULES)
     if job["user"]:
-        _become(job["user"])
+        _drop_privileges(job["user"])
     os.chdir(job["cwd"])
     sys.path.insert(0, job["app_dir"])
     sys.argv = [""]
@@ -65,7 +65,7 @@ def import_app(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _become(user: str) -> None:
+def _drop_privileges(user: str) -> None:
     import grp
     import pwd
 

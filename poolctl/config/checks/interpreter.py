@@ -1,7 +1,7 @@
-"""Finds a server's interpreter or program, and checks whether others may change what the interpreter runs at startup.
+"""Finds a server's interpreter or program, and checks whether other users can modify code that the interpreter runs.
 
-Code that other users may change should not run as root. If root runs poolctl, an interpreter with such code starts as
-the server's user. A server of root gets a warning instead. Standard library only.
+Code that other users can modify should not run as root. If root runs poolctl, such an interpreter is started as the
+server's user; a server that runs as root gets a warning. Standard library only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def interpreter(python: str | None) -> str:
     """The absolute path of a server's interpreter. `python` is a file or a virtual environment; None: poolctl's own."""
     if python is None:
         return sys.executable
-    return _of_environment(python) if os.path.isdir(python) else python
+    return _python_in(python) if os.path.isdir(python) else python
 
 
 def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str | None:
@@ -37,10 +37,10 @@ def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str | None:
     The first of: an active environment below `base_dir`, as tox and nox have it; `.venv` in `base_dir`; an active
     environment elsewhere. Whether it can be used is not checked: see `broken_environment`.
     """
-    beside, active = os.path.join(base_dir, ".venv"), active_environment(env)
-    if os.path.isdir(beside) and not _is_below(active, base_dir):
-        return _of_environment(beside)
-    return _of_environment(active) if active else None
+    local_environment, active = os.path.join(base_dir, ".venv"), active_environment(env)
+    if os.path.isdir(local_environment) and not _is_below(active, base_dir):
+        return _python_in(local_environment)
+    return _python_in(active) if active else None
 
 
 def active_environment(env: Mapping[str, str]) -> str:
@@ -48,7 +48,7 @@ def active_environment(env: Mapping[str, str]) -> str:
     if active := env.get("VIRTUAL_ENV", ""):
         return active
     conda = env.get("CONDA_PREFIX", "")
-    return conda if conda and _is_virtual(conda) and os.path.exists(_of_environment(conda)) else ""
+    return conda if conda and _is_environment(conda) and os.path.exists(_python_in(conda)) else ""
 
 
 def broken_environment(python: str) -> tuple[str, str] | None:
@@ -78,34 +78,36 @@ def with_virtual_environment(
     environment = virtual_environment(server)
     if not environment or "PATH" in variables:
         return {**variables}
-    programs = f"{environment}/bin"
-    places = [place for place in inherited.get("PATH", os.defpath).split(os.pathsep) if place != programs]
-    is_last = runs_as_root(server.user) and find_program_others_may_change(programs)
-    places.insert(len(places) if is_last else 0, programs)
-    return {"PATH": os.pathsep.join(places), "VIRTUAL_ENV": environment, **variables}
+    bin_directory = f"{environment}/bin"
+    path_entries = [
+        place for place in inherited.get("PATH", os.defpath).split(os.pathsep) if place != bin_directory
+    ]
+    goes_last = runs_as_root(server.user) and find_program_others_may_change(bin_directory)
+    path_entries.insert(len(path_entries) if goes_last else 0, bin_directory)
+    return {"PATH": os.pathsep.join(path_entries), "VIRTUAL_ENV": environment, **variables}
 
 
 def virtual_environment(server: ServerConfig) -> str:
     """The directory of the virtual environment of the server's `python`; "" if it has none."""
     environment = os.path.dirname(os.path.dirname(server.python or ""))
-    return environment if environment and _is_virtual(environment) else ""
+    return environment if environment and _is_environment(environment) else ""
 
 
 def find_program_others_may_change(directory: str) -> str:
-    """The first path of a directory's programs that anyone but root and the current user may change, or ""."""
+    """The first path in a directory of programs that a user other than root and the current one may modify, or ""."""
     trusted = Trusted()
     return trusted.replaceable_component(directory) or _entry_others_may_write(directory, trusted)
 
 
 def runs_as_root(user: str | None) -> bool:
-    """Whether what a server of this user, USER or USER:GROUP, runs has root's rights. False for an unknown user."""
+    """Whether a server of this user (USER or USER:GROUP) runs as root. False for an unknown user."""
     try:
         return os.geteuid() == 0 and (user is None or ids_of(user)[0] == 0)
     except KeyError:
         return False
 
 
-def _of_environment(directory: str) -> str:
+def _python_in(directory: str) -> str:
     return os.path.join(directory, "bin", "python")
 
 
@@ -115,7 +117,7 @@ def _is_below(directory: str, above: str) -> bool:
     return bool(directory) and f"{os.path.abspath(directory)}/".startswith(f"{top}/")
 
 
-def _is_virtual(directory: str) -> bool:
+def _is_environment(directory: str) -> bool:
     """Whether it is a virtual environment, or one of conda that is not its base."""
     if os.path.exists(os.path.join(directory, "pyvenv.cfg")):
         return True
@@ -177,7 +179,7 @@ def find_path_others_may_change(
     for path in _directories(interpreter, env):
         if not os.path.exists(path):
             continue
-        # A file is an archive of modules: its sitecustomize would run as well.
+        # A file here is a ZIP archive of modules, which may contain a sitecustomize.
         component = trusted.replaceable_component(path) or (
             _entry_others_may_write(path, trusted) if os.path.isdir(path) else ""
         )
@@ -227,8 +229,8 @@ def missing_module(
     interpreter, and nothing is installed there.
     """
     if missing.partition(".")[0] == module.partition(".")[0]:
-        named = module if f"{module}.".startswith(f"{missing}.") else missing
-        return f"there is no module {named!r} in {app_dir}", "check app and app_dir"
+        shown_module = module if f"{module}.".startswith(f"{missing}.") else missing
+        return f"there is no module {shown_module!r} in {app_dir}", "check app and app_dir"
     from poolctl.installation import install_module_command
 
     if missing.partition(".")[0] in sys.stdlib_module_names:
@@ -240,7 +242,7 @@ def missing_module(
     if new_environment_in:
         environment = os.path.join(new_environment_in, ".venv")
         make = f"python3 -m venv {shlex.quote(environment)}"
-        install = install_module_command(_of_environment(environment), missing, "uvicorn")
+        install = install_module_command(_python_in(environment), missing, "uvicorn")
         return problem, f"install it beside the file: {make} && {install}"
     return problem, f"install it there: {install_module_command(python, missing)}"
 
@@ -265,13 +267,13 @@ def missing_program(
     if "{" in program:
         return None
     search_path = env.get("PATH", os.defpath)
-    obstacle = why_not_executable(program, search_path, server.cwd)
-    if obstacle is None:
+    problem = why_not_executable(program, search_path, server.cwd)
+    if problem is None:
         return None
-    reason, fix = obstacle
-    meant = words_meant(words)
-    if meant and why_not_executable(meant[0], search_path, server.cwd) is None:
-        fix = f"write {value_text(escaped(meant))}"
+    reason, fix = problem
+    intended = words_meant(words)
+    if intended and why_not_executable(intended[0], search_path, server.cwd) is None:
+        fix = f"write {value_text(escaped(intended))}"
     return Finding((*path, 0), f"{program!r} {reason}", fix, program)
 
 

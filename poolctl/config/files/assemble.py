@@ -28,8 +28,8 @@ from poolctl.config.values.problems import (
 from poolctl.config.values.secrets import masked_quotes
 from poolctl.config.values.toml_text import json_text
 
-# Of the keys of a server, one says what it runs, or where.
-_KEYS_THAT_SERVE = {"app", "bind", "command"}
+# Keys that mark a table as a server: what it runs, or where it listens.
+_SERVER_KEYS = {"app", "bind", "command"}
 _VARIABLE = re.compile(r"\$\{(\w+)")
 # Alternative names of keys in files, by their normalised name.
 SYNONYMS = {"bind": "listen", "scale": "workers"}
@@ -89,17 +89,17 @@ class Document:
 
     def path_without_omitted_parts(self, path: KeyPath) -> KeyPath:
         """Return `path` without parts that the file omits, such as index 0 where `bind = ":80"` stands for a list."""
-        here, kept = self.data, []
+        value, parts = self.data, []
         for part in path:
-            if isinstance(here, str) or (part == 0 and not isinstance(here, list)):
+            if isinstance(value, str) or (part == 0 and not isinstance(value, list)):
                 continue  # the value stands alone for a list of one, or for a table with this key
-            kept.append(part)
-            inside = isinstance(here, dict) or (isinstance(here, list) and isinstance(part, int))
+            parts.append(part)
+            is_container = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
             try:
-                here = here[part] if inside else None
+                value = value[part] if is_container else None
             except LookupError:
-                here = None
-        return tuple(kept)
+                value = None
+        return tuple(parts)
 
     def place(self, path: KeyPath) -> Place:
         """Return file, line, column and dotted key of the value at `path`.
@@ -145,13 +145,15 @@ def unset_variables(paths: Iterable[str]) -> list[str]:
     documents, _ = read_documents([*paths])
     unset: dict[str, None] = {}
     for document in documents:
-        beside = _with_env_file(document, {}, [])
-        unset |= dict.fromkeys(name for name in required_variables(document.text) if name not in beside)
+        env_file_variables = _with_env_file(document, {}, [])
+        unset |= dict.fromkeys(
+            name for name in required_variables(document.text) if name not in env_file_variables
+        )
     return list(unset)
 
 
 def _with_env_file(document: Document, env: Mapping[str, str], findings: list[Finding]) -> Mapping[str, str]:
-    """The variables that `${VAR}` in this file means: the environment's, else those of `.env` beside the file."""
+    """The variables for `${VAR}` in this file: the environment, and for missing ones the `.env` beside the file."""
     if {*_VARIABLE.findall(document.text)} <= env.keys():
         return env
     for path in read_file.default_env_file(document.base_dir):
@@ -183,7 +185,7 @@ class ServerTable:
 class Assembly:
     """The merged tables of all files. With `env_files`, `${VAR}` is also looked up in `.env` beside a file.
 
-    `in_env` is the format of references in `env`, which are then not looked up.
+    With a format `in_env`, references in `env` are written in that format instead of being resolved.
     """
 
     def __init__(self, env: Mapping[str, str], *, env_files: bool = True, in_env: str = "") -> None:
@@ -204,7 +206,7 @@ class Assembly:
         self.documents.append(document)
         findings: list[Finding] = []
         data = document.data
-        # Most files have neither references nor escapes, and walking them costs a third of their validation.
+        # Skip interpolation for the many files without references: it costs a third of their validation.
         if "${" in document.text or "\\" in document.text:
             variables = _with_env_file(document, self.env, findings) if self._reads_env_files else self.env
             data = interpolate(data, variables, findings, in_env=self._in_env)
@@ -300,7 +302,7 @@ class Assembly:
         self.defaults = merged(self.defaults, table)
 
     def _merge_servers(self, document: Document, values: list[Tree], at: KeyPath) -> Iterator[Finding]:
-        here: set[str] = set()
+        names_in_file: set[str] = set()
         for index, value in enumerate(values):
             path = (*at, index)
             if not isinstance(value, dict):
@@ -311,8 +313,8 @@ class Assembly:
             name = table.get("name")
             name = name if isinstance(name, str) else ""
             entry = self._by_name.get(name) if name else None
-            if entry is not None and name not in here:
-                # A later file's table wins, key by key.
+            if entry is not None and name not in names_in_file:
+                # A later file overrides single keys.
                 entry.table = merged(entry.table, table)
                 entry.parts.append((document, path))
             else:  # a new server, or a second one with its name in this file, which is a problem
@@ -320,7 +322,7 @@ class Assembly:
                 self.entries.append(entry)
                 if name:
                     self._by_name.setdefault(name, entry)
-            here.add(name)
+            names_in_file.add(name)
             if findings:
                 self._report(document, findings, path, entry)
 
@@ -332,10 +334,10 @@ def _unknown_table_hint(document: Document, key: str, value: Tree) -> str:
     if key in ServerConfig.keys_in_files():
         server, defaults = (_shown_header(document, name) for name in ("server", "defaults"))
         if document.kind == "toml" and isinstance(value, dict):
-            of_server, of_all = (f"[{head.strip('[]')}.{key}]" for head in (server, defaults))
-            return f"write {of_server} below its {server}, or {of_all} for all servers"
+            server_header, defaults_header = (f"[{head.strip('[]')}.{key}]" for head in (server, defaults))
+            return f"write {server_header} below its {server}, or {defaults_header} for all servers"
         return f"write it below {server}, or below {defaults} for all servers"
-    if isinstance(value, dict) and value.keys() & _KEYS_THAT_SERVE:
+    if isinstance(value, dict) and value.keys() & _SERVER_KEYS:
         return _header_hint(document, "server", {key: value})
     if key == read_file.SECTION[0]:
         return f"leave {'.'.join(read_file.SECTION)} out: it is for {read_file.PYPROJECT}"
@@ -428,18 +430,18 @@ class Origins:
             return origin
         files = (document.data for document in self.documents if isinstance(document.data, dict))
         defaults = [data["defaults"] for data in files if isinstance(data.get("defaults"), dict)]
-        # The table [defaults.tls] is only for servers with `tls`.
-        asks = "tls" in entry.table or any(table.get("tls") is True for table in defaults)
+        # [defaults.tls] applies only to servers with `tls`.
+        uses_default_tls = "tls" in entry.table or any(table.get("tls") is True for table in defaults)
         for document, table in [*(self._defaults if inherited else ()), *entry.parts]:
             for path, line, value in _keys_of(document, table):
-                first, where = LONG_FORMS.get(str(path[0]), path[0]), f"{document.path}:{line}"
-                if table != ("defaults",) or first != "tls" or asks:
-                    key = ".".join(map(str, (first, *path[1:])))
-                    origin[key] = where
+                top_key, position = LONG_FORMS.get(str(path[0]), path[0]), f"{document.path}:{line}"
+                if table != ("defaults",) or top_key != "tls" or uses_default_tls:
+                    key = ".".join(map(str, (top_key, *path[1:])))
+                    origin[key] = position
                     if value is None:
                         del origin[key]  # as if no file had it
                     elif len(path) == 1 and not isinstance(value, dict):
-                        origin |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), where)
+                        origin |= dict.fromkeys(_KEYS_OF_SHORT_FORMS.get(str(path[0]), ()), position)
         return origin
 
 
@@ -448,22 +450,22 @@ def _keys_of(document: Document, table: KeyPath) -> Iterator[tuple[KeyPath, int,
 
     A value that an alias or a merge of YAML repeats has the line of the table into which it is repeated.
     """
-    places, here = document.positions(), document.data
+    places, table_value = document.positions(), document.data
     for part in table:
         try:
-            here = here[part]
+            table_value = table_value[part]
         except (LookupError, TypeError):
             return
 
-    def keys_in(inside: Tree, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, int, Tree]]:
-        for key, value in inside.items() if isinstance(inside, dict) else ():
+    def keys_in(inner_table: Tree, path: KeyPath, line: int) -> Iterator[tuple[KeyPath, int, Tree]]:
+        for key, value in inner_table.items() if isinstance(inner_table, dict) else ():
             place = places.get((*document.prefix, *table, *path, key))
             key_line = place[0] if place else line
             if place or not isinstance(value, dict):
                 yield (*path, key), key_line, value
             yield from keys_in(value, (*path, key), key_line)
 
-    yield from keys_in(here, (), places.get((*document.prefix, *table), (1, 1))[0])
+    yield from keys_in(table_value, (), places.get((*document.prefix, *table), (1, 1))[0])
 
 
 def nearest_source(sources: Sequence[Source], path: KeyPath) -> Source | None:

@@ -40,17 +40,17 @@ def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
     A file's content is read and compared only if its inode, size or times have changed. If the content is the same, the
     file's entry in `marks` is updated. Blocks on the disk.
     """
-    here = _expand_directories_to_files(paths)
-    changed = [path for path in marks if path not in here]
-    for path in here:
-        before = marks.get(path)
-        if before is not None and before.stamp is not None and before.stamp == stamp_of(path):
+    current = _expand_directories_to_files(paths)
+    changed = [path for path in marks if path not in current]
+    for path in current:
+        previous = marks.get(path)
+        if previous is not None and previous.stamp is not None and previous.stamp == stamp_of(path):
             continue
-        now = _mark(path)
-        if before is None or before.digest != now.digest:
+        mark = _mark(path)
+        if previous is None or previous.digest != mark.digest:
             changed.append(path)
         else:
-            marks[path] = now
+            marks[path] = mark
     return changed
 
 
@@ -65,7 +65,7 @@ def _expand_directories_to_files(paths: Iterable[str]) -> dict[str, None]:
 
 
 def _mark(path: str) -> Mark:
-    stamp = lasting_stamp_of(path)  # before the content, so that a change in between is found
+    stamp = lasting_stamp_of(path)  # before reading the content, so that a change in between is detected
     try:
         content = read_regular_truncated(path)
     except (OSError, ValueError) as error:

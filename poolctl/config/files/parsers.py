@@ -41,14 +41,14 @@ RULES = {
 UNCLOSED_STRING = ("the string is not closed", "put a quote at its end")
 COMMA = ("a comma is missing", "put one before it")
 # Beginnings of the parsers' messages about an unclosed string.
-_OF_STRINGS = (
+_UNCLOSED_STRING_MESSAGES = (
     *("Unterminated string", "Illegal character '\\n'", "Found invalid character '\\n'"),
     *("Expected '\"", "Expected \"'", "Invalid control character"),
 )
 _TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 _NOTHING = ("none", "null", "nil", "undefined")
 
-# The offset of a mistake, its message and its fix; None if the mistake is not one of the commonest.
+# Offset, message and fix of one of the commonest mistakes; None for any other.
 Explained = tuple[int, str, str] | None
 
 
@@ -179,16 +179,16 @@ class Scanner:
     def scan(self, kind: str) -> dict[KeyPath, tuple[int, int]]:
         """Line and column of every key, header and element; for a repeated one, of its first occurrence."""
         table: KeyPath = ()
-        here = self._skip(_blank, 0)
-        if kind == "json" and here < len(self.text):
-            self._scan_value(here, ())
+        offset = self._skip(_blank, 0)
+        if kind == "json" and offset < len(self.text):
+            self._scan_value(offset, ())
             return self.found
-        while here < len(self.text):
-            if self.text[here] == "[":
-                table, here = self._scan_header(here)
+        while offset < len(self.text):
+            if self.text[offset] == "[":
+                table, offset = self._scan_header(offset)
             else:
-                here = self._scan_pair(here, table)
-            here = self._skip(_blank, here)
+                offset = self._scan_pair(offset, table)
+            offset = self._skip(_blank, offset)
         return self.found
 
     def _skip(self, pattern: re.Pattern[str], here: int) -> int:
@@ -238,7 +238,7 @@ class Scanner:
             if number == len(parts) and path in self.found and self.repeated is None:
                 self.repeated = part, offset
             self._note(path, offset)
-        # Past the equals sign or colon.
+        # Skip the equals sign or colon.
         return self._scan_value(self._skip(_blank, self._skip(_blank, after) + 1), path)
 
     def _scan_value(self, here: int, path: KeyPath) -> int:
@@ -285,7 +285,7 @@ def _explained(text: str, kind: str, error: ParseError) -> ParseError:
     explained = None
     if error.line and kind != "yaml":
         start = sum(len(line) + 1 for line in text.split("\n")[: error.line - 1]) + error.column - 1
-        if error.message.startswith(_OF_STRINGS):
+        if error.message.startswith(_UNCLOSED_STRING_MESSAGES):
             explained = (start, *UNCLOSED_STRING)
         else:
             explained = (_explained_toml if kind == "toml" else _explained_json)(text, error.message, start)
@@ -296,41 +296,43 @@ def _explained(text: str, kind: str, error: ParseError) -> ParseError:
 
 
 def _explained_toml(text: str, message: str, start: int) -> Explained:
-    begin = text.rfind("\n", 0, start) + 1
-    before, rest = text[begin:start], text[start:].partition("\n")[0].lstrip()
+    line_start = text.rfind("\n", 0, start) + 1
+    text_before, text_after = text[line_start:start], text[start:].partition("\n")[0].lstrip()
     bracket = next(reversed(_open_brackets(text[:start], "toml")), None)
-    ended = rest[:1] in ("", "#")
-    next_statement = bool(re.match(_STATEMENT, rest))
-    if message.startswith("Cannot ") and (header := re.match(_HEADER, text[begin:])):
-        return begin, *_repeated_table_error(text, header[1].strip())
-    if not _open_brackets(text[:begin], "toml") and (wrong := _wrong_header(text[begin:].partition("\n")[0])):
-        return begin, *wrong
-    if message.startswith("Expected '=' after a key") and rest.startswith(":"):
-        value = rest[1:].strip()[:SHOWN_CHARACTERS] or "value"
-        return start, "':' where '=' belongs", f"write {before.strip()[:SHOWN_CHARACTERS]} = {value}"
+    at_line_end = text_after[:1] in ("", "#")
+    next_statement = bool(re.match(_STATEMENT, text_after))
+    if message.startswith("Cannot ") and (header := re.match(_HEADER, text[line_start:])):
+        return line_start, *_repeated_table_error(text, header[1].strip())
+    if not _open_brackets(text[:line_start], "toml") and (
+        wrong := _wrong_header(text[line_start:].partition("\n")[0])
+    ):
+        return line_start, *wrong
+    if message.startswith("Expected '=' after a key") and text_after.startswith(":"):
+        value = text_after[1:].strip()[:SHOWN_CHARACTERS] or "value"
+        return start, "':' where '=' belongs", f"write {text_before.strip()[:SHOWN_CHARACTERS]} = {value}"
     if message.startswith(("Cannot overwrite a value", "Duplicate inline table key")):
-        key = re.search(r"key '([^']*)'$", message) or re.match(_NAME, text[begin:])
+        key = re.search(r"key '([^']*)'$", message) or re.match(_NAME, text[line_start:])
         name = key[1] if key else ""
-        return text.rfind(name, begin, start), f"the key {name!r} is there twice", "keep one of them"
+        return text.rfind(name, line_start, start), f"the key {name!r} is there twice", "keep one of them"
     if message.startswith("Expected newline or end of document"):
-        value = before.partition("=")[2].lstrip()
+        value = text_before.partition("=")[2].lstrip()
         unquoted = value[:1] not in ("", '"', "'", "[", "{") and not value[-1].isspace()
         return _unquoted_word_error(text, start - len(value)) if unquoted else None
     if message.startswith("Invalid value"):
-        if bracket is not None and (ended or next_statement):
+        if bracket is not None and (at_line_end or next_statement):
             return _unclosed_bracket_error(text, bracket)
         no_value = (start, "there is no value behind the =", "write one, or take the key out")
-        return no_value if ended else _unquoted_word_error(text, start)
+        return no_value if at_line_end else _unquoted_word_error(text, start)
     if message.startswith("Invalid initial character for a key part"):
         if bracket is None or text[bracket] != "{":
             return None
         return (
             (start, "a comma before the }", "take it out")
-            if rest[:1] == "}"
+            if text_after[:1] == "}"
             else _unclosed_bracket_error(text, bracket)
         )
     if message.startswith("Unclosed"):
-        closing = ended or (next_statement and message.startswith("Unclosed array"))
+        closing = at_line_end or (next_statement and message.startswith("Unclosed array"))
         return _unclosed_bracket_error(text, bracket) if bracket is not None and closing else (start, *COMMA)
     return None
 
@@ -339,8 +341,8 @@ def _wrong_header(line: str) -> tuple[str, str] | None:
     """The problem and the fix of a line that was meant as the header of a table; None if it was not."""
     from poolctl.config.model.pool_tables import file_tables, header, meant_table
 
-    if behind := re.match(_TEXT_BEHIND_HEADER, line):
-        return f"text behind the header {behind[1][:SHOWN_CHARACTERS]}", "write it on the next line"
+    if trailing := re.match(_TEXT_BEHIND_HEADER, line):
+        return f"text behind the header {trailing[1][:SHOWN_CHARACTERS]}", "write it on the next line"
     match = re.fullmatch(_LIKE_HEADER, line)
     if match is None or len(line) > SHOWN_CHARACTERS:
         return None
@@ -354,8 +356,8 @@ def _wrong_header(line: str) -> tuple[str, str] | None:
     if table and not inner:
         fix = header(table, prefix)
     else:
-        many = max(before.count("["), after.count("]")) > 1
-        fix = f"{'[' * (1 + many)}{name}{']' * (1 + many)}"
+        is_list = max(before.count("["), after.count("]")) > 1
+        fix = f"{'[' * (1 + is_list)}{name}{']' * (1 + is_list)}"
     named = f', and name = "{label}"' if label else ""
     return f"{line.strip()!r} is no header of a table", f"write {fix}{named}"
 

@@ -32,7 +32,7 @@ SECTION = ("tool", "poolctl")  # of a pyproject.toml
 _SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'|poolctl)[ \t]*[.\]]"
 
 
-# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
+# Two writes within one tick of the kernel's clock get the same time, so a time this recent is not reliable.
 _TICK_NS = 50_000_000
 # Inode, time of change, time of modification, size; None for a missing file.
 Stamp = tuple[int, int, int, int] | None
@@ -59,11 +59,13 @@ def find_config(
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env
-    named = [os.fspath(path) for path in paths] or [path for path in [env.get("POOLCTL_CONFIG", "")] if path]
-    if named:
-        if "" in named:
+    given_paths = [os.fspath(path) for path in paths] or [
+        path for path in [env.get("POOLCTL_CONFIG", "")] if path
+    ]
+    if given_paths:
+        if "" in given_paths:
             raise ConfigNotFound("the configuration file's name is empty", "give -c FILE a path")
-        return [os.path.normpath(os.path.join(cwd, path)) for path in named]
+        return [os.path.normpath(os.path.join(cwd, path)) for path in given_paths]
     for directory in (cwd, *_directories_above(cwd, env)):
         if file := default_file(directory):
             if directory != cwd and not (is_own(directory, env) and is_own(file, env, safe=True)):
@@ -71,28 +73,28 @@ def find_config(
                 raise ConfigNotFound(f"no configuration file of your own in {cwd} or above", hint)
             return [file]
     hint = f"`poolctl init` writes a {FILE_NAMES[0]}; or name one with -c FILE or $POOLCTL_CONFIG"
-    if near := _near_miss(cwd):
-        wanted = f"pool{os.path.splitext(near)[1].lower()}"
-        hint = f"there is {near}: `poolctl -c {near} …`, or rename it to {wanted}"
+    if similar_file := _near_miss(cwd):
+        new_name = f"pool{os.path.splitext(similar_file)[1].lower()}"
+        hint = f"there is {similar_file}: `poolctl -c {similar_file} …`, or rename it to {new_name}"
     raise ConfigNotFound(f"no configuration file in {cwd}", hint)
 
 
 def _directories_above(cwd: str, env: Mapping[str, str]) -> list[str]:
     """The directories above `cwd`, nearest first, in which a configuration file is looked for.
 
-    The last one is a repository's (`.git`), or the last one before $HOME or another file system. With $CI set there are
-    none outside a repository: what lies above a checkout belongs to the machine.
+    They end with a repository's root (`.git`), else below $HOME or at the file system's boundary. With $CI set, only a
+    repository is searched: directories above a checkout belong to the machine.
     """
-    above: list[str] = []
+    directories: list[str] = []
     home, device = os.path.realpath(env.get("HOME") or "/"), _device(cwd)
     directory = cwd
     while not (is_top := os.path.lexists(os.path.join(directory, ".git"))):
         parent = os.path.dirname(directory)
         if parent in (directory, home) or _device(parent) != device:
             break
-        above.append(parent)
+        directories.append(parent)
         directory = parent
-    return above if is_top or not env.get("CI") else []
+    return directories if is_top or not env.get("CI") else []
 
 
 def _device(path: str) -> int:
@@ -181,7 +183,7 @@ def read_regular_truncated(
     is followed only if its target belongs to the user who made the link. BlockingIOError means a kernel file without
     data at present, such as /proc/kmsg.
     """
-    # Opening a FIFO would wait for a writer, and opening a terminal could make it the controlling terminal.
+    # Opening a FIFO would block, and opening a terminal could make it the controlling terminal.
     if for_another_user:
         descriptor = open_to_read(path)
     else:
@@ -268,8 +270,7 @@ def lasting_stamp_of(path: str) -> Stamp:
 def files_of(path: str) -> list[str]:
     """The path itself, or for a directory its configuration files in the order of their names. Raises Problem.
 
-    Where a directory has a pool.toml, or another file that is found by its name, files without a table of a pool belong
-    to other programs.
+    If the directory has a default file such as pool.toml, files without a pool's table are skipped as other programs'.
     """
     if not os.path.isdir(path):
         return [path]
@@ -284,16 +285,16 @@ def files_of(path: str) -> list[str]:
     if not files:
         raise _problem(path, "no configuration file in this directory", "put a pool.toml there")
     default = default_file(path)
-    return [file for file in files if not default or file == default or _seems_to_be_of_a_pool(file)]
+    return [file for file in files if not default or file == default or _looks_like_pool_file(file)]
 
 
-# How similar an unknown table's name must be to one of ours, to be reported and not taken for another program's.
+# An unknown table that is at least this similar to one of ours is reported as misspelt; others are ignored.
 _MISSPELT = 0.8
 # By path: the stamp of a file, and whether it seemed to be of a pool.
 _seen_files: dict[str, tuple[Stamp, bool]] = {}
 
 
-def _seems_to_be_of_a_pool(path: str) -> bool:
+def _looks_like_pool_file(path: str) -> bool:
     """Whether a file has a table of a pool, or one that is misspelt. True for an unreadable file, which is reported.
 
     An unchanged file is not parsed again: the supervisor asks at each `list`, and the lock file of a package manager is
@@ -301,11 +302,11 @@ def _seems_to_be_of_a_pool(path: str) -> bool:
     """
     stamp = lasting_stamp_of(path)
     if stamp is None or path not in _seen_files or _seen_files[path][0] != stamp:
-        _seen_files[path] = stamp, _has_table_of_a_pool(path)
+        _seen_files[path] = stamp, _has_pool_table(path)
     return _seen_files[path][1]
 
 
-def _has_table_of_a_pool(path: str) -> bool:
+def _has_pool_table(path: str) -> bool:
     from poolctl.config.files.parsers import parse
     from poolctl.config.model.pool_tables import file_tables
     from poolctl.config.values.problems import similar
@@ -368,10 +369,10 @@ _END = r"[^\S\n]*+(?:#[^\n]*+)?(?=\n|\Z)"
 _SINGLE, _DOUBLE = r"'((?:[^'\\]++|\\.)*+)'", r'"((?:[^"\\]++|\\.)*+)"'
 _PAIR = rf"(?s){_NAME}(?:{_SINGLE}{_END}|{_DOUBLE}{_END}|(?!['\"])([^\n]*+)){_BLANKS}"
 _ESCAPES: dict[str, str] = dict(zip("abfnrtv\\'\"$`\n", [*"\a\b\f\n\r\t\v\\'\"$`", ""], strict=True))
-# What Linux passes to a program at most (execve(2)). References to references could make a short file a huge value,
-# and many references to one value a huge environment.
+# Linux's limits for execve(2). Nested references could expand a short file to a huge value, and many references to a
+# huge environment.
 MAX_VARIABLE_LENGTH, MAX_INSERTED = 128 * 1024, 8 * 1024 * 1024
-# Only for a text that ends with "}": in another one, the search for it would go to the end from each "${NAME:-".
+# Applied only up to the last "}": beyond it, each "${NAME:-" would scan to the end of the text.
 _REFERENCE = r"\$\{([A-Za-z_][A-Za-z0-9_]*+)(?::-([^}]*+))?\}"
 
 
@@ -408,8 +409,8 @@ def read_env_file(
     unset: list[tuple[int, str]] = []
     pair, escape_or_reference = re.compile(_PAIR), re.compile(rf"(?s)\\(.)|{_REFERENCE}")
     blanks = re.match(_BLANKS, text)
-    here = blanks.end() if blanks else 0
-    line, inserted, in_all = text.count("\n", 0, here) + 1, 0, 0
+    offset = blanks.end() if blanks else 0
+    line, inserted, in_all = text.count("\n", 0, offset) + 1, 0, 0
 
     def replacement(match: re.Match[str]) -> str:
         *escaped, name, default = match.groups()
@@ -429,13 +430,13 @@ def read_env_file(
             raise EnvFileError(f"{path}:{line}: references have inserted more than {MAX_INSERTED} characters")
         return value or ""
 
-    while here < len(text):
-        match = pair.match(text, here)
+    while offset < len(text):
+        match = pair.match(text, offset)
         if match is None:
-            begins = re.compile(_NAME).match(text, here)
+            assignment = re.compile(_NAME).match(text, offset)
             message = "no NAME=value; a comment starts with #"
-            if begins:
-                message = f"the quote of {begins[1]} is not closed, or text follows it"
+            if assignment:
+                message = f"the quote of {assignment[1]} is not closed, or text follows it"
             raise EnvFileError(f"{path}:{line}: {message}")
         inserted = 0
         name, single, double, bare = match.groups()
@@ -452,8 +453,8 @@ def read_env_file(
             end = bare.rfind("}") + 1
             value = re.sub(_REFERENCE, replacement, bare[:end]) + bare[end:]
         variables[name] = value
-        line += text.count("\n", here, match.end())
-        here = match.end()
+        line += text.count("\n", offset, match.end())
+        offset = match.end()
     return variables, unset
 
 

@@ -1,7 +1,7 @@
 """Parses YAML text into plain values, and finds the place of each key and element.
 
-Values are built here from libyaml's events, not by PyYAML's composer and constructors: those recurse in C as deep as
-the file is nested, silently take the last of two equal keys, and read `1:30` as 90.
+Values are built from libyaml's events. PyYAML's composer and constructors would recurse in C as deep as the file is
+nested, silently take the last of two equal keys, and read `1:30` as 90.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
     mark = error.problem_mark or start
     message, hint = " ".join(part for part in (context, problem) if part) or "no YAML", ""
     if "flow sequence" in context or "flow mapping" in context:
-        what, sign = ("list", "]") if "sequence" in context else ("table", "}")
-        mark, message = start, f"the {what} that begins here is not closed, or lacks a comma"
+        collection, sign = ("list", "]") if "sequence" in context else ("table", "}")
+        mark, message = start, f"the {collection} that begins here is not closed, or lacks a comma"
         hint = f"put a {sign} at its end"
     elif "quoted scalar" in context and "escape" not in problem and "hexdecimal" not in problem:
         mark, message, hint = start, "the string is not closed", "put a quote at its end"
@@ -166,7 +166,7 @@ class _Builder:
             message = f"the alias *{event.anchor} has no anchor before it, or is within what it names"
             raise _refused(event, message, f"put &{event.anchor} where its value is")
         value, size = self.anchors[event.anchor]
-        # The value of an alias counts each time that it is repeated: aliases of aliases grow exponentially.
+        # Count the value of an alias at each use: nested aliases grow exponentially.
         self.count += size
         self.put(value, event)
 
@@ -203,9 +203,8 @@ class _Builder:
     def record_position(self, event: Event, value: Tree) -> KeyPath:
         """Record the line and column of a key or list item in `positions`, and return the path of the key or item.
 
-        `value` is the text of the key if the event is a key. For the value of a key, only return the path of the key.
-        For the whole document, return (). No position is recorded for a key `<<`. For the table that a key `<<` merges,
-        return the path of the table that contains the key `<<`.
+        `value` is the key's text if the event is a key. A key's value has the path of the key, the document the path
+        (), and a table merged by `<<` the path of the table around it; no position is recorded for these, nor for `<<`.
         """
         if not self.stack:
             return ()

@@ -118,8 +118,10 @@ def is_listed(name: str) -> bool:
 def meant_table(name: str) -> str:
     """The table that was meant by a misspelt name, or by the name that another tool uses; "" if unknown."""
     names, word = file_tables(), plain_word(name)
-    of_others = (table for table, words in OTHER_TABLES.items() if table in names and word in words.split())
-    return misspelt(name, names) or next(of_others, "")
+    foreign_matches = (
+        table for table, words in OTHER_TABLES.items() if table in names and word in words.split()
+    )
+    return misspelt(name, names) or next(foreign_matches, "")
 
 
 def header(name: str, prefix: KeyPath = ()) -> str:
@@ -370,6 +372,6 @@ def _table(
         problems += table.findings_against_other_tables(others)
     for problem in problems:
         # Even an invalid address may be a secret.
-        shown = "" if problem.path[:1] == ("url",) else problem.found
-        findings.append(problem._replace(path=(*path, *problem.path), found=shown))
+        found = "" if problem.path[:1] == ("url",) else problem.found
+        findings.append(problem._replace(path=(*path, *problem.path), found=found))
     return None if problems else table

@@ -19,7 +19,7 @@ from poolctl.feature import features
 
 Kind = TypeVar("Kind", bound="Section")
 
-# True while `validated` collects the problems of a table: the tables within it do not raise their own.
+# True while `validated` collects the problems of a table: nested tables then do not raise.
 _is_part: ContextVar[bool] = ContextVar("_is_part", default=False)
 is_within_validation = _is_part.get
 
@@ -57,7 +57,7 @@ class Section(
         return ()
 
     def rules(self) -> Iterable[Iterable[Finding]]:
-        """The contradictions by rule: `checked` leaves out a rule that reads an invalid key, and runs the others."""
+        """The contradictions by rule: `checked` skips rules that read an invalid key."""
         return (self.findings(),)
 
     @classmethod
@@ -137,14 +137,14 @@ def checked(
     findings: list[Finding],
     validate: Callable[[Tree], Kind] | None = None,
 ) -> Kind | None:
-    """The valid part of a table; its problems, contradictions between valid keys included, are added to `findings`.
+    """Return the valid part of a table, without attributes for invalid keys; add all problems to `findings`.
 
-    The part has no attributes for invalid keys. None if a missing key has no example to use in its place.
+    Problems include contradictions between valid keys. None if a required key is missing and has no example.
     """
-    wrong: list[Finding] = []
-    part = validated(kind, table, wrong, validate)
-    part = part or _valid_part(kind, table, [finding.path for finding in wrong])
-    for batch in wrong, _contradictions(part) if part else ():
+    problems: list[Finding] = []
+    part = validated(kind, table, problems, validate)
+    part = part or _valid_part(kind, table, [finding.path for finding in problems])
+    for batch in problems, _contradictions(part) if part else ():
         reported = {finding.path for finding in findings}
         findings += [finding for finding in batch if finding.path not in reported]
     return part
@@ -176,10 +176,10 @@ def _contradictions(section: Section, path: KeyPath = ()) -> Iterator[Finding]:
                 yield finding._replace(path=(*path, *finding.path))
         except AttributeError as error:
             # It reads a key that is invalid, which is reported already.
-            of = type(error.obj)
-            if not issubclass(of, Section) or error.name not in {
-                *of.model_fields,
-                *of.__private_attributes__,
+            owner = type(error.obj)
+            if not issubclass(owner, Section) or error.name not in {
+                *owner.model_fields,
+                *owner.__private_attributes__,
             }:
                 raise
     for name in section.model_fields_set:
@@ -196,10 +196,10 @@ def keys_of(kind: type[Section]) -> tuple[str, ...]:
 
 @dataclass
 class _Form:
-    """How the value of a key is written.
+    """The forms in which a key's value may be written.
 
-    It has the marks of the key, its class if it is a table, the form of a list's elements, and whether one element may
-    be written instead of the list.
+    `marks` are the key's annotations, `table` its class if it is a table, `elements` the form of a list's elements;
+    with `or_single` one element may stand for the list.
     """
 
     marks: list[Short | Flat | Relative]

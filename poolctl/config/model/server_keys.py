@@ -111,8 +111,8 @@ class AutomaticPort:
         return f"<AutomaticPort of {self.port_range}>"
 
 
-# What the program sets: files cannot.
-_OF_PROGRAM = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
+# Keys set only by poolctl, not by files.
+_INTERNAL_KEYS = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
 WORKERS_ALLOWED = f"at least 1, at most {MAX_WORKERS}"
 _NAME = Short("name", 'the name of a server, or { name = "db", condition = "started" }')
 _PROBED_PATH = Short("readiness.http", 'a path such as "/ready", or a table', UrlPath)
@@ -327,8 +327,8 @@ class ServerConfig(Section, frozen=True):
 
     @classmethod
     def _filled(cls, table: dict[str, Tree], validate: ModelWrapValidatorHandler[Self]) -> Self:
-        server = validate({key: value for key, value in table.items() if key not in _OF_PROGRAM})
-        return server._set_by_program(**{name: table[name] for name in _OF_PROGRAM & table.keys()})
+        server = validate({key: value for key, value in table.items() if key not in _INTERNAL_KEYS})
+        return server._set_by_program(**{name: table[name] for name in _INTERNAL_KEYS & table.keys()})
 
     def rules(self) -> Iterable[Iterable[Finding]]:
         return (rule(self) for rule in RULES)
@@ -371,7 +371,7 @@ class ServerConfig(Section, frozen=True):
     @property
     def values_of_program(self) -> dict[str, Any]:
         """The values that the program sets, as the table of a server has them before it is validated."""
-        return {name: getattr(self, f"_{name}") for name in sorted(_OF_PROGRAM)}
+        return {name: getattr(self, f"_{name}") for name in sorted(_INTERNAL_KEYS)}
 
     @classmethod
     def keys_in_files(cls) -> tuple[str, ...]:
@@ -499,12 +499,12 @@ class ServerConfig(Section, frozen=True):
         if "workers" in changes:
             values.pop("scale", None)
         server = type(self)(**(values | changes))
-        kept: dict[str, Any] = {"base_dir": self.base_dir, "handlers": self.handlers}
-        kept["lacks_environment"] = server.python is None and self.lacks_environment
+        preserved: dict[str, Any] = {"base_dir": self.base_dir, "handlers": self.handlers}
+        preserved["lacks_environment"] = server.python is None and self.lacks_environment
         if server.bind == self.bind and not changes.keys() & {"bind", "listen"}:
-            # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
-            kept["address"], kept["automatic_port"] = self.address, self.automatic_port
-        return server._set_by_program(**kept)
+            # Keep the address: `:8080` and `0.0.0.0:8080` have the same key, but differ.
+            preserved["address"], preserved["automatic_port"] = self.address, self.automatic_port
+        return server._set_by_program(**preserved)
 
     def validate(self, *, import_app: bool = True) -> None:  # type: ignore[override]
         """Check references outside the file: other files, certificates, interpreter, importable app.
@@ -635,20 +635,20 @@ def _keys_of_scaling(server: ServerConfig) -> Iterator[Finding]:
 
 
 def _missing_address(server: ServerConfig) -> str:
-    """What of a program without `bind` needs an address; "" if nothing does."""
+    """The settings of a program without `bind` that need an address, joined for a message; "" if none does."""
     command = server.command or ()
-    marks = {mark for word in (*command, *server.env.values()) for mark in placeholders(word)}
-    needs = [mark for mark in PLACEHOLDERS if mark in marks]
-    needs += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in command)
+    used = {mark for word in (*command, *server.env.values()) for mark in placeholders(word)}
+    needing_address = [mark for mark in PLACEHOLDERS if mark in used]
+    needing_address += ["{fd}"] * any(placeholders(word, ["{fd}"]) for word in command)
     if not server.derived_expose:
-        needs.append("expose")
-    needs += ["tls"] * bool(server.tls)
-    needs += [f'socket = "{server.socket}"'] * (server.socket != "pool")
-    needs += ["scale.idle"] * bool(server.scale.idle)
+        needing_address.append("expose")
+    needing_address += ["tls"] * bool(server.tls)
+    needing_address += [f'socket = "{server.socket}"'] * (server.socket != "pool")
+    needing_address += ["scale.idle"] * bool(server.scale.idle)
     for kind in PROBES:
         if (probe := getattr(server.health, kind)) is not None:
-            needs += [f"health.{kind} ({key})" for key in ("http", "tcp") if getattr(probe, key)]
-    return " and ".join(filter(None, (", ".join(needs[:-1]), *needs[-1:])))
+            needing_address += [f"health.{kind} ({key})" for key in ("http", "tcp") if getattr(probe, key)]
+    return " and ".join(filter(None, (", ".join(needing_address[:-1]), *needing_address[-1:])))
 
 
 def _address(server: ServerConfig) -> Iterator[Finding]:
@@ -711,8 +711,8 @@ def _readiness_by_output(server: ServerConfig) -> Iterator[Finding]:
 def _processes_of_commands(server: ServerConfig) -> Iterator[Finding]:
     if not server.command or not (server.listens or server.job or server.scale.min == 0):
         return
-    address, least = server.address, server.scale.min
-    if least == 0:
+    address, min_workers = server.address, server.scale.min
+    if min_workers == 0:
         if not server.listens:
             what = "a job" if server.job else "a program without 'bind'"
             yield Finding(("scale", "min"), f"{what} is not woken by a request", "write workers = 1")
@@ -727,8 +727,8 @@ def _processes_of_commands(server: ServerConfig) -> Iterator[Finding]:
     if server.listens and server.binds_itself:
         if address.kind != "tcp":
             yield _missing_port(server)
-        if least > 1:
-            message = f"{least} processes cannot all bind {address.key}"
+        if min_workers > 1:
+            message = f"{min_workers} processes cannot all bind {address.key}"
             yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
@@ -768,7 +768,7 @@ def no_socket_file(path: KeyPath, address: Address) -> Finding:
     return Finding(path, f"{path[-1]} is for the file of a Unix socket, and {actual}", fix)
 
 
-# The rules over several keys of a server. A rule that reads an invalid key is left out, so each is about a few keys.
+# Rules about several keys of a server. A rule is skipped if it reads an invalid key, so each reads only a few.
 RULES: tuple[Callable[[ServerConfig], Iterable[Finding]], ...] = (
     _keys_of_apps_and_commands,
     _forwarded_connections,
@@ -787,7 +787,7 @@ RULES: tuple[Callable[[ServerConfig], Iterable[Finding]], ...] = (
 def normalised(table: Mapping[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
     """The table of a server (or of the defaults) of a file in `base_dir`, with every key in its long form."""
     normal = dict(table)
-    for key in _OF_PROGRAM & normal.keys():
+    for key in _INTERNAL_KEYS & normal.keys():
         unknown = Finding((key,), f"unknown key {key!r}", "take it out", shown(normal.pop(key)))
         findings.append(key_of_another_tool((key,), "") or unknown)
     if "listen" in normal:
@@ -830,7 +830,7 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
         # The value of a reference is not known yet.
         if form is not None and form.has_paths and "${" not in str(value):
             moved[key] = form.long(value, base_dir)
-    # In `new_dir` their defaults would be different.
+    # Their defaults depend on the directory.
     moved.setdefault("cwd", base_dir)
     if "command" not in moved:
         moved.setdefault("app_dir", base_dir)

@@ -111,19 +111,19 @@ def dependency_findings(
     `others` are names of invalid servers: a dependency on one of them is not reported.
     """
     by_name = {server.name: server for server in servers}
-    depending = [server for server in servers if server.depends_on]
-    for server in depending:
-        for index, wanted in enumerate(server.depends_on):
-            other, path = by_name.get(wanted.name), ("depends_on", index)
-            if other is None and wanted.name not in others:
-                yield server, _no_server(index, wanted.name, by_name)
+    dependents = [server for server in servers if server.depends_on]
+    for server in dependents:
+        for index, dependency in enumerate(server.depends_on):
+            other, path = by_name.get(dependency.name), ("depends_on", index)
+            if other is None and dependency.name not in others:
+                yield server, _no_server(index, dependency.name, by_name)
             elif other is not None and other.every is not None:
-                message = f"{wanted.name!r} runs at certain times (every), so nothing can wait for it"
-                yield server, Finding(path, message, f"take it out, or every of {wanted.name!r}")
-            elif other is not None and wanted.condition == "completed" and not other.job:
-                message = f"{wanted.name!r} is no job, so it never is completed"
+                message = f"{dependency.name!r} runs at certain times (every), so nothing can wait for it"
+                yield server, Finding(path, message, f"take it out, or every of {dependency.name!r}")
+            elif other is not None and dependency.condition == "completed" and not other.job:
+                message = f"{dependency.name!r} is no job, so it never is completed"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
-    for cycle in cycles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
+    for cycle in cycles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in dependents}):
         message = "depends on itself" + (f": {' → '.join([*cycle, cycle[0]])}" if cycle[1:] else "")
         yield by_name[cycle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
 
@@ -153,27 +153,27 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
             continue
         trail: list[str] = [start]
         on_trail = {start: 0}
-        waiting = [iter(graph.get(start, ()))]
+        iterators = [iter(graph.get(start, ()))]
         while trail:
-            step = next(waiting[-1], None)
+            step = next(iterators[-1], None)
             if step is None:
-                waiting.pop()
-                left = trail.pop()
-                del on_trail[left]
-                done.add(left)
+                iterators.pop()
+                finished = trail.pop()
+                del on_trail[finished]
+                done.add(finished)
             elif step in on_trail:
                 yield trail[on_trail[step] :]
             elif step not in done:
                 on_trail[step] = len(trail)
                 trail.append(step)
-                waiting.append(iter(graph.get(step, ())))
+                iterators.append(iter(graph.get(step, ())))
 
 
 def maximum_pool_stop_seconds(servers: Iterable[ServerConfig], more_seconds: float = 0.0) -> float:
-    """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
+    """Return the maximum duration of a stop of all servers.
 
-    It is the longest chain of dependencies, with the maximum time of each server, and then the time for processes that
-    `stop_group = "leader"` leaves running. `more_seconds` is the time that features need after that.
+    It is the sum of the longest dependency chain, the time for processes that `stop_group = "leader"` leaves running,
+    and `more_seconds` for features.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
@@ -182,14 +182,14 @@ def maximum_pool_stop_seconds(servers: Iterable[ServerConfig], more_seconds: flo
         {server.name: [other.name for other in server.depends_on] for server in by_name.values()}
     )
     for server in (by_name[name] for name in order.static_order() if name in by_name):
-        below = [chains[wanted.name] for wanted in server.depends_on if wanted.name in chains]
+        dependency_seconds = [chains[wanted.name] for wanted in server.depends_on if wanted.name in chains]
         # A program without connections does not drain.
         seconds = server.drain_timeout * server.listens + server.stop_timeout
         if server.hooks is not None and server.hooks.after_stop:
             seconds += server.stop_timeout
-        chains[server.name] = seconds + max(below, default=0.0)
-    left = [server.stop_timeout for server in by_name.values() if server.stop_group == "leader"]
-    return max(chains.values(), default=0.0) + max(left, default=0.0) + more_seconds
+        chains[server.name] = seconds + max(dependency_seconds, default=0.0)
+    leftover_seconds = [server.stop_timeout for server in by_name.values() if server.stop_group == "leader"]
+    return max(chains.values(), default=0.0) + max(leftover_seconds, default=0.0) + more_seconds
 
 
 def scalar_bind_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
@@ -215,7 +215,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[KeyPath, str, Finding]]:
-    """(path, name, finding) for each table with an address that `name`, a server or an earlier table, already uses."""
+    """Yield (path, name, finding) for each table whose address is taken by `name`, a server or an earlier table."""
     addresses = [*_addresses(tables)]
     together = [*servers, *((address.name, address.address) for address in addresses)]
     for second, first, finding in conflicts(together) if addresses else ():

@@ -22,7 +22,7 @@ Schema = dict[str, Tree]
 
 
 class _Generator(GenerateJsonSchema):
-    """Describes keys by the text below each, read here alone: `use_attribute_docstrings` reads it at import."""
+    """Describes keys by the docstrings below them. Read only here: `use_attribute_docstrings` reads them at import."""
 
     def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
         generated = super().model_schema(schema)

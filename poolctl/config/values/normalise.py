@@ -24,12 +24,12 @@ from poolctl.config.values.plain import (
 from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
 
 MAX_DEPTH = 5
-# Maximum size of the file of a printed log, with its predecessor. `logs` and the causes of failures read it.
+# Size of the small log, with its predecessor, that is kept beside printed output for `logs` and failure messages.
 _SMALL_LOG_BYTES = 2 * 1024 * 1024
 REFERENCES_ALLOWED = "${VAR}, ${VAR:-default}, or $${ for a literal ${"
 # The beginning of a reference to a server, which is replaced later: see rules/conflicts.py.
 OPENING = "${server."
-_NAMING_SERVERS = (("env",), ("command",))
+_MAY_REFER_TO_SERVERS = (("env",), ("command",))
 
 _reference = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _inside = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.ASCII | re.DOTALL)
@@ -88,7 +88,7 @@ def _expanded_text(
         return text
 
     within = _path_within_server(path)[:1]
-    names_servers = within in _NAMING_SERVERS
+    names_servers = within in _MAY_REFER_TO_SERVERS
 
     def replaced(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -184,10 +184,7 @@ def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def with_own_log_file(log: dict[str, Tree]) -> dict[str, Tree]:
-    """The table of a log. If it has a standard stream as path (`poolctl run` prints it), it also gets a small file.
-
-    The small file is at the path that a log without `path` has.
-    """
+    """Give a log that is printed (its path is a standard stream) a small file at the default path, too."""
     if log.get("path") not in STANDARD_STREAMS:
         return log
     small = {"max_size": _SMALL_LOG_BYTES // 2, "keep": 1}
@@ -203,11 +200,11 @@ def add_derived_values(table: dict[str, Tree], base_dir: str, findings: list[Fin
     table["base_dir"] = base_dir
     table.setdefault("cwd", base_dir)
     table.setdefault("app_dir", base_dir)
-    log, scale = table.get("log"), table.get("scale")
-    if isinstance(log, dict):
-        table["log"] = with_own_log_file(log)
-    if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
-        table["scale"] = scale | {"max": max(scale["min"], 1)}
+    log_table, scale_table = table.get("log"), table.get("scale")
+    if isinstance(log_table, dict):
+        table["log"] = with_own_log_file(log_table)
+    if isinstance(scale_table, dict) and "max" not in scale_table and isinstance(scale_table.get("min"), int):
+        table["scale"] = scale_table | {"max": max(scale_table["min"], 1)}
     if isinstance(address, Finding):
         findings.append(address)
         table.pop("bind", None)

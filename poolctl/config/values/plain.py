@@ -34,7 +34,7 @@ class BadValue(ValueError):
 
 
 class Interpolated(str):
-    """A string that came from the environment: it may be read as a number or a truth value.
+    """A string with an interpolated variable: it may be read as a number or a truth value.
 
     `written` is the text in the file, with its references; "" if it is not known.
     """

@@ -162,7 +162,7 @@ def path_from_working_directory(file: str) -> str:
 
 MAX_SUGGESTIONS = 2000
 MAX_NEAR = 5
-# Least similarities, from 0 to 1 (difflib).
+# Minimum similarities, from 0 to 1 (difflib).
 MISSPELT, SIMILAR = 0.75, 0.8
 
 
@@ -200,7 +200,7 @@ def unknown_key(path: KeyPath, keys: tuple[str, ...], table: str) -> Finding:
 
 
 def misspelt(word: str, words: tuple[str, ...]) -> str:
-    """The one of `words` that was misspelt as `word`, or ""; few typos change the first letter, or more than one."""
+    """The word of `words` that `word` misspells, or "". Typos rarely change the first letter, or more than one."""
     from difflib import SequenceMatcher
 
     near = nearest(word, words)
@@ -212,7 +212,7 @@ def misspelt(word: str, words: tuple[str, ...]) -> str:
 
 
 def plain_word(word: str) -> str:
-    """The word without what tools write differently: case, underscores and hyphens."""
+    """The word in lower case without underscores and hyphens, which tools use differently."""
     return word.lower().replace("-", "").replace("_", "")
 
 

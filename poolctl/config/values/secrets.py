@@ -16,10 +16,10 @@ _MIN_HIDDEN_LENGTH = 6
 
 # Words of secret names, compared with the name in lower case without separators.
 _WORDS = ("password", "passwd", "secret", "token", "credential", "apikey", "privatekey", "authorization")
-# Endings of keys that name where a secret is.
+# Suffixes of keys that hold the location of a secret.
 _REFERENCES = ("_env", "_file")
 # In these tables, users choose the keys.
-_FREE = ("env", "labels", "headers")
+_USER_KEYED_TABLES = ("env", "labels", "headers")
 _SEPARATORS = r"[-_.\s]"
 _URL = r"(://[^\s/:@'\"]*:)[^\s/'\"]+(?=@)"
 _REFERENCE = r"\$\{[^{}]*\}"
@@ -41,7 +41,7 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
     names = [part for part in path if isinstance(part, str)]
     if not names or not is_secret(names[-1]):
         return False
-    return any(part in _FREE for part in names[:-1]) or not names[-1].endswith(_REFERENCES)
+    return any(part in _USER_KEYED_TABLES for part in names[:-1]) or not names[-1].endswith(_REFERENCES)
 
 
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:

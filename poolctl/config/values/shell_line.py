@@ -1,4 +1,4 @@
-"""Command lines written as one text: whether they need a shell, and the list of words that runs the same."""
+"""Command lines written as one string: whether they need a shell, and the equivalent list of words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from poolctl.config.values.plain import Interpolated
 from poolctl.config.values.toml_text import value_text
 
 _OUTSIDE_QUOTES = r"[;|&<>()*?~\n\[]|(?:^|\s)#"
-# Words of the shell itself: no file has their name, or its program would change nothing.
+# Shell builtins: no program of that name exists, or running it would have no effect.
 _BUILTIN = r"\s*(?:\.|!|alias|case|cd|eval|export|for|if|set|source|trap|ulimit|umask|until|wait|while)\s"
 _PREFIX = r"\s*(?:exec\s|[A-Za-z_][A-Za-z0-9_]*=)"
 _OPERATOR = r"[0-9]*[<>&|;]+[0-9]*"

@@ -206,8 +206,8 @@ def _checked_bind(text: str) -> str:
 _undecoded = re.compile("[\udc80-\udcff]")
 
 
-def _passing_undecoded_bytes(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
-    # pydantic's texts hold no surrogates, by which os.fsdecode stands for bytes that are not UTF-8.
+def _allow_surrogates(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
+    # pydantic rejects surrogates, with which os.fsdecode represents bytes that are not UTF-8.
     return value if isinstance(value, str) and _undecoded.search(value) else validate(value)
 
 
@@ -312,9 +312,9 @@ def _root_path(path: str) -> str:
 
 def _statuses(text: str) -> str:
     for part in text.split(","):
-        least, dash, most = part.partition("-")
-        if dash and least > most:
-            raise BadValue(f"the range {shown(part)} holds no status", "statuses", f'write "{most}-{least}"')
+        first, dash, last = part.partition("-")
+        if dash and first > last:
+            raise BadValue(f"the range {shown(part)} holds no status", "statuses", f'write "{last}-{first}"')
     return text
 
 
@@ -444,11 +444,11 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _from_text]
 Truth = Annotated[bool, BeforeValidator(truth_if_interpolated)]
 RequestLog = Annotated[bool | Literal["errors"], BeforeValidator(_request_log)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-OsText = Annotated[str, WrapValidator(_passing_undecoded_bytes)]
+OsText = Annotated[str, WrapValidator(_allow_surrogates)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 FilePath = Annotated[
     Text,
-    WrapValidator(_passing_undecoded_bytes),
+    WrapValidator(_allow_surrogates),
     AfterValidator(_file_path),
     Field(json_schema_extra={"format": "path"}),
     Relative(absolute),
@@ -464,7 +464,7 @@ Schedule = Annotated[Text, AfterValidator(_schedule_times)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Patterns = Accepts[
     Annotated[
-        tuple[Annotated[Text, WrapValidator(_passing_undecoded_bytes), Relative(absolute_pattern)], ...],
+        tuple[Annotated[Text, WrapValidator(_allow_surrogates), Relative(absolute_pattern)], ...],
         BeforeValidator(_list),
     ],
     Sequence[str],

@@ -28,7 +28,7 @@ from poolctl.platform import replace_file
 from ._signed_ids import SignedIds
 
 SESSION_SECONDS = 12 * 3600
-# Browsers send a cookie to every port of a host. The path keeps it away from applications on other ports.
+# Browsers send a cookie to every port of a host; this path keeps it from applications on other ports.
 COOKIE_PATH = "/poolctl"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -43,7 +43,7 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-_SAFE = ("GET", "HEAD")
+_SAFE_METHODS = ("GET", "HEAD")
 
 logger = logging.getLogger("poolctl.dashboard")
 
@@ -118,7 +118,7 @@ class Sessions:
 
 
 class EndedSessions:
-    """The sessions that were logged out, and the login codes that were used, before they expired; stored in `path`.
+    """Logged-out sessions and used login codes that have not expired yet; stored in `path`.
 
     The file has their identifiers and expiry in seconds since the epoch. Another process may change it at any time.
     """
@@ -135,7 +135,7 @@ class EndedSessions:
     def add(self, session: str, expires: int) -> None:
         self._read()
         now = self._clock.time()
-        self._known = {other: end for other, end in self._known.items() if end > now} | {session: expires}
+        self._known = {id_: end for id_, end in self._known.items() if end > now} | {session: expires}
         try:
             replace_file(self._path, json.dumps(self._known).encode())
         except OSError as error:
@@ -171,7 +171,7 @@ class HostAndOriginGuard:
         if len(hosts) != 1 or not self._is_allowed_host(hosts[0]):
             message = "unknown host name; add it to `hosts` in the file's [dashboard]\n"
             return PlainTextResponse(message, status_code=421)
-        if scope["method"] not in _SAFE and not _is_same_origin(headers, hosts[0]):
+        if scope["method"] not in _SAFE_METHODS and not _is_same_origin(headers, hosts[0]):
             return PlainTextResponse("the request comes from another site's page\n", status_code=403)
         return None
 

@@ -25,7 +25,7 @@ from poolctl.worker.tally import Counts
 from ._answers import HistoryResult
 
 FIGURES = ("requests_per_second", "errors_per_second", "latency_p99_seconds", "memory_bytes", "restarts")
-POOL = ""  # the name of the whole pool; no server has it
+POOL = ""  # the key of the whole pool's figures; no server has an empty name
 _LAYOUT = 2  # the version of the saved form
 _STORED = "history"  # the saved figures in the keeper's store
 _DIGITS = 6
@@ -56,26 +56,26 @@ class FigureRing:
         self.span = span
         self.values: dict[str, array[float]] = {}  # the figures of one slot after another, the newest last
         self.slot: int | None = None  # the current slot; it has no figures yet
-        self._begun: dict[str, _SlotStartCounters] = {}
+        self._slot_starts: dict[str, _SlotStartCounters] = {}
 
-    def add(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
+    def add(self, now: float, snapshots: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
-        slot, before = int(now // self.span.slot_seconds), self.slot
-        ended = before is not None and slot > before
-        if before is None or slot > before:
-            if before is not None:
-                self._store_ended_slot(now, seen)
-                # No supervisor was running in skipped slots.
-                skipped = _UNKNOWN * min(slot - before - 1, self.span.slots)
+        slot, previous_slot = int(now // self.span.slot_seconds), self.slot
+        ended = previous_slot is not None and slot > previous_slot
+        if previous_slot is None or slot > previous_slot:
+            if previous_slot is not None:
+                self._store_ended_slot(now, snapshots)
+                # In skipped slots no supervisor was running, so their figures are unknown.
+                skipped = _UNKNOWN * min(slot - previous_slot - 1, self.span.slots)
                 for name in self.values:
                     self._add(name, skipped)
             self.slot = slot
-            self._begun.clear()
-        for server in seen:
+            self._slot_starts.clear()
+        for server in snapshots:
             entry = server.entry
-            if entry.name not in self._begun:
+            if entry.name not in self._slot_starts:
                 counts = array("q", server.total)
-                self._begun[entry.name] = _SlotStartCounters(now, counts, entry.observed.restarts)
+                self._slot_starts[entry.name] = _SlotStartCounters(now, counts, entry.observed.restarts)
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
@@ -91,12 +91,12 @@ class FigureRing:
         for name in self.values.keys() - {POOL, *names}:
             del self.values[name]
 
-    def _store_ended_slot(self, now: float, seen: Iterable[ServerSnapshot]) -> None:
-        begun = self._begun
+    def _store_ended_slot(self, now: float, snapshots: Iterable[ServerSnapshot]) -> None:
+        slot_starts = self._slot_starts
         figures = {
-            server.entry.name: _figures(server, begun[server.entry.name], now)
-            for server in seen
-            if server.entry.name in begun
+            server.entry.name: _figures(server, slot_starts[server.entry.name], now)
+            for server in snapshots
+            if server.entry.name in slot_starts
         }
         for name in {*self.values, *figures} - {POOL}:
             self._add(name, figures.get(name, _UNKNOWN))

@@ -1,7 +1,7 @@
 """Identifiers with an expiry that only a holder of the pool's token can make: in cookies, and in links for one login.
 
-Whoever has the token can verify them without asking the supervisor. Unlike the token, a link's code does no harm in the
-history of a browser.
+A process with the token verifies them without asking the supervisor. Unlike the token, a link's code does no harm in
+the history of a browser.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _MAX_CHANGES = 400
 _MAX_EVENTS = 300
 _MAX_WAITING = 200
 
-Changes = list[tuple[float, str]]  # seconds since 1970 and level, oldest first
+Changes = list[tuple[float, str]]  # seconds since the epoch and level, oldest first
 Answer = TypeVar("Answer")
 
 _ITEM_FIELDS = tuple(field_names(Item))
@@ -342,7 +342,7 @@ class Hub:
     def _broadcast(self, message: str) -> None:
         for queue in list(self._viewers):
             if queue.qsize() >= _MAX_WAITING - 1:
-                # The page reconnects, and then gets the whole state first.
+                # End the stream of a slow viewer. The page reconnects, and gets the whole state first.
                 self._viewers.discard(queue)
                 queue.put_nowait(None)
             else:

@@ -37,11 +37,11 @@ class DashboardPart(FeaturePart):
 
     address: DashboardAddress
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
         self._table: Dashboard | None = None
-        self.address = DashboardAddress(site.web, site.environment)
-        self._history = FigureHistory(site.core, site.samples, site.store)
+        self.address = DashboardAddress(context.web, context.environment)
+        self._history = FigureHistory(context.core, context.samples, context.store)
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -49,7 +49,7 @@ class DashboardPart(FeaturePart):
 
     def apply_tables(self, tables: Tables) -> None:
         self._table = tables.get(Dashboard)
-        if self.site.core.calm:
+        if self.context.core.calm:
             return
         # Collect figures before a page is opened, so that it can show the past at once.
         self._history.enable_or_clear(self._table is not None)
@@ -61,7 +61,7 @@ class DashboardPart(FeaturePart):
             return _failed(f"the dashboard: {problem}", "poolctl events")
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
-        loaded = await asyncio.to_thread(load_settings, self._table, self.site.environment)
+        loaded = await asyncio.to_thread(load_settings, self._table, self.context.environment)
         url = url_of(self._table)
         return DashboardLinkResult(dashboard=DashboardLoginLink(url=url, token=loaded.values["token"]))
 

@@ -50,7 +50,7 @@ SPANS = ("hour", "day")
 FIRST_LINES = 300
 HEARTBEAT_SECONDS = 5.0
 MAX_SERVERS = 50
-_WAITS = ("start", "stop", "restart")
+_WAITING_ACTIONS = ("start", "stop", "restart")
 # The fields of a server on the page, beside its configuration.
 _DETAILS = (
     "name", "worker_list", "failure", "complaint", "overrides", "endpoints", "generation", "preload_problem",
@@ -59,7 +59,7 @@ _MAX_SECONDS = 300.0
 # Maximum routes and maximum hosts: more would make the page slow.
 _MAX_ROWS = 500
 # The polling interval for log files that do not exist yet, and on systems without inotify.
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 
 _ICON_FONT = 'text-anchor="middle" font-family="sans-serif" font-weight="bold" font-size="16" fill="#fff"'
@@ -123,7 +123,7 @@ class _DashboardEndpoints:
         self._token, self._tokens, self._clock = Token(settings.token), TokenCheck(), clock
         self._over = over
         self._version, self._page = _versioned_page()
-        self._searches = asyncio.Semaphore(2)  # a search keeps a thread busy
+        self._searches = asyncio.Semaphore(2)  # each search occupies a thread
 
     def routes(self) -> list[BaseRoute]:
         """Return the dashboard's URL routes. Routes that need the session cookie are below the cookie's path."""
@@ -174,7 +174,7 @@ class _DashboardEndpoints:
         return checked
 
     def _refusal(self, request: Request, token: bytes) -> Response | None:
-        """The answer to a wrong token, None for a right one. Wrong ones are counted for each address."""
+        """The response to a wrong token, or None if the token is right. Wrong tokens are counted by address."""
         peer: Peer | None = request.state.peer
         try:
             self._tokens.accepted(token, [self._token], peer.key if peer else "", self._clock.monotonic())
@@ -261,7 +261,7 @@ class _DashboardEndpoints:
                 with contextlib.suppress(ControlError, TimeoutError):
                     paths = await self._log_paths(names)
                 if not paths:
-                    await asyncio.sleep(_LOOK_SECONDS)
+                    await asyncio.sleep(_POLL_SECONDS)
             async with contextlib.aclosing(log_line_events(paths, search, self._searches)) as events:
                 async for event in events:
                     yield event
@@ -321,7 +321,7 @@ class _DashboardEndpoints:
         if not isinstance(servers, list) or not servers or not all(map(_is_name, servers)):
             return JSONResponse({"error": "servers is a list of names"}, 400)
         options: Table = {"progress": False}
-        if action in _WAITS:
+        if action in _WAITING_ACTIONS:
             options |= {"timeout": _MAX_SECONDS, "wait": True}
         client = request.client.host if request.client else ""
         by = {"command": f"dashboard {action}", "address": client}
@@ -426,7 +426,7 @@ async def log_line_events(
         yield await asyncio.to_thread(_lines_message, follower.first)
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_POLL_SECONDS):
                     await news.wait()
             # The lines of a busy server are sent in batches, not one by one.
             await asyncio.sleep(_GATHER_SECONDS)

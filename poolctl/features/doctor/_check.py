@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, ServerConfig
 
 _ANSWER_SECONDS = 3.0
-# Keeper, supervisor, logger and zygote.
+# The pool's processes other than workers: keeper, supervisor, logger and zygote.
 _OWN_PROCESSES = 4
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the checks see of the machine: its files, which are under `root`, and this process's user and limits."""
+    """The machine as the checks read it: files below `root`, and the user and limits of this process."""
 
     root: str = ""
     uid: int = field(default_factory=os.geteuid)
@@ -56,7 +56,7 @@ class Machine:
         return os.path.exists(f"{self.root}{path}")
 
     def control_groups(self, controller: str) -> Iterator[str]:
-        """The directories, to read files in, of this process's control group and of its ancestors."""
+        """The directories of this process's control group and of its ancestors, for `text` and `number`."""
         groups = control_groups(controller, f"{self.root}/sys/fs/cgroup", f"{self.root}/proc/self/cgroup")
         return (directory.removeprefix(self.root) for directory in groups)
 
@@ -126,7 +126,7 @@ class CheckContext:
 
     @property
     def served(self) -> set[str]:
-        """The servers with sockets that the supervisor holds."""
+        """The names of the running supervisor's servers that have not ended, so that it holds their sockets."""
         return {item.name for item in self.items if item.state not in ENDED}
 
     @property

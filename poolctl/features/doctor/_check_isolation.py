@@ -28,29 +28,29 @@ from ._check import CheckContext, CheckResult, ok, problem, warning
 def shared_users(context: CheckContext) -> Iterator[CheckResult]:
     """Servers that share a `user`. In a pool with several users they may have been meant to be isolated."""
     users = os_users_by_server(context.servers)
-    named = {server.name for server in context.servers if server.user}
-    sharing: dict[str, list[str]] = {}
+    with_user = {server.name for server in context.servers if server.user}
+    servers_by_user: dict[str, list[str]] = {}
     for name, user in users.items():
-        if name in named:
-            sharing.setdefault(user, []).append(name)
-    for user, names in sharing.items():
+        if name in with_user:
+            servers_by_user.setdefault(user, []).append(name)
+    for user, names in servers_by_user.items():
         if len(names) == 1:
             continue
-        said = f"{', '.join(names)} share the user {user!r}: they are not isolated from each other"
+        message = f"{', '.join(names)} share the user {user!r}: they are not isolated from each other"
         if len(set(users.values())) > 1:
-            yield warning("users", said, "give each its own user if they must be isolated")
+            yield warning("users", message, "give each its own user if they must be isolated")
         else:
-            yield ok("users", said)
-    if named and len(named) == len(sharing):
-        yield ok("users", f"no servers share a user: {', '.join(sharing)}")
+            yield ok("users", message)
+    if with_user and len(with_user) == len(servers_by_user):
+        yield ok("users", f"no servers share a user: {', '.join(servers_by_user)}")
 
 
 def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
-    """Files of the pool, and files that its servers run or read, that other users can change."""
+    """Files of the pool, and files that decide what its servers run, that other users can change."""
     if context.pool is None:
         return
     users_of_group = _users_of_groups()
-    concerned: dict[str, list[str]] = {}  # by path
+    names_by_path: dict[str, list[str]] = {}  # by path
     own_uid = os.geteuid()
     trusted = _trusted({own_uid}, users_of_group)
     unreadable = []
@@ -61,7 +61,7 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
             fix = "write one with poolctl init, or name another with -c"
             unreadable.append(problem("files", f"{file}: {error.strerror}", fix))
         if path := trusted.replaceable_component(file):
-            concerned.setdefault(path, []).append("the pool")
+            names_by_path.setdefault(path, []).append("the pool")
     users = {"the pool": {0, own_uid}}
     for server in with_resolved_references(context.servers):
         try:
@@ -75,16 +75,16 @@ def files_others_may_change(context: CheckContext) -> Iterator[CheckResult]:
             python = interpreter(server.python)
             changeable.add(find_path_others_may_change(python, context.env, trusted))
         for path in sorted(changeable - {""}):
-            concerned.setdefault(path, []).append(server.name)
+            names_by_path.setdefault(path, []).append(server.name)
     yield from unreadable
     for path in dict.fromkeys(env_file for server in context.servers for env_file in _env_files(server)):
         if os.path.exists(path) and os.stat(path).st_mode & stat.S_IROTH:
-            said = f"any user can read {path}, and what is secret in it"
-            yield warning("files", said, f"chmod o-r {shlex.quote(path)}")
-    for path, names in concerned.items():
-        who, fix = _who_and_fix(path, users[names[0]])
-        yield warning("files", f"{who} can change {path}, and so what {', '.join(names)} runs", fix)
-    if not (unreadable or concerned):
+            message = f"any user can read {path}, and what is secret in it"
+            yield warning("files", message, f"chmod o-r {shlex.quote(path)}")
+    for path, names in names_by_path.items():
+        users_text, fix = _who_and_fix(path, users[names[0]])
+        yield warning("files", f"{users_text} can change {path}, and so what {', '.join(names)} runs", fix)
+    if not (unreadable or names_by_path):
         yield ok("files", ", ".join(context.pool.files))
 
 

@@ -29,18 +29,18 @@ from poolctl.runners.left_overs import left_over_text, left_overs
 from ._check import CheckContext, CheckResult, Machine, ok, problem, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
-_FILES = (
+_LOGIND_FILES = (
     "/etc/systemd/logind.conf",
     "/etc/systemd/logind.conf.d/*.conf",
     "/run/systemd/logind.conf.d/*.conf",
 )
-_NET = "/proc/sys/net"
-_LINGER = "/var/lib/systemd/linger"
-_FEW_FOR_A_WORKER = 256
-# A forked worker with a small application; the memory of the real application is unknown.
+_SYSCTL_DIRECTORY = "/proc/sys/net"
+_LINGER_DIRECTORY = "/var/lib/systemd/linger"
+_MIN_WORKER_OPEN_FILES = 256
+# The memory of a forked worker with a small application; that of the real application is unknown.
 _WORKER_BYTES = 8 << 20
-_OWN_BYTES = 96 << 20
-_ON_THE_NETWORK = {
+_POOL_BYTES = 96 << 20
+_NETWORK_FILE_SYSTEMS = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs",
 }  # fmt: skip
 _SCARCE_BYTES, _LOW_BYTES = 16 << 20, 256 << 20
@@ -86,7 +86,7 @@ def _test_pidfd_support() -> None:
         os.close(fd)
 
 
-def _getfd() -> None:
+def _test_pidfd_getfd_support() -> None:
     with open(os.devnull) as null:
         os.close(copy_descriptor(os.getpid(), null.fileno()))
 
@@ -97,16 +97,16 @@ def _test_subreaper_support() -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def _memfd() -> None:
+def _test_memfd_support() -> None:
     os.close(os.memfd_create("poolctl-doctor"))
 
 
 _ADOPTION = "a command's socket is not adopted after keeper and supervisor were killed"
 _FEATURES = (
     ("PR_SET_CHILD_SUBREAPER", "the keeper does not learn how servers exited", True, _test_subreaper_support),
-    ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _memfd),
+    ("memfd_create", "TLS keys cannot be passed on, and upgrades are impossible", True, _test_memfd_support),
     ("pidfd_open", "workers are not adopted after their keeper was killed", False, _test_pidfd_support),
-    ("pidfd_getfd", _ADOPTION, False, _getfd),
+    ("pidfd_getfd", _ADOPTION, False, _test_pidfd_getfd_support),
 )
 
 
@@ -117,18 +117,18 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("logout", "no logind that would stop the pool")
         return
     user = user_name(machine.uid)
-    if machine.uid == 0 or machine.exists(f"{_LINGER}/{user}"):
+    if machine.uid == 0 or machine.exists(f"{_LINGER_DIRECTORY}/{user}"):
         yield ok("logout", "the pool keeps running")
         return
-    said = [
+    settings = [
         match[1].lower()
-        for pattern in _FILES
+        for pattern in _LOGIND_FILES
         for path in sorted(glob.glob(pattern.lstrip("/"), root_dir=machine.root or "/"))
         for match in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", machine.text(f"/{path}"), re.MULTILINE)
     ]
-    if said and said[-1] in ("yes", "1", "true", "on"):
-        what = "logind stops the pool when its user logs out (KillUserProcesses)"
-        yield warning("logout", what, f"loginctl enable-linger {user}, or poolctl export systemd")
+    if settings and settings[-1] in ("yes", "1", "true", "on"):
+        message = "logind stops the pool when its user logs out (KillUserProcesses)"
+        yield warning("logout", message, f"loginctl enable-linger {user}, or poolctl export systemd")
     else:
         yield ok("logout", "the pool keeps running")
 
@@ -140,43 +140,52 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
         keeper = context.about.keeper_pid
         with contextlib.suppress(OSError):
             _, hard = resource.prlimit(int(keeper), resource.RLIMIT_NOFILE)
-    need = open_files_per_pool_process((server, server.scale.min) for server in context.servers)
-    most = open_files_per_pool_process((server, server.scale.max) for server in context.servers)
-    said = f"the limit is {hard}, the pool needs {need}"
-    if hard != resource.RLIM_INFINITY and need > hard:
-        yield problem("open files", said, RAISE_OPEN_FILES)
-    elif hard != resource.RLIM_INFINITY and most > hard:
+    required = open_files_per_pool_process((server, server.scale.min) for server in context.servers)
+    required_at_maximum = open_files_per_pool_process(
+        (server, server.scale.max) for server in context.servers
+    )
+    message = f"the limit is {hard}, the pool needs {required}"
+    if hard != resource.RLIM_INFINITY and required > hard:
+        yield problem("open files", message, RAISE_OPEN_FILES)
+    elif hard != resource.RLIM_INFINITY and required_at_maximum > hard:
         yield warning(
-            "open files", f"{said}, and {most} with all servers at their largest scale", RAISE_OPEN_FILES
+            "open files",
+            f"{message}, and {required_at_maximum} with all servers at their largest scale",
+            RAISE_OPEN_FILES,
         )
-    elif soft < _FEW_FOR_A_WORKER:
-        few = f"a worker may open only {soft}, and each connection counts"
-        yield warning("open files", few, "ulimit -n, or limits.open_files of the servers")
+    elif soft < _MIN_WORKER_OPEN_FILES:
+        warning_text = f"a worker may open only {soft}, and each connection counts"
+        yield warning("open files", warning_text, "ulimit -n, or limits.open_files of the servers")
     else:
-        yield ok("open files", f"{said}; {soft} for each worker")
+        yield ok("open files", f"{message}; {soft} for each worker")
     for server in context.servers:
-        wanted = server.limits.open_files
-        if wanted and wanted > hard != resource.RLIM_INFINITY and context.machine.uid:
-            said = f"{server.name} is configured for {wanted}, above the limit of {hard}"
-            yield problem("open files", said, RAISE_OPEN_FILES)
+        limit = server.limits.open_files
+        if limit and limit > hard != resource.RLIM_INFINITY and context.machine.uid:
+            message = f"{server.name} is configured for {limit}, above the limit of {hard}"
+            yield problem("open files", message, RAISE_OPEN_FILES)
 
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the limits of this user and this control group leave room for the processes that the pool needs."""
-    need = context.processes + THREADS  # a thread counts as a process
+    required = context.processes + THREADS  # a thread counts as a process
     machine, limit = context.machine, context.machine.max_processes
     is_limited = limit != resource.RLIM_INFINITY and machine.uid and not context.items
-    if is_limited and limit - (threads := threads_of_user()) < need:
-        said = f"this user may have {limit} and has {threads}; the pool needs about {need} more"
-        yield problem("processes", said, "ulimit -u, or nproc in /etc/security/limits.conf")
+    if is_limited and limit - (threads := threads_of_user()) < required:
+        message = f"this user may have {limit} and has {threads}; the pool needs about {required} more"
+        yield problem("processes", message, "ulimit -u, or nproc in /etc/security/limits.conf")
         return
     for directory in machine.control_groups("pids"):
-        most, now = machine.number(f"{directory}/pids.max"), machine.number(f"{directory}/pids.current") or 0
-        if most is not None and most - now < need and not context.items:
-            said = f"the control group may have {most} and has {now}; the pool needs about {need} more"
-            yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
+        maximum, current = (
+            machine.number(f"{directory}/pids.max"),
+            machine.number(f"{directory}/pids.current") or 0,
+        )
+        if maximum is not None and maximum - current < required and not context.items:
+            message = f"the control group may have {maximum} and has {current}; the pool needs about {required} more"
+            yield problem(
+                "processes", message, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max"
+            )
             return
-    yield ok("processes", f"the pool needs about {need}")
+    yield ok("processes", f"the pool needs about {required}")
 
 
 def threads_of_user() -> int:
@@ -195,28 +204,28 @@ def memory(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the available memory suffices for the pool, if it is not running."""
     machine = context.machine
     available = re.search(r"^MemAvailable:\s+(\d+) kB", machine.text("/proc/meminfo"), re.MULTILINE)
-    left = int(available[1]) * 1024 if available else 0
-    where, fix = "are available", "stop other programs, or add memory"
+    free_bytes = int(available[1]) * 1024 if available else 0
+    place_text, fix = "are available", "stop other programs, or add memory"
     for directory in machine.control_groups("memory"):
-        most = machine.number(f"{directory}/memory.max") or machine.number(
+        maximum = machine.number(f"{directory}/memory.max") or machine.number(
             f"{directory}/memory.limit_in_bytes"
         )
-        now = (
+        current = (
             machine.number(f"{directory}/memory.current")
             or machine.number(f"{directory}/memory.usage_in_bytes")
             or 0
         )
-        if most is not None and most - now < left:
-            left, where = max(0, most - now), "are available to this control group"
+        if maximum is not None and maximum - current < free_bytes:
+            free_bytes, place_text = max(0, maximum - current), "are available to this control group"
             fix = "MemoryMax= of its unit, or --memory of its container"
-    need = _OWN_BYTES + context.processes * _WORKER_BYTES
-    said = f"{_mib(left)} {where}, the pool needs {_mib(need)} plus the memory of its applications"
-    if left and left < need and not context.items:
-        yield problem("memory", said, fix)
-    elif left and left < _OWN_BYTES:
-        yield warning("memory", f"{_mib(left)} {where}", fix)
+    required = _POOL_BYTES + context.processes * _WORKER_BYTES
+    message = f"{_mib(free_bytes)} {place_text}, the pool needs {_mib(required)} plus the memory of its applications"
+    if free_bytes and free_bytes < required and not context.items:
+        yield problem("memory", message, fix)
+    elif free_bytes and free_bytes < _POOL_BYTES:
+        yield warning("memory", f"{_mib(free_bytes)} {place_text}", fix)
     else:
-        yield ok("memory", said)
+        yield ok("memory", message)
 
 
 def _mib(count: int) -> str:
@@ -240,23 +249,23 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
             failures[name] = error
     for name, failure in zip(failures, name_holders([*failures.values()]), strict=True):
         yield problem("ports", f"{name}: {failure.message}", failure.hint or "choose another address")
-    without = {server.name for server in context.servers if not server.listens}
-    yield ok("ports", f"{len(served - without)} served, {free} free")
+    not_listening = {server.name for server in context.servers if not server.listens}
+    yield ok("ports", f"{len(served - not_listening)} served, {free} free")
 
 
 def _socket_directory(name: str, path: str) -> Iterator[CheckResult]:
     directory = os.path.dirname(path)
     if not os.access(directory, os.W_OK | os.X_OK):
-        what = "is not writable" if os.path.isdir(directory) else "does not exist"
-        yield problem("ports", f"{name}: {directory} {what}", f"mkdir -p {directory}, owned by this user")
+        fault = "is not writable" if os.path.isdir(directory) else "does not exist"
+        yield problem("ports", f"{name}: {directory} {fault}", f"mkdir -p {directory}, owned by this user")
 
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the kernel lets enough connections queue while a server restarts or wakes."""
-    most = context.machine.text(f"{_NET}/core/somaxconn")
-    if most.isdecimal() and int(most) < BACKLOG:
-        said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
-        yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
+    maximum = context.machine.text(f"{_SYSCTL_DIRECTORY}/core/somaxconn")
+    if maximum.isdecimal() and int(maximum) < BACKLOG:
+        message = f"only {maximum} connections may wait while a server restarts, not {BACKLOG}"
+        yield warning("backlog", message, f"sysctl -w net.core.somaxconn={BACKLOG}")
     else:
         yield ok("backlog", f"{BACKLOG} connections may wait while a server restarts")
 
@@ -264,10 +273,10 @@ def backlog(context: CheckContext) -> Iterator[CheckResult]:
 def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     """Whether this machine's outgoing connections could take a port before its server opens it."""
     machine = context.machine
-    first, _, last = machine.text(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
+    first, _, last = machine.text(f"{_SYSCTL_DIRECTORY}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
         return
-    reserved = _ranges(machine.text(f"{_NET}/ipv4/ip_local_reserved_ports"))
+    reserved = _ranges(machine.text(f"{_SYSCTL_DIRECTORY}/ipv4/ip_local_reserved_ports"))
     at_risk = sorted(
         {
             address.port
@@ -278,8 +287,10 @@ def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     )
     if at_risk:
         listed = ",".join(map(str, at_risk))
-        said = f"outgoing connections use ports {first}-{last} and may occupy {listed} when a server starts"
-        yield warning("port range", said, f"sysctl -w net.ipv4.ip_local_reserved_ports={listed}")
+        message = (
+            f"outgoing connections use ports {first}-{last} and may occupy {listed} when a server starts"
+        )
+        yield warning("port range", message, f"sysctl -w net.ipv4.ip_local_reserved_ports={listed}")
     else:
         yield ok("port range", f"no server's port is in the range of outgoing connections, {first}-{last}")
 
@@ -302,8 +313,8 @@ def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
                 "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
             )
         elif is_live(address.path):
-            said = f"{name}: another process listens on {address.path}"
-            yield problem("sockets", said, f"fuser {address.path} shows the process")
+            message = f"{name}: another process listens on {address.path}"
+            yield problem("sockets", message, f"fuser {address.path} shows the process")
         else:
             yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
 
@@ -319,9 +330,9 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("runtime directory", error.message, error.hint)
         return
     if kind := network_file_system(root, context.machine):
-        said = f"{root} is on a network file system ({kind}), where Unix sockets do not work"
+        message = f"{root} is on a network file system ({kind}), where Unix sockets do not work"
         fix = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
-        yield problem("runtime directory", said, fix)
+        yield problem("runtime directory", message, fix)
         return
     yield from free_space("runtime directory", root, os.statvfs(root))
 
@@ -329,7 +340,7 @@ def runtime_directory_check(context: CheckContext) -> Iterator[CheckResult]:
 def _runtime_root_or_parent(context: CheckContext) -> str:
     """Return the runtime directory, or if it is missing, the nearest one above it. Raises ControlError if unusable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
-    refused = ""
+    reason = ""
     for path in pool_paths.runtime_root_candidates(context.env):
         if os.path.lexists(path) and not explicit:
             pool_paths.check_private(path)
@@ -337,10 +348,10 @@ def _runtime_root_or_parent(context: CheckContext) -> str:
         if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
             return existing
         read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
-        why = "is on a read-only file system" if read_only else "is not writable"
-        refused = refused or f"{existing} {why}"
+        fault = "is on a read-only file system" if read_only else "is not writable"
+        reason = reason or f"{existing} {fault}"
     raise ControlError(
-        f"no runtime directory: {refused}",
+        f"no runtime directory: {reason}",
         exit_code=NOT_PERMITTED,
         hint=f"set {pool_paths.RUNTIME_VARIABLE} to a writable directory",
     )
@@ -361,14 +372,14 @@ def state_directory_check(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("state directory", f"{directory} is not writable", fix)
         return
     if kind := network_file_system(directory, context.machine):
-        where = f"{directory} is on a network file system ({kind})"
+        message = f"{directory} is on a network file system ({kind})"
         fix = f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
-        yield warning("state directory", f"{where}: no logs are written while it is unavailable", fix)
+        yield warning("state directory", f"{message}: no logs are written while it is unavailable", fix)
     yield from free_space("state directory", directory, os.statvfs(directory))
     for server in context.servers:
         if server.log.path and not os.access(_nearest_existing(server.log.path), os.W_OK):
-            said = f"{server.name}: its log {server.log.path} is not writable"
-            yield problem("state directory", said, "make this user its owner, or change log.path")
+            message_ = f"{server.name}: its log {server.log.path} is not writable"
+            yield problem("state directory", message_, "make this user its owner, or change log.path")
 
 
 def disks(context: CheckContext) -> Iterator[CheckResult]:
@@ -397,20 +408,20 @@ def _nearest_existing(path: str) -> str:
 
 def free_space(check: str, path: str, file_system: os.statvfs_result) -> Iterator[CheckResult]:
     """Whether the file system of the directory `path` can be written and has space left."""
-    left = file_system.f_bavail * file_system.f_frsize
+    free_bytes = file_system.f_bavail * file_system.f_frsize
     fix = "free space there, or use another directory"
     if file_system.f_flag & os.ST_RDONLY:
         yield problem(
             check, f"{path} is on a read-only file system", "mount -o remount,rw, or use another directory"
         )
-    elif left < _SCARCE_BYTES:
-        yield problem(check, f"{path} has {left >> 10} KiB left", fix)
+    elif free_bytes < _SCARCE_BYTES:
+        yield problem(check, f"{path} has {free_bytes >> 10} KiB left", fix)
     elif file_system.f_files and file_system.f_favail < _SCARCE_FILES:
         yield problem(check, f"{path} has room for {file_system.f_favail} more files (inodes)", fix)
-    elif left < _LOW_BYTES:
-        yield warning(check, f"{path} has {left >> 20} MiB left", fix)
+    elif free_bytes < _LOW_BYTES:
+        yield warning(check, f"{path} has {free_bytes >> 20} MiB left", fix)
     else:
-        yield ok(check, f"{path}, {left >> 20} MiB left")
+        yield ok(check, f"{path}, {free_bytes >> 20} MiB left")
 
 
 def network_file_system(path: str, machine: Machine) -> str:
@@ -424,11 +435,11 @@ def network_file_system(path: str, machine: Machine) -> str:
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= longest:
             longest, kind = len(point), source.split()[0]
-    return kind if kind in _ON_THE_NETWORK else ""
+    return kind if kind in _NETWORK_FILE_SYSTEMS else ""
 
 
 def leftovers(context: CheckContext) -> Iterator[CheckResult]:
-    """Entries in the runtime directories that belong to no running pool."""
+    """Entries of the runtime directories that do not belong to a running pool."""
     results = [
         leftover
         for root in pool_paths.runtime_root_candidates(context.env)
@@ -444,12 +455,12 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
         elif os.path.isdir(path) and not is_live(socket):
-            if left := left_overs(path):
-                said = f"{path}: {left_over_text(leftover.label for leftover in left)}"
-                yield problem("leftovers", said, "poolctl start or poolctl stop ends them")
+            if processes := left_overs(path):
+                message = f"{path}: {left_over_text(leftover.label for leftover in processes)}"
+                yield problem("leftovers", message, "poolctl start or poolctl stop ends them")
             elif os.path.lexists(socket):
-                said = f"{path}: its supervisor is gone, its socket is left over"
-                yield warning("leftovers", said, " ".join(["rm -r", path, *_links(root, name)]))
+                message = f"{path}: its supervisor is gone, its socket is left over"
+                yield warning("leftovers", message, " ".join(["rm -r", path, *_links(root, name)]))
 
 
 def _links(root: str, key: str) -> list[str]:

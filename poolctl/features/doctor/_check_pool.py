@@ -28,10 +28,10 @@ from poolctl.routing.route_report import EXCLUDED
 
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
-_ASK_SECONDS = 20.0
+_VERSIONS_TIMEOUT_SECONDS = 20.0
 # The key of a certificate in servers, tables and the gateway's listeners, which may have several certificates.
 _CERTIFICATE = re.compile(r"\btls(\[\d+\])?\.cert$")
-_ASK = """
+_VERSIONS_PROGRAM = """
 import json, sys
 from importlib.metadata import PackageNotFoundError, version
 def of(name):
@@ -42,9 +42,9 @@ def of(name):
 print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn", "uvloop", "httptools")}}))
 """
 
-_WRONG_KEY = "its key belongs to another certificate"
+_WRONG_KEY_TEXT = "its key belongs to another certificate"
 _NAMES_SHOWN = 5
-_NOT_INSTALLED = " not installed"  # of a library, and the command that installs it follows
+_NOT_INSTALLED = " not installed"  # in a warning about a library, before the command that installs it
 
 
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
@@ -74,8 +74,8 @@ def certificates(context: CheckContext) -> Iterator[CheckResult]:
     warned = [(key, note) for key, note in warned if _CERTIFICATE.search(key)]
     for key, note in warned:
         table = key.partition(".")[0]
-        said = f"{note.name or f'[{table}]'}: {note.message}"
-        yield warning("certificates", said, "renew it, then run poolctl reload")
+        message = f"{note.name or f'[{table}]'}: {note.message}"
+        yield warning("certificates", message, "renew it, then run poolctl reload")
     if tls and not warned:
         yield ok("certificates", f"those of {', '.join(tls)} are valid")
 
@@ -115,12 +115,12 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("keeper", about.keeper_problem, fix)
     advice = {name: fix for feature in features() for name, fix in feature.warnings.items()}
     for text in about.not_served or ():
-        table, _, why = text.partition(": ")
+        table, _, reason = text.partition(": ")
         if (name := table.strip("[]")) in advice:
-            yield warning(table, why, advice[name])
+            yield warning(table, reason, advice[name])
         else:
-            message, _, command = why.partition("; ") if _NOT_INSTALLED in why else (why, "", "")
-            yield problem(table, message, command or _fix_for_unserved_endpoint(table, why))
+            message, _, command = reason.partition("; ") if _NOT_INSTALLED in reason else (reason, "", "")
+            yield problem(table, message, command or _fix_for_unserved_endpoint(table, reason))
     if context.gateway is not None and not context.gateway["problem"]:
         gateway = from_json(GatewayStatus, context.gateway)
         listed = ", ".join(gateway.addresses)
@@ -129,8 +129,8 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         )
     for route in context.routes:
         if route.why and route.way != EXCLUDED:
-            said = f"the route {route.alias} is {route.state}: {route.why}"
-            yield warning("[gateway]", said, "poolctl health --routes")
+            route_message = f"the route {route.alias} is {route.state}: {route.why}"
+            yield warning("[gateway]", route_message, "poolctl health --routes")
 
 
 def _fix_for_unserved_endpoint(table: str, why: str) -> str:
@@ -139,7 +139,7 @@ def _fix_for_unserved_endpoint(table: str, why: str) -> str:
         return "make it writable, or name another file as events.path, then run poolctl reload"
     if why.startswith(("it has no token", "its token")):
         return "export the variable, then run poolctl reload --env; or name a token_file"
-    if _WRONG_KEY in why:
+    if _WRONG_KEY_TEXT in why:
         return "name the key that the certificate was made for, then run poolctl reload"
     if why.startswith(("cannot read ", "tls.")) or " cannot be used" in why:
         return f"check `tls` of {table}, then run poolctl reload"
@@ -152,33 +152,33 @@ def _fix_for_unserved_endpoint(table: str, why: str) -> str:
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:
     """The servers of a running pool that have failed, or are in backoff or unhealthy."""
-    bad = False
+    has_problem = False
     for item in context.items:
         name, state = item.name, item.state
         if state in ("failed", "backoff"):
-            bad = True
+            has_problem = True
             failure = context.failures.get(name)
-            why = failure.message.partition("\n")[0] if failure else f"restarted {item.restarts} times"
+            reason = failure.message.partition("\n")[0] if failure else f"restarted {item.restarts} times"
             fix = (failure and failure.hint) or f"poolctl logs {name}"
-            now = "is in backoff" if state == "backoff" else "has failed"
-            yield problem("servers", f"{name} {now}: {why}", fix)
+            state_text = "is in backoff" if state == "backoff" else "has failed"
+            yield problem("servers", f"{name} {state_text}: {reason}", fix)
         elif item.health in ("warn", "ko"):
-            bad = True
-            said = f"{name} is {state} but its health is {item.health}"
-            yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
-    if context.items and not bad:
+            has_problem = True
+            message = f"{name} is {state} but its health is {item.health}"
+            yield warning("servers", message, f"poolctl show {name}, poolctl logs {name}")
+    if context.items and not has_problem:
         states = Counter("ready" if item.ready else item.state for item in context.items)
         yield ok("servers", ", ".join(f"{count} {state}" for state, count in states.items()))
 
 
 def readiness(context: CheckContext) -> Iterator[CheckResult]:
     """Servers without a readiness probe: new code replaces the running code even if it does not work."""
-    without = [
+    unprobed = [
         server.name for server in context.servers if server.listens and server.health.readiness is None
     ]
-    if without:
-        more = f" and {len(without) - _NAMES_SHOWN} more" if len(without) > _NAMES_SHOWN else ""
-        names = f"{', '.join(without[:_NAMES_SHOWN])}{more}"
+    if unprobed:
+        rest = f" and {len(unprobed) - _NAMES_SHOWN} more" if len(unprobed) > _NAMES_SHOWN else ""
+        names = f"{', '.join(unprobed[:_NAMES_SHOWN])}{rest}"
         text = f"without a readiness probe, so new code that starts and does not work may replace it: {names}"
         yield warning("readiness", text, 'health = "/PATH" in its table')
 
@@ -189,9 +189,9 @@ def left_processes(context: CheckContext) -> Iterator[CheckResult]:
         return
     workers = {pid for item in context.items for pid in item.pids}
     for name, pid in left_daemons(context.about.keeper_pid, workers):
-        said = f"{name} has left pid {pid} ({process_name(pid)}) behind, with a session of its own"
+        message = f"{name} has left pid {pid} ({process_name(pid)}) behind, with a session of its own"
         yield warning(
-            "processes", said, "keep the program in the foreground; poolctl stop ends it with the pool"
+            "processes", message, "keep the program in the foreground; poolctl stop ends it with the pool"
         )
 
 
@@ -202,69 +202,71 @@ def supervisor_version_match(context: CheckContext) -> Iterator[CheckResult]:
     too_old = stop_and_start(about.files) if about is not None and about.protocol < PROTOCOL else ""
     fix = too_old or "poolctl upgrade: the servers keep serving"
     if about is not None and about.version != __version__:
-        said = f"{__version__} is installed, the supervisor runs {about.version}"
-        yield warning("poolctl", said, fix)
+        message = f"{__version__} is installed, the supervisor runs {about.version}"
+        yield warning("poolctl", message, fix)
     elif about is not None and (too_old or about.build not in ("", installed_build())):
-        said = f"another build of {__version__} is installed than the supervisor runs"
-        yield warning("poolctl", said, fix)
+        message = f"another build of {__version__} is installed than the supervisor runs"
+        yield warning("poolctl", message, fix)
     elif about is not None and about.python != python:
-        said = f"the supervisor runs on Python {about.python}, poolctl on {python}"
-        yield warning("poolctl", said, stop_and_start(about.files))
+        message = f"the supervisor runs on Python {about.python}, poolctl on {python}"
+        yield warning("poolctl", message, stop_and_start(about.files))
     else:
         yield ok("poolctl", f"{__version__} on Python {python} ({sys.executable})")
 
 
 def packages(context: CheckContext) -> Iterator[CheckResult]:
     """Whether each interpreter of the servers is recent enough, and has uvicorn."""
-    using: dict[str, list[ServerConfig]] = {}
+    servers_by_python: dict[str, list[ServerConfig]] = {}
     for server in context.servers:
         if not server.command:
             python = interpreter(server.python)
-            using.setdefault(python, []).append(server)
-    for python, servers in using.items():
+            servers_by_python.setdefault(python, []).append(server)
+    for python, servers in servers_by_python.items():
         yield _package_result(python, servers)
 
 
 def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
-    # None stands for this user, if at least one server runs the interpreter as this user.
+    # None, which means this user, if any server runs the interpreter as this user.
     user = None if any(server.user is None for server in servers) else servers[0].user
     versions = _query_packages(python, user)
-    whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+    users_text = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
     if isinstance(versions, str):
         return problem(
-            "interpreter", f"{python} ({whose}): {versions}", "fix `python` of the servers, or $VIRTUAL_ENV"
+            "interpreter",
+            f"{python} ({users_text}): {versions}",
+            "fix `python` of the servers, or $VIRTUAL_ENV",
         )
     version = ".".join(map(str, versions["python"]))
     if tuple(versions["python"][:2]) < MIN_PYTHON:
         fix = "use Python 3.11 or newer"
-        return problem("interpreter", f"{python} ({whose}) is Python {version}", fix)
-    if (unfit := uvicorn_problem(python, versions["uvicorn"])) is not None:
-        return problem("interpreter", f"{python} ({whose}) {unfit[0]}", unfit[1])
+        return problem("interpreter", f"{python} ({users_text}) is Python {version}", fix)
+    if (uvicorn_fault := uvicorn_problem(python, versions["uvicorn"])) is not None:
+        return problem("interpreter", f"{python} ({users_text}) {uvicorn_fault[0]}", uvicorn_fault[1])
     slow = [name for name in ("uvloop", "httptools") if versions[name] is None]
-    said = f"{python}: Python {version}, uvicorn {versions['uvicorn']}"
+    message = f"{python}: Python {version}, uvicorn {versions['uvicorn']}"
     if slow:
         advice = f"faster with {' and '.join(slow)}: {install_command(python, *slow)}"
-        return ok("interpreter", f"{said}; {advice}")
-    return ok("interpreter", f"{said}, uvloop {versions['uvloop']}, httptools {versions['httptools']}")
+        return ok("interpreter", f"{message}; {advice}")
+    return ok("interpreter", f"{message}, uvloop {versions['uvloop']}, httptools {versions['httptools']}")
 
 
 def _query_packages(python: str, user: str | None) -> Table | str:
     try:
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [python, "-c", _ASK],
+        process: subprocess.CompletedProcess[str] = subprocess.run(
+            [python, "-c", _VERSIONS_PROGRAM],
             capture_output=True,
             text=True,
-            timeout=_ASK_SECONDS,
+            timeout=_VERSIONS_TIMEOUT_SECONDS,
             **start_options(python, user, os.environ),
         )
-        versions: Table = json.loads(done.stdout)
+        versions: Table = json.loads(process.stdout)
     except OSError as error:
         return error.strerror or str(error)
     except subprocess.TimeoutExpired:
-        return f"did not answer within {_ASK_SECONDS:.0f} s"
+        return f"did not answer within {_VERSIONS_TIMEOUT_SECONDS:.0f} s"
     except ValueError:
-        return (done.stderr.strip().splitlines() or ["printed nothing"])[-1]
+        return (process.stderr.strip().splitlines() or ["printed nothing"])[-1]
     return versions
 
 

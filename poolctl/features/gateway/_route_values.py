@@ -24,7 +24,7 @@ _label = re.compile(r"[a-z0-9_*](?:[a-z0-9_*-]{0,61}[a-z0-9_*])?")
 
 
 def canonical_route_host(text: str) -> str:
-    """The host of a route in its canonical form: lower case, without a dot at its end; "" for every host."""
+    """Canonicalize a route's host: lower case, without a trailing dot; "" for every host."""
     host = text.strip().lower().removesuffix(".")
     if host in ("", "*"):
         return ""
@@ -50,7 +50,7 @@ def canonical_route_host(text: str) -> str:
 
 
 def canonical_route_path(text: str) -> str:
-    """The path prefix of a route in its canonical form: without a / at its end, except "/" itself."""
+    """Canonicalize a route's path prefix: without a trailing slash, except "/" itself."""
     if not text.startswith("/"):
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
     if re.search(r"[\x00-\x20\x7f?#]", text):
@@ -136,8 +136,8 @@ def canonical_stream_target(text: str) -> str:
 def _connectable_address(text: str, allowed: str) -> Address:
     try:
         address = parse(text)
-    except AddressError as problem:
-        raise BadValue(problem.message, allowed) from None
+    except AddressError as error:
+        raise BadValue(error.message, allowed) from None
     refuse_long_path(address)
     if address.is_wildcard and text.startswith(":"):
         raise BadValue("the host is missing", allowed)

@@ -119,10 +119,10 @@ def _sentence(host: BackendReport) -> str:
     return f"{name}: {host.state} until {until}; --for 0 disables it until {command}"
 
 
-def _local_time(stamped: str) -> str:
+def _local_time(timestamp: str) -> str:
     """The timestamp as local time, with the date if it is not today; "" for ""."""
-    if not stamped:
+    if not timestamp:
         return ""
-    moment = time.localtime(seconds_of(stamped))
-    is_today = moment[:3] == time.localtime()[:3]
-    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S", moment)
+    local = time.localtime(seconds_of(timestamp))
+    is_today = local[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S", local)

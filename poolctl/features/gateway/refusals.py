@@ -1,7 +1,7 @@
-"""Finds what HAProxy refuses before anything is started: runs `haproxy -c`, and maps its alerts to keys of the file.
+"""Validates the configuration by `haproxy -c`, and maps its alerts to keys of the pool's file.
 
-HAProxy names a line of its own file. The comment above that line has the key (see `syntax.comment`), and the section
-tells which table has it.
+An alert names a line of HAProxy's file. The comment above that line has the key (see `syntax.comment`), and the section
+identifies the table.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _CHECK_SECONDS = 15.0
 _SHOWN_CHARACTERS = 300
 # HAProxy does not open addresses while it checks a file, but it would look at descriptors, which do not exist yet.
 _ANY_ADDRESS = "127.0.0.1:1"
-_PLACE = re.compile(r"\[[^][]*haproxy\.cfg:(\d+)\]")
+_ALERT_LINE = re.compile(r"\[[^][]*haproxy\.cfg:(\d+)\]")
 _BIND = re.compile(rf" for bind '{_ANY_ADDRESS}' at|'bind {_ANY_ADDRESS}' in section '\w+' : ")
 _COMMENT = re.compile(r"    # ([a-z_]+)(?:\.(\S+))?$")
 # Alerts that follow from others.
-_SUMMARY = re.compile(r"(Error\(s\)|Fatal errors) found|Failed to initialize|.* no such ACL ")
+_CONSEQUENTIAL_ALERT = re.compile(r"(Error\(s\)|Fatal errors) found|Failed to initialize|.* no such ACL ")
 _CERTIFICATE = "any.pem"
 # Stands for all certificates, which have checks of their own: HAProxy checks TLS options only with a certificate.
 _PEM = {
@@ -79,7 +79,7 @@ def refusals(servers: Iterable[ServerConfig], tables: Tables) -> Iterator[Locate
         processes={server.name: (_ANY_ADDRESS,) for server in listening if server.is_proxied},
     )
     configuration = configuration_of(
-        settings_of(gateway)._replace(user=""),  # it has checks of its own
+        settings_of(gateway)._replace(user=""),  # the user is checked elsewhere
         listeners or [HaproxyListener((_ANY_ADDRESS,))],  # HAProxy refuses a file without any
         http,
         streams,
@@ -117,7 +117,7 @@ def _alerts(program: str, configuration: HaproxyConfiguration) -> list[str]:
         return []
     output = (done.stderr + done.stdout).decode("utf-8", "replace")
     alerts = [alert.removeprefix("config : ") for alert in alerts_in(without_keys(output))]
-    return [alert for alert in dict.fromkeys(alerts) if not _SUMMARY.match(alert)] or [
+    return [alert for alert in dict.fromkeys(alerts) if not _CONSEQUENTIAL_ALERT.match(alert)] or [
         f"it exits with {done.returncode}: {' '.join(output.split())[-200:]}"
     ]
 
@@ -130,7 +130,7 @@ def _located(
     tables: Tables,
 ) -> Located:
     """The finding about the key behind the line that the alert names."""
-    place = _PLACE.search(alert)
+    place = _ALERT_LINE.search(alert)
     number = int(place[1]) - 1 if place is not None else 0
     start = next((line for line in range(number, -1, -1) if lines[line][:1].strip()), 0)
     words = lines[start].split()

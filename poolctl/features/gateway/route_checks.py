@@ -48,7 +48,7 @@ from .table import (
 )
 
 MAX_COMPARED = 200
-# These fields say where a request ends and which host it is for: a second one could turn one request into two.
+# Framing and host fields, set by the gateway: a second value could enable request smuggling.
 OWN_HEADERS = frozenset(
     {
         "connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate",
@@ -56,7 +56,7 @@ OWN_HEADERS = frozenset(
     }
 )  # fmt: skip
 SHOWN_NAMES = 3
-# How often HAProxy's counters are read, which decide about breakers.
+# The interval at which HAProxy's counters are read for the breakers.
 _COUNTED_SECONDS = 1.0
 
 _HTTPS = ("https://", "https+h2://")
@@ -112,7 +112,7 @@ def route_problems(
             *_header_change_problems(config),
             *_redirect_problems(config, paths),
             *_cookie_problems(config),
-            *_passed_tls_problems(config, index, gateway),
+            *_passthrough_problems(config, index, gateway),
         ):
             yield locate_finding(route, finding)
 
@@ -345,20 +345,22 @@ def _cookie_problems(route: RouteConfig) -> Iterator[Finding]:
         yield Finding(("sticky", "same_site"), message, "add secure = true")
 
 
-def _passed_tls_problems(route: RouteConfig, index: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
+def _passthrough_problems(
+    route: RouteConfig, index: ServerIndex, gateway: GatewayConfig
+) -> Iterator[Finding]:
     """Report a route that no listener serves, because all listeners pass TLS to the servers."""
     if not gateway.bind or any(listener.tls is not True for listener in gateway.bind):
         return
     servers = [server for server in index.servers_of(route) if not server.disabled and server.listens]
     is_whole_host = bool(route.host) and route.path == "/"
-    by_name_alone = is_whole_host and not any(_is_used(getattr(route, key)) for key in NEEDS_REQUESTS)
+    by_name_alone = is_whole_host and not any(_is_set(getattr(route, key)) for key in NEEDS_REQUESTS)
     if not (by_name_alone and route.policy != STICKY and servers and all(server.tls for server in servers)):
         message = "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
         yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
 
 
-def _is_used(value: object) -> bool:
-    if isinstance(value, RouteLimit) and _is_used(value.per_client):
+def _is_set(value: object) -> bool:
+    if isinstance(value, RouteLimit) and _is_set(value.per_client):
         return True
     if isinstance(value, ClientLimit):
         return bool(value.concurrency or value.requests_per_second)
@@ -413,22 +415,24 @@ def _unreachable_route_problems(served: list[tuple[WrittenRoute, RouteConfig]]) 
         if not (table.methods or table.headers or _redirects_to_https(table))
     }
     for (host, path), group in groups.items():
-        overriding = _overriding_route(host, path, unconditional)
+        better_host = _overriding_route(host, path, unconditional)
         group.sort(
             key=lambda pair: (not _redirects_to_https(pair[1]), not pair[1].methods, -len(pair[1].headers))
         )
         for index, (written, table) in enumerate(group):
             earlier = group[max(0, index - MAX_COMPARED) : index]
-            taking = next((other for other, its in earlier if _covers_conditions_of(its, table)), None)
-            if taking is not None:
+            winner = next(
+                (other for other, other_table in earlier if _covers_conditions_of(other_table, table)), None
+            )
+            if winner is not None:
                 message = (
-                    f"never reached: {_name_of(taking)} has the same host and path, and takes its requests"
+                    f"never reached: {_name_of(winner)} has the same host and path, and takes its requests"
                 )
                 fix = "change its path or conditions, or take it out"
                 yield locate_finding(written, Finding(_key(table), message, fix))
-            elif overriding is not None:
-                other = overriding.config.host if overriding.config else ""
-                name = _name_of(overriding)
+            elif better_host is not None:
+                other = better_host.config.host if better_host.config else ""
+                name = _name_of(better_host)
                 message = f"never reached: the host {other!r} of {name} comes first, and takes its requests"
                 fix = "write the host out, or give the other one a path"
                 yield locate_finding(written, Finding(("host",), message, fix))
@@ -493,7 +497,7 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
                 message = "the label has no effect: the pool has no gateway"
                 yield server, Finding(("labels", label), message, "add [gateway], or take the label out")
         return
-    for finding in _joined_timeouts(gateway.timeouts):
+    for finding in _shared_timeout_warnings(gateway.timeouts):
         yield None, finding._replace(path=("gateway", *finding.path))
     written = written_routes(index, tables)
     # The machines of [proxmox] bring routes of their own.
@@ -502,7 +506,7 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
         message = "the gateway has no route, so that every request gets 404"
         yield None, Finding(("gateway",), message, 'add a [[route]] with to = "NAME", or take [gateway] out')
     served = [(route, route.config) for route in written if route.config and not route.reason]
-    if gateway.threads > 1 and any(_is_used(config.limit) for _, config in served):
+    if gateway.threads > 1 and any(_is_set(config.limit) for _, config in served):
         message = "with several threads the limits of requests are approximate"
         yield None, Finding(("gateway", "threads"), message, "write threads = 1 for exact ones")
     for route, config in served:
@@ -527,7 +531,7 @@ def route_warnings(servers: Iterable[ServerConfig], tables: Tables, *, complete:
 def _hidden_challenges(
     route: RouteConfig, served: Sequence[tuple[WrittenRoute, RouteConfig]]
 ) -> Iterator[Finding]:
-    """Warn if a host's own route hides this route to the ACME challenges of all hosts (RFC 8555 §8.3)."""
+    """Warn if a route with a host takes ACME challenges away from this route for all hosts (RFC 8555 §8.3)."""
     if route.host or not route.path.startswith(_CHALLENGES):
         return
     answered = {other.host for _, other in served if other.path.startswith(_CHALLENGES)}
@@ -539,7 +543,7 @@ def _hidden_challenges(
         yield Finding(("path",), message, f'add host = "{hidden[0]}", with a route for each host', route.path)
 
 
-def _joined_timeouts(timeouts: RouteTimeouts) -> Iterator[Finding]:
+def _shared_timeout_warnings(timeouts: RouteTimeouts) -> Iterator[Finding]:
     """Warn if `head` and `idle` differ: HAProxy has one limit for both, and the longer one applies."""
     head, idle = timeouts.head, timeouts.idle
     if head != idle:
@@ -555,7 +559,7 @@ def _no_effect_warnings(
 ) -> Iterator[Finding]:
     """Report keys that do not have the expected effect."""
     if route.timeouts != gateway.timeouts:
-        yield from _joined_timeouts(route.timeouts)
+        yield from _shared_timeout_warnings(route.timeouts)
     for index, target in enumerate(route.to):
         sni = target.sni or ""
         if is_outside(target.to) and (
@@ -596,10 +600,10 @@ def check_program_and_certificates(
     warnings += _shared_user_warnings(gateway, servers)
     for index, listener in enumerate(gateway.bind):
         for number, tls in enumerate(_certificates(listener)):
-            errors, doubts = check_certificates(tls, env, now)
+            errors, found_warnings = check_certificates(tls, env, now)
             place = ("gateway", "bind", index, "tls", number)
             problems += [error._replace(path=(*place, *error.path[1:])) for error in errors]
-            warnings += [doubt._replace(path=(*place, *doubt.path[1:])) for doubt in doubts]
+            warnings += [doubt._replace(path=(*place, *doubt.path[1:])) for doubt in found_warnings]
             if not errors:
                 names.setdefault(listener.bind, []).extend(_names_of(tls))
     for route in tables.all(RouteConfig):
@@ -609,9 +613,9 @@ def check_program_and_certificates(
         ]
     for path, table in _listeners(gateway, tables.all(StreamConfig)):
         if table.owner:
-            errors, doubts = check_socket_owner((*path, "owner"), table.owner)
+            errors, found_warnings = check_socket_owner((*path, "owner"), table.owner)
             problems += errors
-            warnings += doubts
+            warnings += found_warnings
     return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]
 
 
@@ -720,12 +724,12 @@ def _missing_certificate_warnings(
         for route in routes_of(servers, tables)
         if isinstance(route, Route) and host_pattern(route.host).tier in (EXACT, DOMAIN)
     ]
-    for listener, certified in names.items():
-        uncovered = [route for route in routes if not names_cover(certified, route.host)]
+    for listener, covered_names in names.items():
+        uncovered = [route for route in routes if not names_cover(covered_names, route.host)]
         if not uncovered:
             continue
         first, hosts = uncovered[0], list(dict.fromkeys(route.host for route in uncovered))
-        its_names = f"its names are {_listed(certified)}" if certified else "it names no host"
+        its_names = f"its names are {_join_names(covered_names)}" if covered_names else "it names no host"
         others = len(hosts) - SHOWN_NAMES
         more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
         message = f"{listener} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
@@ -733,5 +737,5 @@ def _missing_certificate_warnings(
         yield Finding(path, message, "add one to the list of its tls", first.host)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")

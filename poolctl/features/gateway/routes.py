@@ -1,4 +1,4 @@
-"""The routes of a pool: from its files, then from its servers' labels and `expose`."""
+"""Builds a pool's routes: from its files, then from servers' labels and `expose`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def routes_of(servers: Iterable[ServerConfig], tables: Tables) -> tuple[AnyRoute
             route = _excluded(written, f"the alias {written.alias!r} is taken")
         aliases.add(written.alias)
         routes.append(route)
-    routes += (_port_of(server) for server in servers if server.is_proxied and not server.disabled)
+    routes += (
+        _proxied_port_stream(server) for server in servers if server.is_proxied and not server.disabled
+    )
     aliases = {server.name for server in servers if server.is_proxied}
     for stream in tables.all(StreamConfig):
         to, reasons = index.resolve(stream.to)
@@ -118,7 +120,7 @@ def probed_targets(tables: Tables) -> dict[str, tuple[Target, Probe, str]]:
 
 
 def probe_with_host(probe: Probe, host: str) -> Probe:
-    """The probe with this Host, which applications check, unless its own headers have one, or `host` is ""."""
+    """Add a Host header, which applications check, unless the probe has one or `host` is ""."""
     if not host or any(name.lower() == "host" for name in probe.headers):
         return probe
     return probe.model_copy(update={"headers": FrozenDict({"Host": host, **probe.headers})})
@@ -360,7 +362,7 @@ def _excluded(written: WrittenRoute, reason: str) -> ExcludedRoute:
     return ExcludedRoute(alias=written.alias, reason=reason, host=host, provider=provider)
 
 
-def _port_of(server: ServerConfig) -> StreamRoute:
+def _proxied_port_stream(server: ServerConfig) -> StreamRoute:
     """The stream that forwards the port of a proxied server to its processes, without time limits."""
     times = Timeouts(connect=_CONNECT_SECONDS, head=0.0, idle=0.0)
     return StreamRoute(

@@ -69,7 +69,7 @@ class GatewayRules(TableRules):
         routes = _list_of(RouteConfig, "route", merged_routes, problems)
         streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), problems)
         for problem in problems:
-            # In a short form the key is not written, so the path ends before it.
+            # In a short form the key is implicit, so the path ends before it.
             is_short = problem.path[-3::2] in (("to", "to"), ("bind", "bind"))
             findings.append(problem._replace(path=problem.path[:-1]) if is_short else problem)
         return {"gateway": gateway, "route": routes, "stream": streams}

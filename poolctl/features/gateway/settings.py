@@ -67,7 +67,7 @@ def settings_of(table: GatewayConfig) -> GatewaySettings:
 
 
 def unverifiable_address(url: str, *, sni: str, verify: bool) -> str:
-    """Why HAProxy cannot verify the certificate of a URL with an IP address; "" for other URLs."""
+    """Why HAProxy cannot verify the certificate of a URL with an IP address; "" if it can."""
     endpoint = Endpoint.of_url(url)
     is_address = match.is_ip_address(endpoint.host) or ":" in endpoint.host
     if not (endpoint.tls and verify and not sni and is_address):

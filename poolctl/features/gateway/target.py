@@ -44,8 +44,8 @@ _HEALTH = {
 class Target(NamedTuple):
     """A target of a route: its state, and the reason why it gets few or no requests.
 
-    `answers`: requests and probes succeed; None before the first one. While its breaker is half-open, it gets at most
-    `probes` requests at once. `serves`: it gets requests now, see `TargetsNow.of`.
+    `answers` is whether requests or probes have succeeded, None before the first. While its breaker is half-open, it
+    gets at most `probes` concurrent requests. `serves`: it gets requests now (see `TargetsNow.of`).
     """
 
     state: TargetState = TargetState.READY
@@ -104,7 +104,7 @@ class ServerFacts:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether connections wait in the forwarder while it starts, as the pool has no listener for it."""
+        """Whether connections wait in the forwarder while it starts, because the pool has no listener for it."""
         return self.binds_itself or self.processes is not None
 
 

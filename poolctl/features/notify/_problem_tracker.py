@@ -1,4 +1,4 @@
-"""Decides which messages a receiver gets and when: problems are batched, sent, repeated while they last, and resolved.
+"""Composes a receiver's messages: batches problems, repeats them while they last, and reports their resolution.
 
 Pure: the time is an argument, in seconds since the epoch.
 """
@@ -33,12 +33,12 @@ _OVER_SECONDS = 30.0
 
 
 class NotificationContext(NamedTuple):
-    """Facts about a pool for its notifications: `environment` may hold secrets, and commands run in `directory`."""
+    """What notifications need from the pool: `environment` may contain secrets; commands run in `directory`."""
 
     name: str
     environment: Mapping[str, str]
     directory: str
-    tags: Callable[[str], Collection[str]] = lambda server: ()  # the tags of a server
+    tags: Callable[[str], Collection[str]] = lambda server: ()  # returns a server's tags
 
 
 class Message(NamedTuple):
@@ -64,7 +64,7 @@ class MessageLine(NamedTuple):
 
 
 def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
-    """Combine the lines, at least one, into a message."""
+    """Combine one or more lines into a message."""
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
@@ -94,7 +94,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
 
 @dataclass(slots=True)
 class TrackedProblem:
-    """A problem that has not ended. `sent` is its severity when it was last sent to the receiver, "" if never."""
+    """An open problem. `sent` is its severity in the last message about it, "" if there was none."""
 
     event: JournalEvent
     severity: str
@@ -120,7 +120,7 @@ class TrackedProblem:
 
 
 class ProblemTracker:
-    """The open problems that concern one receiver; composes the messages about them when they are due."""
+    """Tracks the open problems that one receiver selects, and composes the messages about them when they are due."""
 
     def __init__(self, notify: Notify, facts: Callable[[], NotificationContext]) -> None:
         self._notify = notify

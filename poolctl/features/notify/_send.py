@@ -78,48 +78,48 @@ class NotificationSender:
         except SendFailed:
             raise
         except Exception as error:
-            # For example a thread that the machine refuses. The messages that wait must still be sent.
+            # For example if no thread can be started. The waiting messages must still be sent.
             logger.exception("%s: not expected", self._notify.label)
             raise SendFailed(_reason(error)) from error
 
     async def _post(self, message: Message) -> None:
         notify = self._notify
         url = notify.url or self._secret("url") or ""
-        path, extra, table = _request_parts(
+        path, extra_headers, document_ = _request_parts(
             notify.type, message, self._facts().name, notify.topic or "", self._secret("token")
         )
-        body = json.dumps(table, default=str).encode()
-        where = urlsplit(url)
-        if where.scheme not in ("http", "https") or not where.hostname:
+        body = json.dumps(document_, default=str).encode()
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SendFailed("its url is not an http or https address", again=False)
-        if where.username is not None and "authorization" not in extra:
-            whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
-            extra["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
-        tls = await self._tls_context() if where.scheme == "https" else None
-        target = f"{where.path.rstrip('/') if path else where.path}{path}" or "/"
-        target += f"?{where.query}" if where.query else ""
+        if parts.username is not None and "authorization" not in extra_headers:
+            credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            extra_headers["authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
+        tls = await self._tls_context() if parts.scheme == "https" else None
+        target = f"{parts.path.rstrip('/') if path else parts.path}{path}" or "/"
+        target += f"?{parts.query}" if parts.query else ""
         headers = {
-            "host": where.netloc.rpartition("@")[2],
+            "host": parts.netloc.rpartition("@")[2],
             "user-agent": f"poolctl/{__version__}",
             "content-length": str(len(body)),
             "connection": "close",
-            **extra,
+            **extra_headers,
         }
         fields = [*headers.items()]
         try:
-            address = where.hostname, where.port or (443 if tls else 80)
-            proxy = proxy_for(where.scheme, *address, self._facts().environment)
+            address = parts.hostname, parts.port or (443 if tls else 80)
+            proxy = proxy_for(parts.scheme, *address, self._facts().environment)
             if proxy is not None and tls is None:
                 target = f"http://{headers['host']}{target}"
                 fields += proxy.fields
             async with exchange(address, "POST", target, fields, body, tls=tls, proxy=proxy) as response:
                 _check_status(headers["host"], response)
         except BadMessage:
-            raise SendFailed(f"{where.hostname}: what it answers is not HTTP") from None
+            raise SendFailed(f"{parts.hostname}: what it answers is not HTTP") from None
         except OSError as error:
-            raise SendFailed(f"{where.hostname}: {_reason(error)}") from None
+            raise SendFailed(f"{parts.hostname}: {_reason(error)}") from None
         except ValueError as error:  # after OSError: ssl.SSLCertVerificationError is both
-            raise SendFailed(f"{where.hostname}: {error}", again=False) from None
+            raise SendFailed(f"{parts.hostname}: {error}", again=False) from None
 
     async def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -130,9 +130,9 @@ class NotificationSender:
                 raise SendFailed(f"ca: {_reason(error)}") from None
         return self._tls
 
-    def _secret(self, what: str) -> str:
-        """The url or the token (`what`) from a variable or file; "" if neither is configured. Raises SendFailed."""
-        name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
+    def _secret(self, key: str) -> str:
+        """Read the url or the token (`key`) from its variable or file; "" without both. Raises SendFailed."""
+        name, path = getattr(self._notify, f"{key}_env"), getattr(self._notify, f"{key}_file")
         if name:
             if not self._facts().environment.get(name):
                 raise SendFailed(f"the environment variable {name} is not set", again=False)
@@ -143,23 +143,23 @@ class NotificationSender:
             with open(path, encoding="utf-8") as file:
                 return file.read(_MAX_READ_BYTES).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SendFailed(f"{what}_file: {_reason(error)}") from None
+            raise SendFailed(f"{key}_file: {_reason(error)}") from None
 
     async def _run_notify_command(self, message: Message) -> None:
-        words = {
+        texts = {
             "title": message.title,
             "text": message.text,
             "status": message.status,
             "severity": message.severity,
         }
-        named = {self._notify.token_env, self._notify.url_env}
-        secrets = {name: value for name, value in self._facts().environment.items() if name in named}
+        variable_names = {self._notify.token_env, self._notify.url_env}
+        secrets = {name: value for name, value in self._facts().environment.items() if name in variable_names}
         env = (
             environment_for_programs(self._facts().environment)
             | secrets
-            | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
+            | {f"POOLCTL_{key.upper()}": value for key, value in texts.items()}
         )
-        values = {**words, "pool": self._facts().name}
+        values = {**texts, "pool": self._facts().name}
         argv = [fill_placeholders(word, values) for word in self._notify.command or ()]
         body = json.dumps(document(message, self._facts().name), default=str).encode()
         output = OutputTail()
@@ -181,10 +181,10 @@ class NotificationSender:
                         os.killpg(process.pid, signal.SIGKILL)
                     await process.wait()
             if process.returncode:
-                why = output.last_line()
+                last_line = output.last_line()
                 code = process.returncode
-                how = f"exited with status {code}" if code > 0 else f"was killed by signal {-code}"
-                raise SendFailed(f"{argv[0]} {how}{f': {why}' if why else ''}")
+                ending = f"exited with status {code}" if code > 0 else f"was killed by signal {-code}"
+                raise SendFailed(f"{argv[0]} {ending}{f': {last_line}' if last_line else ''}")
         except (OSError, ValueError) as error:
             raise SendFailed(f"{argv[0]}: {_reason(error)}") from None
         finally:
@@ -195,12 +195,14 @@ def _check_status(host: str, response: StreamedResponse) -> None:
     """Raise SendFailed unless the response is a success."""
     status = response.status
     if not 200 <= status < 300:
-        after = dict(response.head.headers).get(b"retry-after", b"")
+        retry_after = dict(response.head.headers).get(b"retry-after", b"")
         # A receiver that rejects the request or the token will not accept it later.
-        again = status in (408, 425, 429) or status >= 500
+        retryable = status in (408, 425, 429) or status >= 500
         redirect = ", a redirect, which is not followed" if status < 400 else ""
         message = f"{host} answered {status}{redirect}"
-        raise SendFailed(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
+        raise SendFailed(
+            message, again=retryable, after_seconds=float(retry_after) if retry_after.isdigit() else 0.0
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -229,7 +231,7 @@ def document(message: Message, pool: str) -> Table:
 def _request_parts(
     kind: str, message: Message, pool: str, topic: str, token: str
 ) -> tuple[str, dict[str, str], Table]:
-    """The HTTP request for a receiver of this `kind`: the suffix of the path, the headers, and the JSON body."""
+    """The path suffix, headers and JSON body of the request to a receiver of this `kind`."""
     headers = {"content-type": "application/json"}
     if token:
         headers |= {"x-gotify-key": token} if kind == "gotify" else {"authorization": f"Bearer {token}"}
@@ -281,9 +283,13 @@ async def send_test(
     labels = [receiver.label for receiver in receivers]
     if not labels or not set(names) <= {*labels}:
         unknown = next((name for name in names if name not in labels), "")
-        what = f"no receiver is named {unknown!r}" if unknown else "no [[notify]] receivers are configured"
+        message_text = (
+            f"no receiver is named {unknown!r}" if unknown else "no [[notify]] receivers are configured"
+        )
         hint = f"receivers: {', '.join(labels)}" if labels else "add a [[notify]] table to the file"
-        return NotifyResult(errors=(failure(PoolMonitorError, what, hint),), exit_code=NOTHING_MATCHED)
+        return NotifyResult(
+            errors=(failure(PoolMonitorError, message_text, hint),), exit_code=NOTHING_MATCHED
+        )
     title = f"{facts.name}: this is a test"
     text = "If you can read this, problems will be reported here."
     message = Message(TEST, "info", title, (text,), Clock().time())
@@ -296,8 +302,8 @@ async def send_test(
             problem = str(failed)
         return ReceiverTestResult(name=notify.label, ok=not problem, message=problem)
 
-    chosen = [receiver for receiver in receivers if not names or receiver.label in names]
-    results = await asyncio.gather(*map(attempt, chosen))
+    selected = [receiver for receiver in receivers if not names or receiver.label in names]
+    results = await asyncio.gather(*map(attempt, selected))
     failed = [result for result in results if not result.ok]
     errors = tuple(failure(PoolMonitorError, f"{result.name}: {result.message}") for result in failed)
     return NotifyResult(errors=errors, exit_code=FAILED if errors else DONE, receivers=tuple(results))

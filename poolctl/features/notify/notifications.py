@@ -1,4 +1,4 @@
-"""The feature's part of the supervisor: sends notifications, retries, and saves unsent ones for the next supervisor."""
+"""The supervisor's part for [[notify]]: sends notifications, retries, and saves unsent ones for the next supervisor."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ INITIAL_SECONDS = 1.0
 MAX_DELAY_SECONDS = 300.0
 JITTER = 0.2
 MAX_WAITING = 100
-_LAST_SECONDS = 2.0
+_EXIT_SEND_SECONDS = 2.0
 
 
 class Outbox:
-    """The messages to one receiver, oldest first. Each is tried for at most `retry_for` seconds after it was queued."""
+    """The queue of messages to one receiver. A message is dropped `retry_for` seconds after it was queued."""
 
     def __init__(self, retry_for: float) -> None:
         self._retry_for = retry_for
@@ -98,25 +98,25 @@ class Outbox:
 class DeliveryTask:
     """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
-    def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
-        """Begin to send messages. `left` is what the receiver's previous task saved by `to_dict`; {} if none did."""
+    def __init__(self, notify: Notify, part: Notifications, saved: Table) -> None:
+        """Begin to send messages. `saved` is from `to_dict` of the receiver's previous task; {} if there was none."""
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part.facts)
-        self._problems.restore(left.get("open", {}), part.now())
+        self._problems.restore(saved.get("open", {}), part.now())
         self._outbox = Outbox(notify.retry_for)
-        self._outbox.restore(left.get("waiting", []), part.now())
+        self._outbox.restore(saved.get("waiting", []), part.now())
         self._sender = NotificationSender(notify, part.facts)
-        self._news = asyncio.Event()
-        self._delayed = False
+        self._wakeup = asyncio.Event()
+        self._is_delay_reported = False
         self._task = asyncio.ensure_future(self._run())
 
     def record(self, event: JournalEvent) -> None:
         """Record an event; it is sent later if the receiver's settings select it."""
-        before = self._problems.next_at()
+        previous = self._problems.next_at()
         self._problems.record(event, self._part.now())
-        if self._problems.next_at() != before:
-            self._news.set()
+        if self._problems.next_at() != previous:
+            self._wakeup.set()
 
     def queue_pending_message_early(self) -> None:
         """Compose and queue the pending message before it is due, because the supervisor is exiting."""
@@ -133,7 +133,7 @@ class DeliveryTask:
         self.stop()
         await asyncio.wait({self._task})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_SECONDS):
+            async with asyncio.timeout(_EXIT_SEND_SECONDS):
                 while (message := self._outbox.due(self._part.now())) is not None:
                     await self._attempt(message)
 
@@ -144,7 +144,7 @@ class DeliveryTask:
 
     async def _run(self) -> None:
         while True:
-            self._news.clear()
+            self._wakeup.clear()
             now = self._part.now()
             composed = self._problems.take_due_message(now)
             if composed is not None:
@@ -156,12 +156,12 @@ class DeliveryTask:
             times = [at for at in (self._problems.next_at(), self._outbox.next_at()) if at is not None]
             try:
                 async with asyncio.timeout(max(0.001, min(times) - now) if times else None):
-                    await self._news.wait()
+                    await self._wakeup.wait()
             except TimeoutError:
                 continue
 
     def _queue_and_save(self, message: Message) -> None:
-        message = message._replace(time=self._part.site.core.clock.time())
+        message = message._replace(time=self._part.context.core.clock.time())
         given_up = self._outbox.put(message, self._part.now())
         if given_up is not None:
             self._report("given up", given_up, "too many are waiting")
@@ -177,12 +177,12 @@ class DeliveryTask:
                 after_seconds=problem.after_seconds,
                 jitter=random.uniform(-1, 1),
             )
-            if not again or not self._delayed:
+            if not again or not self._is_delay_reported:
                 self._report("delayed" if again else "given up", message, str(problem))
-            self._delayed = again
+            self._is_delay_reported = again
         else:
             self._outbox.remove_first()
-            self._delayed = False
+            self._is_delay_reported = False
             self._report("sent", message)
         self._part.save()
 
@@ -190,7 +190,7 @@ class DeliveryTask:
         severity = "info" if event == "sent" else "warning"
         prefix = "" if message.status in (PROBLEM, RESOLVED) else f"{message.status}: "
         text, label = f"{self.notify.label}: {prefix}{message.title}", self.notify.label
-        self._part.site.events.record(
+        self._part.context.events.record(
             "notify", event, message=text, cause=cause, receiver=label, severity=severity
         )
 
@@ -198,13 +198,13 @@ class DeliveryTask:
 class Notifications(FeaturePart):
     """Notifies the configured receivers, and answers the verb `notify`."""
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
-        self._epoch = site.core.clock.time() - site.core.clock.monotonic()
-        self._configuration = site.environment.configuration
-        self._path = os.path.join(site.environment.state_directory, _FILE_NAME)
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
+        self._epoch = context.core.clock.time() - context.core.clock.monotonic()
+        self._configuration = context.environment.configuration
+        self._path = os.path.join(context.environment.state_directory, _FILE_NAME)
         self._deliveries: dict[str, DeliveryTask] = {}
-        self._unsubscribe: Callable[[], None] | None = None  # once there have been receivers
+        self._unsubscribe: Callable[[], None] | None = None  # set once a receiver is configured
         self._unhealthy: set[str] = set()  # servers that the previous supervisor reported as unhealthy
 
     @property
@@ -213,24 +213,24 @@ class Notifications(FeaturePart):
 
     def apply_tables(self, tables: Tables) -> None:
         """Notify the receivers in these configuration tables. Deliveries to unchanged receivers are not interrupted."""
-        wanted = {receiver.label: receiver for receiver in tables.all(Notify)}
+        receivers = {receiver.label: receiver for receiver in tables.all(Notify)}
         is_first = self._unsubscribe is None
-        if is_first and not wanted:
+        if is_first and not receivers:
             return
-        left = read_json_object(self._path) if is_first else {}
-        before, self._deliveries = self._deliveries, {}
-        for label, delivery in before.items():
-            if wanted.get(label) == delivery.notify:
+        saved = read_json_object(self._path) if is_first else {}
+        previous, self._deliveries = self._deliveries, {}
+        for label, delivery in previous.items():
+            if receivers.get(label) == delivery.notify:
                 self._deliveries[label] = delivery
             else:
                 delivery.stop()
-                left[label] = delivery.to_dict()
-        for label, receiver in wanted.items():
+                saved[label] = delivery.to_dict()
+        for label, receiver in receivers.items():
             if label not in self._deliveries:
-                self._deliveries[label] = DeliveryTask(receiver, self, left.get(label, {}))
+                self._deliveries[label] = DeliveryTask(receiver, self, saved.get(label, {}))
         self.save()
         if is_first:
-            self._unsubscribe = self.site.events.subscribe(self._record)
+            self._unsubscribe = self.context.events.subscribe(self._record)
             self._resolve_ended_problems()
 
     def flush(self) -> None:
@@ -248,7 +248,9 @@ class Notifications(FeaturePart):
 
     def save(self) -> None:
         """Write the open problems and unsent messages to a file for the next supervisor."""
-        unsent = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
+        unsent = {
+            label: state for label, delivery in self._deliveries.items() if (state := delivery.to_dict())
+        }
         # Notifications are sent even if the disk is full.
         with contextlib.suppress(OSError):
             if unsent:
@@ -257,8 +259,8 @@ class Notifications(FeaturePart):
                 os.unlink(self._path)
 
     def now(self) -> float:
-        """Seconds since 1970, as the machine's time was when this part was made: a change of it delays nothing."""
-        return self._epoch + self.site.core.clock.monotonic()
+        """Seconds since the epoch, unaffected by changes of the machine's time since this object was created."""
+        return self._epoch + self.context.core.clock.monotonic()
 
     def facts(self) -> NotificationContext:
         """Return the pool's current name, environment, directory and tags; a reload can change them."""
@@ -266,7 +268,7 @@ class Notifications(FeaturePart):
         return NotificationContext(pool.name, pool.environment, directory_of(pool.files[0]), self._tags)
 
     def _tags(self, server: str) -> Sequence[str]:
-        entry = self.site.core.entries.get(server)
+        entry = self.context.core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 
     def _record(self, event: JournalEvent) -> None:
@@ -275,18 +277,20 @@ class Notifications(FeaturePart):
 
     def _resolve_ended_problems(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
-        core = self.site.core
+        core = self.context.core
         deliveries = [delivery.to_dict() for delivery in self._deliveries.values()]
         open_problems = dict.fromkeys(key for delivery in deliveries for key in delivery.get("open", ()))
         for kind, _, name in (key.partition(" ") for key in open_problems):
             entry = core.entries.get(name)
             if kind == "health" and entry is not None:
-                # Its health has to be probed first.
+                # Its current health is unknown until its first probe.
                 self._unhealthy.add(name)
                 core.observers.add(self._record_if_recovered)
             state = entry.state if entry is not None else State.STOPPED.value
-            lasts = state in (State.FAILED.value, State.BACKOFF.value) or (entry is not None and entry.ended)
-            if not lasts:
+            is_open = state in (State.FAILED.value, State.BACKOFF.value) or (
+                entry is not None and entry.ended
+            )
+            if not is_open:
                 self._record(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
     def _record_if_recovered(self, entry: Entry) -> None:
@@ -295,7 +299,7 @@ class Notifications(FeaturePart):
             status = Status.OK.value
             self._record(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self.site.core.observers.discard(self._record_if_recovered)
+            self.context.core.observers.discard(self._record_if_recovered)
 
     async def _send_test_notifications(self, call: Call) -> NotifyResult:
         """Send a test notification to all receivers, or to the named `receivers`; returns the result of each."""

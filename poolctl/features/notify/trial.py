@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def send_test_notifications(place: Place, pool: PoolRef) -> NotifyResult:
-    """Have the supervisor send test notifications; if none runs, send them with this command's environment."""
+    """Ask the supervisor to send test notifications; if none runs, send them with this command's environment."""
     try:
         return ask_for(NotifyResult, Request("notify", place), pool)
     except NoSupervisor:

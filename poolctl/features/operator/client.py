@@ -27,11 +27,11 @@ from poolctl.platform import read_json_object, replace_file
 NOT_REACHED, REACHED = "operator not reached", "operator reached again"
 
 TIMEOUT_SECONDS = 10.0
-# Pauses after failures grow up to this, or to `retry` if that is longer.
+# The longest pause after failures, unless `retry` is longer.
 MAX_PAUSE_SECONDS = 300.0
 # Maximum number of requests to the operator in progress, over all services.
 REQUESTS_AT_ONCE = 16
-# At most one event about a service that cannot be reported is recorded within this time.
+# Minimum time between two events about services that cannot be reported.
 _REPORT_SECONDS = 60.0
 # A count is stored within this time.
 _SAVE_SECONDS = 1.0
@@ -77,7 +77,7 @@ class _CountedService:
         self.unsent = 0
         # The earliest time of its next report, on the monotonic clock, which all processes share.
         self.due = 0.0
-        # The timer of a scheduled request, or the task of a current one.
+        # The timer of the next report, or the task of the report in progress.
         self.sending: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self.failures = 0  # in a row
         self.why = ""  # the reason for the last failure

@@ -1,6 +1,6 @@
 """The operator feature in the supervisor: scales services for which requests are reported at `bind`.
 
-It also has the gateway report its own requests to `url`.
+It also reports the gateway's own requests to `url`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COUNTED_FILE = "operator-counted.json"
 
 
 class CountedRequests:
-    """The number of requests that were counted for each HAProxy process, by route.
+    """The number of requests already counted for each HAProxy process, by route.
 
     They are stored in `directory`, so that a later supervisor of the same HAProxy does not count requests twice.
     """
@@ -43,7 +43,7 @@ class CountedRequests:
     def add(
         self, process: HaproxyProcess, requests: Mapping[str, int], client: OperatorClient | None
     ) -> None:
-        """Let the client count new requests of the process. Without a client they are not counted."""
+        """Pass new requests of the process to the client. Without a client they are not counted."""
         name = "{pid} {start}".format(**process.identity)
         if name not in self._counted:
             self._counted = {key: counted for key, counted in self._counted.items() if _is_alive(key)}
@@ -66,16 +66,16 @@ def _is_alive(process: str) -> bool:
 
 
 class PoolOperator(GatewayPart):
-    """A supervisor part that receives reports of request counts at `bind`, and has the gateway report to `url`."""
+    """The supervisor's part for [operator]: receives request counts at `bind`, and reports the gateway's to `url`."""
 
     address: WebAddress[OperatorTable]
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
         self._table: OperatorTable | None = None
-        environment = site.environment
+        environment = context.environment
         self.address = WebAddress(
-            site.web, "operator", lambda table: site_settings(table, environment.configuration.environment)
+            context.web, "operator", lambda table: site_settings(table, environment.configuration.environment)
         )
         self._reports = ReportLimit()  # by service
         self._gateway: GatewayManager | None = None
@@ -101,7 +101,7 @@ class PoolOperator(GatewayPart):
         """Wake the service that a client reports on, or ask for more workers."""
         service, requests = str(call.options["service"]), int(call.options["requests"])
         try:
-            workers = self.site.core.wake_for_requests(service, requests)
+            workers = self.context.core.wake_for_requests(service, requests)
         except KeyError:
             return Result(exit_code=NOTHING_MATCHED)
         self._record_report_event(service, requests, str(call.options["namespace"]), workers)
@@ -109,13 +109,13 @@ class PoolOperator(GatewayPart):
 
     def _record_report_event(self, service: str, requests: int, namespace: str, workers: int) -> None:
         """Record the requests, in one event a minute for each service, however often clients report."""
-        count = self._reports.count_to_report(self.site.core.clock.monotonic(), requests, service)
+        count = self._reports.count_to_report(self.context.core.clock.monotonic(), requests, service)
         if not count:
             return
         message = f"{count} requests wait elsewhere" if count != 1 else "1 request waits elsewhere"
         if not workers:
             message += "; the server is not to run, and stays as it is"
-        self.site.events.record(
+        self.context.events.record(
             "scale",
             "requests reported",
             server=service,
@@ -127,7 +127,7 @@ class PoolOperator(GatewayPart):
         )
 
     def _configure_client(self) -> None:
-        configuration = self.site.environment.configuration
+        configuration = self.context.environment.configuration
         settings = None
         if self._table is not None and self._gateway is not None:
             settings = settings_of(self._table, configuration.environment, configuration.name)
@@ -136,10 +136,10 @@ class PoolOperator(GatewayPart):
         elif self._client is not None:
             self._client.configure(settings)
         else:
-            self._client = OperatorClient(settings, self.site.environment.directory, report=self._report)
+            self._client = OperatorClient(settings, self.context.environment.directory, report=self._report)
 
     def _report(self, kind: str, message: str, severity: str) -> None:
-        self.site.events.record("pool", kind, message=message, severity=severity)
+        self.context.events.record("pool", kind, message=message, severity=severity)
 
     def _count(self, process: HaproxyProcess, requests: Mapping[str, int]) -> None:
         self._counted.add(process, requests, self._client)

@@ -23,7 +23,7 @@ _MAX_REQUESTS = 2**53
 
 
 class Access(NamedTuple):
-    """Who may report requests: clients with the token, an address in `trusted` or a certificate of the configured CA.
+    """The clients that may report requests: with the token, an address in `trusted`, or a certificate of the CA.
 
     `open_to_all` admits every client; it is set for a Unix socket, which is protected by its file mode.
     """
@@ -47,7 +47,7 @@ class RequestCountReport(NamedTuple):
 
 
 class OperatorSite(EndpointSite):
-    """Has a service scaled up when a client reports requests for it by a POST to the configured path.
+    """Answers clients that report requests for a service, which is then scaled up.
 
     Unless the configured namespace is None, reports for other namespaces are answered with 404.
     """

@@ -52,14 +52,14 @@ def _operator_url(text: str) -> str:
     return text.rstrip("/")
 
 
-# It may be a Unix socket.
+# Relative paths of Unix sockets are resolved against the file's directory.
 OperatorUrl = Annotated[str, AfterValidator(_operator_url), Relative(absolute_address)]
 Endpoint = Annotated[str, Field(pattern=PLAIN_PATH_PATTERN)]
 
 
-# Keys that have no effect without `bind`, and without `url`.
-_OF_BIND = ("mode", "trusted")
-_OF_URL = ("retry", "ca")
+# Keys without effect unless `bind` is set, and unless `url` is set.
+_BIND_KEYS = ("mode", "trusted")
+_URL_KEYS = ("retry", "ca")
 
 
 class OperatorTable(Table, frozen=True):
@@ -96,7 +96,7 @@ class OperatorTable(Table, frozen=True):
             fix = "add url, of an operator to inform, or bind, to be one"
             yield Finding((), "neither url nor bind is given", fix)
             return
-        for other, keys in (("bind", _OF_BIND), ("url", _OF_URL)):
+        for other, keys in (("bind", _BIND_KEYS), ("url", _URL_KEYS)):
             for key in keys if getattr(self, other) is None else ():
                 if key in keys_set:
                     yield Finding(

@@ -1,4 +1,4 @@
-"""A client of the Proxmox VE API: each request uses its own connection, and answers are converted to plain values.
+"""A client of the Proxmox VE API: each request opens a connection, and answers are converted to Python objects.
 
 Error messages and representations never contain the token. https://pve.proxmox.com/pve-docs/api-viewer/
 """
@@ -26,7 +26,7 @@ from .table import ProxmoxTable, is_token
 MAX_BYTES = 2 * 1024 * 1024
 _MAX_TOKEN_BYTES = 4096
 _MAX_TEXT_LENGTH = 200
-_ROOT = "/api2/json"
+_API_ROOT = "/api2/json"
 _DEFAULT_PORT = 8006
 LXC, QEMU = "lxc", "qemu"
 RUNNING, STOPPED = "running", "stopped"
@@ -65,18 +65,18 @@ class Guest(NamedTuple):
     @property
     def title(self) -> str:
         """The guest's name for display."""
-        what = "container" if self.kind == LXC else "virtual machine"
-        return f"{what} {self.vmid}{f' ({self.name})' if self.name else ''} on {self.node}"
+        kind_text = "container" if self.kind == LXC else "virtual machine"
+        return f"{kind_text} {self.vmid}{f' ({self.name})' if self.name else ''} on {self.node}"
 
 
 class ProxmoxApi:
     """A client of the Proxmox VE API, set up by `table`. If `token_env` is set, `environment` has the API token."""
 
     def __init__(self, table: ProxmoxTable, environment: Mapping[str, str]) -> None:
-        where = urlsplit(table.url)
-        self.host = where.hostname or ""
-        self._address = self.host, where.port or _DEFAULT_PORT
-        self._host_header = where.netloc
+        parts = urlsplit(table.url)
+        self.host = parts.hostname or ""
+        self._address = self.host, parts.port or _DEFAULT_PORT
+        self._host_header = parts.netloc
         self._table = table
         self._environment = environment
         self._secrets: tuple[str, ssl.SSLContext] | None = None
@@ -179,15 +179,15 @@ class ProxmoxApi:
         if method == "POST":
             fields["content-length"] = "0"
         body = bytearray()
-        async with exchange(self._address, method, _ROOT + path, fields.items(), tls=tls) as response:
+        async with exchange(self._address, method, _API_ROOT + path, fields.items(), tls=tls) as response:
             if response.status != 200:
                 if response.status == 401:
                     self._secrets = None  # read the token again
                 # The API gives its reasons in the status line.
                 reason = _short(response.head.reason.decode("latin-1").replace(token, "…"))
                 raise ApiError(f"{self.host} answered {response.status} {reason}".rstrip(), response.status)
-            async for piece in response.body():
-                body += piece
+            async for chunk in response.body():
+                body += chunk
                 if len(body) > MAX_BYTES:
                     raise ApiError(f"{self.host}: its answer is larger than {MAX_BYTES} bytes", 200)
         try:
@@ -199,20 +199,20 @@ class ProxmoxApi:
         """The token and the certificates. Raises ApiError; blocks on the disk."""
         table = self._table
         if table.token_env:
-            where, token = (
+            source, token = (
                 f"the environment variable {table.token_env}",
                 self._environment.get(table.token_env, ""),
             )
         else:
-            where = str(table.token_file)
+            source = str(table.token_file)
             try:
-                with open(where, encoding="utf-8") as file:
+                with open(source, encoding="utf-8") as file:
                     token = file.read(_MAX_TOKEN_BYTES)
             except (OSError, UnicodeDecodeError) as error:
                 raise ApiError(f"token_file: {_reason(error)}") from None
         token = token.strip()
         if not is_token(token):
-            raise ApiError(f"there is no API token in {where}")
+            raise ApiError(f"there is no API token in {source}")
         try:
             tls = ssl.create_default_context(cafile=None if table.verify is True else str(table.verify))
         except OSError as error:
@@ -257,7 +257,7 @@ def _identifying_addresses(texts: list[object]) -> list[str]:
 
 
 def _rows_with_string_at(data: Any, key: str) -> list[Table]:
-    """The objects in the list `data` that have a string as `key`. Raises ApiError if `data` is not a list."""
+    """The objects in the list `data` whose value of `key` is a string. Raises ApiError if `data` is not a list."""
     if not isinstance(data, list):
         raise ApiError("its answer has another form than that of Proxmox VE", 200)
     return [row for row in _dicts(data) if isinstance(row.get(key), str)]

@@ -1,7 +1,7 @@
 """Starts stopped containers and virtual machines when a request needs them, one start at a time and rate limited.
 
-A machine that was started here is stopped again after a time without requests. Requests that arrive during the stop
-wait, and start it again. Machines that were already running, or that someone else has started since, are left alone.
+A machine started by poolctl is stopped again after the table's `idle` time without requests. Requests that arrive
+during the stop wait, and start it again. Other machines, also those that someone else has restarted, are not stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _POLL_SECONDS = 0.5
 # The pause between two starts of a machine, doubled after each failure.
 _COOLDOWN_SECONDS = 30.0
 _MAX_COOLDOWN_SECONDS = 600.0
-# A machine was started by someone else if its uptime is shorter than the time since our start by more than this.
+# If a machine's uptime is shorter than the time since poolctl started it by more than this, someone else restarted it.
 _UPTIME_SLACK_SECONDS = 60.0
 
-# The start times of machines, for the next supervisor.
+# The name of the file with the start times of machines, for the next supervisor.
 _FILE = "started-machines.json"
 # Number of checks within the idle time, and the maximum interval between them.
 _LOOKS, _MAX_PAUSE_SECONDS = 4, 15.0
@@ -47,13 +47,13 @@ class _StartState:
     """The state of starting or stopping one machine, and when it may be started again."""
 
     def __init__(self) -> None:
-        self.state = ""  # instead of the inventory's state: starting, stopped, failed or unknown; or ""
+        self.state = ""  # overrides the inventory's state: starting, stopped, failed or unknown; "" for none
         self.why = ""
         self.cooldown_seconds = _COOLDOWN_SECONDS  # the pause after its next failure
-        self.unanswered = False  # the API did not answer the last request about the start
+        self.unanswered = False  # whether the API failed to answer the last request about the start
         self.not_before = 0.0  # when it may be started again
         self.answers = 0
-        self.asked = False  # a request arrived while it was being stopped
+        self.asked = False  # whether a request arrived while the machine was being stopped
         self.work: asyncio.Task[None] | None = None
         self.retry: asyncio.TimerHandle | None = None
 

@@ -1,4 +1,4 @@
-"""The feature's part of the supervisor: links the routes of a pool to the machines of a Proxmox VE cluster.
+"""The supervisor's part for [proxmox]: links the routes of a pool to the machines of a Proxmox VE cluster.
 
 While the API does not answer, the last inventory stays in use, and all routes are served.
 """
@@ -29,14 +29,14 @@ from ._machine_starter import Activities, MachinePowerManager
 from .table import ProxmoxTable
 
 # Addresses are cached for this time, unless the machine is started or stopped.
-_ADDRESSES_SECONDS = 300.0
-_AT_ONCE = 4
+_ADDRESS_CACHE_SECONDS = 300.0
+_MAX_CONCURRENT_REQUESTS = 4
 _NODE = "node"
 
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class _KnownAddresses(NamedTuple):
+class _CachedAddresses(NamedTuple):
     """The current addresses of a guest with its state, and its previous addresses."""
 
     status: str
@@ -86,9 +86,9 @@ class Inventory:
         """
         words = [canonical_name(word) for word in (host, alias) if word]
         labels = [label for word in words if (label := label_before_domain(word))]
-        for those in (words, labels):
+        for candidates in (words, labels):
             for machines in (self._nodes, self._guests):
-                for word in those:
+                for word in candidates:
                     if (machine := machines.get(word)) is not None:
                         return machine
         return None
@@ -181,7 +181,7 @@ class ProxmoxInventory:
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._routes: Sequence[Route | StreamRoute] = ()
-        self._known: dict[int, _KnownAddresses] = {}
+        self._address_cache: dict[int, _CachedAddresses] = {}
         self._due = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -277,38 +277,38 @@ class ProxmoxInventory:
         """
         if not has_ip_targets(self._routes):
             return [*guests]
-        limit = asyncio.Semaphore(_AT_ONCE)
-        unanswered: list[ApiError] = []
+        limit = asyncio.Semaphore(_MAX_CONCURRENT_REQUESTS)
+        failures: list[ApiError] = []
 
         async def ask(guest: Guest) -> None:
-            entry = self._known.get(guest.vmid)
+            entry = self._address_cache.get(guest.vmid)
             asked_for = entry is not None and entry.status == guest.status
-            if entry and asked_for and self._clock.monotonic() - entry.asked_at < _ADDRESSES_SECONDS:
+            if entry and asked_for and self._clock.monotonic() - entry.asked_at < _ADDRESS_CACHE_SECONDS:
                 return
             addresses: frozenset[str] = frozenset()
             async with limit:
-                if unanswered:
+                if failures:
                     return
                 try:
                     addresses = await api.addresses(guest)
                 except ApiError as error:
                     if not error.status:
-                        unanswered.append(error)
+                        failures.append(error)
                         return
                     # The virtual machine has no agent, or the token lacks the permission.
             previous = frozenset() if entry is None or addresses else entry.addresses | entry.previous
             now = self._clock.monotonic()
-            self._known[guest.vmid] = _KnownAddresses(guest.status, now, addresses, previous)
+            self._address_cache[guest.vmid] = _CachedAddresses(guest.status, now, addresses, previous)
 
         await asyncio.gather(*(ask(guest) for guest in guests if guest.status in (RUNNING, STOPPED)))
-        if unanswered:
-            raise unanswered[0]
+        if failures:
+            raise failures[0]
         vmids = {guest.vmid for guest in guests}
-        self._known = {vmid: entry for vmid, entry in self._known.items() if vmid in vmids}
-        taken = frozenset[str]().union(*(entry.addresses for entry in self._known.values()))
+        self._address_cache = {vmid: entry for vmid, entry in self._address_cache.items() if vmid in vmids}
+        taken = frozenset[str]().union(*(entry.addresses for entry in self._address_cache.values()))
         return [
             guest._replace(addresses=entry.addresses | (entry.previous - taken))
-            if (entry := self._known.get(guest.vmid)) is not None
+            if (entry := self._address_cache.get(guest.vmid)) is not None
             else guest
             for guest in guests
         ]
@@ -354,8 +354,8 @@ class ProxmoxInventory:
 class Machines(GatewayPart):
     """Links the gateway's routes to machines, as soon as the pool has a gateway."""
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
         self._table: ProxmoxTable | None = None
         self._inventory: ProxmoxInventory | None = None
 
@@ -367,10 +367,10 @@ class Machines(GatewayPart):
 
     def connect(self, gateway: GatewayManager) -> None:
         self._inventory = ProxmoxInventory(
-            self.site.events,
+            self.context.events,
             gateway.report_machines,
             gateway.fetch_activity_by_host,
-            self.site.environment.state_directory,
+            self.context.environment.state_directory,
         )
         self._read(self._inventory)
         gateway.use_machine_source(self._inventory)
@@ -385,4 +385,4 @@ class Machines(GatewayPart):
             self._inventory.close()
 
     def _read(self, inventory: ProxmoxInventory) -> None:
-        inventory.apply_table(self._table, self.site.environment.configuration.environment)
+        inventory.apply_table(self._table, self.context.environment.configuration.environment)

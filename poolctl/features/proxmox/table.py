@@ -19,7 +19,7 @@ from poolctl.config.values.value_types import Duration, FilePath, Positive, Rela
 
 _API_ALLOWED = '"https://HOST:8006"'
 _VERIFY_ALLOWED = 'true, or the file of the CA that has signed the certificate ("pve-root-ca.pem")'
-# The file that a Proxmox VE cluster has for its own CA.
+# The file of the CA of a Proxmox VE cluster, on its nodes.
 _CA_FILE = "/etc/pve/pve-root-ca.pem"
 
 
@@ -30,7 +30,7 @@ def _api_url(text: str) -> str:
     except ValueError:
         parts, port, host = urlsplit(""), None, None
     if "@" in text:
-        # A user name or a password, which is not repeated.
+        # The message omits the address, which contains a user name or a password.
         raise BadValue(
             "the address holds a user", f"{_API_ALLOWED}; the token stands in token_env or token_file"
         )
@@ -53,7 +53,7 @@ def _validated_verify(value: Tree) -> Tree:
     return value
 
 
-def _absolute_unless_truth(value: Tree, directory: str) -> Tree:
+def _absolute_unless_bool(value: Tree, directory: str) -> Tree:
     return value if isinstance(truth_if_interpolated(value), bool) else absolute(value, directory)
 
 
@@ -61,7 +61,7 @@ ApiUrl = Annotated[str, AfterValidator(_api_url)]
 Verify = Annotated[
     bool | str,
     BeforeValidator(_validated_verify),
-    Relative(_absolute_unless_truth),
+    Relative(_absolute_unless_bool),
     WithJsonSchema({"anyOf": [{"const": True}, {"type": "string", "format": "path"}]}),
 ]
 

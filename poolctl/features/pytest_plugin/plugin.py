@@ -1,4 +1,4 @@
-"""Fixtures with running pools, and their servers' logs and unexpected ends in the reports of tests.
+"""Fixtures that start pools; test reports show the logs and the unexpected exits of their servers.
 
 pytest imports this module in every run of every project with poolctl installed, so `pools` is imported on first use.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from poolctl.features.pytest_plugin.pools import PoolFactory
 
 _IN_USE = pytest.StashKey["dict[str, PoolFactory]"]()  # by fixture name
-_BEGUN = pytest.StashKey[float]()  # when the test's setup began
+_SETUP_TIME = pytest.StashKey[float]()  # the time at which the test's setup began
 _FAIL_ON_EXIT = "poolctl_fail_on_exit"
 
 
@@ -62,22 +62,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Add the server logs of a failed test, and unexpected exits of servers in any test."""
-    begun = item.stash.setdefault(_BEGUN, call.start)
-    raised = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
+    setup_time = item.stash.setdefault(_SETUP_TIME, call.start)
+    has_failed = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
     exits: list[str] = []
-    if (in_use := item.config.stash.get(_IN_USE, None)) and (raised or call.when != "setup"):
-        kind = _captured_as(item.config)
+    if (in_use := item.config.stash.get(_IN_USE, None)) and (has_failed or call.when != "setup"):
+        kind = _output_kind(item.config)
         for name in in_use.keys() & {*_fixtures_of(item)}:
             pools = in_use[name]
-            ended = [f"server {server} {how}" for server, how in pools.new_exits()]
-            if ended:
+            unexpected_exits = [f"server {server} {exit_text}" for server, exit_text in pools.new_exits()]
+            if unexpected_exits:
                 item.add_report_section(
-                    call.when, f"{kind}: Servers that ended unexpectedly", "\n".join(ended)
+                    call.when, f"{kind}: Servers that ended unexpectedly", "\n".join(unexpected_exits)
                 )
-            if ended or raised:
-                for title, text in pools.sections(begun if name == "poolctl_session_pool" else 0.0):
+            if unexpected_exits or has_failed:
+                for title, text in pools.sections(setup_time if name == "poolctl_session_pool" else 0.0):
                     item.add_report_section(call.when, f"{kind}: {title}", text)
-            exits += ended
+            exits += unexpected_exits
         if call.when == "teardown" and "poolctl_pool" in in_use:
             in_use.pop("poolctl_pool").remove_files()
     outcome = yield
@@ -90,7 +90,7 @@ def _fixtures_of(item: pytest.Item) -> Iterable[str]:
     return getattr(getattr(item, "_request", item), "fixturenames", ())
 
 
-def _captured_as(config: pytest.Config) -> str:
+def _output_kind(config: pytest.Config) -> str:
     """The kind of captured output that `junit_logging` selects for JUnit XML."""
     logging = config.getini("junit_logging") if config.pluginmanager.has_plugin("junitxml") else ""
     return {"log": "log", "system-err": "stderr"}.get(str(logging), "stdout")

@@ -31,7 +31,7 @@ from poolctl.selection.url_of_server import unknown_server
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
 MAX_LOGGER_SECONDS, MAX_EXIT_SECONDS, LOOK_SECONDS = 2.0, 5.0, 0.01
-# For servers without `stop_timeout`. A request that a test left open delays the stop for most of this time.
+# The stop timeout of servers without the key `stop_timeout`. An open request delays the stop for most of it.
 STOP_TIMEOUT_SECONDS = 2.0
 MAX_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = (*PLACEHOLDERS, "{fd}")
@@ -73,7 +73,7 @@ class PoolUnderTest:
         )
 
     def new_exits(self) -> list[tuple[str, str]]:
-        """The servers that exited by themselves since the last call, and how. Waits for servers that are exiting."""
+        """The servers that exited without being stopped since the last call, and how. Waits for exiting servers."""
         self.await_exits()
         exits = []
         for name, server in self._servers.items():
@@ -82,8 +82,8 @@ class PoolUnderTest:
             count = handle.exits - self._reported_exits.get(name, 0)
             self._reported_exits[name] = handle.exits
             if count and (last := handle.last_exit) is not None:
-                how = last.message if last.signal is None else f"was {last.message}"
-                exits.append((name, f"{how}{f' ({count} times)' if count > 1 else ''}"))
+                message = last.message if last.signal is None else f"was {last.message}"
+                exits.append((name, f"{message}{f' ({count} times)' if count > 1 else ''}"))
         return exits
 
     def await_exits(self) -> None:
@@ -111,7 +111,7 @@ class PoolUnderTest:
             self.pool.stop_sync()
         finally:
             if self._runner is not None:
-                with suppress(LoopBlocked):  # it is done when the loop answers again
+                with suppress(LoopBlocked):  # the runner is closed once the loop runs again
                     run_sync(self._runner.aclose(), Limit(MAX_EXIT_SECONDS), stands=True)
 
     def _await_logger(self) -> None:
@@ -206,10 +206,10 @@ class PoolFactory:
             raise pool_failure("the configuration is not valid", invalid.exceptions) from None
         if config.problems:
             raise pool_failure("the configuration is not valid", config.problems)
-        moved = [*config]
+        configs = [*config]
         if files:
-            moved = [_without_supervision(self._at_free_address(server)) for server in config]
-        return [*map(_for_tests, moved)]
+            configs = [_without_supervision(self._at_free_address(server)) for server in config]
+        return [*map(_for_tests, configs)]
 
     def _start(self, servers: list[ServerConfig], processes: bool) -> PoolUnderTest:
         logs_directory = os.path.join(self._private_directory(), f"logs{len(self._started)}")
@@ -261,10 +261,10 @@ def _without_supervision(server: ServerConfig) -> ServerConfig:
     """The server without the keys for the supervisor, which a Pool refuses."""
     limits = server.limits.model_copy(update={"memory": None})
     scale = server.scale.model_copy(update={"max": server.workers})
-    kept = {
+    changes = {
         "limits": limits, "scale": scale, "mandatory": False, "recovery": Recovery(), "reload_signal": None,
     }  # fmt: skip
-    return server.model_copy(update=kept)
+    return server.model_copy(update=changes)
 
 
 def _for_tests(server: ServerConfig) -> ServerConfig:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_SERVICES = 10_000
 # The maximum for one client of [registration].
 MAX_PER_CLIENT = 1_000
-# Time for which a silent service stays listed, and its route answers with 503 instead of 404.
+# For this time a silent service stays listed, so that its route answers 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
 
 REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered", "refreshed"
@@ -90,7 +90,7 @@ class RegistrationRequest(Table, frozen=True):
 
 
 def registration_of(values: dict[str, Tree], findings: list[Finding]) -> RegistrationRequest | None:
-    """The registration with these keys; None if it is invalid, with the reasons added to `findings`."""
+    """Validate these keys. Returns None if they are invalid, with the reasons added to `findings`."""
     request = validated(RegistrationRequest, values, findings)
     probe = None if request is None else request.probe
     if probe is not None and (probe.http is None or any(getattr(probe, key) for key in _NOT_PROBED)):
@@ -238,7 +238,7 @@ class Registrations:
         status_before = hysteresis.status
         status = hysteresis.record(not problem)
         if service.state == STARTING and problem:
-            hysteresis.reset()  # a failure before its first success is not a fall
+            hysteresis.reset()  # failures before the first success do not count
         elif service.state == STARTING and status is Status.OK:
             self._set_state(service, SERVING)
         elif service.state == SERVING and problem and status is not Status.OK:

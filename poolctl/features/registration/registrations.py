@@ -1,4 +1,4 @@
-"""Manages services that register as backends of routes: the verbs, the events, and the state for the next supervisor.
+"""The supervisor's part for services that register as backends: verbs, events, and state for the next supervisor.
 
 A service that leaves, becomes silent or fails is taken out of the gateway's route table at once. A heartbeat does not
 change the route table. Services register by a command or at the address of [registration], which the process `web`
@@ -66,16 +66,16 @@ logger = logging.getLogger("poolctl.supervisor")
 class TargetRegistration(GatewayPart):
     """Manages the registered services of a gateway."""
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
-        environment = site.environment
-        self._clock = site.core.clock
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
+        environment = context.environment
+        self._clock = context.core.clock
         self.services = _services.Registrations(self._clock)
-        self._events = site.events
-        self._store = site.store
+        self._events = context.events
+        self._store = context.store
         self._directory = environment.directory
         self._path = os.path.join(environment.state_directory, _FILE)
-        self._address = RegistrationAddress(site.web, environment, self.services.renew)
+        self._address = RegistrationAddress(context.web, environment, self.services.renew)
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
         self._routes: dict[str, RouteConfig] = {}  # by alias
@@ -267,7 +267,7 @@ class TargetRegistration(GatewayPart):
         reports = tuple(map(self.services.report, services))
         return RegistrationChangeResult(items=reports, warnings=tuple(filter(None, warnings)))
 
-    # Changes without a command.
+    # Changes not caused by a verb: probes and expiry.
 
     def _watch(self, service: RegisteredService) -> None:
         """Probe the service with the Host header that its route sends."""

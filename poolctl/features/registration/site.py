@@ -1,6 +1,6 @@
-"""The site of [registration]: services on other machines and in containers register here.
+"""The site of [registration], at which services on other machines and in containers register.
 
-Each request has the token of a client, and a client may register services for its configured routes only. Limits apply
+Each request has a client's token, and a client may register services only for its configured routes. Limits apply
 before any input is trusted: on heads, bodies, connections, requests per second, and attempts with a wrong token.
 """
 

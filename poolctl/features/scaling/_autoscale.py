@@ -1,4 +1,4 @@
-"""Decides the number of workers from a server's load: a pure object, which gets samples with their times.
+"""Decides the number of a server's workers from samples of its load. Does no I/O and reads no clock.
 
 It adds workers as soon as the average over a short part of the window is above a target, and removes workers only if
 the current number was not needed at any time during `cooldown.down`.
@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 from ._triggers import TRIGGERS
 from .keys import Scale
 
-# The short part of the window, on which an increase is decided, so that a new worker answers soon.
+# The part of the window whose average decides on an increase: short, so that a new worker answers soon.
 _SHORT_WINDOW_SHARE = 0.1
-# A decrease requires that the load of the remaining workers stays below these parts of the target: over the whole
-# window, and over its short part.
-_MARGIN = 0.8
-_FAST_MARGIN = 0.9
-# A longer time without samples means that this process or the machine was paused.
+# Workers are removed only if the load of the remaining ones would stay below these shares of the target, over the
+# whole window and over its short part.
+_WINDOW_SHARE_OF_TARGET = 0.8
+_SHORT_WINDOW_SHARE_OF_TARGET = 0.9
+# After a longer time without samples (the process or the machine was paused), earlier samples are discarded.
 _PAUSED_SECONDS = 2.0
-_MAX_PATIENCE = 8.0
+_MAX_COOLDOWN_FACTOR = 8.0
 _ROUNDING = 1e-9
 
 
@@ -38,7 +38,7 @@ class LoadSample(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The workers `before` and `after` a decision. `value` is in seconds for a latency, and else a figure per worker.
+    """A change from `before` to `after` workers. `value` is in seconds for a latency, otherwise a figure per worker.
 
     If more workers are needed but `scale.max` does not allow any more, `after` equals `before`.
     """
@@ -91,14 +91,16 @@ class Autoscale:
     """Decides the number of one server's workers. `now` is the monotonic time at which its samples begin."""
 
     def __init__(self, scale: Scale, now: float) -> None:
-        self._least, self._most = max(scale.min, 1), scale.max
+        self._min_workers, self._max_workers = max(scale.min, 1), scale.max
         self._window = scale.window
         self._up, self._down = scale.cooldown.up, scale.cooldown.down
         self._targets = scale.triggers.targets
         self._has_latencies = any(TRIGGERS[trigger].is_latency for trigger in self._targets)
-        self._patience = 1.0  # factor of cooldown.down; grows when a decrease was a mistake
+        self._cooldown_factor = 1.0  # factor of cooldown.down; grows when a decrease was a mistake
         self._increased_at = self._decreased_at = float("-inf")
-        self._regretted = True  # more workers were needed soon after a decrease, or none was made yet
+        self._was_last_decrease_wrong = (
+            True  # more workers were needed soon after the last decrease, or there was none yet
+        )
         self._reset(now)
 
     def _reset(self, now: float) -> None:
@@ -143,19 +145,21 @@ class Autoscale:
         return self._decide_growth(load.at, size) or self._decide_reduction(load.at, size)
 
     def _decide_growth(self, now: float, size: int) -> Decision | None:
-        above = [self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()]
-        needs = [need for need in above if need is not None]
+        candidates = [
+            self._need_above(now, trigger, target, size) for trigger, target in self._targets.items()
+        ]
+        needs = [need for need in candidates if need is not None]
         if not needs:
             self._above_since = float("inf")
             return None
         self._above_since = min(self._above_since, now)
-        _, wanted, trigger, value, target = max(
+        _, workers, trigger, value, target = max(
             needs, key=lambda need: (need.workers, need.value / need.target)
         )
         if now - self._above_since < self._latest.seconds and self._is_rising(trigger):
-            # The load has only just begun, so the number would be too small.
+            # The load is still rising, so the computed number would be too small.
             return None
-        after = max(size, min(wanted, self._most))
+        after = max(size, min(workers, self._max_workers))
         if after == size:
             was_limited = now - self._limited_at <= max(self._window, self._up)
             self._limited_at = now
@@ -165,9 +169,9 @@ class Autoscale:
             return Decision(size, size, trigger, value, target, self._short_window.seconds)
         if now - self._increased_at < self._up:
             return None
-        if now - self._decreased_at < self._down * self._patience:
-            self._regretted = True
-            self._patience = min(self._patience * 2, _MAX_PATIENCE)
+        if now - self._decreased_at < self._down * self._cooldown_factor:
+            self._was_last_decrease_wrong = True
+            self._cooldown_factor = min(self._cooldown_factor * 2, _MAX_COOLDOWN_FACTOR)
         self._increased_at = now
         self._restart_cooldown(now)
         return Decision(size, after, trigger, value, target, self._short_window.seconds)
@@ -175,53 +179,54 @@ class Autoscale:
     def _need_above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
         """The number of workers needed according to this trigger, if it is larger than `size`; else None."""
         if TRIGGERS[trigger].is_latency:
-            # Workers that have just been started have not changed the latency yet.
-            recent, value = self._short_window, self._short_window.value(trigger)
+            # Without enough recent responses, use the whole window. Workers just started have not changed the latency
+            # yet.
+            window, value = self._short_window, self._short_window.value(trigger)
             if value is None:
-                recent, value = self._long_window, self._long_window.value(trigger)
+                window, value = self._long_window, self._long_window.value(trigger)
             if value is None:
                 return None
-            if value <= target or recent.least_ready() < size:
+            if value <= target or window.least_ready() < size:
                 return None
             return _Need(now, size + 1, trigger, value, target)
-        least, total = self._short_window.value(trigger), self._latest.value(trigger)
-        if least is None or total is None:
+        short_total, latest_total = self._short_window.value(trigger), self._latest.value(trigger)
+        if short_total is None or latest_total is None:
             return None
-        more = self._short_window.demand if TRIGGERS[trigger].counts_demand else 0
-        total += more
-        if min(least + more, total) <= target * size:
+        demand = self._short_window.demand if TRIGGERS[trigger].counts_demand else 0
+        latest_total += demand
+        if min(short_total + demand, latest_total) <= target * size:
             return None
-        return _Need(now, ceil(total / target - _ROUNDING), trigger, total / size, target)
+        return _Need(now, ceil(latest_total / target - _ROUNDING), trigger, latest_total / size, target)
 
     def _is_rising(self, trigger: str) -> bool:
         """Whether the latest samples are well above the samples before them."""
         if TRIGGERS[trigger].is_latency:
             return False
-        latest, fast = self._latest.value(trigger), self._short_window.value(trigger)
-        return latest is not None and fast is not None and fast < _FAST_MARGIN * latest
+        latest, short = self._latest.value(trigger), self._short_window.value(trigger)
+        return latest is not None and short is not None and short < _SHORT_WINDOW_SHARE_OF_TARGET * latest
 
     def _decide_reduction(self, now: float, size: int) -> Decision | None:
-        if size <= self._least:
+        if size <= self._min_workers:
             return None
-        patience = max(self._down * self._patience, self._short_window.seconds)
+        cooldown_seconds = max(self._down * self._cooldown_factor, self._short_window.seconds)
         needs = self._recent_needs
         current = [self._need(now, *trigger, size) for trigger in self._targets.items()]
         need = max(current, key=lambda candidate: candidate.workers)
         while needs and needs[-1].workers <= need.workers:
             needs.pop()
         needs.append(need)
-        while needs[0].at < now - patience:
+        while needs[0].at < now - cooldown_seconds:
             needs.popleft()
         highest = needs[0]
-        if highest.workers >= size or now - self._cooling_since < patience:
+        if highest.workers >= size or now - self._cooling_since < cooldown_seconds:
             return None
-        if not self._regretted:
-            self._patience = max(self._patience / 2, 1.0)
-        self._decreased_at, self._regretted = now, False
+        if not self._was_last_decrease_wrong:
+            self._cooldown_factor = max(self._cooldown_factor / 2, 1.0)
+        self._decreased_at, self._was_last_decrease_wrong = now, False
         self._restart_cooldown(now)
-        # Stop at most half of the workers, or one with latency targets, which do not tell how many are needed.
+        # Stop at most half of the workers, or only one with latency targets, which do not show how many are needed.
         step = 1 if self._has_latencies else max(size // 2, 1)
-        after = max(highest.workers, self._least, size - step)
+        after = max(highest.workers, self._min_workers, size - step)
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
@@ -230,12 +235,19 @@ class Autoscale:
         For a latency, return 1 if it is below `target`, so that fewer workers may be tried; otherwise return `size`.
         """
         if TRIGGERS[trigger].is_latency:
-            value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0
-            under = value < target * _MARGIN and fast <= target and self._short_window.least_ready() >= size
-            return _Need(now, 1 if under else size, trigger, value, target)
-        total, fast_total = self._long_window.value(trigger), self._short_window.value(trigger)
-        if total is None or fast_total is None:
+            value, short_value = (
+                self._long_window.value(trigger) or 0.0,
+                self._short_window.value(trigger) or 0.0,
+            )
+            is_below = (
+                value < target * _WINDOW_SHARE_OF_TARGET
+                and short_value <= target
+                and self._short_window.least_ready() >= size
+            )
+            return _Need(now, 1 if is_below else size, trigger, value, target)
+        total, short_total = self._long_window.value(trigger), self._short_window.value(trigger)
+        if total is None or short_total is None:
             return _Need(now, size, trigger, 0.0, target)
-        needed = max(total / _MARGIN, fast_total / _FAST_MARGIN) / target
+        needed = max(total / _WINDOW_SHARE_OF_TARGET, short_total / _SHORT_WINDOW_SHARE_OF_TARGET) / target
         workers = max(ceil(needed - _ROUNDING), 1)
         return _Need(now, workers, trigger, total / size, target)

@@ -15,15 +15,16 @@ from poolctl.supervisor.statistics import quantile
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-# The kernel counts processor time in hundredths of a second, and reading it costs more than everything else here.
-_CPU_SECONDS = 0.45
-_CPU_SECONDS_WITHOUT_REQUESTS = 0.95
+# Minimum interval of CPU measurements under load: reading the time, which the kernel counts in hundredths of a
+# second, costs more than everything else here.
+_CPU_INTERVAL_SECONDS = 0.45
+_IDLE_CPU_INTERVAL_SECONDS = 0.95
 # A quantile of fewer responses is meaningless.
 _MIN_RESPONSES = 20
 
 
 class Sample(NamedTuple):
-    """Figures of a server's ready workers; `counted` is how far their counters have risen in the last `seconds`."""
+    """Figures of a server's ready workers; `counted` is the increase of their counters in the last `seconds`."""
 
     entry: Entry
     now: float
@@ -133,10 +134,10 @@ class Cpu(Trigger):
 
     def __init__(self, runner: LocalRunner) -> None:
         super().__init__(runner)
-        self._seen: dict[
+        self._previous: dict[
             int, tuple[float, float]
         ] = {}  # by pid: when it was measured, and the processor time then
-        self._noted_at = float("-inf")
+        self._newest_at = float("-inf")
         self._requested_at = float("-inf")
         self._measuring: asyncio.Task[None] | None = None
         self._cores: float | None = None
@@ -148,33 +149,33 @@ class Cpu(Trigger):
             placement.pid for placement in placements if placement is not None and placement.pid is not None
         ]
         usages = self.runner.usages
-        self._note_measured({pid: usages.of(pid) for pid in pids})
+        self._update_cores({pid: usages.of(pid) for pid in pids})
         is_busy = sample.counted[tally.STARTED] or sample.in_flight
-        seconds = _CPU_SECONDS if is_busy else _CPU_SECONDS_WITHOUT_REQUESTS
+        seconds = _CPU_INTERVAL_SECONDS if is_busy else _IDLE_CPU_INTERVAL_SECONDS
         if pids and sample.now - self._requested_at >= seconds:
             self._requested_at = sample.now
             self._measuring = asyncio.ensure_future(
-                usages.measure(pids, memory=False, max_age_seconds=_CPU_SECONDS)
+                usages.measure(pids, memory=False, max_age_seconds=_CPU_INTERVAL_SECONDS)
             )
         return Part(self._cores)
 
-    def _note_measured(self, usages: Mapping[int, Usage]) -> None:
+    def _update_cores(self, usages: Mapping[int, Usage]) -> None:
         measured = {
             pid: (usage.measured_at, usage.cpu_seconds)
             for pid, usage in usages.items()
             if usage.cpu_seconds is not None
         }
         newest_at = max((at for at, _ in measured.values()), default=float("-inf"))
-        if measured and newest_at - self._noted_at < _CPU_SECONDS / 2:
-            return  # not measured again yet
+        if measured and newest_at - self._newest_at < _CPU_INTERVAL_SECONDS / 2:
+            return  # no new measurements yet
         # Processor time used before a worker was ready belongs to its start.
         used = [
-            (spent - self._seen[pid][1]) / (at - self._seen[pid][0])
+            (spent - self._previous[pid][1]) / (at - self._previous[pid][0])
             for pid, (at, spent) in measured.items()
-            if pid in self._seen and at > self._seen[pid][0]
+            if pid in self._previous and at > self._previous[pid][0]
         ]
         self._cores = max(0.0, sum(used)) if used else None
-        self._seen, self._noted_at = measured, newest_at
+        self._previous, self._newest_at = measured, newest_at
 
 
 class LatencyQuantile(Trigger):
@@ -185,7 +186,7 @@ class LatencyQuantile(Trigger):
 
     @classmethod
     def new_accumulator(cls) -> MovingQuantile:
-        """Return a new Quantile, which accumulates the results of `measure`."""
+        """Return a new MovingQuantile, which accumulates the results of `measure`."""
         return MovingQuantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:

@@ -21,8 +21,8 @@ from ._triggers import TRIGGERS, Sample
 from .keys import Scale
 
 INTERVAL_SECONDS = 0.25
-# Number of servers examined before the loop does other work.
-_AT_ONCE = 32
+# Number of servers sampled before the event loop does other work.
+_BATCH_SIZE = 32
 
 
 class LoadSampler:
@@ -31,7 +31,7 @@ class LoadSampler:
     def __init__(self, runner: LocalRunner, triggers: Iterable[str], now: float) -> None:
         self._runner = runner
         self._triggers = {name: TRIGGERS[name](runner) for name in triggers}
-        self._seen: dict[str, Counts] = {}  # by worker id
+        self._previous_counts: dict[str, Counts] = {}  # by worker id
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> LoadSample:
@@ -48,12 +48,12 @@ class LoadSampler:
                 continue
             seen[worker.id] = counts = latest[: tally.COUNTED]
             in_flight += tally.in_flight(counts)
-            before = self._seen.get(worker.id)
-            if before is not None and before != counts:
-                # An application can overwrite its counts.
+            previous = self._previous_counts.get(worker.id)
+            if previous is not None and previous != counts:
+                # Not negative: an application can overwrite its counts.
                 for slot, count in enumerate(counts):
-                    counted[slot] += max(0, count - before[slot])
-        self._seen = seen
+                    counted[slot] += max(0, count - previous[slot])
+        self._previous_counts = seen
         sample = Sample(entry, now, now - self._at, in_flight, counted)
         self._at = now
         figures = {name: trigger.measure(sample) for name, trigger in self._triggers.items()}
@@ -84,14 +84,14 @@ class Autoscaler(FeaturePart):
     One timer serves all servers. In calm mode, after repeated crashes of the supervisor, nothing is changed.
     """
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
-        self._core = site.core
-        self._events = site.events
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
+        self._core = context.core
+        self._events = context.events
         self._servers: dict[str, _ScaledServer] = {}
         self._timer: asyncio.TimerHandle | None = None
-        if not site.core.calm:
-            site.core.observers.add(self._watch)
+        if not context.core.calm:
+            context.core.observers.add(self._watch)
 
     async def aclose(self) -> None:
         """Stop taking samples."""
@@ -108,7 +108,7 @@ class Autoscaler(FeaturePart):
         server = self._servers.get(entry.name)
         if server is None or server.entry is not entry or server.scale != scale:
             now = self._core.clock.monotonic()
-            self._servers[entry.name] = _ScaledServer(self.site.runner, entry, scale, now)
+            self._servers[entry.name] = _ScaledServer(self.context.runner, entry, scale, now)
         else:
             server.scale = scale
         if self._timer is None:
@@ -123,16 +123,16 @@ class Autoscaler(FeaturePart):
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # A later decision must not count as caused by the command that has started a server.
+        # Decisions of later ticks must not be attributed to the command that started a server.
         loop = asyncio.get_running_loop()
         self._timer = (
             loop.call_later(INTERVAL_SECONDS, self.tick, context=NO_CAUSE) if self._servers else None
         )
 
     def _scale_all(self, servers: Sequence[_ScaledServer]) -> None:
-        if len(servers) > _AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._scale_all, servers[_AT_ONCE:], context=NO_CAUSE)
-        for server in servers[:_AT_ONCE]:
+        if len(servers) > _BATCH_SIZE:
+            asyncio.get_running_loop().call_soon(self._scale_all, servers[_BATCH_SIZE:], context=NO_CAUSE)
+        for server in servers[:_BATCH_SIZE]:
             self._scale(server)
 
     def _scale(self, server: _ScaledServer) -> None:

@@ -21,7 +21,7 @@ from ._health import HealthEndpoint
 from ._stacks import StacksSocket
 
 _FAILED = 1
-_TERMINATION_LOG = "/dev/termination-log"  # made by kubelets
+_TERMINATION_LOG = "/dev/termination-log"  # exists in Kubernetes containers only
 
 
 class SingleServerProcess:
@@ -31,9 +31,11 @@ class SingleServerProcess:
         self._spec = inherited.spec
         self._listeners = inherited.listeners
         self._tls_fds = inherited.tls_fds
-        more = inherited.more
-        self._stacks = StacksSocket(more.pop(), self._spec) if self._spec["stacks"] else None
-        self._health = HealthEndpoint(self._spec["server"], more, self._spec["probes"], self._spec["expose"])
+        sockets = inherited.more
+        self._stacks = StacksSocket(sockets.pop(), self._spec) if self._spec["stacks"] else None
+        self._health = HealthEndpoint(
+            self._spec["server"], sockets, self._spec["probes"], self._spec["expose"]
+        )
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._terminated = False
@@ -55,8 +57,8 @@ class SingleServerProcess:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
             return 0  # a signal during the start
-        except SystemExit as leaving:
-            return exit_status(leaving.code)
+        except SystemExit as exit_:
+            return exit_status(exit_.code)
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
             return self._failed(str(error))

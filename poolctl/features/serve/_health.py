@@ -1,4 +1,4 @@
-"""Answers `/health` from a thread of its own, also during an import and while the event loop is blocked."""
+"""Answers `/health` in a thread of its own, even while the application is imported or its event loop is blocked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY, ALIVE = "/health", "/health/live"
 class HealthEndpoint:
     """Answers `/health` with 200 while the application is ready, and `/health/live` with 200 while it is alive.
 
-    Otherwise the answer is 503 with the reason as its text. A reason that a probe finds is logged when it changes,
+    Otherwise the answer is 503 with the reason as its text. The reason is also logged when it changes,
     because kubelets drop the text. `probes` are the HTTP probes of `server`, by kind.
     """
 
@@ -149,7 +149,7 @@ async def problem_within(problem: Awaitable[str], seconds: float) -> str:
 
 
 class ApplicationProbeTarget:
-    """A started application, as seen by probes in a thread other than its event loop's."""
+    """A started application, for probes that run in another thread than its event loop."""
 
     def __init__(self, server: PoolServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -157,24 +157,24 @@ class ApplicationProbeTarget:
 
     async def wait_until_loop_runs(self) -> str:
         """Wait until the application's event loop runs a callback; returns "", or the error if the loop is closed."""
-        turn: Future[str] = Future()
+        answered: Future[str] = Future()
         try:
-            self._loop.call_soon_threadsafe(turn.set_result, "")
+            self._loop.call_soon_threadsafe(answered.set_result, "")
         except RuntimeError as error:
             return str(error)
-        return await asyncio.shield(asyncio.wrap_future(turn))
+        return await asyncio.shield(asyncio.wrap_future(answered))
 
     async def connect(self) -> socket.socket:
         """Connect to the application directly: its listeners may be full or require certificates. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
+        near_end, far_end = socket.socketpair()
+        for end in (near_end, far_end):
             end.setblocking(False)
         try:
             self._loop.call_soon_threadsafe(
-                self._server.answer_probe, {"kind": "http", "plain": True}, theirs
+                self._server.answer_probe, {"kind": "http", "plain": True}, far_end
             )
         except RuntimeError as error:
-            ours.close()
-            theirs.close()
+            near_end.close()
+            far_end.close()
             raise OSError(str(error)) from None
-        return ours
+        return near_end

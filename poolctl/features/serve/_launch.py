@@ -56,7 +56,7 @@ def become_server(
 
 
 def listening_on(server: ServerConfig, address: str) -> ServerConfig:
-    """The server at another address. Raises UsageError."""
+    """A copy of the server's settings with another address. Raises UsageError."""
     if not server.listens or server.binds_itself:
         raise UsageError(f"--listen: {server.name} opens no listener that poolctl could move")
     try:

@@ -1,4 +1,4 @@
-"""Answers `poolctl stacks` from a thread of its own, also during an import and while the event loop is blocked."""
+"""Answers `poolctl stacks` in a thread of its own, even while the application is imported or the loop is blocked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolctl.worker.tally import STACK_BYTES, describe_stacks
 THREAD = "poolctl stacks"
 _TIMEOUT_SECONDS = 5.0  # for a client to read the answer
 _RETRY_SECONDS = 1.0
-_ROOT = 0
+_ROOT_UID = 0
 
 
 class StacksSocket:
@@ -31,8 +31,8 @@ class StacksSocket:
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, once it runs
         self._listener = listener
         self._spec = spec
-        self._main = threading.get_ident()
-        self._ended = threading.Event()
+        self._main_thread = threading.get_ident()
+        self._closed = threading.Event()
 
     def begin(self) -> None:
         """Answer clients such as `poolctl stacks` from now on, in a thread that ends with the process."""
@@ -41,18 +41,18 @@ class StacksSocket:
 
     def close(self) -> None:
         """Stop answering, and remove the socket's path."""
-        self._ended.set()
+        self._closed.set()
         close_and_unlink([self._listener])
 
     def _serve(self) -> None:
-        while not self._ended.is_set():
+        while not self._closed.is_set():
             try:
                 connection, _ = self._listener.accept()
             except OSError:  # closed; or there are too many open files
-                self._ended.wait(_RETRY_SECONDS)
+                self._closed.wait(_RETRY_SECONDS)
                 continue
             with connection, contextlib.suppress(OSError):
-                if peer_credentials(connection)[1] in (_ROOT, os.geteuid()):
+                if peer_credentials(connection)[1] in (_ROOT_UID, os.geteuid()):
                     connection.settimeout(_TIMEOUT_SECONDS)
                     connection.sendall(self._answer())
 
@@ -60,5 +60,7 @@ class StacksSocket:
         spec = self._spec
         directories = [spec["app_dir"], spec["cwd"]]
         head = {"name": spec["server"], "pid": os.getpid(), "directories": directories, "thread": THREAD}
-        text = "\n".join(describe_stacks(None, self._main, self.loop)).encode(errors="backslashreplace")
+        text = "\n".join(describe_stacks(None, self._main_thread, self.loop)).encode(
+            errors="backslashreplace"
+        )
         return json.dumps(head).encode() + b"\n" + text[:STACK_BYTES]

@@ -37,22 +37,22 @@ def _ask(path: str) -> WorkerStacks | None:
     """The stacks of the process with this socket; None if it has exited."""
     name = os.path.basename(path)
     pid = name[len(_PREFIX) : -len(_SUFFIX)]
-    unknown = WorkerStacks(name="", worker=f"serve {pid}", pid=int(pid) if pid.isdecimal() else None)
+    stacks = WorkerStacks(name="", worker=f"serve {pid}", pid=int(pid) if pid.isdecimal() else None)
     try:
         line, _, text = _receive_answer(path).partition(b"\n")
         head = json.loads(line)
         directories, own_thread = [str(directory) for directory in head["directories"]], head["thread"]
-        unknown = replace(unknown, name=str(head["name"]), worker=str(head["name"]), pid=int(head["pid"]))
+        stacks = replace(stacks, name=str(head["name"]), worker=str(head["name"]), pid=int(head["pid"]))
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except TimeoutError:
-        return replace(unknown, problem=f"it does not answer within {_ANSWER_SECONDS:g} s")
+        return replace(stacks, problem=f"it does not answer within {_ANSWER_SECONDS:g} s")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return replace(unknown, problem=f"it gives no valid answer: {error or type(error).__name__}")
+        return replace(stacks, problem=f"it gives no valid answer: {error or type(error).__name__}")
     threads, tasks = parse(text, PYTHON, directories)
     threads = [thread for thread in threads if thread.name != own_thread]
     return replace(
-        unknown,
+        stacks,
         source=PYTHON if threads else "",
         place=find_main_thread_hang(threads),
         threads=tuple(threads),
@@ -62,15 +62,15 @@ def _ask(path: str) -> WorkerStacks | None:
 
 def _receive_answer(path: str) -> bytes:
     """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MAX_BYTES."""
-    end, answer = monotonic() + _ANSWER_SECONDS, b""
+    deadline, answer = monotonic() + _ANSWER_SECONDS, b""
     with socket(AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)
         connection.connect(path)
-        while (left := end - monotonic()) > 0:
-            connection.settimeout(left)
-            if not (piece := connection.recv(65536)):
+        while (remaining := deadline - monotonic()) > 0:
+            connection.settimeout(remaining)
+            if not (chunk := connection.recv(65536)):
                 return answer
-            answer += piece
+            answer += chunk
             if len(answer) > _MAX_BYTES:
                 raise ValueError(f"more than {_MAX_BYTES} bytes")
     raise TimeoutError

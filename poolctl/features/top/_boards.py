@@ -112,12 +112,14 @@ class Board(Generic[Row]):
         self.toggle_sort(orders[(orders.index(self.sort) + step) % len(orders)])
 
     def _arrange(self) -> None:
-        before = self.selected
-        wanted = self.filter.lower().split()
-        matches = [row for row in self.rows if all(word in self.filter_text(row).lower() for word in wanted)]
+        previous = self.selected
+        words = self.filter.lower().split()
+        matches = [row for row in self.rows if all(word in self.filter_text(row).lower() for word in words)]
         self.shown = self._in_order(matches)
         names = [row.name for row in self.shown]
-        self._select(names.index(before.name) if before is not None and before.name in names else self._at)
+        self._select(
+            names.index(previous.name) if previous is not None and previous.name in names else self._at
+        )
 
     def _select(self, at: int) -> None:
         self._at = max(0, min(at, len(self.shown) - 1))
@@ -161,15 +163,15 @@ def _problem_rank(row: MeasuredServer) -> float:
     return 2.0 if row.state in ("starting", "stopping", "draining") else 3.0
 
 
-def _place(order: Sequence[str], word: str) -> float:
+def _index_in(order: Sequence[str], word: str) -> float:
     return order.index(word) if word in order else len(order)
 
 
 SERVER_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", _problem_rank),
     "name": Order("N"),
-    "state": Order("S", lambda row: _place(_STATES, row.shown_state)),
-    "health": Order("H", lambda row: _place(_HEALTH, row.health)),
+    "state": Order("S", lambda row: _index_in(_STATES, row.shown_state)),
+    "health": Order("H", lambda row: _index_in(_HEALTH, row.health)),
     "requests": Order("R", lambda row: row.stats.requests_per_second, falling=True),
     "errors": Order("E", lambda row: row.stats.errors_per_second, falling=True),
     "latency": Order("L", lambda row: row.stats.latency_p99_seconds, falling=True),
@@ -215,18 +217,21 @@ class RouteBoard(Board[RouteRow]):
 
     def __init__(self, *, sort: str = "problems") -> None:
         super().__init__(sort=sort)
-        self._at_seconds = 0.0
+        self._received_at = 0.0
 
     def receive(self, reports: Iterable[RouteReport], now: float) -> None:
         """Show these reports, received at `now` in seconds, with the rates since the previous ones."""
-        seconds = now - self._at_seconds
-        before = {row.name: row.report for row in self.rows}
+        seconds = now - self._received_at
+        previous_reports = {row.name: row.report for row in self.rows}
         rows = [RouteRow(report) for report in reports]
-        for at, row in enumerate(rows):
-            if (earlier := before.get(row.name)) is not None and seconds > 0:
-                requests, errors = row.report.requests - earlier.requests, row.report.errors - earlier.errors
-                rows[at] = RouteRow(row.report, max(0.0, requests / seconds), max(0.0, errors / seconds))
-        self._at_seconds = now
+        for index, row in enumerate(rows):
+            if (previous := previous_reports.get(row.name)) is not None and seconds > 0:
+                requests, errors = (
+                    row.report.requests - previous.requests,
+                    row.report.errors - previous.errors,
+                )
+                rows[index] = RouteRow(row.report, max(0.0, requests / seconds), max(0.0, errors / seconds))
+        self._received_at = now
         self.update(rows)
 
     def filter_text(self, row: RouteRow) -> str:

@@ -33,7 +33,7 @@ from ._boards import Board, RouteBoard, RouteRow, ServerBoard
 
 _UNKNOWN = "-"
 BARS = "▁▂▃▄▅▆▇"  # without the full block, so that bars of adjacent rows stay separate
-# A slowly changing value (memory) is scaled to show changes, but not noise.
+# The smallest span of a chart that does not begin at 0 (memory), as a share of its maximum: hides noise.
 _MIN_SPAN = 0.2
 MAX_CHART_LENGTH = 30
 _MIN_NAME_LENGTH, _MAX_NAME_LENGTH = 8, 32
@@ -103,9 +103,9 @@ def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = T
     shown = list(values)[-width:] if width > 0 else []
     numbers = [value for value in shown if value is not None]
     top = max(numbers, default=0.0)
-    least = 0.0 if from_zero else min(numbers, default=0.0)
-    span = top if from_zero else max(top - least, top * _MIN_SPAN)
-    base = (top + least - span) / 2
+    bottom = 0.0 if from_zero else min(numbers, default=0.0)
+    span = top if from_zero else max(top - bottom, top * _MIN_SPAN)
+    base = (top + bottom - span) / 2
     bars = "".join(" " if value is None else _bar_character(value - base, span) for value in shown)
     return bars.rjust(width)
 
@@ -134,7 +134,7 @@ class Column(NamedTuple):
     chart: bool = False
 
 
-def _figure(
+def _figure_column(
     title: str,
     sort: str,
     width: int,
@@ -150,7 +150,7 @@ def _figure(
     return Column(title, sort, width, priority, cell, right=True)
 
 
-def _chart(title: str, priority: int, series: str, style: str, *, from_zero: bool = True) -> Column:
+def _chart_column(title: str, priority: int, series: str, style: str, *, from_zero: bool = True) -> Column:
     def cell(row: MeasuredServer, width: int) -> Styled:
         values = getattr(row.stats.history, series)
         return sparkline(values, width, from_zero=from_zero), style if any(values) else FAINT
@@ -158,7 +158,9 @@ def _chart(title: str, priority: int, series: str, style: str, *, from_zero: boo
     return Column(title, "", 8, priority, cell, chart=True)
 
 
-def _faint(title: str, sort: str, width: int, priority: int, text: Callable[[Any], str]) -> Column:
+def _faint_text_column(
+    title: str, sort: str, width: int, priority: int, text: Callable[[Any], str]
+) -> Column:
     return Column(title, sort, width, priority, lambda row, width: (printable(text(row)), FAINT))
 
 
@@ -174,7 +176,7 @@ def _workers(row: MeasuredServer, width: int) -> Styled:
     return f"{count}/{row.workers}", "yellow" if count else FAINT
 
 
-def _of_processes(row: MeasuredServer, used: float | None) -> float | None:
+def _none_without_pids(row: MeasuredServer, used: float | None) -> float | None:
     return used if used or row.pids else None
 
 
@@ -188,22 +190,22 @@ SERVER_COLUMNS = (
         lambda row, _: (row.health, HEALTH.get(row.health, ""))
         if row.health not in ("", "unknown") else (_UNKNOWN, FAINT),
     ),
-    _faint("ADDRESS", "file", 21, 10, lambda row: row.address or row.bind),
+    _faint_text_column("ADDRESS", "file", 21, 10, lambda row: row.address or row.bind),
     Column("WORK", "", 4, 9, _workers, right=True),
-    _figure("REQ/S", "requests", 6, 1, lambda row: row.stats.requests_per_second, style="green"),
-    _chart("REQ", 2, "requests_per_second", "green"),
-    _figure("ERR/S", "errors", 6, 5, lambda row: row.stats.errors_per_second, style="bold red"),
-    _figure("P99", "latency", 6, 1, lambda row: row.stats.latency_p99_seconds, format_seconds, "yellow"),
-    _chart("P99", 7, "latency_p99_seconds", "yellow"),
-    _figure(
-        "MEM", "memory", 5, 1, lambda row: _of_processes(row, row.stats.memory_bytes), format_size, "blue"
+    _figure_column("REQ/S", "requests", 6, 1, lambda row: row.stats.requests_per_second, style="green"),
+    _chart_column("REQ", 2, "requests_per_second", "green"),
+    _figure_column("ERR/S", "errors", 6, 5, lambda row: row.stats.errors_per_second, style="bold red"),
+    _figure_column("P99", "latency", 6, 1, lambda row: row.stats.latency_p99_seconds, format_seconds, "yellow"),
+    _chart_column("P99", 7, "latency_p99_seconds", "yellow"),
+    _figure_column(
+        "MEM", "memory", 5, 1, lambda row: _none_without_pids(row, row.stats.memory_bytes), format_size, "blue"
     ),
-    _chart("MEM", 8, "memory_bytes", "blue", from_zero=False),
-    _figure("CPU", "cpu", 5, 4, lambda row: _of_processes(row, row.stats.cpu_percent), format_percent),
-    _figure("BUSY", "", 4, 11, lambda row: row.stats.in_flight),
-    _figure("CONN", "", 5, 12, lambda row: row.stats.connections),
-    _figure("UP", "uptime", 6, 3, lambda row: row.uptime_seconds, lambda seconds: duration(seconds or None)),
-    _figure("RST", "restarts", 3, 6, lambda row: row.restarts, str),
+    _chart_column("MEM", 8, "memory_bytes", "blue", from_zero=False),
+    _figure_column("CPU", "cpu", 5, 4, lambda row: _none_without_pids(row, row.stats.cpu_percent), format_percent),
+    _figure_column("BUSY", "", 4, 11, lambda row: row.stats.in_flight),
+    _figure_column("CONN", "", 5, 12, lambda row: row.stats.connections),
+    _figure_column("UP", "uptime", 6, 3, lambda row: row.uptime_seconds, lambda seconds: duration(seconds or None)),
+    _figure_column("RST", "restarts", 3, 6, lambda row: row.restarts, str),
 )  # fmt: skip
 
 _ROUTE_STATES = {"healthy": "green", STARTING: "yellow", NAPPING: "cyan", UNHEALTHY: "red", ERROR: "bold red"}
@@ -217,42 +219,42 @@ def _alias(row: RouteRow, width: int) -> Styled:
 
 ROUTE_COLUMNS = (
     Column("ROUTE", "name", 0, 0, _alias),
-    _faint("HOST/PATH", "file", 22, 3, lambda row: row.report.host + row.report.path),
-    _faint("TO", "", 22, 5, lambda row: ", ".join(row.report.to)),
+    _faint_text_column("HOST/PATH", "file", 22, 3, lambda row: row.report.host + row.report.path),
+    _faint_text_column("TO", "", 22, 5, lambda row: ", ".join(row.report.to)),
     Column("STATE", "", 9, 6, lambda row, _: (row.report.state, _ROUTE_STATES.get(row.report.state, FAINT))),
     Column("WAY", "", 8, 0, lambda row, _: (row.report.way, _WAYS.get(row.report.way, FAINT))),
-    _figure("REQ/S", "requests", 6, 1, lambda row: row.requests_per_second, style="green"),
-    _figure("REQUESTS", "", 8, 2, lambda row: row.report.requests),
-    _figure("WAITING", "waiting", 8, 4, lambda row: row.report.waiting, style="yellow"),
-    _figure("ERR/S", "errors", 6, 4, lambda row: row.errors_per_second, style="bold red"),
-    _figure("ERR", "errors", 5, 1, lambda row: row.report.errors, style="bold red"),
-    _figure("P50", "", 6, 7, lambda row: row.report.p50_seconds, format_seconds, "yellow"),
-    _figure("P99", "latency", 6, 1, lambda row: row.report.p99_seconds, format_seconds, "yellow"),
+    _figure_column("REQ/S", "requests", 6, 1, lambda row: row.requests_per_second, style="green"),
+    _figure_column("REQUESTS", "", 8, 2, lambda row: row.report.requests),
+    _figure_column("WAITING", "waiting", 8, 4, lambda row: row.report.waiting, style="yellow"),
+    _figure_column("ERR/S", "errors", 6, 4, lambda row: row.errors_per_second, style="bold red"),
+    _figure_column("ERR", "errors", 5, 1, lambda row: row.report.errors, style="bold red"),
+    _figure_column("P50", "", 6, 7, lambda row: row.report.p50_seconds, format_seconds, "yellow"),
+    _figure_column("P99", "latency", 6, 1, lambda row: row.report.p99_seconds, format_seconds, "yellow"),
 )
 
 
 def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
-    """The columns that fit on a screen of this width, with their widths.
+    """Choose the columns that fit on a screen of this width, and their widths.
 
     The first column holds the names; `names` is the width of the longest.
     """
     longest = min(max(names, _MIN_NAME_LENGTH), _MAX_NAME_LENGTH)
     name = min(longest, max(_MIN_NAME_LENGTH, width // 4))
     widths = {column: column.width for column in all_columns}
-    taken: set[Column] = set()
-    left = width - name
+    chosen: set[Column] = set()
+    remaining = width - name
     for column in sorted(all_columns, key=lambda column: column.priority):
         needed = column.width + 1 if column.width else 0
-        if needed <= left:
-            taken.add(column)
-            left -= needed
-    more = min(left, longest - name)
-    widths[all_columns[0]] = name + more
-    left -= more
-    charts = [column for column in all_columns if column in taken and column.chart]
+        if needed <= remaining:
+            chosen.add(column)
+            remaining -= needed
+    extra = min(remaining, longest - name)
+    widths[all_columns[0]] = name + extra
+    remaining -= extra
+    charts = [column for column in all_columns if column in chosen and column.chart]
     for column in charts:
-        widths[column] += min(left // len(charts), MAX_CHART_LENGTH - column.width)
-    return [(column, widths[column]) for column in all_columns if column in taken]
+        widths[column] += min(remaining // len(charts), MAX_CHART_LENGTH - column.width)
+    return [(column, widths[column]) for column in all_columns if column in chosen]
 
 
 def table_lines(
@@ -297,7 +299,7 @@ def _cell(text: str, style: str, column: Column, width: int) -> Text:
     return cell
 
 
-_NARROW = 100
+_MIN_WIDE_WIDTH = 100
 
 
 def head_lines(board: ServerBoard, gateway: GatewayStatus | None, pool: str, width: int) -> list[Text]:
@@ -332,7 +334,7 @@ def _counts(rows: Sequence[MeasuredServer], pool: str, words: bool) -> Text:
 
 
 def _totals(rows: Sequence[MeasuredServer], width: int) -> Text:
-    wide = width >= _NARROW
+    wide = width >= _MIN_WIDE_WIDTH
     chart = 24 if width >= 140 else 12 if wide else 8
     all_stats = [row.stats for row in rows]
     line = Text(" ")
@@ -407,7 +409,7 @@ def _summed_series(series: Sequence[Sequence[float | None]]) -> list[float | Non
 
 Hints = Sequence[tuple[str, str]]
 
-_LOW = 10  # a screen with fewer lines shows only the table
+_MIN_HEIGHT_FOR_HEAD = 10  # on a screen with fewer lines, the head is one line
 _FILTER, _SORT, _PAUSE, _SELECT = ("/", "filter"), ("<>", "sort"), ("Space", "pause"), ("↑↓", "select")
 HINTS = (
     _FILTER, ("l", "logs"), ("r", "restart"), ("s", "stop"), _SORT, ("d", "drain"), ("+-", "workers"), _PAUSE, _SELECT,
@@ -443,9 +445,9 @@ def table_frame(
     head = head_lines(servers, gateway, pool, width)
     if trouble:
         head[1] = Text(f" ! {trouble}", "bold red")
-    elif height < _LOW:
+    elif height < _MIN_HEIGHT_FOR_HEAD:
         del head[1:]
-    if height >= _LOW or board.filter or typing:
+    if height >= _MIN_HEIGHT_FOR_HEAD or board.filter or typing:
         if board.filter or typing:
             count = f"  {len(board.shown)} of {len(board.rows)}"
             cursor = ("_", "blink") if typing else ""
@@ -475,17 +477,17 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
         return Text(f" {notice.text}", notice.style or "bold")
     if typing:
         return hints_line([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
-    place = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return hints_line(hints, place, width, ALWAYS)
+    position = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
+    return hints_line(hints, position, width, ALWAYS)
 
 
 def hints_line(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
     """A line with as many of the `hints` as fit, all of `always`, and the text `at_right`."""
-    left = width - len(at_right) - 2 - sum(map(_hint_width, always))
+    remaining = width - len(at_right) - 2 - sum(map(_hint_width, always))
     shown = []
     for hint in hints:
-        left -= _hint_width(hint)
-        if left < 0:
+        remaining -= _hint_width(hint)
+        if remaining < 0:
             break
         shown.append(hint)
     line = Text(" ")
@@ -580,11 +582,11 @@ _LEVEL_STYLES = {
 }  # fmt: skip
 # Minimum levels that a key cycles through; "" shows all lines.
 _LEVELS = ("", "info", "warning", "error")
-_FOUND = "black on yellow"
+_MATCH_STYLE = "black on yellow"
 
 
 class LogPane:
-    """The log of one server on the screen: the last lines of its file, and the lines added since.
+    """The log of one server on the screen: the last lines of its file and the lines added later.
 
     `back` is the number of lines scrolled up, `least` the minimum level of the shown lines, `words` the search text.
     """
@@ -598,7 +600,7 @@ class LogPane:
         self.typing = False
         self._follower = Follower({name: path}, lines=_KEPT_LINES)
         self._kept: deque[LogLine] = deque(maxlen=_KEPT_LINES)
-        self._wanted = LineFilter()
+        self._filter = LineFilter()
         self._lines: deque[Text] = deque(maxlen=_KEPT_LINES)
         self._take(self._follower.first)
 
@@ -647,7 +649,7 @@ class LogPane:
     def show_level(self, least: str) -> None:
         """Show only lines of at least level `least`, scrolled to the newest line. The level "" shows all lines."""
         self.least, self.back = least, 0
-        self._wanted = LineFilter(least=least)
+        self._filter = LineFilter(least=least)
         self._lines.clear()
         self._show(self._kept)
 
@@ -672,7 +674,7 @@ class LogPane:
         for line in list(self._lines)[: len(self._lines) - self.back][::-1]:
             if self.words:
                 line = line.copy()
-                line.highlight_regex(f"(?i){re.escape(self.words)}", _FOUND)
+                line.highlight_regex(f"(?i){re.escape(self.words)}", _MATCH_STYLE)
             rows += _wrapped(line, width)[::-1]
             if len(rows) >= height:
                 break
@@ -699,7 +701,7 @@ class LogPane:
         return self._show(lines)
 
     def _show(self, lines: Iterable[LogLine]) -> int:
-        texts = [text for line in self._wanted.filter_forwards(lines) for text in _rendered(line)]
+        texts = [text for line in self._filter.filter_forwards(lines) for text in _rendered(line)]
         self._lines.extend(texts)
         if self.back:  # scrolled lines stay in place
             self.scroll(len(texts))

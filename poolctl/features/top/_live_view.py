@@ -1,4 +1,4 @@
-"""The running view: handles keys, answers, the clock and signals, and updates the screen."""
+"""The running view: handles keys, answers, timers and signals, and updates the screen."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ._terminal import KeyDecoder, Pasted, Screen
 Answer = TypeVar("Answer")
 
 _NOTICE_SECONDS = 4.0
-_LASTING_SECONDS = 60.0
-# The supervisor enforces the limits of an action.
+_LONG_NOTICE_SECONDS = 60.0
+# Long, because the supervisor enforces the limits of an action.
 _ACTION_SECONDS = 3600.0
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class ServerAction(NamedTuple):
@@ -62,12 +62,12 @@ def action_of(key: str, item: Item) -> ServerAction | None:
         return ServerAction("undrain", name, "undraining", "back in rotation")
     if key == "d":
         return ServerAction("drain", name, "draining", "out of rotation", f"Take {name} out of rotation?")
-    wanted = item.workers + {"+": 1, "-": -1}.get(key, 0)
-    if key not in ("+", "-") or wanted < 1:
+    workers_wanted = item.workers + {"+": 1, "-": -1}.get(key, 0)
+    if key not in ("+", "-") or workers_wanted < 1:
         return None
-    workers = f"{wanted} worker{'s' if wanted > 1 else ''}"
+    workers = f"{workers_wanted} worker{'s' if workers_wanted > 1 else ''}"
     question = f"Scale {name} down to {workers}?" if key == "-" else ""
-    return ServerAction("scale", name, "scaling", f"has {workers}", question, wanted)
+    return ServerAction("scale", name, "scaling", f"has {workers}", question, workers_wanted)
 
 
 class LiveView:
@@ -85,11 +85,11 @@ class LiveView:
         self._question: ServerAction | None = None
         self._notice: Notice | None = None
         self._notice_end: asyncio.TimerHandle | None = None
-        self._trouble = ""
-        self._news = asyncio.Event()  # there is something to draw
-        self._due = asyncio.Event()  # update at once instead of after the interval
+        self._problem = ""
+        self._redraw = asyncio.Event()  # set when the screen must be redrawn
+        self._update_now = asyncio.Event()  # set to request an update before the interval ends
         self._tasks: set[asyncio.Task[None]] = set()
-        self._over = False
+        self._is_ended = False
         self._ended_by = 0
 
     @property
@@ -98,7 +98,7 @@ class LiveView:
 
     async def run(self) -> int:
         """Show the view until the user leaves it; returns the number of the signal that ended it, else 0."""
-        for number in _ENDING:
+        for number in _ENDING_SIGNALS:
             self._loop.add_signal_handler(number, self._end, number)
         with Screen() as screen:
             self._screen = screen
@@ -106,14 +106,14 @@ class LiveView:
             self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
             self._loop.add_reader(screen.fileno(), self._read_keys)
             self._start_task(self._keep_updated())
-            while not self._over:
+            while not self._is_ended:
                 if self._pane is not None:
                     self._pane.read()
                 screen.draw(self._frame())
                 if screen.unsent:
                     self._loop.add_writer(screen.output, self._on_writable)
-                await self._news.wait()
-                self._news.clear()
+                await self._redraw.wait()
+                self._redraw.clear()
         self._close_pane()
         return self._ended_by
 
@@ -123,21 +123,21 @@ class LiveView:
             return help_frame(size, self._help)
         if self._pane is not None:
             return log_frame(self._pane, size)
-        trouble = self._trouble or ("paused: press Space to resume" if self._paused else "")
+        problem = self._problem or ("paused: press Space to resume" if self._paused else "")
         return table_frame(
-            self._view.servers, self._view.pool, size, notice=self._notice, typing=self._typing, trouble=trouble,
+            self._view.servers, self._view.pool, size, notice=self._notice, typing=self._typing, trouble=problem,
             gateway=self._view.gateway, routes=self._view.routes,
         )  # fmt: skip
 
     # The terminal and signals.
 
     def _end(self, number: int = 0) -> None:
-        self._over, self._ended_by = True, number
-        self._news.set()
+        self._is_ended, self._ended_by = True, number
+        self._redraw.set()
 
     def _resize(self) -> None:
         self._screen.resize()
-        self._news.set()
+        self._redraw.set()
 
     def _suspend(self) -> None:
         """Suspend the process, as Ctrl-Z does. Returns when the shell continues it."""
@@ -146,13 +146,13 @@ class LiveView:
         os.kill(os.getpid(), signal.SIGTSTP)
         self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
         self._screen.set_up_terminal()
-        self._news.set()
+        self._redraw.set()
 
     def _on_writable(self) -> None:
         self._screen.flush()
         if not self._screen.unsent:
             self._loop.remove_writer(self._screen.output)
-            self._news.set()
+            self._redraw.set()
 
     def _read_keys(self) -> None:
         data = self._screen.read()
@@ -168,7 +168,7 @@ class LiveView:
     def _press_all(self, keys: list[str]) -> None:
         for key in keys:
             self._press(key)
-        self._news.set()
+        self._redraw.set()
 
     # Requests to the supervisor.
 
@@ -192,31 +192,31 @@ class LiveView:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._view.interval_seconds):
-                    await self._due.wait()
-            self._due.clear()
+                    await self._update_now.wait()
+            self._update_now.clear()
             if not self._paused:
                 await asyncio.gather(self._fetch_server_stats(), self._update_routes())
-            self._news.set()
+            self._redraw.set()
 
     async def _fetch_server_stats(self) -> None:
         try:
             self._view.update(await self._ask(StatsResult, "stats", self._view.request))
         except NoSupervisor:
-            self._trouble = "no supervisor is running: these are its last figures; poolctl start"
+            self._problem = "no supervisor is running: these are its last figures; poolctl start"
         except ControlError as error:
-            self._trouble = error.message
+            self._problem = error.message
         else:
-            self._trouble = ""
+            self._problem = ""
 
     async def _update_routes(self) -> None:
         if (board := self._view.routes) is not None:
             # The concurrent request for the servers reports why there is no answer.
             with contextlib.suppress(ControlError):
                 board.receive((await self._ask(RoutesResult, "routes", {})).items, monotonic())
-            self._news.set()
+            self._redraw.set()
 
     async def _act(self, action: ServerAction) -> None:
-        self._notify(f"{action.doing} {action.name} …", "yellow", _LASTING_SECONDS)
+        self._notify(f"{action.doing} {action.name} …", "yellow", _LONG_NOTICE_SECONDS)
         try:
             result = await self._ask(Result, action.verb, action.body(), _ACTION_SECONDS)
         except ControlError as error:
@@ -224,10 +224,10 @@ class LiveView:
             return
         if result.errors:
             message = (result.errors[0].message or "failed").splitlines()[0]
-            self._notify(f"{action.name}: {message}", "bold red", _LASTING_SECONDS)
+            self._notify(f"{action.name}: {message}", "bold red", _LONG_NOTICE_SECONDS)
         else:
             self._notify(f"{action.name} {action.done}", "green")
-        self._due.set()
+        self._update_now.set()
 
     async def _open_log(self, name: str) -> None:
         try:
@@ -238,10 +238,10 @@ class LiveView:
             elif self._pane is None:
                 self._pane = LogPane(name, path)
                 if self._pane.fileno() >= 0:
-                    self._loop.add_reader(self._pane.fileno(), self._news.set)
+                    self._loop.add_reader(self._pane.fileno(), self._redraw.set)
         except (ControlError, OSError) as error:
             self._notify(f"{name}: {error}", "bold red")
-        self._news.set()
+        self._redraw.set()
 
     def _close_pane(self) -> None:
         if self._pane is not None:
@@ -259,7 +259,7 @@ class LiveView:
         if self._notice_end is not None:
             self._notice_end.cancel()
         self._notice = notice
-        self._news.set()
+        self._redraw.set()
 
     # Keys.
 
@@ -307,7 +307,7 @@ class LiveView:
         if self._move(key) or self._move({"j": "down", "k": "up", "g": "home", "G": "end"}.get(key, "")):
             return
         if key == "q":
-            self._over = True
+            self._is_ended = True
         elif key == "/":
             self._typing = True
             self._set_notice(None)
@@ -324,7 +324,7 @@ class LiveView:
             self._notify(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
-            self._due.set()
+            self._update_now.set()
         elif key == "tab" and view.routes is None and view.gateway is None:
             self._notify("the pool has no gateway")
         elif key == "tab":
@@ -346,8 +346,8 @@ class LiveView:
     def _move(self, key: str) -> bool:
         """Move the selection if this key moves it; returns whether it does."""
         board = self._board
-        page, whole = board.height, len(board.shown)
-        steps = {"up": -1, "down": 1, "page up": -page, "page down": page, "home": -whole, "end": whole}
+        page, count = board.height, len(board.shown)
+        steps = {"up": -1, "down": 1, "page up": -page, "page down": page, "home": -count, "end": count}
         if key in steps:
             board.move(steps[key])
         return key in steps

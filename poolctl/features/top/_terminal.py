@@ -25,7 +25,7 @@ _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾�
 
 
 class Screen:
-    """`with Screen() as screen`: keys arrive at once and without echo; on exit the terminal is always restored.
+    """The terminal in full-screen mode, as a context manager: no echo, no line buffering; always restored on exit.
 
     If the terminal accepts no output (Ctrl-S, a hung connection), frames wait; keys and the exit still work. `unsent`
     is the unwritten rest of a frame, to be flushed once the descriptor `output` is writable.
@@ -33,7 +33,7 @@ class Screen:
 
     def __init__(self) -> None:
         self._in, self.output = sys.stdin.fileno(), _reopen_non_blocking(sys.stdout.fileno())
-        self._before: list[object] | None = None
+        self._saved_modes: list[object] | None = None
         self._drawn: list[str] = []
         self.unsent = b""
         self.width, self.height = self._measure()
@@ -54,16 +54,16 @@ class Screen:
 
     def set_up_terminal(self) -> None:
         """Switch to the alternate screen without echo; may be called again. Ctrl-C and Ctrl-Z still send signals."""
-        self._before = termios.tcgetattr(self._in)
+        self._saved_modes = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
         self.resize()
 
     def restore_terminal(self) -> None:
         """Restore the terminal, which may be gone. Never fails, and takes at most a second."""
-        if self._before is None:
+        if self._saved_modes is None:
             return
-        before, self._before = self._before, None
+        saved_modes, self._saved_modes = self._saved_modes, None
         try:
             # Linux resumes output with tcflow(3) only if tcflow(3), not Ctrl-S, has stopped it.
             termios.tcflow(self.output, termios.TCOOFF)
@@ -75,7 +75,7 @@ class Screen:
             ):
                 self.flush()
             self.unsent = b""
-            termios.tcsetattr(self._in, termios.TCSANOW, before)  # type: ignore[arg-type]
+            termios.tcsetattr(self._in, termios.TCSANOW, saved_modes)  # type: ignore[arg-type]
         except (OSError, termios.error):
             pass
 
@@ -96,8 +96,8 @@ class Screen:
             if at >= len(self._drawn) or self._drawn[at] != text
         ]
         if changed:
-            everything = "" if self._drawn else "\x1b[2J"
-            self._write(_BEGIN_FRAME + everything + "".join(changed) + _END_FRAME)
+            clear = "" if self._drawn else "\x1b[2J"
+            self._write(_BEGIN_FRAME + clear + "".join(changed) + _END_FRAME)
         self._drawn = texts
 
     def flush(self) -> None:

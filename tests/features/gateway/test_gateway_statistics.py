@@ -26,7 +26,7 @@ from poolctl.worker import tally
 from tests.manual_clock import ManualClock
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import web
-from tests.unit.supervisor.desk import Desk, part_site
+from tests.unit.supervisor.desk import Desk, part_context
 
 from .scripted_haproxy import FiguresStage, ScriptedPoolGateway, server
 
@@ -61,7 +61,7 @@ class Stage(Desk):
             counts=self.stage.counts,
         )  # fmt: skip
         parts: Any = SimpleNamespace(of=lambda kind: [])
-        part = ScriptedPoolGateway(part_site(self.core, self.events)._replace(parts=parts), self.manager)
+        part = ScriptedPoolGateway(part_context(self.core, self.events)._replace(parts=parts), self.manager)
         part.apply_tables(Tables(gateway=GatewayConfig()))
         self.wait_for_effects = part.extend  # type: ignore[method-assign]
 

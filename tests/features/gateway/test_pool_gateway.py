@@ -36,7 +36,7 @@ from tests.serving import blank_page
 from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
-from tests.unit.supervisor.desk import Desk, part_site
+from tests.unit.supervisor.desk import Desk, part_context
 
 from .scripted_haproxy import FiguresStage, ScriptedPoolGateway, server
 
@@ -159,7 +159,7 @@ class Stage(Desk):
         totals: Any = SimpleNamespace(counts_of_ended_workers=lambda entry: blank_page().tolist())
         self.connected: list[Any] = []
         parts: Any = SimpleNamespace(of=lambda kind: self.connected)
-        self.site = part_site(self.core, self.events)._replace(totals=totals, parts=parts)
+        self.site = part_context(self.core, self.events)._replace(totals=totals, parts=parts)
         self.manager: Any = Manager()
         self.figures: FiguresStage = self.manager.stage
         self.part: PoolGateway = ScriptedPoolGateway(self.site, self.manager)

@@ -18,7 +18,7 @@ from poolctl.monitor.journal import JournalEvent
 from tests.features.notify.receivers import Receiver
 from tests.unit.core.ordered_core import web
 from tests.unit.runners.scripted_runner import BREAKS, SlowRunner
-from tests.unit.supervisor.desk import part_site
+from tests.unit.supervisor.desk import part_context
 from tests.virtual_loop import VirtualLoop
 
 
@@ -57,7 +57,7 @@ class Stage:
         self.core = Core([web("web"), web("other")], runner, self.clock, self.events)
         configuration = SimpleNamespace(name="shop", environment={}, files=["/srv/pool.toml"])
         environment = SimpleNamespace(configuration=configuration, state_directory=str(self.directory))
-        self.part = Notifications(part_site(self.core, self.events, environment))
+        self.part = Notifications(part_context(self.core, self.events, environment))
         self._run(lambda: [self.core.start(entry) for entry in self.core.entries.values()])
         self.pass_time()
 

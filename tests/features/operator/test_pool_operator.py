@@ -32,7 +32,7 @@ from tests.certificates import certificate
 from tests.coroutines import staged_by
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
-from tests.unit.supervisor.desk import part_site
+from tests.unit.supervisor.desk import part_context
 from tests.unit.web.web_stage import Spawner, WebStage
 
 from .operator_stage import Operator
@@ -69,7 +69,9 @@ class Pool:
 
     def another_part(self) -> PoolOperator:
         core: Any = self.servers
-        return PoolOperator(part_site(core, self.events, self.stage.environment)._replace(web=self.stage.web))
+        return PoolOperator(
+            part_context(core, self.events, self.stage.environment)._replace(web=self.stage.web)
+        )
 
     async def serve(self, table: OperatorTable | None) -> None:
         self.part.apply_tables(Tables() if table is None else Tables(operator=table))
@@ -361,7 +363,7 @@ async def test_successor_continues_with_the_listener_and_the_process(pool: Pool,
         while pool.stage.web.process is None:
             await asyncio.sleep(0.001)
     successor = pool.another_part()
-    successor.site._replace(web=WebServer(pool.stage.environment, pool.events))
+    successor.context._replace(web=WebServer(pool.stage.environment, pool.events))
     successor.apply_tables(Tables(operator=table))
     await successor.address.wait_until_served()
     assert path.stat().st_ino == inode

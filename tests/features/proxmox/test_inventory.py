@@ -36,7 +36,7 @@ from tests.certificates import certificate
 from tests.coroutines import staged_by
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, no_activities, play_with
 from tests.manual_clock import ManualClock
-from tests.unit.supervisor.desk import part_site
+from tests.unit.supervisor.desk import part_context
 
 LONG = 3600.0
 
@@ -423,7 +423,7 @@ async def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path:
     configuration = SimpleNamespace(environment={})
     environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
     absent: Any = None
-    machines = Machines(part_site(absent, EventBus(Clock()), environment))
+    machines = Machines(part_context(absent, EventBus(Clock()), environment))
     (tmp_path / "started-machines.json").write_text('{"101": 1}')
     table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
     machines.apply_tables(Tables(proxmox=table))

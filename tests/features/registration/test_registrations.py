@@ -49,7 +49,7 @@ from tests.coroutines import staged_by
 from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.temporary_directory import temporary_directory
-from tests.unit.supervisor.desk import part_site
+from tests.unit.supervisor.desk import part_context
 from tests.unit.web.greeter import Direct
 
 from .routed_stage import Backend, Stage, Wire, play
@@ -132,7 +132,7 @@ class Registry:
         )
         core: Any = SimpleNamespace(clock=clock or Clock(), runner=None)
         self.web = WebServer(environment, events)
-        site = part_site(core, events, environment)._replace(web=self.web)
+        site = part_context(core, events, environment)._replace(web=self.web)
         keeper_link: Any = self.keeper
         self.manager = TargetRegistration(site._replace(store=StateStore(keeper_link, self.directory)))
         self.manager.connect(gateway)
@@ -253,7 +253,7 @@ async def test_pool_without_a_gateway_registers_nothing(stage: Stage, /) -> None
     registry = Registry(stage)
     assert set(registry.manager.verbs) == {"register", "unregister"}
     registry.tables = Tables()
-    manager = TargetRegistration(registry.manager.site)
+    manager = TargetRegistration(registry.manager.context)
     for verb, asked in (("register", registry.manager), ("register", manager), ("unregister", manager)):
         call = Call(Selector(), dict(HERE), lambda line: None, dict)
         answer = await asked.verbs[verb](call)

@@ -25,7 +25,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler
 from poolctl.supervisor.observers.event_recorder import EventRecorder
 from poolctl.worker import tally
 from tests.unit.core.ordered_core import turns, web
-from tests.unit.supervisor.desk import Desk, part_site
+from tests.unit.supervisor.desk import Desk, part_context
 
 
 class Load:
@@ -76,7 +76,7 @@ class Stage:
 
 
 def autoscaler(desk: Desk) -> Autoscaler:
-    return Autoscaler(part_site(desk.core, desk.events))
+    return Autoscaler(part_context(desk.core, desk.events))
 
 
 @asynccontextmanager

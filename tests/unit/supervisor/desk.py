@@ -46,7 +46,7 @@ class Files(ActiveConfiguration):
         )
 
 
-def part_site(core: Core, events: EventBus, environment: Any = None) -> PartContext:
+def part_context(core: Core, events: EventBus, environment: Any = None) -> PartContext:
     """The objects that a feature's part is made with; those that are not given are not there."""
     absent: Any = None
     runner: Any = getattr(core, "runner", None)

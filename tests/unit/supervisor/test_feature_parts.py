@@ -137,8 +137,8 @@ async def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applie
 async def test_part_has_the_objects_of_its_supervisor(supervised: Make, log: list[str]) -> None:
     stage = supervised(feature("one", log, sections={"Scale": "x:y"}))
     (part,) = stage.parts
-    assert (part.site.core, part.site.events) == (stage.desk.core, stage.desk.events)
-    assert (part.site.parts, part.site.over) == (stage.parts, stage.parts.over)
+    assert (part.context.core, part.context.events) == (stage.desk.core, stage.desk.events)
+    assert (part.context.parts, part.context.over) == (stage.parts, stage.parts.over)
     assert stage.parts.of(NotedPart) == [part]
     assert stage.parts.of(type("Another", (FeaturePart,), {})) == []
 

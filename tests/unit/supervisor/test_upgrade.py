@@ -23,6 +23,7 @@ from poolctl.json_form import from_json
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
 from poolctl.supervisor.verbs.verb import Call, RunningPoolctlBuild
 from tests.deadline import wait_until
+from tests.processes import is_alive
 from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
 from tests.virtual_loop import run_hurried
@@ -138,7 +139,7 @@ def test_version_that_does_not_finish_its_check_is_refused_and_killed(tmp_path: 
 
     async def upgrade() -> str:
         (error,) = (await Handing().upgrade(f"echo $$ > {file}; exec sleep 600", force=True))["errors"]
-        while os.path.exists(f"/proc/{int(file.read_text())}"):
+        while is_alive(int(file.read_text())):
             await asyncio.sleep(1)
         await asyncio.sleep(30)  # the loop closes its pipes
         return str(error["message"])

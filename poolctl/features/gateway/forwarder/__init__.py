@@ -1,1 +1,1 @@
-"""The forwarder: a process beside HAProxy, without HTTP, in which connections wait for targets that do not run yet."""
+"""The forwarder: a TCP proxy process beside HAProxy in which connections wait for targets that are still starting."""

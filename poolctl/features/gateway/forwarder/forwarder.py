@@ -12,25 +12,25 @@ from poolctl.runners.supervised_process import LINK_FD, SupervisedProcess
 
 from .waiting import AwaitedTarget, WaitingRoom
 
-_AT_ONCE = 64  # connections in a message
+_BATCH_SIZE = 64  # connections in a message
 
 
 class Forwarder(SupervisedProcess):
-    """Keeps connections waiting for targets, each ordered by `await` with an AwaitedTarget, its listener, and `uids`.
+    """Holds connections until their targets can be reached.
 
-    An order with the listener of an earlier one changes only the target. `keep` has the keys of all targets that are
-    still awaited. `wake` is sent for each connection that begins to wait, with the key of its target and a number (see
-    WaitingRoom).
+    The message `await` has an AwaitedTarget, its listener and the allowed `uids`; with the same listener again it
+    updates the target. `keep` has the keys of all targets that are still awaited. The forwarder sends `wake`, with the
+    target's key and a number, for each connection that begins to wait (see WaitingRoom).
 
-    A replaced process answers each `give_waiting` with some of the connections that wait, finally with none; its
-    successor gets them by `waiting`. When told to stop, it exits once its last connection closes, or with the keeper,
-    its parent: the supervisor may be replaced long before.
+    A replaced process answers each `give_waiting` with a batch of waiting connections, an empty one at the end; its
+    successor receives them as `waiting`. When told to stop, it exits once its last connection closes or the keeper, its
+    parent, exits.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._rooms: dict[str, tuple[WaitingRoom, int]] = {}  # with the inode of the listener
-        # Of all rooms, also of targets that are no longer awaited.
+        # All open connections, including those to targets that are no longer awaited.
         self._connections: set[asyncio.Task[None]] = set()
         self._keeper_fd = os.pidfd_open(os.getppid())
 
@@ -72,7 +72,7 @@ class Forwarder(SupervisedProcess):
     def _give_waiting(self, number: int) -> None:
         keys, clients = list[str](), list[socket.socket]()
         for key, (room, _) in self._rooms.items():
-            clients += room.take_waiting(_AT_ONCE - len(clients))
+            clients += room.take_waiting(_BATCH_SIZE - len(clients))
             keys += [key] * (len(clients) - len(keys))
         self.link.send({"t": "waiting", "id": number, "keys": keys}, [client.fileno() for client in clients])
         for client in clients:

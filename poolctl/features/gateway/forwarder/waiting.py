@@ -1,4 +1,4 @@
-"""Connections that wait until their target can be reached, and are then copied to it."""
+"""Holds connections until their target can be reached, then proxies them to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PEER = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitedTarget:
-    """A target for which clients wait, at most `seconds`, until it can be reached.
+    """A target that clients wait for, at most `seconds`.
 
-    It is at `address`: HOST and PORT, or the PATH of a Unix socket. While it is `down`, no attempt is made, and the
-    address may be empty. With a `problem` it cannot start, and connections are closed at once. `answered` is the number
-    of the last wake after which the supervisor has checked its state: after that one attempt is made, or more while the
-    target is `coming`.
+    `address` is (HOST, PORT), or (PATH,) of a Unix socket. While the target is `down`, the forwarder does not connect,
+    and the address may be empty. If there is a `problem`, the target cannot start: connections are closed at once.
+    `answered` is the number of the last wake that the supervisor has handled. A connection with this or an earlier
+    number is tried once more, or repeatedly while the target is `coming`.
     """
 
     key: str
@@ -47,11 +47,11 @@ class AwaitedTarget:
 
 
 class WaitingRoom:
-    """Accepts connections for one target from `listener`, which it owns, and copies each once the target is reached.
+    """Accepts connections for one target, and proxies each once the target can be reached. Owns `listener`.
 
-    `wake` is called with the target's key and a number for each connection that begins to wait, and again when the
-    target goes down while connections wait. Only processes of the users `uids` may connect: others may reach the
-    listener, too. `connections` gets a task for each open connection.
+    `wake(key, number)` is called for each connection that begins to wait, and again when the target goes down while
+    connections wait. Connections from processes of other users than `uids` are closed: any process can reach the
+    abstract socket. `connections` gets a task for each open connection.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class WaitingRoom:
 
     def change(self, value: Table) -> None:
         """Use this state of the target, an AwaitedTarget, from now on, also for waiting connections."""
-        before, self._target = self._target, from_json(AwaitedTarget, value)
-        if self._waiting and self._target.down and not before.down:
+        previous, self._target = self._target, from_json(AwaitedTarget, value)
+        if self._waiting and self._target.down and not previous.down:
             self._wake(self._target.key, self._wakes)
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
 
     def stop_accepting(self) -> None:
         """Leave further connections to other processes with this listener; open connections stay."""
@@ -89,10 +89,10 @@ class WaitingRoom:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
 
-    def take_waiting(self, most: int) -> list[socket.socket]:
-        """Stop accepting, and return at most `most` waiting connections; the caller then owns them."""
+    def take_waiting(self, limit: int) -> list[socket.socket]:
+        """Stop accepting, and return at most `limit` waiting connections; the caller then owns them."""
         self.stop_accepting()
-        taken = [*self._waiting][:most]
+        taken = [*self._waiting][:limit]
         for client in taken:
             self._waiting.pop(client).cancel()
         return taken
@@ -125,38 +125,38 @@ class WaitingRoom:
         task.add_done_callback(self._connections.discard)
 
     async def _serve(self, client: socket.socket) -> None:
-        reached = None
+        target = None
         try:
-            reached = await self._reach(client)
+            target = await self._reach(client)
         finally:
-            is_taken = self._waiting.pop(client, None) is None
-            if reached is None and not is_taken:
+            was_taken = self._waiting.pop(client, None) is None
+            if target is None and not was_taken:
                 client.close()
-        if reached is not None:
-            await _copy_both_ways(await asyncio.open_unix_connection(sock=client), reached)
+        if target is not None:
+            await _copy_both_ways(await asyncio.open_unix_connection(sock=client), target)
 
     async def _reach(self, client: socket.socket) -> _Stream | None:
         """A connection to the target; None if it cannot be reached in time, or the client has disconnected."""
         self._wakes += 1
-        mine = self._wakes
-        self._wake(self._target.key, mine)
-        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_SECONDS
-        until = loop.time() + self._target.seconds
-        while not (self._target.problem or _has_left(client) or loop.time() >= until):
+        number = self._wakes
+        self._wake(self._target.key, number)
+        loop, delay = asyncio.get_running_loop(), _FIRST_PAUSE_SECONDS
+        deadline = loop.time() + self._target.seconds
+        while not (self._target.problem or _has_disconnected(client) or loop.time() >= deadline):
             target, changed = self._target, self._changed
             if not target.down:
                 with contextlib.suppress(OSError):
                     return await target.connect()
-                if not target.coming and target.answered >= mine:
+                if not target.coming and target.answered >= number:
                     break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), pause)
-            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+                await asyncio.wait_for(changed.wait(), delay)
+            delay = min(2 * delay, _MAX_PAUSE_SECONDS)
         return None
 
 
-def _has_left(client: socket.socket) -> bool:
-    """Whether the other end of the connection is closed. A client that closed only its side still waits."""
+def _has_disconnected(client: socket.socket) -> bool:
+    """Whether the peer has closed the connection. A client that shut down only its sending side still waits."""
     poll = select.poll()
     poll.register(client.fileno(), 0)  # errors and hang-ups are always reported
     return bool(poll.poll(0))
@@ -173,12 +173,12 @@ async def _copy_both_ways(one: _Stream, other: _Stream) -> None:
                 await writer.wait_closed()
 
 
-async def _copy(source: _Stream, to: _Stream) -> None:
+async def _copy(source: _Stream, sink: _Stream) -> None:
     try:
         while data := await source[0].read(_BYTES):
-            to[1].write(data)
-            await to[1].drain()
-        to[1].write_eof()
+            sink[1].write(data)
+            await sink[1].drain()
+        sink[1].write_eof()
     except OSError:
-        for _, writer in (source, to):
+        for _, writer in (source, sink):
             writer.transport.abort()

@@ -1,6 +1,6 @@
-"""The rules by which HAProxy writes the access log: a line for each request, written at once.
+"""HAProxy's rules for the access log: a line for each request, flushed immediately.
 
-The logger adds the time to a line of text, as to a server's output.
+The logger prefixes text lines with the time, as it does for a server's output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MEMBERS = {
     "duration_seconds": "%Ta%[str(e-3)]",
 }
 # A request that could not be parsed has only a client and a status.
-_UNREAD_MEMBERS = {
+_MALFORMED_MEMBERS = {
     "time": _MEMBERS["time"],
     "level": _MEMBERS["level"],
     "message": '"no valid request %ST"',
@@ -43,7 +43,7 @@ _TEXT = (
     f'{_LEVEL}%[var(txn.client)] - "{_METHOD} %{{+E}}[{_TARGET}] HTTP/%[var(txn.version)]" '
     f"{_STATUS} %Ta%[str(ms)] {_ID}{_WHY}"
 )
-_UNREAD_TEXT = f'{_LEVEL}%ci - "no valid request" %ST'
+_MALFORMED_TEXT = f'{_LEVEL}%ci - "no valid request" %ST'
 # Request IDs of clients that are logged and forwarded.
 _PRINTABLE_ID = "^[A-Za-z0-9._~:/+=@-]{1,128}$"
 
@@ -57,19 +57,21 @@ def access_log_rules(target: str, *, as_json: bool) -> Iterator[str]:
     yield f"    log {target} len {_MAX_LINE_BYTES} format raw local0 err"
     yield "    option log-separate-errors"
     yield "    http-request set-log-level err"
-    whole, unread = (_object(_MEMBERS), _object(_UNREAD_MEMBERS)) if as_json else (_TEXT, _UNREAD_TEXT)
-    yield f"    log-format {quoted(whole)}"
-    yield f"    error-log-format {quoted(unread)}"
+    log_format, malformed_format = (
+        (_object(_MEMBERS), _object(_MALFORMED_MEMBERS)) if as_json else (_TEXT, _MALFORMED_TEXT)
+    )
+    yield f"    log-format {quoted(log_format)}"
+    yield f"    error-log-format {quoted(malformed_format)}"
     yield "    option dontlognull"
     yield "    http-request set-var(txn.client) src"
     yield "    http-request set-var(txn.target) pathq"
     yield "    http-request set-var(txn.version) req.ver"
-    # 499, nginx's status for a client that has left: then there is no response, or HAProxy's own 400.
+    # 499: nginx's status for a client that disconnected before the response; HAProxy itself may log 400.
     yield "    http-request set-var(txn.status) int(499)"
     yield "    http-response set-var(txn.answered) bool(true)"
     yield "    http-after-response set-var(txn.status) status"
-    left = "{ status 400 } { srv_id gt 0 } !{ var(txn.answered) -m bool }"
-    yield f"    http-after-response set-var(txn.status) int(499) if {left}"
+    client_left = "{ status 400 } { srv_id gt 0 } !{ var(txn.answered) -m bool }"
+    yield f"    http-after-response set-var(txn.status) int(499) if {client_left}"
     request_id = "req.fhdr(x-request-id)"
     is_one = "{ req.fhdr_cnt(x-request-id) eq 1 }"
     yield f"    http-request set-var(txn.id) {request_id} if {is_one} {{ {request_id} -m reg {quoted(_PRINTABLE_ID)} }}"

@@ -1,8 +1,8 @@
 """The rules by which HAProxy chooses the route of a request, as `poolctl.routing.match` does.
 
-A path may have several readings (see `poolctl.routing.normal_path`): such a request takes a route only if all readings
-take it. Three readings are enough, because routes have unambiguous paths: every other reading agrees with one of the
-three up to the first ambiguous place.
+A path may have several readings (see `poolctl.routing.normal_path`); it matches a route only if all readings match it.
+Three readings suffice, because routes have unambiguous paths: every other reading equals one of the three up to the
+first ambiguous place.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from .syntax import VALUES_A_LINE, argument, criterion, line_groups, matches, qu
 # HAProxy has already decoded unreserved characters, and writes escapes in upper case.
 _AMBIGUOUS = r"//|;|%2F|%5C"
 _HIDDEN_DOTS = r"(/|%2F|%5C)\.\.?(/|%2F|%5C|;|$)"
-_SEPARATED, _CUT, _MERGED = 'regsub("%2F|%5C",/,g)', 'regsub(";[^/]*",,g)', 'regsub("//+",/,g)'
-# The variables of the readings: the path as it is, and as read by servers that decode separators before or after they
-# cut parameters off. For an unambiguous path only the first is set.
-_AS_IT_IS, _OTHERS = "txn.path", ("txn.separated", "txn.cut")
-_STEPS = (f"{_SEPARATED},{_CUT},{_MERGED}", f"{_CUT},{_SEPARATED},{_MERGED}")
-_SEVERAL = f"{{ var({_OTHERS[0]}) -m found }}"
+_DECODE_SEPARATORS, _STRIP_PARAMETERS, _MERGE_SLASHES = (
+    'regsub("%2F|%5C",/,g)',
+    'regsub(";[^/]*",,g)',
+    'regsub("//+",/,g)',
+)
+# The variables of the readings: the path itself, and with separators decoded before or after parameters are stripped.
+# For an unambiguous path only the first is set.
+_PATH, _OTHER_READINGS = "txn.path", ("txn.separated", "txn.cut")
+_READING_CONVERTERS = (
+    f"{_DECODE_SEPARATORS},{_STRIP_PARAMETERS},{_MERGE_SLASHES}",
+    f"{_STRIP_PARAMETERS},{_DECODE_SEPARATORS},{_MERGE_SLASHES}",
+)
+_IS_AMBIGUOUS = f"{{ var({_OTHER_READINGS[0]}) -m found }}"
 # Traefik and others say wss for a WebSocket.
 _IS_HTTPS = "{ req.hdr(x-forwarded-proto,1) -m str -i -- https wss }"
 _IP_ADDRESS = r"(^\[|(^|\.)[0-9]+$)"
@@ -38,7 +45,7 @@ _KEY_OF_REQUEST = {
     match.DEFAULT: "str(//*)",
 }
 _SECURE = ":443"  # after the host in the keys of requests that came over TLS
-# Maximum number of conditions for headers in a line with all other conditions.
+# A line has room for this many header conditions beside all others.
 _FEW_HEADERS = 8
 
 Sections = Sequence[tuple[Route, str]]
@@ -47,12 +54,12 @@ Sections = Sequence[tuple[Route, str]]
 def reading_rules() -> Iterator[str]:
     """Rules that set the variables of the path's readings, and refuse a path with a hidden dot segment."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg {quoted(_HIDDEN_DOTS)} }}"
-    yield f"    http-request set-var({_AS_IT_IS}) path,concat(/)"
-    yield f"    http-request set-var({_AS_IT_IS}) str(/) unless {{ path -m found }}"  # OPTIONS *
+    yield f"    http-request set-var({_PATH}) path,concat(/)"
+    yield f"    http-request set-var({_PATH}) str(/) unless {{ path -m found }}"  # OPTIONS *
     condition = f"{{ path -m reg {quoted(_AMBIGUOUS)} }}"
-    for variable, steps in zip(_OTHERS, _STEPS, strict=True):
-        yield f"    http-request set-var({variable}) {quoted(f'var({_AS_IT_IS}),{steps}')} if {condition}"
-        condition = _SEVERAL
+    for variable, steps in zip(_OTHER_READINGS, _READING_CONVERTERS, strict=True):
+        yield f"    http-request set-var({variable}) {quoted(f'var({_PATH}),{steps}')} if {condition}"
+        condition = _IS_AMBIGUOUS
 
 
 def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str] = ()) -> Iterator[str]:
@@ -80,7 +87,7 @@ def choice_rules(sections: Sections, no_route: str, first_choices: Iterable[str]
             choices += _choices_by_map(number, no_route)
         for route, section in tried:
             yield from _header_rules(section, route)
-            choices += use_backend_rules(section, route, last=f"!{_SEVERAL}")
+            choices += use_backend_rules(section, route, last=f"!{_IS_AMBIGUOUS}")
         for route, section in tried:
             choices += _rules_for_readings(route, section, no_route)
     yield from choices
@@ -104,7 +111,7 @@ def use_backend_rules(section: str, route: Route, scope: str = "txn", last: str 
     """Lines that send requests to this section if they meet the route's conditions and the condition `last`."""
     conditions = [*_host_conditions(route, scope)]
     if (prefix := match.normal_prefix(route.path)) != "/":
-        conditions.append(matches(f"var({_AS_IT_IS})", "beg", f"{prefix}/"))
+        conditions.append(matches(f"var({_PATH})", "beg", f"{prefix}/"))
     for methods in line_groups(route.methods):
         yield f"    acl {section}:method method -m str -- {methods}"
     yield _use_backend(section, *conditions, *_other_conditions(section, route), last)
@@ -114,13 +121,13 @@ def _rules_for_readings(route: Route, section: str, no_route: str) -> Iterator[s
     """Lines for paths with several readings. They use conditions that the lines of `use_backend_rules` define."""
     conditions = [*_host_conditions(route), *_other_conditions(section, route)]
     if (prefix := match.normal_prefix(route.path)) == "/":
-        yield _use_backend(section, _SEVERAL, *conditions)
+        yield _use_backend(section, _IS_AMBIGUOUS, *conditions)
         return
-    readings = [(f"var({variable})", "beg", f"{prefix}/") for variable in (_AS_IT_IS, *_OTHERS)]
-    yield _use_backend(section, _SEVERAL, *conditions, *(matches(*reading) for reading in readings))
+    readings = [(f"var({variable})", "beg", f"{prefix}/") for variable in (_PATH, *_OTHER_READINGS)]
+    yield _use_backend(section, _IS_AMBIGUOUS, *conditions, *(matches(*reading) for reading in readings))
     for reading in readings:
         yield f"    acl {section}:reading {criterion(*reading)}"
-    yield _use_backend(no_route, _SEVERAL, *conditions, f"{section}:reading")
+    yield _use_backend(no_route, _IS_AMBIGUOUS, *conditions, f"{section}:reading")
 
 
 def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterator[str]:
@@ -129,18 +136,18 @@ def _lookups(number: int, tier: int, labels: int, *, by_scheme: bool) -> Iterato
         domain = f"var(txn.name),field(2,.,0),field(-1,.,{-labels})"
         yield f"    http-request set-var(txn.domain) {domain} unless {{ var(txn.name) -m beg . }}"
     secure = ",concat(,txn.secure)" if by_scheme else ""
-    for reading, variable in enumerate((_AS_IT_IS, *_OTHERS)):
+    for reading, variable in enumerate((_PATH, *_OTHER_READINGS)):
         section = f"{_KEY_OF_REQUEST[tier]}{secure},concat(,{variable}),map_beg({ROUTES},{_NO_ENTRY})"
-        condition = f" if {_SEVERAL}" if reading else ""
+        condition = f" if {_IS_AMBIGUOUS}" if reading else ""
         yield f"    http-request set-var(txn.section{number}_{reading}) {section}{condition}"
 
 
 def _choices_by_map(number: int, no_route: str) -> Iterator[str]:
     """Lines that send requests to the section of this stage, if it is the same for all readings."""
     variable = f"txn.section{number}"
-    for reading in range(1, 1 + len(_OTHERS)):
+    for reading in range(1, 1 + len(_OTHER_READINGS)):
         same = f"{{ var({variable}_0),strcmp({variable}_{reading}) eq 0 }}"
-        yield _use_backend(no_route, _SEVERAL, f"!{same}")
+        yield _use_backend(no_route, _IS_AMBIGUOUS, f"!{same}")
     yield _use_backend(f"%[var({variable}_0)]", "!" + matches(f"var({variable}_0)", "str", _NO_ENTRY))
 
 
@@ -161,7 +168,7 @@ def _host_conditions(route: Route, scope: str = "txn") -> Iterator[str]:
 def _other_conditions(section: str, route: Route) -> Iterator[str]:
     if route.redirects_to_https:
         yield f"!{_IS_HTTPS}"
-    # There may be many of these, and a line has room for their names.
+    # By the name of an ACL, because a line has room for few values.
     if route.methods:
         yield f"{section}:method"
     if _has_many_headers(route):
@@ -203,7 +210,7 @@ def _use_backend(section: str, *conditions: str) -> str:
 
 
 def _stage(member: tuple[Route, str]) -> tuple[int, int]:
-    """When the route's host pattern is tried: by tier; domains with more labels first."""
+    """The sort key for the order in which host patterns are tried: by tier; domains with more labels first."""
     pattern = match.host_pattern(member[0].host)
     return pattern.tier, -1 - pattern.text.count(".") if pattern.tier == match.DOMAIN else 0
 
@@ -219,7 +226,7 @@ def _mapped_aliases(sections: Sections) -> frozenset[str]:
 
 
 def _map_key(route: Route, secure: str) -> str:
-    """The beginning of the key of the route's requests, which ends in a slash."""
+    """The prefix of the map keys of the route's requests; it ends in a slash."""
     tier, text = match.host_pattern(route.host)
     host = {match.LABEL: f"{text}.*", match.DOMAIN: f"*.{text}", match.DEFAULT: "*"}.get(tier, text)
     prefix = match.normal_prefix(route.path)

@@ -53,7 +53,7 @@ from .syntax import (
 
 # Stands for an unknown address: nothing listens there.
 PLACEHOLDER_ADDRESS = "ipv4@127.0.0.1:1"
-# A name that cannot be resolved must not keep the others from being served.
+# HAProxy must start even if a name cannot be resolved.
 _RESOLVED_AT_START = "init-addr last,libc,none"
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
 POLICIES = {
@@ -65,25 +65,25 @@ POLICIES = {
     "random-two": "random(2)",
     "first": "first",
 }
-# The table that counts failures by "BACKEND/SERVER": responses with one of these statuses, or of the breaker's.
+# The stick table that counts failures by "BACKEND/SERVER": responses with the statuses below or those of the breaker.
 FAILURES = "failures"
 _FAILURES_SIZE, FAILURES_KEY_BYTES = "100k", 256  # longer keys are truncated
 _ALWAYS_FAILURES = (502, 503, 504)
 # The map that counts HAProxy's own responses 502 by "BACKEND/SERVER".
 UNANSWERED = "unanswered.map"
-# Options by which a server that refuses a connection gets no more requests until a probe succeeds: the supervisor
-# notices the exit of its process a little later.
+# Take a server out of rotation when it refuses a connection, until a probe succeeds: the supervisor notices the exit of
+# its process a little later.
 PASSIVE_CHECK = "check observe layer4 error-limit 1 on-error mark-down rise 1 inter 1d downinter 100ms"
 WAIT = ":wait"  # ends the name of the server at which connections wait for another server
-# Longer than any response takes, so that only the program's own limits apply.
+# Effectively unlimited, so that only the program's own limits apply.
 _OWN_LIMITS = "24d"
 # Requests that may be executed twice (RFC 9110 §9.2.2).
 _IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
-# The name of the section by which a replaced process passes on further requests of its clients, of its only server, and
-# of the listener for them: the next process has the new rules and addresses. These headers of the requests have the key
-# of the section, and whether the client uses TLS.
+# A replaced process forwards further requests of its clients to the next process, which has the new rules and
+# addresses. NEXT is the name of the backend section, of its server, and of the listener there. The headers authenticate
+# the forwarding process, and tell whether the client uses TLS.
 NEXT = "next"
 _NEXT_KEY, _NEXT_TLS = "X-Poolctl-Next", "X-Poolctl-TLS"
 
@@ -136,9 +136,9 @@ class HaproxyServer(NamedTuple):
 
 
 class HaproxyBackend(NamedTuple):
-    """The `backend` section of an HTTP route or a TCP stream; `lines` has the section without its `server` lines.
+    """The `backend` section of an HTTP route or a TCP stream; `lines` excludes the `server` lines.
 
-    An HTTP route whose TLS is passed to its servers has a second section, with `passes_tls`.
+    A route with TLS passthrough has a second section, with `passes_tls`.
     """
 
     name: str
@@ -257,11 +257,11 @@ def _route_backend(
     if route.redirect is not None:
         return HaproxyBackend(name, route.alias, False, (*lines, *_response_rules(route)), ())
     lines += [
-        *_named("waiting_page", sleeping_rules(route, name)),
-        *_named("max_body_size", body_rules(route.max_body_bytes)),
-        *_named("backend_limit", queue_rules(route.backend_limit, len(route.to))),
-        *_named("limit", limit_rules(route, name)),
-        *_named("policy", _balance(route)),
+        *_with_comment("waiting_page", sleeping_rules(route, name)),
+        *_with_comment("max_body_size", body_rules(route.max_body_bytes)),
+        *_with_comment("backend_limit", queue_rules(route.backend_limit, len(route.to))),
+        *_with_comment("limit", limit_rules(route, name)),
+        *_with_comment("policy", _balance(route)),
         *_reuse(route, keys),
     ]
     if route.buffer_requests:
@@ -290,7 +290,7 @@ def _route_backend(
         *_http_rewrite_rules(route),
         *_response_rules(route),
         *_context_rules(route, keys),
-        *_named(
+        *_with_comment(
             "breaker.statuses",
             _failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
         ),
@@ -307,21 +307,21 @@ def _summary(route: Route) -> str:
     )
 
 
-def _named(key: str, lines: Iterable[str]) -> Iterator[str]:
-    """The lines below a comment with the key behind them; nothing without lines."""
+def _with_comment(key: str, lines: Iterable[str]) -> Iterator[str]:
+    """Precede the lines by a comment with the configuration key that they implement; yield nothing without lines."""
     for number, line in enumerate(lines):
         if not number:
             yield comment(key)
         yield line
 
 
-def _passing_backend(
+def _passthrough_backend(
     route: Route, names: set[str], addresses: ServerAddresses, version: tuple[int, int]
 ) -> HaproxyBackend | None:
     """The section that passes TLS to the route's servers; None if one has no TLS, or a rule needs the requests."""
     endpoints = [addresses.endpoints.get(target.server) for target in route.to]
-    passes = endpoints and all(endpoint and endpoint.tls for endpoint in endpoints)
-    if not (route.takes_whole_hosts and passes):
+    can_pass = endpoints and all(endpoint and endpoint.tls for endpoint in endpoints)
+    if not (route.takes_whole_hosts and can_pass):
         return None
     name = unique_name(f"tls:{route.alias}", names)
     lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
@@ -332,20 +332,24 @@ def _passing_backend(
         f"    timeout connect {duration(route.timeouts.connect)}",
         f"    timeout server {duration(route.timeouts.idle)}",
     ]
-    copied = StreamRoute(alias=route.alias, bind="", to=route.to)
-    plain = {key: endpoint and endpoint._replace(tls=False) for key, endpoint in addresses.endpoints.items()}
-    servers = _servers(copied, ServerAddresses(plain, waiting=addresses.waiting), None, version)
+    stream = StreamRoute(alias=route.alias, bind="", to=route.to)
+    endpoints_without_tls = {
+        key: endpoint and endpoint._replace(tls=False) for key, endpoint in addresses.endpoints.items()
+    }
+    servers = _servers(
+        stream, ServerAddresses(endpoints_without_tls, waiting=addresses.waiting), None, version
+    )
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
 
 
-def _passing_frontend(
+def _passthrough_frontend(
     settings: GatewaySettings,
     listeners: Sequence[HaproxyListener],
     routes: Sequence[Route],
     sections: Mapping[str, HaproxyBackend],
 ) -> Iterator[str]:
     """The frontend that passes TLS by the server name in the ClientHello (SNI), and closes other connections."""
-    yield from ("", f"frontend {_PASSING}", "    mode tcp")
+    yield from ("", f"frontend {_PASSTHROUGH}", "    mode tcp")
     yield from (line for listener in listeners for line in listener.bind_lines())
     yield from proxy_protocol_rules(listeners, settings.trusted_proxies)
     yield f"    timeout client {longest_duration([route.timeouts.idle for route in routes] or [Timeouts().idle])}"
@@ -357,7 +361,7 @@ def _passing_frontend(
     yield "    tcp-request content accept if { req.ssl_hello_type 1 }"
     yield "    tcp-request content reject"
     for route in routes:
-        # A host with several routes is not passed, as paths cannot be read.
+        # Do not pass through a host with several routes: their paths cannot be read.
         section = sections.get(route.alias)
         whole = replace(route, path="/", methods=(), headers=(), redirect=None)
         if not route.redirects_to_https:
@@ -387,7 +391,7 @@ def _stream_backend(
         asks = listener.asks_for_certificate
         lines += head_rules(settings.table.max_head_size, log)
         lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
-        lines += [*_limits_of_the_program(), *_h2_rules(route, addresses)]
+        lines += [*_unlimited_forwarding_rules(), *_h2_rules(route, addresses)]
     else:
         lines.append("    no option abortonclose")  # a client may close its side and still read
     lines += _balance(route)
@@ -402,7 +406,7 @@ def _stream_backend(
     return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None, version))
 
 
-def _limits_of_the_program() -> Iterator[str]:
+def _unlimited_forwarding_rules() -> Iterator[str]:
     """Lines for requests that are forwarded without time limits: the program has its own."""
     yield f"    timeout http-request {_OWN_LIMITS}"
     yield f"    timeout http-keep-alive {_OWN_LIMITS}"
@@ -460,9 +464,9 @@ def _balance(route: Route | StreamRoute) -> Iterator[str]:
 
 
 def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
-    """The line that lets any request use an idle connection, if no target of the route closes idle connections.
+    """`http-reuse always`, if all targets are applications of the pool, which never close idle connections first.
 
-    By default the first request of a client is sent on a new connection: a request that is too large to be repeated
+    HAProxy's default sends a client's first request on a new connection: a request that is too large to be repeated
     must not be sent on a connection that the backend is closing.
     """
     if route.to and all(target.server in applications for target in route.to):
@@ -489,11 +493,11 @@ def _access_and_redirect_rules(route: Route) -> Iterator[str]:
 
 
 def _retries(route: Route, addresses: ServerAddresses) -> Iterator[str]:
-    """Lines that retry a failed request on another server: always if it was not sent, otherwise only if idempotent.
+    """Retry a failed request on another server: always if it was not sent, otherwise only if it is idempotent.
 
-    Even without configured retries, an idempotent request is sent once more if the server closed the connection without
-    a response: a stopping server may close an idle connection just when the request is sent. With a listener where
-    connections wait, one more retry leads there after the stopped server has refused the connection.
+    Even without configured retries, an idempotent request is retried once if the server closed the connection without a
+    response, because a stopping server may close an idle connection just then. If connections can wait for a target,
+    one more retry leads to its waiting listener after the stopped server refused the connection.
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     waits = any(target.key in addresses.waiting for target in route.to)
@@ -515,13 +519,14 @@ def _single_execution_rules() -> Iterator[str]:
     connection the client gets 502. HAProxy finds idle connections by their name, which is unique for these requests
     (see `_connection_name`).
 
-    Excepted are upgrades, which need their `Connection` field, and NTLM and Negotiate, which authenticate connections.
+    Upgrades are exempt, because they need their `Connection` field, as are NTLM and Negotiate, which authenticate
+    connections.
     """
     yield f"    http-request disable-l7-retry unless {_IDEMPOTENT}"
-    bound = "{ status 401 } { res.hdr(www-authenticate) -m beg -i ntlm nego }"
-    yield f"    http-response set-var(sess.bound) bool(true) if {bound}"
-    others = "{ req.fhdr(upgrade) -m found } || { var(sess.bound) -m bool }"
-    yield f"    http-request set-var(txn.once) rand unless {_IDEMPOTENT} || {others}"
+    authenticates_connection = "{ status 401 } { res.hdr(www-authenticate) -m beg -i ntlm nego }"
+    yield f"    http-response set-var(sess.bound) bool(true) if {authenticates_connection}"
+    is_exempt = "{ req.fhdr(upgrade) -m found } || { var(sess.bound) -m bool }"
+    yield f"    http-request set-var(txn.once) rand unless {_IDEMPOTENT} || {is_exempt}"
     yield "    http-request set-header Connection close if { var(txn.once) -m found }"
 
 
@@ -621,7 +626,8 @@ def _servers(
         name = unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         places = {_sent_name(name, target.server, route, keys): (_address_of(endpoint), sticky)}
-        # Each process of a proxied server is a server of HAProxy. A cookie has its number, which is used again.
+        # Each process of a proxied server is a server in HAProxy. Cookies have its number, which the next process
+        # inherits.
         if sticky and (numbered := addresses.numbered.get(target.server)) is not None:
             places = {
                 f"{name}:{number}": (address or PLACEHOLDER_ADDRESS, sticky_value(target.key, number))
@@ -637,7 +643,8 @@ def _servers(
             arguments = " ".join([*(option for option in options if option != _RESOLVED_AT_START), "backup"])
             key = f"{target.key}{WAIT}"
             place = _sent_name(f"{name}{WAIT}", target.server, route, keys)
-            # A client whose process has ended goes to another one instead of waiting for the next.
+            # With several processes, a client of an ended process goes to another one instead of waiting for its
+            # successor.
             cookie = sticky if len(places) == 1 else ""
             servers.append(HaproxyServer(place, key, waiting, arguments, weight, cookie))
     return tuple(servers)
@@ -699,7 +706,7 @@ _NORMALIZATIONS = (
     "percent-to-uppercase strict", "percent-decode-unreserved strict", "path-strip-dot", "path-strip-dotdot full",
 )  # fmt: skip
 _FRONTEND, NO_ROUTE = "gateway", "no-route"
-_PASSING, _NOT_PASSED = "passing", "not-passed"
+_PASSTHROUGH, _NOT_PASSED = "passing", "not-passed"
 
 
 def configuration_of(
@@ -713,15 +720,17 @@ def configuration_of(
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `keys` are those by which workers recognize the gateway, by application."""
     ordered, names = match.in_order(routes), set[str]()
-    # Not in the order of precedence: that changes at run time.
+    # Sorted by alias, because the order of precedence changes at run time.
     by_alias = sorted(ordered, key=lambda route: route.alias)
     version = settings.version
     backends = [(route, _route_backend(route, names, addresses, keys, version)) for route in by_alias]
     section_names = {route.alias: section.name for route, section in backends}
-    chosen = [(route, section_names[route.alias]) for route in ordered]
+    routed_sections = [(route, section_names[route.alias]) for route in ordered]
     fronts = [listener for listener in listeners if not (listener.alias or listener.passes_tls)]
-    passing = [listener for listener in listeners if listener.passes_tls]
-    passed = [_passing_backend(route, names, addresses, version) for route in by_alias if passing]
+    passthrough_listeners = [listener for listener in listeners if listener.passes_tls]
+    passthrough_backends = [
+        _passthrough_backend(route, names, addresses, version) for route in by_alias if passthrough_listeners
+    ]
     resumes = not any(listener.asks_for_certificate for listener in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
     lines = [
@@ -730,12 +739,12 @@ def configuration_of(
     ]
     lines += _defaults(settings, ordered)
     # Client certificates cannot be passed on.
-    passes_on = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
+    can_forward_to_next = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
     if fronts:
         lines += ["", f"frontend {_FRONTEND}"]
         lines.append(comment("bind"))
         lines += [line for front in fronts for line in front.bind_lines(http2=settings.table.http2)]
-        lines += _named("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
+        lines += _with_comment("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
         if settings.table.access_log:
             lines.append(comment("access_log"))
             lines += access_log_rules(places.access_log, as_json=settings.table.access_log == "json")
@@ -745,17 +754,17 @@ def configuration_of(
             comment("Once replaced, it answers the next request of each client, and closes the connection."),
             "    option idle-close-on-response",
             "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
-            *(_passing_on_rules(places) if passes_on else ()),
+            *(_passing_on_rules(places) if can_forward_to_next else ()),
             *_request_rules_before_routing(settings, fronts, ordered, places),
             comment("Counters of failures, for the breakers."),
             *_failure_rules(_ALWAYS_FAILURES),
             *_unanswered_rules(),
             comment("Which route: see routes.map."),
-            *choice_rules(chosen, NO_ROUTE, [_TO_NEXT] if passes_on else []),
+            *choice_rules(routed_sections, NO_ROUTE, [_TO_NEXT] if can_forward_to_next else []),
         ]
         lines += [
             f"    default_backend {NO_ROUTE}",
-            *(_next_section(places) if passes_on else ()),
+            *(_next_section(places) if can_forward_to_next else ()),
             "",
             f"backend {NO_ROUTE}",
             "    http-request return status 404 content-type text/plain string 'Not Found'",
@@ -765,13 +774,15 @@ def configuration_of(
         f"backend {FAILURES}",
         f"    stick-table type string len {FAILURES_KEY_BYTES} size {_FAILURES_SIZE} store gpc0",
     ]
-    if passing:
-        passing_sections = {section.alias: section for section in passed if section is not None}
-        lines += _passing_frontend(settings, passing, ordered, passing_sections)
+    if passthrough_listeners:
+        passing_sections = {section.alias: section for section in passthrough_backends if section is not None}
+        lines += _passthrough_frontend(settings, passthrough_listeners, ordered, passing_sections)
     for route, section in backends:
         if table := [*route_table(route, section.name)]:
             lines += ["", *table]
-    sections = [section for _, section in backends] + [section for section in passed if section is not None]
+    sections = [section for _, section in backends] + [
+        section for section in passthrough_backends if section is not None
+    ]
     binds = {listener.alias: listener for listener in listeners if listener.alias}
     sections += [
         _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)
@@ -784,7 +795,7 @@ def configuration_of(
     if fronts:
         files[UNANSWERED] = ""
     maps: dict[str, Mapping[str, str]] = {}
-    if fronts and (entries := route_entries(chosen)):
+    if fronts and (entries := route_entries(routed_sections)):
         maps[ROUTES] = entries
     if any(map(answers_for_sleeping, ordered)):
         maps[SLEEPING] = {}

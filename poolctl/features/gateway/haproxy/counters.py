@@ -1,4 +1,4 @@
-"""Reads HAProxy's counters: sums them up by route and target, and finds the failed requests of targets."""
+"""Reads HAProxy's counters: sums them by route and target, and derives each target's failed requests."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ class CounterReader:
         self._repeated: dict[tuple[str, str], int] = {}
 
     def compare(self, rows: Iterable[CounterRow]) -> list[tuple[CounterRow, Mapping[str, int]]]:
-        """The changed rows with their increases since the last call; also new backends, and rows with current requests.
+        """Return the rows to add, with their increases since the last call: changed rows, new backends, and busy rows.
 
-        It may run in a thread.
+        May be called in a thread.
         """
         changed = []
         for row in rows:
@@ -125,7 +125,7 @@ class CounterReader:
 
         Returns the results since the last call by route and target; targets without results are omitted.
         """
-        read: dict[str, _Section] = {}
+        by_proxy: dict[str, _Section] = {}
         self.connections = 0
         self.open_streams, self.in_flight, self.queued = Counter(), Counter(), Counter()
         results: dict[tuple[str, str], Results] = {}
@@ -133,7 +133,7 @@ class CounterReader:
             if row.name == _FRONTEND:
                 self.connections += row.open_now
             if row.proxy in sections:
-                section = read[row.proxy] = read.get(row.proxy) or _Section(sections[row.proxy])
+                section = by_proxy[row.proxy] = by_proxy.get(row.proxy) or _Section(sections[row.proxy])
                 self._record_current(row, section)
                 if increases:
                     self._add(row, section, increases, results)
@@ -169,25 +169,25 @@ class CounterReader:
             traffic = _traffic(increases)
             traffic.errors[CONNECT] = increases["econ"] + increases["wredis"]
             self.counts.backends[target].add(traffic)
-            # Connections that wait for the target do not have its results.
+            # Results of the waiting server (":wait") are not those of the target.
             new = _results(increases, self._failed_connections(row, increases), is_copied=section.is_copied)
             if target == section.keys[row.name] and any(new):
                 before = results.get((section.key, target), Results())
                 results[section.key, target] = Results(*map(sum, zip(before, new, strict=True)))
 
     def _failed_connections(self, row: CounterRow, increases: Mapping[str, int]) -> int:
-        """The number of requests that could not be connected to this server.
+        """The number of requests that failed because no connection to this server could be made.
 
-        HAProxy also counts a request as not connected if it has waited too long for the server. It repeats attempts to
-        connect, except to a server whose certificate has another name, and counts them before it counts the request.
+        HAProxy's `econ` includes requests that waited too long for the server. For a real failure it retries first, and
+        counts the retries (`wretr`) before the request, except if the server's certificate has another name.
         """
         if not row.has_queued:
             return increases["econ"]
-        place = row.proxy, row.name
-        repeated = self._repeated.get(place, 0) + increases["wretr"]
+        server = row.proxy, row.name
+        repeated = self._repeated.get(server, 0) + increases["wretr"]
         failed = min(increases["econ"], repeated)
         is_reached = any(increases[status] for status in _STATUSES)
-        self._repeated[place] = 0 if is_reached else repeated - failed
+        self._repeated[server] = 0 if is_reached else repeated - failed
         return failed
 
     def _traffic_of(self, section: _Section) -> Traffic:

@@ -11,19 +11,19 @@ from poolctl.routing.networks import EVERY, UNIX
 
 from .syntax import network_groups, quoted
 
-# Header fields by which proxies report the client to applications, and (gunicorn, daphne) a prefix that the application
-# removes from the path: with it a client could reach a path that its route refuses.
+# Forwarding headers, and the path prefix headers of gunicorn and daphne: an application strips the prefix from the
+# path, so that a client could reach a path that its route refuses.
 _REPORTS = (
     "^(forwarded|proxy|client[-_]cert([-_]chain)?|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip"
     "|script_name|daphne-root-path)$"
 )
 # Header fields that are removed even if a trusted proxy has sent them.
-_NEVER_BELIEVED = (
+_ALWAYS_REMOVED = (
     "^(proxy|client_cert.*|client-cert_.*|x_forwarded[-_].*|x-forwarded_.*"
     "|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
 )
 # Header fields about the client's own connection.
-_OF_THE_CONNECTION = "^(keep-alive|proxy-connection|te|http2-settings)$"
+_HOP_BY_HOP = "^(keep-alive|proxy-connection|te|http2-settings)$"
 _MAX_PROXIES = 8  # on the way from a client
 # A value of Forwarded in which no quoted text looks like another parameter or element (RFC 7239 §4).
 _PLAIN_FORWARDED = r'^[^"\\]*("[^"\\,;=]*"[^"\\]*)*$'
@@ -60,7 +60,7 @@ def forwarding_rules(
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request del-header {quoted(_REPORTS)} -m reg{unless}"
     if trusted:
-        yield f"    http-request del-header {quoted(_NEVER_BELIEVED)} -m reg"
+        yield f"    http-request del-header {quoted(_ALWAYS_REMOVED)} -m reg"
         yield from _joined_lines("x-forwarded-for", "hops")
         yield from _joined_lines("forwarded", "forwarded")
         yield from _reports_of_forwarded()
@@ -91,7 +91,7 @@ def _hop_by_hop_rules() -> Iterator[str]:
     yield f"    http-request set-header Connection upgrade if {upgrades}"
     yield f"    http-request del-header Connection unless {upgrades}"
     yield "    http-request del-header Upgrade if { req.hdr(upgrade) -m str -i h2c }"
-    yield f"    http-request del-header {quoted(_OF_THE_CONNECTION)} -m reg"
+    yield f"    http-request del-header {quoted(_HOP_BY_HOP)} -m reg"
     yield "    http-response del-header Keep-Alive"
 
 
@@ -123,10 +123,7 @@ def _reports_of_forwarded() -> Iterator[str]:
 
 
 def _client_address(trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that set txn.client to the peer's address, or the one that trusted proxies report.
-
-    That is the last address in X-Forwarded-For that is not a trusted proxy's.
-    """
+    """Rules that set txn.client: the last address in X-Forwarded-For that is not a trusted proxy, else the peer."""
     yield "    http-request set-var(txn.client) src"
     if not trusted:
         return

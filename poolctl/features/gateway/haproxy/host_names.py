@@ -21,8 +21,8 @@ _CONNECT_TIMEOUT = 0.5
 class HostNames:
     """The addresses of host names, resolved at intervals; `changed` is called when one has changed.
 
-    A name server that does not answer delays only targets with new names: others keep their `addresses`, also those
-    from an earlier supervisor.
+    An unresponsive name server delays only targets with new names: others keep their `addresses`, including those from
+    an earlier supervisor.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -54,19 +54,19 @@ class HostNames:
             task.cancel()
         self._following.clear()
 
-    async def _follow(self, name: str, tried: asyncio.Event) -> None:
-        chosen, is_reached = self.addresses.get(name, ""), False
+    async def _follow(self, name: str, was_tried: asyncio.Event) -> None:
+        address, is_reached = self.addresses.get(name, ""), False
         resolving = RepeatedWork(f"the addresses of {name}")
         while True:
             with resolving.attempt(), contextlib.suppress(OSError, RuntimeError, UnicodeError):
                 addresses, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]
-                if chosen not in addresses or not is_reached:
-                    before = chosen
-                    chosen, is_reached = await in_daemon_thread(partial(_choose, addresses, port))
-                    if chosen != before:
-                        self.addresses[name] = chosen
+                if address not in addresses or not is_reached:
+                    previous = address
+                    address, is_reached = await in_daemon_thread(partial(_choose, addresses, port))
+                    if address != previous:
+                        self.addresses[name] = address
                         self._changed()
-            tried.set()
+            was_tried.set()
             await asyncio.sleep(_RESOLVE_INTERVAL)
 
 
@@ -76,9 +76,10 @@ def _resolve(name: str) -> list[str]:
 
 
 def _choose(addresses: Sequence[str], port: int) -> tuple[str, bool]:
-    """The first of a host's addresses, and whether it can be reached; of two families the first reachable one. Blocks.
+    """Choose an address, and return whether it can be reached. Blocks.
 
-    Many programs on "localhost" listen only on 127.0.0.1 or on ::1.
+    With IPv4 and IPv6 addresses, the first reachable one: many programs on "localhost" listen on only one of 127.0.0.1
+    and ::1. Otherwise the first, untested.
     """
     if len({":" in address for address in addresses}) == 1:
         return addresses[0], True

@@ -22,12 +22,12 @@ UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _HEAD_TOO_LARGE = "status 431 content-type text/plain string 'Request Header Fields Too Large'"
 _LENGTH_REQUIRED = "status 411 content-type text/plain string 'Length Required'"
 # The maximum time until the first byte of a body of unknown size.
-_BODY_BEGINS = "10s"
+_BODY_TIMEOUT = "10s"
 _LOG_LINE_BYTES = 1024
 _MAX_CLIENTS = 32_768
 # An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _CLIENT = "var(txn.client),ipmask(32,64)"
-# gpt0 has 32 bits: the highest bit is set once there is a time; the others are the time, which wraps around.
+# gpt0 has 32 bits: the highest bit marks a stored time, the others are the time, which wraps around.
 _HAS_TIME = 1 << 31
 _TIME = _HAS_TIME - 1
 _MAX_FACTOR = 4000  # with which microseconds since 1970 fit into 64 bits until 2043
@@ -64,7 +64,7 @@ class _RateLimit(NamedTuple):
 
     @property
     def burst(self) -> float:
-        """How many requests may begin at once: the configured burst or the requests of one second, at least 1."""
+        """The maximum burst: the configured one, or the requests of one second; at least 1."""
         return max(1.0, self.limit.burst or self.limit.requests_per_second)
 
     @property
@@ -190,7 +190,7 @@ def body_rules(max_bytes: int) -> Iterator[str]:
         began = f"{unknown} {{ req.body_len gt 0 }}"
         yield from _refuse_upload("413 Payload Too Large", too_large)
         yield f"    http-request deny deny_status 413 if {too_large}"
-        yield f"    http-request wait-for-body time {_BODY_BEGINS} at-least 1 if {unknown}"
+        yield f"    http-request wait-for-body time {_BODY_TIMEOUT} at-least 1 if {unknown}"
         yield from _refuse_upload("411 Length Required", began)
         yield f"    http-request return {_LENGTH_REQUIRED} if {began}"
 

@@ -10,10 +10,10 @@ from poolctl.config.model.server_tables import TLSConfig
 
 from .syntax import network_groups, quoted
 
-# The end of a certificate's identifier (see `_identifier`) if the certificate asks for a client certificate.
+# The suffix of the identifier (see `_identifier`) of a certificate that requests a client certificate.
 _DEMANDS = "+"
 # Part of the names of binds on which trusted proxies report their clients.
-_REPORTING = "accept-proxy-protocol"
+_PROXY_PROTOCOL_NAME = "accept-proxy-protocol"
 _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 # Stands for the names of a certificate without names: clients do not ask for it.
 _NO_NAME = "-"
@@ -84,7 +84,9 @@ class HaproxyListener(NamedTuple):
     @property
     def name(self) -> str:
         """The name in the listener's `bind` lines, for rules that select the listener, or ""."""
-        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
+        return "-".join(
+            [_PROXY_PROTOCOL_NAME] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate
+        )
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -116,11 +118,11 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def sni_mismatch_variable_rules(self) -> Iterator[str]:
-        """Yield rules that set txn.shown and txn.wanted; none if no certificate asks for a client certificate.
+        """Yield rules that set txn.shown and txn.wanted; none if no client certificates are requested.
 
-        txn.shown identifies the certificate for the host in the TLS handshake, txn.wanted the one for the host of the
-        request. If the latter asks for a client certificate and the two differ, a rule elsewhere refuses the request:
-        a client could avoid the demand by naming another host in the handshake (RFC 9110 §7.4).
+        txn.shown identifies the certificate for the SNI of the handshake, txn.wanted that for the host of the request.
+        If they differ and the latter requires a client certificate, `misdirected_request_rules` refuses the request: a
+        client could otherwise avoid the requirement by another SNI (RFC 9110 §7.4).
         """
         if not self.asks_for_certificate:
             return
@@ -145,7 +147,7 @@ class HaproxyListener(NamedTuple):
 
 
 def misdirected_request_rules(listeners: Sequence[HaproxyListener]) -> Iterator[str]:
-    """Rules that refuse a request for a host whose certificate asks for a client certificate that was not demanded."""
+    """Rules that refuse a request if its host requires a client certificate but the handshake's SNI did not."""
     if any(listener.asks_for_certificate for listener in listeners):
         yield from (line for listener in listeners for line in listener.sni_mismatch_variable_rules())
         same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"

@@ -1,8 +1,8 @@
 """HAProxy's processes: the keeper adopts each as its child, and they outlive supervisors.
 
-`haproxy -D` on the pool's sockets: the program that the keeper starts ends when the daemon serves, or reports why it
-does not. There is no master process: it could not take new descriptors; and with -W from 3.1 on, as with -db, each
-connection to the next process wakes a replaced one, because its listeners stay in the epoll(7) set that both share.
+The keeper runs `haproxy -D` on the pool's sockets: the program exits once its daemon serves, or reports why it cannot.
+There is no master process (-W): it could not receive new descriptors. Besides, with -W since 3.1, as with -db, each
+connection to the new process wakes the replaced one, because its listeners stay in the shared epoll(7) set.
 
 A replaced process gets SIGUSR1, closes its listeners, and ends with its last stream. Further requests on open
 connections it passes on to the next process: see `configuration.NEXT`.
@@ -65,10 +65,10 @@ _FIRST_REQUEST_TIMEOUT = 1.0
 _CLOSE_TIMEOUT, _CLOSE_POLL_INTERVAL = 2.0, 0.005
 _MAX_ALERTS = 3
 _MAX_OUTPUT_BYTES = 256 * 1024
-_BACKENDS = 2  # the kind of proxies in "show stat"
+_BACKEND_TYPE = 2  # the kind of proxies in "show stat"
 _PROMPT = b"\n> "  # ends a response in a session
 # HAProxy's responses to a performed command; anything else is a refusal.
-_PERFORMED = re.compile(
+_ACCEPTED = re.compile(
     r"\s*(New server registered|IP changed|port changed|no need to change|nothing changed|$)"
 )
 _MAX_ANSWER_BYTES = 2**30
@@ -78,7 +78,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class EndLimits(NamedTuple):
-    """How many replaced processes may run, with how much memory, and how long a process may take to end."""
+    """The maximum number and memory of replaced processes, and the time that a process has to exit."""
 
     replaced: int = 50
     replaced_bytes: int = 1 << 30
@@ -95,7 +95,7 @@ class HaproxyRefusal(ServerError):
 class HaproxyProcess(HelperChild):
     """A HAProxy process. It answers commands on the runtime socket at `path`, "" if it was replaced before.
 
-    `setup` is its setup without the servers in `refused`; None while that of an adopted process is not known. Raises
+    `setup` excludes the servers in `refused`; None for an adopted process until it is known. The constructor raises
     ProcessLookupError if the process has ended.
     """
 
@@ -161,11 +161,11 @@ class HaproxyProcess(HelperChild):
         """Send commands that change something. Raises HaproxyRefusal if one is refused."""
         with contextlib.closing(await RuntimeSession.open(self.path)) as session:
             for command, answer in zip(commands, await session.ask(*commands), strict=True):
-                if _PERFORMED.match(answer) is None:
+                if _ACCEPTED.match(answer) is None:
                     raise HaproxyRefusal(f"{command}: {answer.strip()}")
 
     async def sections_to_wake(self) -> list[str]:
-        """The sections whose waiting page was requested since the last call. Raises HaproxyRefusal."""
+        """The sections with requests for the waiting page since the last call. Raises HaproxyRefusal."""
         rows = [line.split() for line in (await self.ask(f"show map {WAKING}")).splitlines()]
         sections = [row[1] for row in rows if len(row) == 3]
         if sections:
@@ -225,7 +225,7 @@ class RuntimeSession:
 
     async def has_requests(self, streams: Sequence[str]) -> bool:
         """Whether requests are in progress in other sections than `streams`."""
-        (text,) = await self.ask(f"show stat -1 {_BACKENDS} -1")
+        (text,) = await self.ask(f"show stat -1 {_BACKEND_TYPE} -1")
         rows = csv.DictReader(text.lstrip("\n# ").splitlines())
         return any(int(row["scur"] or 0) for row in rows if row["pxname"] not in streams)
 
@@ -284,7 +284,7 @@ class HaproxyProcesses:
             if (fallback := self.fallback) is None:
                 raise
             with contextlib.suppress(HaproxyRefusal):
-                # Without a mark, so that the helper tries to replace it at once, and gets the reason why it cannot.
+                # Without a mark: so the helper tries to replace it at once, and learns why it cannot.
                 setup = fallback.with_states_of(self.wanted)._replace(left={})
                 return await self._start_without_refused(keeper, log, kind, "", setup)
             raise refusal from None
@@ -317,7 +317,7 @@ class HaproxyProcesses:
         return process
 
     async def adopt(self, keeper: Link, kind: HelperKind) -> HaproxyProcess | None:
-        """The process in the keeper's store, if there is one. All others of this pool count as replaced."""
+        """Adopt the process in the keeper's store, if any; retire all other HAProxy processes of this pool."""
         reply, _ = await keeper.call({"op": "get", "name": kind.entry})
         meta, process = reply.get("meta"), None
         if meta is not None and "path" in meta:
@@ -365,9 +365,11 @@ class HaproxyProcesses:
                     with contextlib.closing(await RuntimeSession.open(process.path)) as session:
                         await process.stop_accepting()
                         loop = asyncio.get_running_loop()
-                        until = loop.time() + (_FIRST_REQUEST_TIMEOUT if awaits_first_requests else 0.0)
+                        first_request_deadline = loop.time() + (
+                            _FIRST_REQUEST_TIMEOUT if awaits_first_requests else 0.0
+                        )
                         while await session.has_requests(streams) or (
-                            loop.time() < until and await session.has_connections()
+                            loop.time() < first_request_deadline and await session.has_connections()
                         ):
                             await asyncio.sleep(_POLL_INTERVAL)
                 if self._replaced:
@@ -409,11 +411,11 @@ class HaproxyProcesses:
                 runtime.setblocking(False)
                 fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.parts.sockets]
                 fds += [write for _, write in pipes[1:]]
-                # In the keeper's session: otherwise the keeper would kill the daemon, which is in the process group of
-                # the ending program, before the daemon has made a session of its own.
+                # In the keeper's session: otherwise the keeper would kill the daemon with the process group of the
+                # exiting program, before the daemon has called setsid(2).
                 command = [settings.program, "-D", "-f", _main_file(self.directory)]
                 await spawn(keeper, command, printed, fds, session=False)
-            process = await self._answering(kind, mark, path)
+            process = await self._connect(kind, mark, path)
             log.note(process.identity, drain_seconds=settings.table.drain_timeout)
         except (Refused, HaproxyRefusal, OSError) as error:
             pool_files.unlink_quietly(path)
@@ -433,7 +435,7 @@ class HaproxyProcesses:
         alerts = alerts_in(without_keys(output.decode("utf-8", "replace"))) if process is None else []
         return process, alerts or [f"{settings.program} cannot be started: {why}"]
 
-    async def _answering(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
+    async def _connect(self, kind: HelperKind, mark: str, path: str) -> HaproxyProcess:
         """The process that answers at `path`. Raises HaproxyRefusal if it has closed its socket."""
         with contextlib.closing(await RuntimeSession.open(path, kind.ready_seconds)) as session:
             (answer,) = await session.ask("show info")

@@ -1,4 +1,4 @@
-"""What HAProxy runs with: its configuration, server states and files, and the commands that change a running one."""
+"""HAProxy's setup (configuration, server states, files), and the runtime commands that change it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from .listeners import HaproxyCertificate, HaproxyListener
 from .sleeping import ASLEEP, AWAKE, SLEEPING, STARTS, WAKING, answers_for_sleeping
 
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-# HAProxy 2.8.25 crashed under load when servers were deleted: instead, unused servers stay in maintenance. With more of
-# them than this, HAProxy is replaced.
+# HAProxy 2.8.25 crashed under load when servers were deleted. So unused servers stay in maintenance; above this number,
+# HAProxy is replaced.
 _MAX_LEFT = 100
 # Servers cannot be added to a backend with one of these lines: they would lack the cookie, or the right position.
 _FIXED = ("    cookie ", "    balance first")
@@ -52,7 +52,7 @@ _SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SL
 class ServerState(NamedTuple):
     """A server's state in HAProxy, and its configured maximum of connections, 0 without a limit.
 
-    While its breaker is half-open, it gets at most `tested` connections; otherwise that is 0.
+    `tested` is the maximum of connections while its breaker is half-open, else 0.
     """
 
     state: str
@@ -142,10 +142,10 @@ class HaproxySetup(NamedTuple):
         states, sleeping = dict[tuple[str, str], ServerState](), dict[str, str]()
         for section in self.configuration.backends:
             route = routes[stream_key(section.alias) if section.is_stream else section.alias]
-            of_route = targets.of(route)
-            states.update(_states(section, route, of_route, self.parts.places))
+            route_targets = targets.of(route)
+            states.update(_states(section, route, route_targets, self.parts.places))
             if isinstance(route, Route) and answers_for_sleeping(route):
-                sleeping[section.name] = _SLEEP[serving_state(of_route.values())]
+                sleeping[section.name] = _SLEEP[serving_state(route_targets.values())]
         maps = {**self.maps, SLEEPING: sleeping} if SLEEPING in self.maps else self.maps
         return self._replace(configuration=self.configuration._replace(maps=maps), states=states)
 
@@ -246,8 +246,8 @@ def parts_of(
 ) -> SetupParts:
     """The parts of the setup with these listeners and routes.
 
-    `facts` are about the routed servers, by name. `waiting` are the addresses where connections wait, by target.
-    `handover` is where a process accepts what the replaced one passes on: the address, the socket and the key.
+    `facts` are about the routed servers, by name. `waiting` has the addresses where connections wait, by target.
+    `handover` is where a process accepts requests of the replaced process: address, socket and key.
     """
     certificates: dict[str, bytes] = {}
     next_address, next_socket, next_key = handover
@@ -343,33 +343,33 @@ def _endpoint_of_url(url: str) -> Endpoint | None:
     return None
 
 
-def change(before: HaproxySetup, after: HaproxySetup) -> tuple[list[str], HaproxySetup] | None:
+def change(old: HaproxySetup, new: HaproxySetup) -> tuple[list[str], HaproxySetup] | None:
     """The runtime commands that change one setup into the other, and the resulting setup; None if they do not suffice.
 
     At run time servers are added and removed, and change their state, weight and address.
     """
-    if before.structure != after.structure:
+    if old.structure != new.structure:
         return None
     commands: list[str] = []
-    for name, entries in after.maps.items():
-        commands += _map_commands(name, before.maps[name], entries)
-    left = dict(before.left)
-    for previous, backend in zip(before.configuration.backends, after.configuration.backends, strict=True):
-        if previous.servers != backend.servers:
-            of_backend = _backend_commands(previous, backend, left)
-            if of_backend is None:
+    for name, entries in new.maps.items():
+        commands += _map_commands(name, old.maps[name], entries)
+    unused = dict(old.left)
+    for old_backend, new_backend in zip(old.configuration.backends, new.configuration.backends, strict=True):
+        if old_backend.servers != new_backend.servers:
+            backend_commands = _backend_commands(old_backend, new_backend, unused)
+            if backend_commands is None:
                 return None
-            commands += of_backend
-    if len(left) > _MAX_LEFT:
+            commands += backend_commands
+    if len(unused) > _MAX_LEFT:
         return None
-    for place, state in after.states.items():
+    for place, state in new.states.items():
         # Added servers are in maintenance, as are those that were left.
-        earlier = before.states.get(place, ServerState(MAINTENANCE, state.limit))
-        if earlier is not state and earlier != state:
+        old_state = old.states.get(place, ServerState(MAINTENANCE, state.limit))
+        if old_state is not state and old_state != state:
             commands += state.commands(place)
-    # First give traffic to servers, then take it from others, so that one can serve between two commands.
+    # Enable servers before disabling others, so that one always serves.
     stopping = (f" state {MAINTENANCE}", f" state {DRAIN}")
-    return sorted(commands, key=lambda command: command.endswith(stopping)), after._replace(left=left)
+    return sorted(commands, key=lambda command: command.endswith(stopping)), new._replace(left=unused)
 
 
 def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:

@@ -49,16 +49,16 @@ def sleeping_rules(route: Route, section: str) -> Iterator[str]:
     """The rules of the route's backend `section` for requests while its servers sleep or start."""
     if not answers_for_sleeping(route):
         return
-    reads = "{ method -m str -- GET HEAD }"
-    asleep = f"{{ var(txn.sleep) -m str {ASLEEP} }}"
+    is_read = "{ method -m str -- GET HEAD }"
+    is_asleep = f"{{ var(txn.sleep) -m str {ASLEEP} }}"
     yield f"    http-request set-var(txn.sleep) str({section}),map_str({SLEEPING})"
     if route.probe_responses:
         for paths in line_groups(route.probe_responses):
             yield f"    acl probes path -m str -- {paths}"
         answer = f'status 200 content-type text/plain string "sleeping\\n" {_NOT_STORED}'
-        yield f"    http-request return {answer} if {asleep} {reads} probes"
+        yield f"    http-request return {answer} if {is_asleep} {is_read} probes"
     answer = f"status 404 content-type text/plain string 'Not Found' {_NOT_STORED}"
-    yield f"    http-request return {answer} if {asleep} {reads} {{ path -m end /favicon.ico }}"
+    yield f"    http-request return {answer} if {is_asleep} {is_read} {{ path -m end /favicon.ico }}"
     if route.waiting_page:
         yield "    acl navigates req.fhdr(sec-fetch-mode) -m str navigate"
         yield "    acl navigates req.fhdr_cnt(sec-fetch-mode) eq 0"
@@ -69,7 +69,7 @@ def sleeping_rules(route: Route, section: str) -> Iterator[str]:
         )
         # HAProxy loads a map only if a rule reads it.
         is_new = f"!{{ str({section}),map_str({WAKING}) -m found }}"
-        yield f"    http-request set-map({WAKING}) {section} 1 if {asleep} {page} {is_new}"
+        yield f"    http-request set-map({WAKING}) {section} 1 if {is_asleep} {page} {is_new}"
         fields = (
             f"{_NOT_STORED} hdr retry-after {_RELOAD_SECONDS} hdr content-security-policy {quoted(_POLICY)}"
         )

@@ -16,11 +16,11 @@ _COMMENT_CHARACTERS = 200
 
 def unique_name(text: str, taken: set[str]) -> str:
     """Return a name that HAProxy allows, resembles the text and is not in `taken`; adds it to `taken`."""
-    wanted = name = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    base = name = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
     number = 1
     while name in taken:
         number += 1
-        name = f"{wanted}:{number}"
+        name = f"{base}:{number}"
     taken.add(name)
     return name
 
@@ -54,7 +54,7 @@ def longest_duration(times: Iterable[float]) -> str:
 
 
 def comment(text: str) -> str:
-    """A line of a section that explains the lines below it, or has the path of the key behind them."""
+    """A comment line: an explanation of the lines below it, or the configuration key that they implement."""
     shown = "".join(
         character if character.isprintable() and character.isascii() else "?" for character in text
     )

@@ -1,7 +1,7 @@
-"""Targets that may not run when a connection needs them: servers, and machines that requests start.
+"""Targets that are started on demand, and have no listener of the pool where connections could wait.
 
-The servers are proxied, or programs that open their address themselves: the pool has no listener for them where
-connections could wait. These wait in the forwarder, which asks the supervisor to wake the target.
+They are proxied servers, programs that open their address themselves, and machines. Their connections wait in the
+forwarder, which asks the supervisor to wake the target.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AwaitedTargets:
         self._core = core
         self._targets = targets
         self._listeners = listeners
-        # By machine: the number of the last wake, with the machine's count of answers at that time.
+        # By machine: the number of the last wake, and the machine's `answers` at that time.
         self._wakes: dict[str, tuple[int, int]] = {}
         self._answered: dict[str, int] = {}  # by target: see AwaitedTarget
         # Targets of an earlier supervisor with an unknown state: connections may be waiting for them.
@@ -86,14 +86,14 @@ class AwaitedTargets:
                 yield key
 
     def _awaited_server(self, key: str, facts: ServerFacts) -> AwaitedTarget:
-        # A program may open its address before it is ready: until then no attempt is made, unless an earlier process
-        # still serves there.
+        # A program may open its address before it is ready. Do not connect until then, unless an earlier process still
+        # serves there.
         address = next(iter(facts.processes or ()), "")
         if facts.binds_itself and (facts.target.state is TargetState.READY or facts.is_leaving):
             address = facts.bind
         return AwaitedTarget(
             key=key,
-            address=_place(Endpoint.of_server(address, facts.tls)) if address else (),
+            address=_address(Endpoint.of_server(address, facts.tls)) if address else (),
             seconds=self._core.entries[key].config.start_timeout,
             down=not address,
             answered=self._answered.get(key, 0),
@@ -111,7 +111,7 @@ class AwaitedTargets:
             self._answered[key] = number
         return AwaitedTarget(
             key=key,
-            address=_place(Endpoint.of_url(key)),
+            address=_address(Endpoint.of_url(key)),
             seconds=machine.start_seconds,
             down=machine.state in _DOWN,
             coming=now < self._starting_until.get(key, -math.inf),
@@ -120,6 +120,6 @@ class AwaitedTargets:
         )
 
 
-def _place(endpoint: Endpoint) -> tuple[str, ...]:
+def _address(endpoint: Endpoint) -> tuple[str, ...]:
     """The address of an AwaitedTarget."""
     return (endpoint.path,) if endpoint.path else (endpoint.host.strip("[]"), str(endpoint.port))

@@ -1,8 +1,8 @@
-"""Circuit breaker of a route's target: after failures it gets no requests for a while, then a few that test it.
+"""Circuit breaker of a route's target: after failures the target gets no requests for a while, then a few to test it.
 
-It uses HAProxy's counters, which are read about once a second. A failed connection opens it at once. Other failures may
-be due to one client's broken requests: only several of them open it, in a row or in a window, and only if other targets
-of the route can take the requests.
+HAProxy's counters, read about once a second, drive it. A failed connection opens the breaker at once. Other failures
+may be due to one client's broken requests: only several in a row or in a window open it, and only if other targets of
+the route can take the requests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from poolctl.routing.route import BreakerRule
 from poolctl.routing.route_report import BreakerState
 
 # The number of parts of the window; the oldest part is dropped as a whole.
-_PARTS = 10
+_SLOTS = 10
 NO_CONNECTION = "no connection can be made"
 
 
@@ -45,10 +45,10 @@ class Breaker:
 
     def _reset_counts(self) -> None:
         self._in_a_row: int = 0
-        self._before: int = 0  # consecutive failures at the end of the last results
-        self._part: float = -math.inf  # the end of the newest part of the window
-        self._seen: list[int] = [0] * _PARTS  # the parts of the window
-        self._failed: list[int] = [0] * _PARTS
+        self._trailing_failures: int = 0  # consecutive failures at the end of the last results
+        self._slot_end: float = -math.inf  # the end of the newest part of the window
+        self._seen: list[int] = [0] * _SLOTS  # the parts of the window
+        self._failed: list[int] = [0] * _SLOTS
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state}, {self._in_a_row} failures in a row>"
@@ -59,7 +59,7 @@ class Breaker:
         return self.state is BreakerState.CLOSED
 
     def describe_problem(self, now: float) -> str:
-        """Why the target gets few or no requests; "" if it gets them."""
+        """Why the target gets few or no requests; "" while the breaker is closed."""
         if self.is_closed:
             return ""
         if self.state is BreakerState.HALF_OPEN:
@@ -93,8 +93,8 @@ class Breaker:
             self._open(self.why, now)
             return
         self._passed += results.answered
-        # Without a replacement, an error response is better than none. Without a time limit, a target without requests
-        # would stay restricted for ever.
+        # If no other target can take over, an error response is better than none. The time limit lifts the restriction
+        # of a target without requests.
         if results.failed or self._passed >= self.rule.probes or now >= self._retry_at:
             self.close()
 
@@ -122,17 +122,17 @@ class Breaker:
         failed = results.failed + results.unreached
         if results.answered:
             # Their order is unknown: at least this many failures must have been in a row.
-            self._in_a_row, self._before = math.ceil(failed / (results.answered + 1)), 0
+            self._in_a_row, self._trailing_failures = math.ceil(failed / (results.answered + 1)), 0
         else:
-            self._in_a_row = self._before = self._before + failed
-        if now >= self._part:
+            self._in_a_row = self._trailing_failures = self._trailing_failures + failed
+        if now >= self._slot_end:
             self._advance_window(now)
         self._seen[-1] += results.answered + failed
         self._failed[-1] += failed
 
     def _advance_window(self, now: float) -> None:
-        seconds = self.rule.window_seconds / _PARTS
-        steps = int(min(_PARTS, (now - self._part) // seconds + 1))
+        seconds = self.rule.window_seconds / _SLOTS
+        steps = int(min(_SLOTS, (now - self._slot_end) // seconds + 1))
         self._seen = self._seen[steps:] + [0] * steps
         self._failed = self._failed[steps:] + [0] * steps
-        self._part = now + seconds if steps == _PARTS else self._part + steps * seconds
+        self._slot_end = now + seconds if steps == _SLOTS else self._slot_end + steps * seconds

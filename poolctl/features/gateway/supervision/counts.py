@@ -45,7 +45,7 @@ class TrafficCounts:
         self.total = Traffic()  # of all routes and streams, also those that are no longer configured
 
     def retain_only(self, routes: Iterable[str], streams: Iterable[str], backends: Iterable[str]) -> None:
-        """Forget all other routes, streams and targets, which are no longer configured."""
+        """Remove the counts of all other routes, streams and targets."""
         for counts, keys in ((self.routes, routes), (self.streams, streams), (self.backends, backends)):
             for key in counts.keys() - {*keys}:
                 del counts[key]

@@ -1,4 +1,4 @@
-"""Figures of the gateway, from the counters of the HAProxy that serves, and of replaced ones until they end."""
+"""The gateway's statistics, from the counters of the serving HAProxy and of replaced ones until they exit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .outside_targets import connection_problem
 from .targets import Targets
 
 # How often counters are read, and the maximum share of time for it: thousands of routes have megabytes of them.
-_INTERVAL_SECONDS, _SHARE = 1.0, 0.05
-_READINGS = 5  # over which rates are computed
+_INTERVAL_SECONDS, _MAX_TIME_SHARE = 1.0, 0.05
+_MAX_READINGS = 5  # over which rates are computed
 # A hung HAProxy must not delay commands for longer.
 _ANSWER_SECONDS = 3.0
 # The time limit for connecting to a target to find out why HAProxy could not.
-_EXPLAINED_SECONDS = 5.0
+_EXPLAIN_TIMEOUT = 5.0
 
 logger = logging.getLogger("poolctl.supervisor")
 
@@ -62,15 +62,15 @@ class GatewayFigures:
         self._serving = serving
         self._changed = changed
         self._now = now  # a monotonic clock
-        self._readings: deque[_Reading] = deque(maxlen=_READINGS)  # a second apart
+        self._readings: deque[_Reading] = deque(maxlen=_MAX_READINGS)  # a second apart
         self._readers: dict[HaproxyProcess, CounterReader] = {}  # of replaced processes until they end
-        self._is_history = False  # whether the next figures are from before this supervisor
+        self._counts_precede_start = False  # whether the next figures are from before this supervisor
         self._reading = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
 
     def begin_process(self, process: HaproxyProcess, *, is_new: bool) -> None:
         """Read the counters of this serving process from now on; those of a new process begin at 0."""
-        self._is_history = not is_new
+        self._counts_precede_start = not is_new
         self._start(self._read_often(process))
 
     async def follow_replaced(self, replaced: HaproxyProcess) -> None:
@@ -120,7 +120,7 @@ class GatewayFigures:
     async def _read_often(self, process: HaproxyProcess) -> None:
         reading = RepeatedWork("the counters of the gateway")
         while process is self._serving():
-            async with _at_most_a_share():
+            async with _throttled():
                 with reading.attempt():
                     await self.read()
 
@@ -129,7 +129,7 @@ class GatewayFigures:
         try:
             has_connections = True
             while has_connections:
-                async with _at_most_a_share(), self._reading:
+                async with _throttled(), self._reading:
                     has_connections = await session.has_connections()
                     text = "".join(await session.ask(*READ_COUNTERS))
                     with reading.attempt():
@@ -142,7 +142,11 @@ class GatewayFigures:
 
     async def _add(self, text: str, process: HaproxyProcess) -> None:
         if process not in self._readers:
-            self._readers = {other: its for other, its in self._readers.items() if not other.exited.done()}
+            self._readers = {
+                other: counter_reader
+                for other, counter_reader in self._readers.items()
+                if not other.exited.done()
+            }
             self._readers[process] = CounterReader(self._targets.counts)
         reader = self._readers[process]
         rows = await asyncio.to_thread(lambda: reader.compare(rows_of(text)))
@@ -150,10 +154,10 @@ class GatewayFigures:
         self.counted(process, reader.requests)
         if process is not self._serving():
             return
-        if self._is_history:
-            # That these targets have answered is known, but not when they have failed.
+        if self._counts_precede_start:
+            # Counts from before this supervisor: successes still count, but the time of failures is unknown.
             results = {place: Results(answered=result.answered) for place, result in results.items()}
-            self._is_history = False
+            self._counts_precede_start = False
         if self._targets.record_results(results):
             self._changed()
         while self._targets.unexplained:
@@ -162,7 +166,7 @@ class GatewayFigures:
     async def _explain(self, key: str, target: Target) -> None:
         problem = ""
         with RepeatedWork(f"why no connection to {key} can be made").attempt():
-            problem = await connection_problem(target, _EXPLAINED_SECONDS)
+            problem = await connection_problem(target, _EXPLAIN_TIMEOUT)
         self._targets.explain(key, problem)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -199,9 +203,9 @@ class GatewayFigures:
 
 
 @asynccontextmanager
-async def _at_most_a_share() -> AsyncIterator[None]:
+async def _throttled() -> AsyncIterator[None]:
     """Context manager: at its end, pauses so that its body takes at most _SHARE of the time."""
     now = asyncio.get_running_loop().time
     began = now()
     yield
-    await asyncio.sleep(max(_INTERVAL_SECONDS, (now() - began) / _SHARE))
+    await asyncio.sleep(max(_INTERVAL_SECONDS, (now() - began) / _MAX_TIME_SHARE))

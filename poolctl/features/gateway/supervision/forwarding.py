@@ -22,7 +22,7 @@ from poolctl.supervisor.active_configuration import SupervisorContext
 
 _BACKLOG = 4096
 _HANDOVER_TIMEOUT = 5.0
-# The key of the listener where a process accepts what the replaced one passes on. Keys of targets are not empty.
+# The key of the listener where HAProxy accepts requests of the replaced process; keys of targets are not empty.
 NEXT_PROCESS = ""
 # The length of the path in a sockaddr_un, to which HAProxy pads abstract names (`abns@`).
 _PATH_BYTES = 108
@@ -71,11 +71,11 @@ class Forwarding(HelperOwner[ForwarderProcess]):
 
     def apply(self, orders: Mapping[str, Order]) -> None:
         """Await only these targets. The caller owns the listeners. Does not wait."""
-        begins_or_ends = self._orders is None or bool(orders) != bool(self._orders)
+        toggles = self._orders is None or bool(orders) != bool(self._orders)
         self._orders = dict(orders)
         if self._helper.process is not None:
             self._send_changes(self._helper.process, self._orders)
-        if begins_or_ends:
+        if toggles:
             self._helper.reconcile()
 
     async def adopt(self) -> None:

@@ -69,13 +69,13 @@ _APPLY_TIMEOUT = 20.0
 _FIRST_COMMAND_TIMEOUT = 5.0
 # A hung HAProxy must not delay the stop of a server for longer.
 _DRAIN_TIMEOUT = 5.0
-# A request that HAProxy has just sent is on its way to the backlog, from which no other worker accepts.
+# A request just sent by HAProxy may still be on its way to the exiting worker's backlog, which only this worker reads.
 _SETTLE_DELAY = 0.05
 # How often HAProxy is asked for waiting pages: it does not report events.
 _WAKE_INTERVAL = 0.2
-# When addresses that could not be opened are tried again, and certificates, which other programs renew, are read again.
+# Intervals for retrying addresses that could not be opened, and for rereading certificates.
 _RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
-# Restarting does not help after this number of exits within this time.
+# After this number of exits within this time, HAProxy is reported as unstable.
 _UNSTABLE_EXITS, _UNSTABLE_SECONDS = 3, 600.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -84,8 +84,8 @@ logger = logging.getLogger("poolctl.supervisor")
 class GatewayManager(HelperOwner[HaproxyProcess]):
     """Runs the gateway configured by the tables passed to `apply_tables`. Implements the runners' `Gateway`.
 
-    The helper asks for `settings` after every change: that opens the listeners, and changes the running HAProxy by
-    runtime commands. If these do not suffice, the helper starts another HAProxy on the same sockets.
+    After every change the helper calls `settings`, which opens the listeners and changes the running HAProxy by runtime
+    commands. If these do not suffice, the helper starts another HAProxy on the same sockets.
     """
 
     def __init__(
@@ -492,7 +492,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             self._waking = None
 
     def _wake_targets(self, aliases: Collection[str]) -> None:
-        """Start a target of each of these routes whose available targets all sleep."""
+        """For each of these routes, start a target if all available targets sleep."""
         for route in self.routes.routes.http:
             if route.alias in aliases:
                 targets = self.targets.now(target.key for target in route.to).of(route)
@@ -513,7 +513,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
 
     async def retire(self, process: HaproxyProcess) -> None:
         await self.figures.follow_replaced(process)
-        # First, so that no connection waits at a listener where nobody accepts.
+        # Close listeners first, so that no connection waits where nobody accepts.
         await self._listeners.close_others(() if self._current is None else self._current.listeners)
         await self.processes.retire(process)
 

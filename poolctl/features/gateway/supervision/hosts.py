@@ -75,7 +75,7 @@ class HostStates:
 
     @property
     def next_expiry(self) -> float:
-        """The monotonic time at which the next host becomes active again; infinity if none does."""
+        """The monotonic time at which the next host becomes active again; infinity without one."""
         return min(self._until.values(), default=math.inf)
 
     def host_record(self, host: str) -> HostRecord:
@@ -101,7 +101,7 @@ class HostStates:
         self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MAX_SECONDS))
 
     def drain(self, host: str) -> None:
-        """Until `enable`, send the host only clients whose sticky cookie names it."""
+        """Until `enable`, send the host only clients with its sticky cookie."""
         self._set(host, RequestedBackendState.DRAINING, "drained by request", 0.0)
 
     def enable(self, host: str) -> None:
@@ -144,9 +144,9 @@ class HostStates:
             except (ValueError, AttributeError):
                 continue
             # Never longer than requested, in case the system's clock was set back.
-            left = min(record.until - wall, record.until - record.since) if record.until else 0.0
-            if state is not RequestedBackendState.ACTIVE and (left > 0 or not record.until):
-                self._record(record.host, state, record.why, left, since=record.since)
+            remaining = min(record.until - wall, record.until - record.since) if record.until else 0.0
+            if state is not RequestedBackendState.ACTIVE and (remaining > 0 or not record.until):
+                self._record(record.host, state, record.why, remaining, since=record.since)
 
     def _set(self, host: str, state: RequestedBackendState, why: str, seconds: float) -> None:
         self._record(host, state, why, seconds)

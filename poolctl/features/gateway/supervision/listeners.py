@@ -120,14 +120,14 @@ def plan_of(
         for table in gateway.bind
     ]
     by_bind = {stream.bind: stream for stream in streams}
-    of_streams = {parse(table.bind).bind: table for table in tables.all(StreamConfig)}
+    stream_tables = {parse(table.bind).bind: table for table in tables.all(StreamConfig)}
     listeners += [
         ListenerSettings(
             bind=bind,
             protocol=stream.protocol,
             alias=stream.alias,
             accept_proxy=stream.accept_proxy,
-            **_socket_file(of_streams.get(bind)),
+            **_socket_file(stream_tables.get(bind)),
         )
         for bind, stream in by_bind.items()
     ]
@@ -148,17 +148,17 @@ def _socket_file(table: GatewayListener | StreamConfig | None) -> dict[str, Any]
 
 
 def _certificate_in_use(tls: TLSConfig, env: Mapping[str, str], used: Collection[Certificate]) -> Certificate:
-    """The certificate in these files; if it cannot be used, that of `used`. Raises ServerError without one."""
-    before = next((certificate for certificate in used if certificate.tls == tls), None)
+    """Read the certificate; if it cannot be used, return the one in `used`. Raises ServerError if there is none."""
+    previous = next((certificate for certificate in used if certificate.tls == tls), None)
     try:
         certificate = _read_certificate(tls, env)
-        if before is not None and before.contents != certificate.contents:
+        if previous is not None and previous.contents != certificate.contents:
             _check_certificate(certificate)
         return certificate
     except ServerError as error:
-        if before is None:
+        if previous is None:
             raise
-        return before._replace(problem=error)
+        return previous._replace(problem=error)
 
 
 def _read_certificate(tls: TLSConfig, env: Mapping[str, str]) -> Certificate:

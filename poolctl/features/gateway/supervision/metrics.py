@@ -32,7 +32,7 @@ def gateway_metrics(
     *,
     answered: bool,
 ) -> Iterator[Family]:
-    """The gateway's metrics at its last figures; `answered`: they are current."""
+    """The gateway's metrics from the last statistics; with `answered` these are current."""
     counts, figures = manager.counts, manager.figures
     routes, streams = [*counts.routes.items()], [*counts.streams.items()]
     yield from families_of(_GATEWAY, [((manager, answered), {})])

@@ -35,9 +35,9 @@ from ..settings import Endpoint, unverifiable_address
 from ..target import MachineState, Target, TargetState
 
 # Maximum number of probes at once. With many services, each is probed less often than configured.
-_AT_ONCE = 32
+_MAX_CONCURRENT_PROBES = 32
 # A service that has just started is probed more often at first.
-_FIRST_PAUSE_SECONDS, _FACTOR = 0.1, 1.5
+_FIRST_PAUSE_SECONDS, _PAUSE_GROWTH = 0.1, 1.5
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 _system_context = cache(ssl.create_default_context)
 
@@ -136,7 +136,7 @@ class UrlProbes(Generic[S]):
     def __init__(self, on_probed: Callable[[S, str, float], None]) -> None:
         self._on_probed = on_probed
         self._watched: dict[S, tuple[Probe, asyncio.Task[None]]] = {}
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_PROBES)
 
     def watch(self, service: S, probe: Probe | None, target: routing.Target = routing.Target()) -> None:  # noqa: B008  immutable
         """Probe the service repeatedly, beginning at once; without a probe, stop that.
@@ -162,7 +162,7 @@ class UrlProbes(Generic[S]):
     async def _repeat(self, service: S, probe: Probe, target: routing.Target) -> None:
         pause_seconds, work = _FIRST_PAUSE_SECONDS, RepeatedWork(f"the probe of {service.url}")
         while True:
-            async with self._turns:
+            async with self._slots:
                 began = _now()
                 with work.attempt():
                     problem = await probe_url(service.url, probe, target)
@@ -172,8 +172,8 @@ class UrlProbes(Generic[S]):
             pause = service.hysteresis.interval_seconds
             if service.state == STARTING:
                 pause = min(pause, pause_seconds)
-                pause_seconds *= _FACTOR
-            # Jitter only shortens it, so that a failure is found within `interval`.
+                pause_seconds *= _PAUSE_GROWTH
+            # Jitter only shortens the pause, so that a failure is detected within `interval`.
             pause *= 1 - probe.jitter * random.random()
             await asyncio.sleep(max(0.0, began + pause - _now()))
 

@@ -51,11 +51,11 @@ _OPERATIONS = ("disable", "enable", "drain")
 class GatewayVerbs:
     """The control commands of the gateway, answered from HAProxy's statistics and the workers' counts."""
 
-    def __init__(self, site: PartContext, gateway: GatewayManager) -> None:
+    def __init__(self, context: PartContext, gateway: GatewayManager) -> None:
         self.gateway = gateway
-        self._core = site.core
-        self._totals = site.totals
-        self._over = site.over
+        self._core = context.core
+        self._totals = context.totals
+        self._supervisor_ended = context.over
 
     async def routes(self, call: Call) -> Result:
         """All routes with their counts; for the operation "explain" only those that may match the request."""
@@ -87,7 +87,7 @@ class GatewayVerbs:
         if call.options.get("follow") is True:
             with routes.subscribed(report):
                 report(routes.generation)
-                await self._over.wait()
+                await self._supervisor_ended.wait()
         elif routes.table is not None:
             call.attach(routes.table.fileno())
         return RouteTableResult(generation=routes.generation)
@@ -247,10 +247,10 @@ def parse_host_change(options: Table) -> tuple[str, list[str], float | None]:
 
 
 class PoolGateway(FeaturePart):
-    """Runs the gateway if one is configured, or if that of an earlier configuration may still be running."""
+    """Runs the gateway if one is configured, or if an earlier configuration's gateway may still run."""
 
-    def __init__(self, site: PartContext) -> None:
-        super().__init__(site)
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
         self._verbs: GatewayVerbs | None = None
         self._parts: list[GatewayPart] = []  # the parts that are connected with the gateway
         # After a supervisor that was killed during a reload, the file may no longer have a gateway.
@@ -258,14 +258,14 @@ class PoolGateway(FeaturePart):
 
     def create_manager(self) -> GatewayManager:
         """The manager of the gateway of this supervisor's pool."""
-        runner = self.site.runner
+        runner = self.context.runner
         return GatewayManager(
-            self.site.environment,
-            self.site.core,
+            self.context.environment,
+            self.context.core,
             runner.routing,
             runner.output,
-            self.site.events,
-            self.site.store,
+            self.context.events,
+            self.context.store,
         )
 
     def take_over_process(self) -> None:
@@ -273,9 +273,9 @@ class PoolGateway(FeaturePart):
 
     def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._may_be_running):
-            self._verbs = GatewayVerbs(self.site, self.create_manager())
+            self._verbs = GatewayVerbs(self.context, self.create_manager())
         if (verbs := self._verbs) is not None:
-            for part in self.site.parts.of(GatewayPart):
+            for part in self.context.parts.of(GatewayPart):
                 if part not in self._parts:
                     self._parts.append(part)
                     part.connect(verbs.gateway)
@@ -305,14 +305,14 @@ class PoolGateway(FeaturePart):
         if verb == "list":
             return replace(result, gateway=to_json(gateway_status(verbs.gateway)))
         if verb in ("status", "stats"):
-            stats = await gateway_stats(verbs.gateway, self.site.core.runner.usages)
+            stats = await gateway_stats(verbs.gateway, self.context.core.runner.usages)
             status = replace(gateway_status(verbs.gateway), stats=stats)
             result = replace(result, gateway=to_json(status))
         return await verbs.with_unhealthy_route_warning(result) if verb == "status" else result
 
     @property
     def serves_without_servers(self) -> bool:
-        if self._verbs is None or self.site.core.entries:
+        if self._verbs is None or self.context.core.entries:
             return False
         tables = self._verbs.gateway.tables
         return bool(tables.all(RouteConfig) or tables.all(StreamConfig))
@@ -377,8 +377,8 @@ class PoolGateway(FeaturePart):
         )
 
     def _warned(self, verb: str, result: Result) -> Result:
-        more = self.problems if verb in OPENING_VERBS else ()
-        return replace(result, warnings=(*result.warnings, *more))
+        problems = self.problems if verb in OPENING_VERBS else ()
+        return replace(result, warnings=(*result.warnings, *problems))
 
     async def finish(self) -> None:
         if self._verbs is not None:

@@ -81,7 +81,7 @@ class RouteTableManager:
         self._changed = changed
         self._work: asyncio.Task[None] | None = None
         self._followers: list[Callable[[int], object]] = []
-        # The numbers of the last requested computation, and of the last one that is done.
+        # The numbers of the last requested and of the last finished computation.
         self._requested = self._done = 0
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
@@ -96,7 +96,7 @@ class RouteTableManager:
         return any(route.alias == alias for route in self.routes.http)
 
     async def wait_until_current(self) -> None:
-        """Wait until the computations requested before this call are done, or have failed (see `problem`)."""
+        """Wait until all computations requested so far are done, or have failed (see `problem`)."""
         requested = self._requested
         while self._done < requested:
             await self._computed.wait()
@@ -175,10 +175,10 @@ def _compute_routes(
     targets = [target for routed in (http, streams) for route in routed for target in route.to]
     names = frozenset(target.server for target in targets if target.server)
     users = os_users_by_server(server for server in servers if not server.command)
-    of_routed = tuple(sorted((name, users[name]) for name in names if name in users))
+    routed_users = tuple(sorted((name, users[name]) for name in names if name in users))
     gateway = tables.get(GatewayConfig)
     trusted = () if gateway is None else tuple(map(str, gateway.trusted_proxies))
-    return RouteSet(http, streams, excluded, names, of_routed, trusted)
+    return RouteSet(http, streams, excluded, names, routed_users, trusted)
 
 
 def _users_of(routes: RouteSet) -> list[str]:

@@ -26,7 +26,7 @@ from .counts import CONNECT, REFUSED
 from .gateway import GatewayManager
 from .outside_targets import RoutedService
 
-_NONE = [0] * tally.COUNTED
+_NO_COUNTS = [0] * tally.COUNTED
 
 
 def gateway_status(manager: GatewayManager) -> GatewayStatus:
@@ -81,8 +81,8 @@ def _url(listener: ListenerSettings) -> str:
 class RouteReporter:
     """The figures of routes, from HAProxy's statistics and the workers' counts.
 
-    HAProxy has no histogram of latencies. So those of a route are the latencies of its servers, which include requests
-    of other routes.
+    HAProxy has no latency histogram. So a route's latencies are those of its servers, including requests of other
+    routes.
     """
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, *, answered: bool) -> None:
@@ -95,7 +95,7 @@ class RouteReporter:
         self._answered = answered
         self._queued = gateway.figures.queued
         self._targets = gateway.targets.now(gateway.targets.keys)
-        self._of_servers: dict[str, Counts] = {}
+        self._counts_by_server: dict[str, Counts] = {}
 
     def report_of(self, route: Route | StreamRoute) -> RouteReport:
         """The report of a served route: its state and request figures."""
@@ -110,15 +110,15 @@ class RouteReporter:
         if not is_stream and self._services is not None and self._services_of(route):
             changes["registrations"] = self._services.reports(route.alias)
         if traffic is not None and traffic.requests:
-            total = list(_NONE)
+            total = list(_NO_COUNTS)
             for server in dict.fromkeys(target.server for target in route.to if target.server):
                 tally.add(total, self._server_counts(server))
             changes |= {
                 "requests": traffic.requests,
                 "refused": traffic.errors[REFUSED],
                 "errors": traffic.errors[CONNECT] if is_stream else traffic.failures,
-                "p50_seconds": latency_seconds(total, _NONE, 0.5),
-                "p99_seconds": latency_seconds(total, _NONE, 0.99),
+                "p50_seconds": latency_seconds(total, _NO_COUNTS, 0.5),
+                "p99_seconds": latency_seconds(total, _NO_COUNTS, 0.99),
             }
         return replace(report, **changes)
 
@@ -153,14 +153,14 @@ class RouteReporter:
         return self._services.of(route.alias)
 
     def _server_counts(self, server: str) -> Counts:
-        if server not in self._of_servers:
-            total, entry = list(_NONE), self._core.entries.get(server)
+        if server not in self._counts_by_server:
+            total, entry = list(_NO_COUNTS), self._core.entries.get(server)
             if entry is not None:
                 total = self._totals.counts_of_ended_workers(entry)
                 for counts in worker_counts(self._core, entry):
                     tally.add(total, counts)
-            self._of_servers[server] = total
-        return self._of_servers[server]
+            self._counts_by_server[server] = total
+        return self._counts_by_server[server]
 
     def _health(self, key: str, target: Target) -> RouteHealth:
         entry, health = self._core.entries.get(key), target.health

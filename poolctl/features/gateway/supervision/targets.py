@@ -30,21 +30,21 @@ AnyServedRoute = Route | StreamRoute
 
 
 class TargetsNow(NamedTuple):
-    """The targets at one moment, by key; by `route_key` and key those whose breaker on that route is not closed."""
+    """A snapshot of the targets by key, and, by `route_key` and key, of targets with an open or half-open breaker."""
 
     by_key: Mapping[str, Target] = MappingProxyType({})
     on_routes: Mapping[tuple[str, str], Target] = MappingProxyType({})
 
     def of(self, route: AnyServedRoute) -> dict[str, Target]:
-        """The route's targets by key. The ready targets serve, else the starting, else the sleeping ones.
+        """The route's targets by key, with `serves` set: ready targets serve, else starting, else sleeping ones.
 
-        Breakers do not matter if none is closed.
+        If no breaker is closed, breakers are ignored.
         """
         name, keys = route_key(route), [target.key for target in route.to]
         targets = {key: self.on_routes.get((name, key), self.by_key[key]) for key in keys}
-        able = [target for target in targets.values() if target.can_serve]
-        closed = [target for target in able if target.breaker is BreakerState.CLOSED]
-        best = min((target.state for target in closed or able), default=None)
+        candidates = [target for target in targets.values() if target.can_serve]
+        closed = [target for target in candidates if target.breaker is BreakerState.CLOSED]
+        best = min((target.state for target in closed or candidates), default=None)
         for key, target in targets.items():
             if best is None or not target.can_serve:
                 continue
@@ -185,23 +185,23 @@ class Targets:
         elif results.failed or results.unreached:
             self._answers.setdefault(key, False)
         breaker = self._breakers.setdefault((route_key(route), key), Breaker(route.breaker))
-        before, target = breaker.state, self.target(key)
+        state_before, target = breaker.state, self.target(key)
         is_new = facts is not None and facts.ready_at > breaker.since
-        if before is not BreakerState.CLOSED and (is_new or not target.can_serve):
+        if state_before is not BreakerState.CLOSED and (is_new or not target.can_serve):
             breaker.close()  # its results are outdated
         else:
             breaker.record(results, self._now(), is_dispensable=self._is_dispensable(route, key))
-        if before is BreakerState.CLOSED and not breaker.is_closed:
+        if state_before is BreakerState.CLOSED and not breaker.is_closed:
             if breaker.why == NO_CONNECTION:
                 self.unexplained[key] = next(target for target in route.to if target.key == key)
             else:
                 self._event("breaker opened", host=key, why=breaker.why)
-        elif before is not BreakerState.CLOSED and breaker.is_closed:
+        elif state_before is not BreakerState.CLOSED and breaker.is_closed:
             self._event("breaker closed", host=key, why=target.reason or "it gets requests again")
-        return breaker.state is not before
+        return breaker.state is not state_before
 
     def _is_dispensable(self, route: AnyServedRoute, key: str) -> bool:
-        """Whether another target serves the route, and its share of open breakers stays within `max_open`."""
+        """Whether another target can serve the route and, with this breaker open, `max_open` is not exceeded."""
         name, keys = route_key(route), {target.key for target in route.to}
         breakers = {other: self._breakers.get((name, other)) for other in keys - {key}}
         closed = [other for other, breaker in breakers.items() if breaker is None or breaker.is_closed]
