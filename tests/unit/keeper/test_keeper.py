@@ -548,6 +548,22 @@ def keeper(tmp_path: Path) -> Iterator[Asked]:
     process.wait(60)
 
 
+def test_request_that_fails_is_answered_with_the_reason_and_its_descriptors_are_closed(keeper: Asked) -> None:
+    read, write = os.pipe()
+    spawn = {"argv": ["/nowhere/x"], "output": os.devnull, "session": True}
+    for op, values, named in (
+        ("nonsense", {}, "unknown operation 'nonsense'"),
+        ("spawn", spawn, "No such file"),
+        ("get", {}, "name"),
+    ):
+        reply, _ = keeper.ask(op, [write], **values)
+        assert named in reply["error"]
+        assert reply.get("errno") == (2 if op == "spawn" else None)
+    os.close(write)
+    with open(read, "rb") as rest:
+        assert rest.read() == b""
+
+
 def test_request_whose_descriptors_find_no_room_is_answered_with_its_number(keeper: Asked) -> None:
     keeper.ask("ping")  # it has opened what it needs
     used = descriptors(keeper.process.pid)
