@@ -60,7 +60,7 @@ __all__ = [
 __all__ += ["PoolFactory", "PoolUnderTest"]  # features.pytest_plugin
 
 _ERRORS = [name for name in __all__ if name.endswith("Error")]
-_HOMES = {
+_MODULES = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(["State", "Status"], "states"),
     "Field": "selection.field_filter",
@@ -84,11 +84,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     return value
 
 

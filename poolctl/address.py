@@ -37,8 +37,7 @@ SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
 _BLANK = r"[\x00-\x20\x7f]"
-# For a set in a regular expression: control characters, and characters that change the direction of text. Text with
-# them looks different from what it is.
+# For a regex character class: control and bidirectional characters, which make text look different from what it is.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 
 
@@ -190,7 +189,7 @@ def canonical_ipv6(text: str) -> str:
         raise AddressError(f"{text[:80]!r} is not an IPv6 address", 'write "[::1]:8080"') from None
     if packed[:12] == b"\0" * 10 + b"\xff\xff":
         return ".".join(str(byte) for byte in packed[12:])
-    from ipaddress import IPv6Address  # few addresses are of IPv6
+    from ipaddress import IPv6Address  # imported late: IPv6 addresses are rare
 
     return str(IPv6Address(packed)) + percent + zone  # RFC 5952
 
@@ -238,13 +237,13 @@ def _unix(path: str, base_dir: str | None) -> Address:
             "abstract unix sockets have no owner and no permissions, and are not supported",
             f'write a path: "unix:/run/{path[1:]}.sock", or "unix:./{path}" for a file of that name',
         )
-    whole = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
+    absolute = os.path.normpath(os.path.join(base_dir if base_dir is not None else os.getcwd(), path))
     try:
         # The locale may be unable to encode this text: the path then uses the UTF-8 bytes of the file.
-        whole = os.fsdecode(whole.encode("utf-8", "surrogateescape"))
+        absolute = os.fsdecode(absolute.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         raise AddressError("the path of the unix socket contains an unpaired surrogate") from None
-    return Address("unix", path="/" + whole.lstrip("/"))
+    return Address("unix", path="/" + absolute.lstrip("/"))
 
 
 def _fd(name: str) -> Address:
@@ -264,7 +263,7 @@ def _tcp(text: str) -> Address:
         host_text, closing, port_text = text[1:].partition("]")
         if not closing or not port_text.startswith(":"):
             raise AddressError(f"{text[:80]!r} has no port", 'write "[::1]:8080"')
-        return Address("tcp", host=canonical_ipv6(host_text), port=_port_or_none_if_auto(port_text[1:], text))
+        return Address("tcp", host=canonical_ipv6(host_text), port=_parse_port(port_text[1:], text))
     host_text, colon, port_text = text.rpartition(":")
     if not colon:
         fix = f'write ":{text}"' if text.isdigit() else f'write "{text[:80]}:8080", or "{text[:80]}:auto"'
@@ -272,7 +271,7 @@ def _tcp(text: str) -> Address:
     if ":" in host_text:
         raise AddressError(f"{text[:80]!r} is ambiguous", 'write an IPv6 address in brackets: "[::1]:8080"')
     return Address(
-        "tcp", host=canonical_host(host_text), port=_port_or_none_if_auto(port_text, text), dual=not host_text
+        "tcp", host=canonical_host(host_text), port=_parse_port(port_text, text), dual=not host_text
     )
 
 
@@ -295,7 +294,8 @@ def _without_scheme(text: str) -> str:
     return text
 
 
-def _port_or_none_if_auto(text: str, whole: str) -> int | None:
+def _parse_port(text: str, whole: str) -> int | None:
+    """The port number; None for `auto` and for 0, which leave the choice to the pool. Raises AddressError."""
     if text.lower() == "auto":
         return None
     if text.isascii() and text.isdigit():
@@ -328,9 +328,9 @@ def _port_or_none_if_auto(text: str, whole: str) -> int | None:
 LOOPBACKS = frozenset({"127.0.0.1", "::1"})
 
 _LOCALHOST = "localhost"
-# Wildcard hosts, which may overlap with any address of the port, and the hosts of localhost, as spelt in keys.
-_WILDCARDS = ("0.0.0.0", "[::]", _LOCALHOST)
-_WILDCARDS_AND_LOOPBACKS = (*_WILDCARDS, "127.0.0.1", "[::1]")
+# Hosts, as spelt in keys, that may overlap with another host of the same port; the second tuple is for localhost.
+_OVERLAPPING = ("0.0.0.0", "[::]", _LOCALHOST)
+_OVERLAPPING_LOCALHOST = (*_OVERLAPPING, "127.0.0.1", "[::1]")
 
 
 def overlaps(a: Address, b: Address) -> bool:
@@ -367,8 +367,8 @@ def find_overlapping_unequal(
 ) -> Item | None:
     """Return an item whose address overlaps with `address` but has a different key; None if there is none.
 
-    `items` maps address keys to items, and `ports` has the number of these items that use each TCP port. If `address`
-    is a wildcard with a port that no item uses, the items are not searched.
+    `items` maps address keys to items, and `ports` counts the items by TCP port: a wildcard on an unused port needs no
+    search.
     """
     if address.port is None or (address.is_wildcard and not ports[address.port]):
         return None
@@ -383,7 +383,7 @@ def _candidates(address: Address, items: Mapping[str, Item]) -> Iterator[Item]:
     if address.is_wildcard:
         yield from items.values()
         return
-    for host in _WILDCARDS_AND_LOOPBACKS if address.host == _LOCALHOST else _WILDCARDS:
+    for host in _OVERLAPPING_LOCALHOST if address.host == _LOCALHOST else _OVERLAPPING:
         item = items.get(f"{host}:{address.port}")
         if item is not None:
             yield item

@@ -1,4 +1,4 @@
-"""Tells applications of WSGI and ASGI apart by the arguments that they take.
+"""Tells WSGI from ASGI applications by their signatures.
 
 Standard library only, and no other module of poolctl: `validate --import` runs this file in the application's
 interpreter, where poolctl need not be installed.
@@ -24,8 +24,8 @@ def is_wsgi(app: Any) -> bool:
     if signature is None or is_coroutine_function(app) or not accepts(app, 2):
         return False
     required = [parameter for parameter in signature.parameters.values() if _is_required(parameter)]
-    two = len(required) == 2 and all(parameter.kind in _POSITIONAL for parameter in required)
-    return two and (not inspect.isclass(app) or hasattr(app, "__iter__"))
+    takes_two = len(required) == 2 and all(parameter.kind in _POSITIONAL for parameter in required)
+    return takes_two and (not inspect.isclass(app) or hasattr(app, "__iter__"))
 
 
 def is_factory(app: Any) -> bool:
@@ -40,32 +40,32 @@ def is_factory(app: Any) -> bool:
 
 
 def mismatch(app: Any, interface: str) -> str:
-    """Why no request to `app` can succeed by the configured `interface`; "" if one may, or if `app` is a factory."""
+    """Why `app` cannot be served with the configured `interface`; "" if it may be, or if `app` is a factory."""
     if is_factory(app):
         return ""
     is_coroutine = is_coroutine_function(app)
     if interface == "wsgi" and is_coroutine:
         return 'is a coroutine function, so it is an ASGI application, and interface is "wsgi"'
     if interface == "wsgi":
-        wrong = 'does not take the two arguments of a WSGI application, and interface is "wsgi"'
-        return "" if accepts(app, 2) else wrong
+        problem = 'does not take the two arguments of a WSGI application, and interface is "wsgi"'
+        return "" if accepts(app, 2) else problem
     if accepts(app, 3) or (accepts(app, 1) and not is_coroutine):
         return ""
     if is_wsgi(app):
-        wrong = 'takes two arguments, so it is a WSGI application, and interface is "asgi"'
-        return wrong if interface == "asgi" else ""
+        problem = 'takes two arguments, so it is a WSGI application, and interface is "asgi"'
+        return problem if interface == "asgi" else ""
     return "takes neither the arguments of an ASGI application nor those of a WSGI application"
 
 
 def is_asgi3(app: Any) -> bool:
-    """Whether `app` takes three arguments, as an application of ASGI 3 does, and not one, as one of ASGI 2 does."""
+    """Whether `app` takes three arguments (ASGI 3) and not one (ASGI 2)."""
     return accepts(app, 3) and not accepts(app, 1)
 
 
 def is_plain_asgi3(app: Any) -> bool:
     """Whether `app`, or the `__call__` of its class, is a coroutine function of exactly three arguments.
 
-    Most applications are. Without this check, each worker would need a signature, and share 100 KB less memory.
+    Most applications are. The check spares each worker inspect.signature(), which unshares 100 KB of memory.
     """
     if not callable(app):
         return False
@@ -83,7 +83,7 @@ def is_plain_asgi3(app: Any) -> bool:
 
 def accepts(app: Any, count: int) -> bool:
     """Whether `app` can be called with `count` positional arguments; True if its parameters are unknown."""
-    # A decorated function may take other arguments than the function in it.
+    # Not the wrapped function: a decorator may change the arguments.
     signature = _signature(app, follow_wrapped=False)
     try:
         if signature is not None:

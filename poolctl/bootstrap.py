@@ -16,7 +16,7 @@ import sys
 MIN_PYTHON = (3, 11)
 MIN_UVICORN = (0, 53)
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
-# Ignored on purpose, as by nohup(1), and by Python itself.
+# May be ignored on purpose (nohup(1), a shell's background jobs), or by Python itself (SIGPIPE, SIGXFSZ).
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     __import__("poolctl")
     del sys.path[0]
     part = sys.argv.pop(1)
-    # The keeper does so once it has handlers: until then, signals that arrived while it replaced itself stay blocked.
+    # The keeper does this later, once it has handlers: signals that arrive during its exec stay blocked until then.
     if part != "keeper":
         reset_inherited_signals()
     entry = f"poolctl.{part}.__main__"
@@ -55,7 +55,7 @@ def command(interpreter: str, part: str, *arguments: str, isolated: bool = False
 
 
 def installed_version() -> str:
-    """The version of poolctl on disk, which may have been replaced while this process runs; "?" if unreadable."""
+    """The version of poolctl on disk, which may be newer than this process; "?" if unreadable."""
     try:
         with open(os.path.join(PACKAGE, "__init__.py"), encoding="utf-8") as file:
             return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-# How often schedules look at the clock: an event loop does not notice that the machine was suspended, or its time set.
+# Interval at which schedules read the clock: an event loop does not notice a suspended machine or a changed clock.
 LOOK_SECONDS = 30.0
 
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 class RateLimit:
-    """Allows an amount of `burst` at once, and `per_second` on average. All times are on one monotonic clock."""
+    """A token bucket: allows `burst` at once, and `per_second` on average. All times are on one monotonic clock."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")
 
@@ -89,37 +89,37 @@ class HungProcessDetector:
         self._ping_seconds = ping_seconds
         self._silent_seconds = silent_seconds
         self._check_seconds = silent_seconds / _CHECKS
-        self._patience = max(FIRST_MESSAGE_SECONDS, silent_seconds)
+        self._limit_seconds = max(FIRST_MESSAGE_SECONDS, silent_seconds)
         self._ping_at = now
-        self._awaited = True
-        self._checked = now
+        self._awaits_message = True
+        self._checked_at = now
         self.waited_seconds = 0.0  # time spent waiting for the expected answer
 
     def received(self, now: float) -> None:
         """Note that the watched process has sent a message, so that none is awaited until the next ping."""
-        self._awaited, self._patience = False, self._silent_seconds
+        self._awaits_message, self._limit_seconds = False, self._silent_seconds
         self._ping_at = next_aligned_time(now, self._ping_seconds)
         self.waited_seconds = 0.0
 
     @property
     def due(self) -> float:
         """The time at which to call `check_for_hang` and `mark_ping_sent_if_due` again."""
-        if not self._awaited:
+        if not self._awaits_message:
             return self._ping_at
-        return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
+        return self._checked_at + min(self._check_seconds, self._limit_seconds - self.waited_seconds)
 
     def check_for_hang(self, now: float) -> bool:
         """Return whether the watched process hangs: the expected message has not come in time.
 
         Must be called at each time `due`. A much later call does not count the time since the previous call.
         """
-        if not self._awaited:
+        if not self._awaits_message:
             return False
-        passed, self._checked = now - self._checked, now
+        passed, self._checked_at = now - self._checked_at, now
         if passed <= 2 * self._check_seconds:
-            # A longer gap means that this process did not run, and perhaps not the other one either.
+            # A longer gap means that this process was paused, and perhaps the watched process too.
             self.waited_seconds += min(passed, self._check_seconds)
-        return self.waited_seconds >= self._patience
+        return self.waited_seconds >= self._limit_seconds
 
     @property
     def may_be_stopped(self) -> bool:
@@ -128,7 +128,7 @@ class HungProcessDetector:
 
     def mark_ping_sent_if_due(self, now: float, *, early: bool = False) -> bool:
         """Return True if the caller must ping now; `check_for_hang` awaits the answer. `early` skips the interval."""
-        if self._awaited or (now < self._ping_at and not early):
+        if self._awaits_message or (now < self._ping_at and not early):
             return False
-        self._awaited, self._checked = True, now
+        self._awaits_message, self._checked_at = True, now
         return True

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 NAME = "poolctl-calls"
-# Few, because limits of processes count threads. Further calls wait for a free thread.
+# Few, because threads count towards process limits (RLIMIT_NPROC, pids.max). Further calls wait.
 THREADS = 6
 
 _pool: DaemonThreads | None = None
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """An executor with threads that are created with it, and end with the process.
+    """An executor that creates its threads at once; they end with the process.
 
-    Threads that cannot be created are created by a later call. Without any thread, calls run in the caller's thread.
+    `submit` tries again to create missing threads. While there are none at all, it runs calls in the caller's thread.
     """
 
     def __init__(self, count: int = THREADS) -> None:
@@ -51,7 +51,7 @@ class DaemonThreads(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Do nothing: a thread whose call hangs would have to be waited for."""
+        """Do nothing: waiting would hang with a hung call."""
 
     def _create_missing(self) -> None:
         while self._missing:
@@ -112,8 +112,8 @@ async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object]
     def fail(error: BaseException) -> None:
         if not result.cancelled():
             # A StopIteration cannot be set on a future; SystemExit would end the whole loop.
-            usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            result.set_exception(error if usual else RuntimeError(repr(error)))
+            can_be_set = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            result.set_exception(error if can_be_set else RuntimeError(repr(error)))
 
     def run_work() -> None:
         try:

@@ -106,7 +106,7 @@ class PoolParamError(PoolError):
 
 
 class PoolAddError(PoolError):
-    """The failure to add servers. `pool` has the servers that could be added; None if `store` or `store_new` failed."""
+    """At least one server could not be added. `pool` has the others; None if `store` or `store_new` failed."""
 
     code = 1321
     error = "ErrorPoolAdd"
@@ -114,7 +114,7 @@ class PoolAddError(PoolError):
 
 
 class PoolValidateError(PoolError):
-    """The problems of a configuration as an exception group, which contains one error for each problem."""
+    """A configuration has problems; one child for each."""
 
     code = 1322
     error = "ErrorPoolValidate"

@@ -15,7 +15,7 @@ NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 TIMED_OUT = 124
 INTERRUPTED = 130
-READER_GONE = 141  # 128 + SIGPIPE, as of a program that the signal ends
+READER_GONE = 141  # 128 + SIGPIPE, as a shell reports a program killed by it
 
 # For failures of the command itself; failures of servers have their own codes (1320 to 1326).
 NAMES = {

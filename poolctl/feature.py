@@ -46,7 +46,7 @@ class InitTemplate:
 class FeatureCommand:
     """A command: its module, with a Typer application `app`, and its line and place in the list of all commands.
 
-    `panel` is one of the list's headings; commands that do not come `first` are only in `help --all`.
+    `panel` is one of the list's headings. Only commands marked `first` are in the short help; `help --all` has all.
     """
 
     module: str
@@ -71,12 +71,12 @@ class Feature:
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
-    # The keeper's entry of the process that this part starts: a supervisor that finds it there loads the part, even if
+    # The name of the part's process in the keeper's store. A new supervisor that finds it there loads the part, even if
     # the configuration no longer needs it.
     entry: str = ""
-    changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
-    web: str = ""  # the class of what is served at the address of its table: see web.site.Site
-    # The systems that `export` writes files for: functions that make cli.commands.export.Files.
+    changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the client disconnects
+    web: str = ""  # the class of the site at its table's address: see web.site.Site
+    # By target system of `export`: the function that makes its cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""

@@ -20,13 +20,13 @@ Obstacle = tuple[str, str]
 
 _NOT_THERE, _INSTALL = "is not there", "install it, or write its full path"
 _FIRST_LINE_BYTES = 255  # Linux reads no more of a script (BINPRM_BUF_SIZE)
-_MAX_SCRIPTS = 4  # scripts whose interpreter is a script, as in execve(2)
+_MAX_SCRIPTS = 4  # nested script interpreters, as in execve(2)
 # These interpreters ignore a carriage return after their options.
 _OPTIONS_WITH_CARRIAGE_RETURN = ("perl", "ruby")
 
 
 def why_unreadable(path: str) -> Obstacle:
-    """Why this process was refused to read the file or directory at `path`, and the fix."""
+    """Why this process may not read the file or directory at `path`, and the fix."""
     return _closed_directory(path) or (f"may not be read by {_this_user()}", _permission_fix(path, "r"))
 
 
@@ -216,5 +216,5 @@ def _this_user() -> str:
 
 
 def _as_owner(status: os.stat_result) -> str:
-    """The prefix of a command that the file's owner or root has to run: who that is; "" if this process may run it."""
+    """The prefix "as USER: " of a command for the file's owner; "" if this process may run it."""
     return "" if os.geteuid() in (0, status.st_uid) else f"as {user_name(status.st_uid)}: "

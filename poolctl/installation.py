@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Whether package indexes have poolctl, so that its extras can be installed by name: true from the first release on.
+# Whether package indexes offer poolctl, so that its extras can be installed by name: set with the first release.
 IS_PUBLISHED = False
 # The distributions of each extra of poolctl (pyproject.toml).
 EXTRAS = {
@@ -38,10 +38,10 @@ def install_command(python: str, *distributions: str, upgrade: bool = False) -> 
     import shlex  # not needed by processes that only name the libraries
 
     environment = os.path.dirname(os.path.dirname(os.path.abspath(python)))
-    if _is_of_pipx(environment):
+    if _is_pipx(environment):
         name = os.path.basename(environment)
         command = ["pipx", "runpip", name, "install"] if upgrade else ["pipx", "inject", name]
-    elif _has_uv_alone(environment):
+    elif _is_uv_without_pip(environment):
         command = ["uv", "pip", "install", "--python", python]
     else:
         command = [python, "-m", "pip", "install"]
@@ -65,17 +65,17 @@ def install_module_command(python: str, module: str, *others: str) -> str:
 def reinstall_command() -> str:
     """The command that installs poolctl itself again, from where it came; "" if that is not known."""
     environment = os.path.dirname(os.path.dirname(sys.executable))
-    if _is_of_pipx(environment):
+    if _is_pipx(environment):
         return f"pipx reinstall {os.path.basename(environment)}"
     source = ["poolctl"] if IS_PUBLISHED else _source()
     return install_command(sys.executable, "--force-reinstall", *source) if source else ""
 
 
-def _is_of_pipx(environment: str) -> bool:
+def _is_pipx(environment: str) -> bool:
     return os.path.exists(os.path.join(environment, "pipx_metadata.json"))
 
 
-def _has_uv_alone(environment: str) -> bool:
+def _is_uv_without_pip(environment: str) -> bool:
     """Whether uv made this virtual environment, without pip."""
     try:
         with open(os.path.join(environment, "pyvenv.cfg"), encoding="utf-8", errors="replace") as file:

@@ -18,8 +18,8 @@ else:
     Table = dict
 
 Record = TypeVar("Record")
-# Of a type: the empty value, the valid types in JSON, and the functions that convert from and to JSON.
-_Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]
+# A type's empty value, valid JSON types, and the functions that convert from and to JSON.
+_TypeCodec = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable[[Any], object] | None]
 
 
 class _FieldCodec(NamedTuple):
@@ -44,14 +44,14 @@ def to_json(record: object, *names: str) -> Table:
     """
     table: Table = {}
     kind: Any = type(record)
-    for form in _field_codecs(kind):
-        if names and form.name not in names:
+    for codec in _field_codecs(kind):
+        if names and codec.name not in names:
             continue
-        value = getattr(record, form.name)
+        value = getattr(record, codec.name)
         if value is not None:
-            table[form.name] = value if form.write is None else form.write(value)
-        elif not form.is_optional:
-            table[form.name] = None
+            table[codec.name] = value if codec.write is None else codec.write(value)
+        elif not codec.is_optional:
+            table[codec.name] = None
     if finish := getattr(record, "finish_json", None):
         finish(table)
     return table
@@ -60,15 +60,15 @@ def to_json(record: object, *names: str) -> Table:
 def from_json(kind: type[Record], table: Mapping[str, object]) -> Record:
     """A record of this class with the values of a JSON document. Raises ValueError for a value of the wrong type."""
     values: Table = {}
-    for form in _field_codecs(kind):  # type: ignore[arg-type]
-        value = table.get(form.name)
+    for codec in _field_codecs(kind):  # type: ignore[arg-type]
+        value = table.get(codec.name)
         if value is None:
-            value = form.missing
-        elif not isinstance(value, form.types):
-            raise ValueError(f"{form.name} is {value!r}, which is of another type")
-        elif form.read is not None:
-            value = form.read(value)
-        values[form.name] = value
+            value = codec.missing
+        elif not isinstance(value, codec.types):
+            raise ValueError(f"{codec.name} is {value!r}, which is of another type")
+        elif codec.read is not None:
+            value = codec.read(value)
+        values[codec.name] = value
     return kind(**values)
 
 
@@ -89,7 +89,7 @@ def _field_codecs(kind: Any) -> tuple[_FieldCodec, ...]:
     return tuple(codecs)
 
 
-def _type_codec(kind: Any) -> _Form:
+def _type_codec(kind: Any) -> _TypeCodec:
     if isinstance(kind, UnionType):
         (only,) = (member for member in kind.__args__ if member is not NoneType)
         _, accepted, read, write = _type_codec(only)
@@ -106,7 +106,7 @@ def _type_codec(kind: Any) -> _Form:
     return from_json(kind, {}), (dict,), lambda table: from_json(kind, table), to_json
 
 
-def _tuple_codec(kind: Any) -> _Form:
+def _tuple_codec(kind: Any) -> _TypeCodec:
     _, accepted, read, write = _type_codec(kind)
     if isinstance(kind, UnionType):
         accepted = (*accepted, NoneType)

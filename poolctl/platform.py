@@ -31,7 +31,7 @@ _SIGSET_BYTES = 128  # with glibc and musl
 _PIDFD_GETFD = 438  # the same on every architecture
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
 _WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
-_OF_THREADS = ("wchan", "syscall", "stack")
+_THREAD_FILES = ("wchan", "syscall", "stack")
 # The epoll instances of a process with more descriptors than this are not counted.
 _MAX_DESCRIPTORS = 256
 _PEER_CREDENTIALS = struct.Struct("3i")
@@ -200,7 +200,7 @@ def close_promptly(fd: int) -> None:
     If the application has set SO_LINGER, close(2) waits until all data is sent, even on a non-blocking socket (tcp(7)).
     """
     try:
-        # Given family and type, so that the kernel is not asked for them.
+        # With family and type, socket() does not ask the kernel for them.
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
     except OSError:  # not a socket
         os.close(fd)
@@ -226,7 +226,7 @@ def replace_file(path: str, content: bytes) -> None:
 
 
 def load_or_create_secret(path: str, count: int) -> bytes:
-    """Read the secret of so many bytes in this file (mode 0600), or create it. Raises OSError."""
+    """Read the secret of `count` bytes in this file (mode 0600), or create it. Raises OSError."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if len(secret := file.read(count)) == count:
             return secret
@@ -303,8 +303,8 @@ def await_readable(fd: int, timeout_seconds: float | None, reader: int) -> bool:
 def signals_blocked() -> Iterator[None]:
     """Context manager: all signals are blocked, and stay blocked in the threads that are started in it.
 
-    The kernel delivers a signal to any thread that does not block it: not necessarily to the one whose wait it should
-    end, and never to one that blocks it in order to read it from a descriptor.
+    The kernel delivers a signal to any thread that does not block it: perhaps not to the thread that it should wake up,
+    and never to a thread that blocks it in order to read it from a descriptor.
     """
     before = pthread_sigmask(SIG_BLOCK, valid_signals())
     try:
@@ -314,9 +314,9 @@ def signals_blocked() -> Iterator[None]:
 
 
 def signal_descriptor(numbers: Iterable[int]) -> int:
-    """A descriptor that is readable while one of these signals, which are blocked, is pending (signalfd(2)).
+    """A descriptor that is readable while one of these blocked signals is pending (signalfd(2)).
 
-    The signals that are pending in the thread that waits count, too. Raises OSError.
+    Signals sent to the waiting thread count too. Raises OSError.
     """
     import ctypes
 
@@ -357,7 +357,7 @@ def group_members(group: int) -> Iterator[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process with this pid exists and one of its threads has not ended, be it not the first one."""
+    """Whether a process with this pid exists and has a live thread, even if its main thread has ended."""
     fields = _stat_fields(pid)
     return bool(fields) and (fields[0] != b"Z" or int(fields[17]) > 1)  # proc(5): state, num_threads
 
@@ -410,17 +410,17 @@ def processes_by_leader(leaders: Set[int]) -> dict[int | None, list[int]]:
     owners: dict[int | None, int | None] = {None: None, **{leader: leader for leader in leaders}}
     by_leader: dict[int | None, list[int]] = {leader: [] for leader in owners}
     for session, pids in members.items():
-        above: int | None = session
-        passed = []
-        while above not in owners:
-            assert above is not None
-            owners[above] = None  # ends a cycle, which reused pids may form
-            passed.append(above)
-            tops = [above] if above in sessions else members[above]
-            parents = (sessions.get(entry[0]) for entry in map(parent_and_start, tops) if entry)
-            above = next((parent for parent in parents if parent not in (None, above)), None)
-        for below in passed:
-            owners[below] = owners[above]
+        ancestor: int | None = session
+        visited = []
+        while ancestor not in owners:
+            assert ancestor is not None
+            owners[ancestor] = None  # ends a cycle, which reused pids may form
+            visited.append(ancestor)
+            representatives = [ancestor] if ancestor in sessions else members[ancestor]
+            parents = (sessions.get(entry[0]) for entry in map(parent_and_start, representatives) if entry)
+            ancestor = next((parent for parent in parents if parent not in (None, ancestor)), None)
+        for descendant in visited:
+            owners[descendant] = owners[ancestor]
         by_leader[owners[session]] += pids
     return by_leader
 
@@ -454,9 +454,9 @@ def boot_identity() -> list[object]:
 def memory_bytes(pid: int) -> int | None:
     """The memory of a process in bytes, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    If that may not be read, for example of another user's process: all pages that no file backs (RssAnon and RssShmem;
-    proc(5), status). 0 for a process that has exited and was not waited for; None if unknown, or if there is no such
-    process. Slow, because the kernel walks the whole memory.
+    Without permission, such as for another user's process: the pages that no file backs (RssAnon and RssShmem; proc(5),
+    status). 0 for a zombie; None if unknown, or if there is no such process. Slow, because the kernel walks the whole
+    memory.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
     size = next((int(row.split()[1]) for row in rows if row.startswith(b"Pss:")), None)
@@ -466,11 +466,11 @@ def memory_bytes(pid: int) -> int | None:
 
 
 def process_figures(pid: int) -> tuple[int, float, float, int] | None:
-    """The start of a process (see process_start), its processor time, its ended children's, and its resident bytes.
+    """The start of a process (see process_start), its CPU seconds, those of reaped children, and its resident bytes.
 
-    The times are in seconds: of all its threads, and of the children that it has waited for, with theirs. Resident
-    memory counts shared pages in full. See proc(5), stat. None if there is no such process. Raises PermissionError if
-    /proc hides it (proc(5), hidepid).
+    The first figure counts all threads; the second includes the reaped children of reaped children. Resident memory
+    counts shared pages in full. See proc(5), stat. None if there is no such process. Raises PermissionError if /proc
+    hides it (proc(5), hidepid).
     """
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
@@ -553,7 +553,7 @@ def kernel_state_of_threads(pid: int, most: int) -> list[dict[str, Any]]:
     for tid in tids[:most]:
         place = f"/proc/{pid}/task/{tid}"
         name, _, rest = _read_quietly(f"{place}/stat").rpartition(b")")
-        texts = {key: _read_quietly(f"{place}/{key}").decode(errors="replace") for key in _OF_THREADS}
+        texts = {key: _read_quietly(f"{place}/{key}").decode(errors="replace") for key in _THREAD_FILES}
         threads.append(
             {
                 "tid": tid,

@@ -1,7 +1,7 @@
 """The directories of a pool's own files: created with explicit modes, and refused if another user can change them.
 
-A directory is only as safe as those above it, whose owner can rename it and put another one in its place. So all of
-them are checked, as sshd(8) does for StrictModes. What is in a directory that has passed the check is this user's.
+A directory is only as safe as its parents: their owners can put another directory in its place. So all parents are
+checked, as sshd(8) does for StrictModes. Everything in a directory that has passed the check belongs to this user.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def recreate_pool_directory(path: str) -> None:
 def check_private_directory(path: str, *, closed: bool = False) -> None:
     """Raise UnsafeDirectory unless the directory belongs to this user, and only this user and root can change it.
 
-    Directories above it, and links to them, may also belong to root. Those that everyone may write to need the sticky
-    bit, which protects what is in them from other users. With `closed`, others may not read the directory either.
+    Parents, and links to them, may also belong to root. World-writable parents need the sticky bit, which protects
+    their entries from other users. With `closed`, others may not read the directory either.
     Raises OSError if there is no such directory.
     """
     _check_parents(path)
@@ -155,7 +155,7 @@ def _check_own(path: str, *, closed: bool = False) -> None:
 
 def _others_may_write(status: os.stat_result) -> bool:
     mode = status.st_mode & _WRITABLE_BY_OTHERS
-    return bool(mode) and not (mode == stat.S_IWGRP and _is_without_others(status.st_gid))
+    return bool(mode) and not (mode == stat.S_IWGRP and _is_private_group(status.st_gid))
 
 
 def _is_trusted(uid: int) -> bool:
@@ -174,7 +174,7 @@ def _is_outside_namespace(uid: int) -> bool:
     return not any(first <= uid < first + count for first, _, count in ranges)
 
 
-def _is_without_others(gid: int) -> bool:
+def _is_private_group(gid: int) -> bool:
     """Whether only root and this user are in the group: root's, or a user private group, where a umask of 002 is usual.
 
     A shared group seems to have no other users if a directory service does not list them, so a private group must also
@@ -187,7 +187,7 @@ def _is_without_others(gid: int) -> bool:
 
     if gid == 0:
         return True
-    own_name = user_name(os.geteuid())
+    username = user_name(os.geteuid())
     users = pwd.getpwall()
     members = {user.pw_name for user in users if user.pw_gid == gid}
     try:
@@ -196,9 +196,9 @@ def _is_without_others(gid: int) -> bool:
         is_private = gid == os.getegid()
     else:
         members |= set(group.gr_mem)
-        is_private = group.gr_name == own_name
-    ours = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
-    return is_private and members <= {own_name, *ours}
+        is_private = group.gr_name == username
+    trusted_names = {user.pw_name for user in users if user.pw_uid in (0, os.geteuid())}
+    return is_private and members <= {username, *trusted_names}
 
 
 def _is_alone_in_pod() -> bool:
@@ -220,7 +220,7 @@ def _quoted(path: str) -> str:
 
 
 class Trusted:
-    """Who may change a path: root, the current user, and the users and groups with the given ids."""
+    """Who may change a path: root, the current user, and these users and groups."""
 
     def __init__(self, users: Iterable[int] = (), groups: Iterable[int] = ()) -> None:
         self._users = {0, os.geteuid(), *users}

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 
 _DIRECTORY_MODE = 0o750
-# The mode of a new directory until it has its owner. No other directory has it.
+# The mode of a new directory until its owner is set. No other directory has this mode.
 _UNFINISHED_MODE = 0o200
 
 Owner = tuple[int, int]  # uid and gid
@@ -61,9 +61,8 @@ def open_file(
     """Open the file at `path`, and return its descriptor; with O_CREAT in `flags`, also create missing directories.
 
     New directories belong to `owner`, by default to this process's user. With `below`, a directory on the path, only
-    those in it are created. With a `suffix`, open the file whose name has this suffix, next to the file to which the
-    path leads. Raises OSError. The subclass UnsafePath means that another user may have planted the file or a link on
-    its path.
+    directories inside it are created. With a `suffix`, open the file with this suffix beside the file to which the path
+    leads. Raises OSError; UnsafePath if another user may have planted the file, or a link on its path.
     """
     return _open(path, flags, mode, any_owner=False, suffix=suffix, owner=owner, below=below)
 
@@ -78,10 +77,10 @@ def _open(
     owner: Owner | None = None,
     below: str | None = None,
 ) -> int:
-    most_made = 0
+    max_new = 0
     if flags & os.O_CREAT:
-        most_made = sys.maxsize if below is None else len(_parts(path)) - len(_parts(below)) - 1
-    directory, name = _open_parent(path, most_made=most_made, follow_last=True, suffix=suffix, owner=owner)
+        max_new = sys.maxsize if below is None else len(_parts(path)) - len(_parts(below)) - 1
+    directory, name = _open_parent(path, max_new=max_new, follow_last=True, suffix=suffix, owner=owner)
     try:
         fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=directory)
         try:
@@ -144,13 +143,13 @@ def open_directory(path: str) -> int:
 
     Raises OSError, UnsafePath.
     """
-    anywhere = _TO_DIRECTORY & ~os.O_NOFOLLOW
+    flags = _TO_DIRECTORY & ~os.O_NOFOLLOW
     if os.geteuid() != 0:
-        return os.open(path, anywhere)
+        return os.open(path, flags)
     try:
         return _open_parent(f"{path}/.d", follow_last=False)[0]
     except UnsafePath as refused:
-        return _open_if_link_owner_matches(path, anywhere, refused)
+        return _open_if_link_owner_matches(path, flags, refused)
 
 
 def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> int:
@@ -168,9 +167,9 @@ def _open_if_link_owner_matches(path: str, flags: int, refused: UnsafePath) -> i
 
 
 def _open_parent(
-    path: str, *, follow_last: bool, most_made: int = 0, suffix: str = "", owner: Owner | None = None
+    path: str, *, follow_last: bool, max_new: int = 0, suffix: str = "", owner: Owner | None = None
 ) -> tuple[int, str]:
-    """A descriptor of the directory of a file, and the file's name in it; the last `most_made` directories are made."""
+    """A descriptor of a file's directory, and the file's name in it; makes the last `max_new` directories."""
     fd = os.open("/", _TO_DIRECTORY)
     left = _parts(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     links = 0
@@ -189,7 +188,7 @@ def _open_parent(
                     break
                 left, suffix = [left[0] + suffix], ""
             else:
-                make = len(left) - 1 <= most_made
+                make = len(left) - 1 <= max_new
                 fd = _exchange_for_subdirectory(fd, left.pop(0), make=make, owner=owner)
     except BaseException:
         os.close(fd)
@@ -222,7 +221,7 @@ def _exchange_for_subdirectory(fd: int, name: str, *, make: bool, owner: Owner |
 def _give_new_directory(fd: int, owner: Owner) -> None:
     """Give a directory that this process has just made to its owner.
 
-    Another user who can write the directory above it may have moved a different one there, which stays as it is.
+    Another user with write access to its parent may have swapped it for another directory, which stays unchanged.
     """
     status, path = os.fstat(fd), f"/proc/self/fd/{fd}"
     inherited = status.st_mode & stat.S_ISGID  # with its group, from the directory above it
@@ -241,11 +240,11 @@ def _symlink_target(directory: int, name: str) -> str | None:
         return None
     if not stat.S_ISLNK(status.st_mode):
         return None
-    ours = (0, os.geteuid())
-    if status.st_uid not in ours or (os.geteuid() == 0 and not is_trusted(os.fstat(directory))):
+    trusted = (0, os.geteuid())
+    if status.st_uid not in trusted or (os.geteuid() == 0 and not is_trusted(os.fstat(directory))):
         raise UnsafePath(
             f"{name} on its path is a link that another user can make; write the path that it leads to",
-            status.st_uid if status.st_uid not in ours else -1,
+            status.st_uid if status.st_uid not in trusted else -1,
         )
     return os.readlink(name, dir_fd=directory)
 

@@ -33,7 +33,6 @@ def in_words(state: str) -> str:
     return "in backoff" if state == State.BACKOFF else state
 
 
-# Transitional states.
 TRANSITIONAL = frozenset({State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF})
 
 

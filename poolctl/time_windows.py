@@ -75,35 +75,35 @@ def parse_window(text: str) -> Window:
     return Window(bits, days, months, frozenset(weekday % 7 for weekday in weekdays), either_day)
 
 
-def _parse_field(word: str, name: str, least: int, most: int, names: tuple[str, ...]) -> frozenset[int]:
+def _parse_field(word: str, name: str, minimum: int, maximum: int, names: tuple[str, ...]) -> frozenset[int]:
     values: set[int] = set()
     for part in word.split(","):
         match = re.fullmatch(_PART, part)
         if match is None:
             raise BadWindow(f"{part[:20]!r} is no {name}", "such as *, 5, 5-10, */2 or 1,5")
         first, last, step = match.groups()
-        begin = least if first is None else _parse_number(first, name, least, most, names)
-        end = most if first is None else begin
+        begin = minimum if first is None else _parse_number(first, name, minimum, maximum, names)
+        end = maximum if first is None else begin
         if last is not None:
-            end = _parse_number(last, name, least, most, names)
+            end = _parse_number(last, name, minimum, maximum, names)
             end = 7 if name == "weekday" and end == 0 < begin else end  # fri-sun
         elif first is not None and step is not None:
-            raise BadWindow(f"{part!r} is no {name}", f"a step after * or a range: {first}-{most}/{step}")
+            raise BadWindow(f"{part!r} is no {name}", f"a step after * or a range: {first}-{maximum}/{step}")
         if step is not None and int(step) == 0:
             raise BadWindow(f"{part!r} is no {name}", "a step of at least 1")
         if begin > end:
-            edges = (names[-1], names[0]) if names else (most, least)
+            edges = (names[-1], names[0]) if names else (maximum, minimum)
             raise BadWindow(f"{part!r} ends before it begins", f"{first}-{edges[0]},{edges[1]}-{last}")
         values.update(range(begin, end + 1, int(step or 1)))
     return frozenset(values)
 
 
-def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str, ...]) -> int:
+def _parse_number(text: str, name: str, minimum: int, maximum: int, names: tuple[str, ...]) -> int:
     if text in names:
-        return names.index(text) + (least if name == "month" else 0)
-    if not text.isdigit() or not least <= int(text) <= most:
+        return names.index(text) + (minimum if name == "month" else 0)
+    if not text.isdigit() or not minimum <= int(text) <= maximum:
         words = f" or {names[0]} to {names[-1]}" if names else ""
-        raise BadWindow(f"{text!r} is no {name}", f"{least} to {most}{words}")
+        raise BadWindow(f"{text!r} is no {name}", f"{minimum} to {maximum}{words}")
     return int(text)
 
 
@@ -161,7 +161,7 @@ def _first_minute(
 ) -> float | None:
     """Return the first minute of the day, at or after `since`, whose bit in `bits` is set; None if there is none.
 
-    With `repeated` false, minutes that clocks show for the second time, after they were set back, are skipped.
+    Unless `repeated`, minutes that occur a second time because clocks were set back are skipped.
     """
     if not bits:
         return None
@@ -217,10 +217,9 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
 
 
 def _minute_masks_by_state(parsed: list[tuple[str, list[Window]]], day: date) -> dict[str, int]:
-    """Return {state: minutes of `day` with the state}, where the minutes are a number with one bit for each minute.
+    """The minutes of `day` in each state, as bit masks.
 
-    `parsed` lists states with their time windows. A minute has the first listed state with a window that contains the
-    minute. A minute in no window has the state "".
+    `parsed` pairs states with their windows. A minute has the first state with a window that contains it, else "".
     """
     rest, masks = _WHOLE_DAY, {}
     for state, windows in parsed:

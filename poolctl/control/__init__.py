@@ -1,1 +1,1 @@
-"""The control socket: its messages, its clients and its server, and where a pool keeps it."""
+"""The control socket: messages, clients, server, and paths."""

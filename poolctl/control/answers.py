@@ -1,7 +1,7 @@
-"""Answers of a supervisor: typed values, from the verb that makes them to the command that prints them.
+"""The typed answers of a supervisor's verbs, which commands print.
 
-A verb whose answer has more fields than `Result` has an answer class of its own. Classes of related verbs are in
-separate modules, because each class takes a millisecond to create: a command imports only those that it needs.
+A verb has a subclass of `Result` if its answer has further fields. Classes of related verbs are in separate modules,
+because creating a class takes a millisecond: a command imports only what it needs.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Item:
     restarts: int
     tags: tuple[str, ...]
     address: str | None = None  # the address of an inherited socket
-    on_demand: bool | None = None  # True if it starts only by name or for a dependent; otherwise left out
-    ended: Table | None = None  # status, signal and time, if it is stopped because it has ended by itself
-    last_line: str | None = None  # that a server which has ended has printed; left out if it is blank
-    flapping: bool | None = None  # True while its workers die soon after they were ready; otherwise left out
+    on_demand: bool | None = None  # True if started only by name or for a dependent; otherwise omitted
+    ended: Table | None = None  # status, signal and time, if it ended by itself
+    last_line: str | None = None  # the last output line of a server that has ended; omitted if blank
+    flapping: bool | None = (
+        None  # True while its workers exit soon after they become ready; otherwise omitted
+    )
     kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601
     next_run_at: str | None = None  # ISO 8601; only for a job with a schedule that is in force
@@ -47,7 +49,7 @@ class Item:
 
     @property
     def shown_state(self) -> str:
-        """The state as people read it: `ended` for a server that is stopped because it has ended by itself."""
+        """The state as displayed: `ended` for a stopped server that ended by itself."""
         return ENDED if self.ended else self.state
 
     @property
@@ -62,9 +64,9 @@ class Item:
 
 
 def ended_text(status: int | None, last_line: str, then: str = "") -> str:
-    """How a server ended by itself, what follows, if given, and what it printed last, if anything."""
-    said = f'last line: "{last_line}"' if last_line else ""
-    return "; ".join(filter(None, [f"ended with status {status}", then, said]))
+    """How a server ended by itself, then the consequence `then` and its last output line, if any."""
+    last_output = f'last line: "{last_line}"' if last_line else ""
+    return "; ".join(filter(None, [f"ended with status {status}", then, last_output]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class ErrorEntry:
 
     def to_error(self) -> ServerError:
         """Convert this ErrorEntry to a ServerError, one of the exceptions that a PoolError groups."""
-        # A code up to 255 is the exit code of the command, which the PoolError has itself.
+        # A code up to 255 is the command's exit code, which the PoolError carries.
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -112,12 +114,12 @@ class Result:
     errors: tuple[ErrorEntry, ...] = ()
     exit_code: int = 0
     warnings: tuple[str, ...] = ()
-    # Set if the supervisor ends after this answer; the keeper exits last.
+    # Set if the supervisor exits after this answer; `keeper_pid` is the last process to exit.
     ended: bool | None = None
     keeper_pid: int | None = None
     dependents: tuple[str, ...] | None = None  # unselected servers that were also stopped or started again
-    # Servers that need not be changed: not running (stop), not disabled (enable), or restarted by name only (restart):
-    # jobs with a schedule, and servers at rest that start on demand.
+    # Skipped servers: not running (stop), not disabled (enable), or, unless named, scheduled jobs and sleeping
+    # on-demand servers (restart).
     unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # in the answer of start: the pool has routes and no server
     gateway: Table | None = None  # a GatewayStatus, if a whole pool is started, listed or measured
@@ -253,7 +255,7 @@ class ServerProgress:
     state: str
     ready: bool
     message: str
-    done: bool  # whether it has reached the goal of the command, or has failed
+    done: bool  # it has reached the command's goal, or has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,8 @@ FORBIDDEN = 403
 _BEGINNING = b"HTTP/1."
 # After this time without data, the supervisor has to answer a ping: a dead one would leave the client in the backlog.
 SILENCE_SECONDS = 10.0
-_FAILED_SECONDS = 0.5  # instead, once the keeper could not start a supervisor several times
-# The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
+_FAILED_SECONDS = 0.5  # instead, after the keeper has failed repeatedly to start a supervisor
+# The supervisor itself enforces a command's timeout and reports late servers; this covers a hung supervisor.
 GRACE_SECONDS = 5.0
 _READ_BYTES = 256 * 1024
 _HANDOVER_SECONDS = 30.0
@@ -66,7 +66,7 @@ class NoSupervisor(ControlError):
 
 
 class SupervisorFailed(ControlError):
-    """The supervisor has ended, and no other can be started; the message tells why. The servers keep serving."""
+    """The supervisor exited and cannot be restarted; the message says why. The servers keep serving."""
 
     def __init__(self, message: str, hint: str, keeper_pid: int) -> None:
         super().__init__(message, exit_code=exit_codes.CONFLICT, hint=hint)
@@ -87,8 +87,8 @@ class SupervisorEnded(ControlError):
 class Client:
     """Sends verbs to one running supervisor, over a new connection for each call; usable from any thread.
 
-    `output` is a descriptor that the caller writes to, such as a pipe: a call raises BrokenPipeError once its reader is
-    gone.
+    `output` is the descriptor that the caller writes to: if it is a pipe, a call raises BrokenPipeError once the reader
+    has closed it.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Client:
         return connection
 
     def ping(self, timeout: float | None = None) -> PingResult:
-        """Return the supervisor's version and process ids. If it ends before it answers, its successor is asked.
+        """Return the supervisor's version and process ids; asks the successor if the supervisor ends before it answers.
 
         Raises ControlError (exit code 8) after `timeout` seconds, and SupervisorEnded if the successor ends too.
         """
@@ -202,11 +202,10 @@ class Client:
     def upgrade(self, *, force: bool) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
-        Returns the result once the new supervisor answers. Returns at once if the old supervisor refuses: then the
-        result has errors. Without `force`, an old supervisor that already has this build is kept. If no supervisor can
-        be started, has the keeper try this version; `upgraded_from` is then 0. Raises NoSupervisor. Raises ControlError
-        with exit code 8 if the pool's version is too old, and with 1 if the old supervisor has agreed but was not
-        replaced.
+        Returns once the new supervisor answers, or at once with errors if the old one refuses. Without `force`, a
+        supervisor that already has this build is kept. If the pool's version cannot start a supervisor, the keeper
+        tries this version, and `upgraded_from` is 0. Raises NoSupervisor, and ControlError with exit code 8 if the
+        pool's version is too old, or 1 if the old supervisor has agreed but was not replaced.
         """
         from dataclasses import replace
 
@@ -517,10 +516,9 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
 
 
 class _ConnectionAttempts:
-    """Connects a request; tries again while the pool runs without its control socket, which will be restored.
+    """Connects; lets the caller retry while the pool runs but its control socket is being restored.
 
-    The kernel reports neither a socket that begins to listen nor a lock that is released, so the caller tries again
-    after _LOOK_SECONDS.
+    The kernel reports neither a new listener nor a released lock, so the caller polls every _POLL_SECONDS.
     """
 
     def __init__(self, socket_path: str, silence_seconds: float | None) -> None:
@@ -654,7 +652,7 @@ def progress_line(document: Table) -> ProgressLine:
 
 def value_of(kind: type[Answer], document: object) -> Answer:
     """Convert the JSON document to an instance of `kind`. Raises ControlError if it is not valid for this class."""
-    # Imported late, as the classes of answers are, because it takes as long as the rest of a short command.
+    # Imported late, like the answer classes: the import takes as long as the rest of a short command.
     from poolctl.json_form import from_json
 
     try:
@@ -702,7 +700,7 @@ def incompatible_answer_error() -> ControlError:
 
 
 def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
-    """Wait for the process to exit; returns whether it did so in time. True for pid 0 and for a missing process."""
+    """Wait for the process to exit; return False after `limit_seconds`. True for pid 0 and for a missing process."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -768,15 +766,15 @@ def _process_state_letter(pid: int) -> str:
 
 
 def failure_reason(log_path: str, start: int = 0, *, records: bool = True) -> str:
-    """The reason why a program has ended, from its log after the position `start`; "" if nothing was written since.
+    """Why a program ended, from its log after offset `start`; "" if nothing was written since.
 
-    The reason is the last line, or the fatal error and the exception of an interpreter that could not run. Without
-    `records`, lines that begin with a time do not count: a successor may have written them.
+    That is the last line, or the fatal error and exception of an interpreter that could not run. Without `records`,
+    log records (lines that begin with a time) are ignored: a successor may have written them.
     """
     try:
         with open(log_path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            # A log that is shorter than before was emptied because it had become too large.
+            # A log shorter than before was truncated because it had grown too large.
             file.seek(max(0 if start > size else start, size - _LOG_BYTES))
             texts = map(str.strip, file.read().decode(errors="replace").split("\n"))
             lines = [line for line in texts if line and (records or not line[0].isdigit())]

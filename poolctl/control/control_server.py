@@ -20,7 +20,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.platform import peer_credentials
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-# A client that no longer reads, such as a suspended `events -f`, is disconnected.
+# Disconnect clients that have stopped reading, such as a suspended `events -f`, above this backlog.
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 REQUEST_SECONDS = 10.0
 _GRACE_SECONDS = 1.0
@@ -79,9 +79,9 @@ class DescriptorReserve:
 class ControlServer:
     """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
 
-    `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
-    client goes away; when it raises ConnectionError the connection is closed without an answer. The
-    descriptors that `reserve` keeps free may be opened only while a connection is open: commands need them.
+    `handle` is awaited for each request, with a function that sends a progress line. It is cancelled when the client
+    disconnects. If it raises ConnectionError, the connection is closed without an answer. While a connection is open,
+    commands may use the descriptors in `reserve`.
     """
 
     def __init__(self, handle: Handler, reserve: DescriptorReserve | None = None) -> None:
@@ -92,7 +92,7 @@ class ControlServer:
         self._server = HttpServer(self, limits, what="commands", watch=True, reserve=reserve)
 
     def replace_listener(self, listener: socket.socket) -> None:
-        """Accept only from this listener, which is closed with the server."""
+        """Accept from this listener instead; the server owns it from now on."""
         self._server.stop_accepting()
         self._server.listen(listener, BACKLOG)
 
@@ -108,8 +108,8 @@ class ControlServer:
 
     def error_response(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
-        plain = error.status in (403, 404, 411, 413)
-        status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")
+        is_http_error = error.status in (403, 404, 411, 413)
+        status, message = (error.status, str(error)) if is_http_error else (400, f"not a request: {error}")
         return status, "application/json", json.dumps({"error": message}).encode() + b"\n"
 
     async def handle(self, received: ReceivedRequest, response: Responder) -> None:
@@ -188,13 +188,13 @@ def _check_types(document: Table) -> None:
         if not isinstance(value, (list, bool)) and value is not None:
             raise BadMessage(f"{name} of the selector must be a list of strings")
     for name, value in (document.get("options") or {}).items():
-        kinds = _OPTION_TYPES.get(name)
-        if kinds is None or value is None:
+        types = _OPTION_TYPES.get(name)
+        if types is None or value is None:
             continue
-        is_right = isinstance(value, kinds) and (kinds == (bool,) or not isinstance(value, bool))
+        is_valid = isinstance(value, types) and (types == (bool,) or not isinstance(value, bool))
         elements = value if isinstance(value, list) else []
-        if not is_right or not all(isinstance(element, str) for element in elements):
-            raise BadMessage(f"the option {name} must be {_TYPE_NAMES[kinds[-1]]}")
+        if not is_valid or not all(isinstance(element, str) for element in elements):
+            raise BadMessage(f"the option {name} must be {_TYPE_NAMES[types[-1]]}")
 
 
 def _document(body: bytes) -> Table:

@@ -27,8 +27,7 @@ class RoutesResult(Result):
     """The answer of `routes`: every route, including excluded ones.
 
     `generation` is the number of the current table, 0 without a table. `refused` counts requests without a route that
-    the gateway has refused, by status; "tls" stands for handshakes. `refused` is left out while the gateway does not
-    answer.
+    the gateway has refused, by status ("tls": in the handshake). It is omitted while the gateway does not answer.
     """
 
     PRINTED: ClassVar[tuple[str, ...]] = ("generation", "refused")
@@ -65,7 +64,7 @@ class MatchingRoutesResult(Result):
 
 
 def excluded_routes_for_host(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
-    """Return at most 100 of the unserved `routes`, with a host pattern that covers `host`, or without a host."""
+    """Return at most 100 excluded routes: those with a host pattern that covers `host`, or without a host."""
     from itertools import islice
 
     from poolctl.routing.match import host_pattern

@@ -1,4 +1,4 @@
-"""Pools that other users run from the same file: each user has a runtime directory, and in it a pool of the file."""
+"""Detects pools that other users run from the same file; each user has a separate runtime directory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# The fix where `run` finds a running pool of its file.
+# The hint of `run` if a pool of the file is already running.
 BESIDE_ANOTHER = "poolctl stop ends it; poolctl run --isolated runs another one beside it"
 
 
 class OtherPool(NamedTuple):
-    """A supervisor of the same file, of another user."""
+    """Another user's supervisor of the same file."""
 
     uid: int
     pid: int
@@ -29,7 +29,7 @@ class OtherPool(NamedTuple):
 
 
 def running_elsewhere(first_file: str) -> OtherPool | None:
-    """Who else runs the pool of this file in this PID namespace; None for nobody."""
+    """Another user's supervisor of this file in this PID namespace, or None."""
     uid, path = os.geteuid(), os.path.realpath(first_file)
     for pid in processes():
         if _first_file_of_supervisor(pid) != path:
@@ -52,13 +52,13 @@ def _first_file_of_supervisor(pid: int) -> str:
 
 
 def refuse_second_pool(files: Sequence[str]) -> str:
-    """A note if another user runs the pool of these files; "" if nobody else does.
+    """A note if another user runs a pool of these files, else "".
 
-    Raises ControlError (exit code 8) if the other user is root or the file's owner, and a server would conflict: it has
-    a fixed address, or none, as a scheduler or a queue worker. Other users cannot prevent a start.
+    Raises ControlError (exit code 8) if the other user is root or the file's owner and a server would conflict: any but
+    one with an `auto` port, so also schedulers and queue workers. Other users cannot prevent a start.
     """
-    who = running_elsewhere(files[0])
-    if not who:
+    other = running_elsewhere(files[0])
+    if not other:
         return ""
     from poolctl.config import load
     from poolctl.errors import PoolError
@@ -67,11 +67,11 @@ def refuse_second_pool(files: Sequence[str]) -> str:
         servers = [server for server in load(files) if not server.disabled]
     except PoolError:
         return ""  # the supervisor reports it
-    is_trusted = who.uid in (0, os.stat(files[0]).st_uid)
+    is_trusted = other.uid in (0, os.stat(files[0]).st_uid)
     if is_trusted and any(not server.address.auto for server in servers):
         raise ControlError(
-            f"{who} runs a pool of {files[0]} already",
+            f"{other} runs a pool of {files[0]} already",
             exit_code=CONFLICT,
             hint="stop that one as its user, or use another file",
         )
-    return f"{who} runs a pool of {files[0]}, too"
+    return f"{other} runs a pool of {files[0]}, too"

@@ -41,7 +41,7 @@ Selection = Mapping[str, object] | None
 # Seconds, "1m30s", or a timedelta; None for no limit.
 Timeout = float | str | timedelta | None
 # The interval of heartbeats as a share of the time-to-live: two may be lost.
-_SHARE = 1 / 3
+_HEARTBEAT_INTERVAL_SHARE = 1 / 3
 
 
 class Change(TypedDict):
@@ -104,7 +104,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
         from poolctl.config import ConfigNotFound, find_config
 
         try:
-            first = find_config([], env, os.getcwd())[0]
+            first_file = find_config([], env, os.getcwd())[0]
         except ConfigNotFound as error:
             raise NoSupervisor(error.message, hint=error.hint) from None
     elif (  # a file, which need not exist, not a pool's name
@@ -112,25 +112,24 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
         or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
         or os.path.exists(config_or_name)
     ):
-        first = os.path.abspath(config_or_name)
+        first_file = os.path.abspath(config_or_name)
     else:
-        named = pool_paths.named_pool_dir(env, config_or_name)
-        if named is None:
+        directory = pool_paths.named_pool_dir(env, config_or_name)
+        if directory is None:
             raise NoSupervisor(
                 f"no running pool is named {config_or_name!r}", hint="start it with poolctl start"
             )
-        return f"{named}/{pool_paths.SOCKET_NAME}"
-    return f"{pool_paths.pool_dir_of_file(env, first)}/{pool_paths.SOCKET_NAME}"
+        return f"{directory}/{pool_paths.SOCKET_NAME}"
+    return f"{pool_paths.pool_dir_of_file(env, first_file)}/{pool_paths.SOCKET_NAME}"
 
 
 class PoolClient:
     """A running pool, reached through its supervisor. Every method blocks, and may be called from any thread.
 
-    Methods take names or addresses (`*` and `?` are wildcards; none means all), and further conditions in `selector`
+    Methods take names or addresses (`*` and `?` are wildcards; none selects all), and further conditions in `selector`
     (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`). They return the document that the
-    command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove` need a selection or
-    `all=True`, else they raise PoolParamError. It may be used in `with` and `async with`, whose end stops nothing: a
-    client keeps no connection open.
+    command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove` raise PoolParamError
+    without a selection or `all=True`. Leaving a `with` or `async with` block does not stop the pool.
     """
 
     def __init__(self, client: Client) -> None:
@@ -264,9 +263,9 @@ class PoolClient:
             item["name"]: item["config"].get("log", {}).get("path") or f"{state}/logs/{item['name']}.log"
             for item in self.show(*targets, selector=selector)["items"]
         }
-        moment = "" if since is None else stamp(since.timestamp())
+        start = "" if since is None else stamp(since.timestamp())
         read = follow_logs if follow else merged_tails
-        for line in read(paths, lines=lines, since=moment, wanted=LineFilter(levels=True)):
+        for line in read(paths, lines=lines, since=start, wanted=LineFilter(levels=True)):
             yield {
                 "time": line.time, "name": line.name, "pid": line.pid, "level": line.level or None,
                 "line": line.text,
@@ -280,7 +279,7 @@ class PoolClient:
         return self._ask("show", PoolParamError, targets, selector, {"reveal": reveal})
 
     def status(self, *targets: str, selector: Selection = None) -> StatusDocument:
-        """Return the selected servers and their summary. Not being in the desired state is not an error here."""
+        """Return the selected servers and a summary. Servers that differ from the desired state are not an error."""
         return cast(
             "StatusDocument",
             self._ask("status", PoolMonitorError, targets, selector, {}, None, ANSWERED),
@@ -501,14 +500,14 @@ class PoolClient:
         deps: bool = True,
         wait: bool = True,
     ) -> Table:
-        """Stop the selected servers and take them out of the pool, until a reload; return what was removed."""
+        """Stop the selected servers and remove them from the pool, until a reload; return the removed servers."""
         options = {"timeout": timeout, "deps": deps, "wait": wait, "all": all}
         return self._ask("remove", PoolStopError, targets, selector, options)
 
     def wait(
         self, *targets: str, selector: Selection = None, timeout: Timeout = None, until: str = "ready"
     ) -> Table:
-        """Return when all selected servers are as `until` says: "ready", "healthy", or in a state like "stopped"."""
+        """Wait until all selected servers are `until`: "ready", "healthy", or in a state such as "stopped"."""
         return self._ask("wait", PoolMonitorError, targets, selector, {"timeout": timeout, "for": until})
 
     def upgrade(self, *, force: bool = False) -> Table:
@@ -602,9 +601,9 @@ class PoolClient:
     def _health(self, depth: str, routes: bool) -> dict[str, Table]:
         options = {"depth": depth, "routes": routes}
         answer = self._ask("health", PoolMonitorError, (), None, options, None, ANSWERED)
-        about = "name", "kind"
+        identity = "name", "kind"
         return {
-            item["name"]: {key: value for key, value in item.items() if key not in about}
+            item["name"]: {key: value for key, value in item.items() if key not in identity}
             for item in answer["items"]
         }
 
@@ -631,13 +630,13 @@ class PoolClient:
 class RegisteredAs:
     """A registered service. As a context manager it sends heartbeats from a thread, and unregisters at the end.
 
-    If the pool was down, the next heartbeat after its return registers the service again.
+    If the pool was down, the next heartbeat registers the service again.
     """
 
     def __init__(self, pool: PoolClient, options: Table) -> None:
         self._pool = pool
         self._options = options
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -645,17 +644,21 @@ class RegisteredAs:
 
     def __enter__(self) -> Self:
         if seconds := self._options.get("ttl"):
-            self._over.clear()
-            self._thread = threading.Thread(target=self._beat, args=(seconds * _SHARE,), daemon=True)
+            self._stopped.clear()
+            self._thread = threading.Thread(
+                target=self._heartbeats, args=(seconds * _HEARTBEAT_INTERVAL_SHARE,), daemon=True
+            )
             self._thread.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._over.set()
+        self._stopped.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        with contextlib.suppress(PoolError, ControlError):  # the pool has ended, or has forgotten it
+        with contextlib.suppress(
+            PoolError, ControlError
+        ):  # the pool has ended, or the registration has expired
             self.unregister()
 
     def heartbeat(self) -> Table:
@@ -666,8 +669,8 @@ class RegisteredAs:
         """Remove the service; when this returns, the gateway sends it no more requests."""
         return self._pool.unregister(self._options["name"], self._options["to"])
 
-    def _beat(self, pause_seconds: float) -> None:
-        while not self._over.wait(pause_seconds):
+    def _heartbeats(self, pause_seconds: float) -> None:
+        while not self._stopped.wait(pause_seconds):
             with contextlib.suppress(PoolError, ControlError, OSError):
                 self.heartbeat()
 
@@ -676,8 +679,8 @@ def seconds_of(argument: str, value: Timeout) -> float | None:
     """The value of this argument in seconds; None for None. Raises PoolParamError for an invalid value."""
     try:
         return None if value is None else parse_duration(value)
-    except ValueError as wrong:
-        raise PoolParamError(f"{argument}: {wrong}") from None
+    except ValueError as error:
+        raise PoolParamError(f"{argument}: {error}") from None
 
 
 def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:

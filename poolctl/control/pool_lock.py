@@ -6,12 +6,12 @@ the environment says, or of /tmp/poolctl-UID.lock if that directory is not usabl
 
 - Not an abstract socket: these belong to a network namespace, and any user can take any name. Only this user can open
   the file (0600, in a directory that passes `check_private_directory`).
-- The file is empty and shared by all pools of the user. Each locks a single byte, at a position derived from the
+- The file is empty and shared by all pools of the user. Each pool locks one byte, at a position derived from the
   machine's boot, the PID namespace, the runtime directory and the pool's key: a home directory may be shared by
-  machines and containers, which have no processes in common. No pool removes the file, which has others' locks.
+  machines and containers, which have no processes in common. No pool removes the file: others hold locks in it.
 - An open file description lock (fcntl_locking(2), F_OFD_SETLK) belongs to the open file, not to a process: keeper and
   supervisor pass the descriptor on (see fd_store), and the kernel releases the lock when the last of them has exited.
-  Nothing stale can be left. The descriptor is closed in every program that they start.
+  So no lock can be stale. The descriptor is close-on-exec.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_NAME = "lock"
-_FLOCK = "hhqqi0q"  # struct flock: type, whence, start, length, pid
+_FILE_NAME = "lock"
+_FLOCK_FORMAT = "hhqqi0q"  # struct flock: type, whence, start, length, pid
 
 
 class PoolLocks:
@@ -43,7 +43,7 @@ class PoolLocks:
     def acquire(self, pool_directory: str) -> int:
         """Lock the pool of this runtime directory, which need not exist; returns the lock's descriptor.
 
-        Raises BlockingIOError if the pool runs or is being started, and OSError if the lock can be kept nowhere.
+        Raises BlockingIOError if the pool runs or is being started, and OSError if no directory is usable.
         """
         if self.is_held(pool_directory):  # also in a later directory, used while the first one was not usable
             raise BlockingIOError
@@ -66,8 +66,8 @@ class PoolLocks:
         return False
 
     def is_in_place(self, descriptor: int) -> bool:
-        """Whether the file of this lock still has its path. If it has been removed, the lock is free for others."""
-        return any(_is_at(descriptor, _path_in(directory)) for directory in self.directories)
+        """Whether the lock's file is still at its path. Once it is removed, others can acquire the lock."""
+        return any(_is_same_file(descriptor, _path_in(directory)) for directory in self.directories)
 
 
 def user_locks() -> PoolLocks:
@@ -75,15 +75,15 @@ def user_locks() -> PoolLocks:
 
     Their directories depend on the user alone: commands of one pool may be called with different environments.
     """
-    last = f"/tmp/poolctl-{os.geteuid()}.lock"
+    fallback = f"/tmp/poolctl-{os.geteuid()}.lock"
     if os.geteuid() == 0:
-        return PoolLocks(["/var/lib/poolctl", last])
+        return PoolLocks(["/var/lib/poolctl", fallback])
     import pwd
 
     try:
-        return PoolLocks([f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state/poolctl", last])
+        return PoolLocks([f"{pwd.getpwuid(os.geteuid()).pw_dir}/.local/state/poolctl", fallback])
     except KeyError:
-        return PoolLocks([last])
+        return PoolLocks([fallback])
 
 
 def _acquire_in(directory: str, position: int) -> int:
@@ -93,8 +93,8 @@ def _acquire_in(directory: str, position: int) -> int:
             _path_in(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _byte(fcntl.F_WRLCK, position))
-            if _is_at(descriptor, _path_in(directory)):
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock_of_byte(fcntl.F_WRLCK, position))
+            if _is_same_file(descriptor, _path_in(directory)):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -110,17 +110,17 @@ def _is_locked(directory: str, position: int) -> bool:
     except OSError:
         return False
     try:
-        kind, *_ = struct.unpack(
-            _FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _byte(fcntl.F_WRLCK, position))
+        lock_type, *_ = struct.unpack(
+            _FLOCK_FORMAT, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock_of_byte(fcntl.F_WRLCK, position))
         )
-        return bool(kind != fcntl.F_UNLCK)
+        return bool(lock_type != fcntl.F_UNLCK)
     except OSError:
         return False
     finally:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: str) -> bool:
+def _is_same_file(descriptor: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
@@ -148,7 +148,7 @@ def _locks_of(pid: int, position: int) -> Iterator[bytes]:
 
 
 def _path_in(directory: str) -> str:
-    return f"{directory}/{_NAME}"
+    return f"{directory}/{_FILE_NAME}"
 
 
 def _position(pool_directory: str) -> int:
@@ -162,5 +162,5 @@ def _position(pool_directory: str) -> int:
     return int.from_bytes(sha256(os.fsencode(identity)).digest()[:8]) >> 2
 
 
-def _byte(kind: int, position: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, position, 1, 0)
+def _flock_of_byte(kind: int, position: int) -> bytes:
+    return struct.pack(_FLOCK_FORMAT, kind, os.SEEK_SET, position, 1, 0)

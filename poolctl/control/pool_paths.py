@@ -38,7 +38,7 @@ GATEWAY_LOG = "gateway.log"  # in the same directory: the log of the gateway's p
 GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be a server's file
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))
 SOCKET_PATH_BYTES = 107
-# Connections that may wait, also while a supervisor is replaced; every listen(2) on the socket uses this value.
+# The listen(2) backlog of the control socket, large enough for the time while a supervisor is replaced.
 BACKLOG = 512
 
 
@@ -69,21 +69,21 @@ def runtime_root_candidates(env: Mapping[str, str]) -> list[str]:
 
 def ensure_runtime_root(env: Mapping[str, str]) -> str:
     """Return the first writable runtime directory, created if missing. Raises ControlError (exit code 7) if none is."""
-    refused = ""
+    problem = ""
     for path in runtime_root_candidates(env):
         try:
             create_private_directory(path)
         except UnsafeDirectory as unsafe:
             raise _refused(unsafe, RUNTIME_VARIABLE) from unsafe
         except OSError as error:
-            refused = refused or f"{path}: {error.strerror}"
+            problem = problem or f"{path}: {error.strerror}"
             continue
         _refuse_unsafe_root(path, explicit=bool(env.get(RUNTIME_VARIABLE)))
         if os.access(path, os.W_OK | os.X_OK):
             return path
-        refused = refused or f"{path}: not writable"
+        problem = problem or f"{path}: not writable"
     raise _not_permitted(
-        f"no runtime directory: {refused}", f"set {RUNTIME_VARIABLE} to a directory that you may write to"
+        f"no runtime directory: {problem}", f"set {RUNTIME_VARIABLE} to a directory that you may write to"
     )
 
 
@@ -112,8 +112,8 @@ def pool_dir_of_file(env: Mapping[str, str], first_file: str) -> str:
     directory = directory_of(first_file)
     if os.path.exists(f"{path}/{SOCKET_NAME}") or first_file not in (directory, default_file(directory)):
         return path
-    before = pool_dir(env, _key_of_path(directory))
-    return before if os.path.exists(f"{before}/{SOCKET_NAME}") else path
+    directory_pool = pool_dir(env, _key_of_path(directory))
+    return directory_pool if os.path.exists(f"{directory_pool}/{SOCKET_NAME}") else path
 
 
 def ensure_pool_dir(env: Mapping[str, str], key: str) -> str:
@@ -231,23 +231,23 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
     It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
-    /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used, but not
-    instead of a directory that the variable names. Raises ControlError (exit code 7) if that cannot be used, or if this
-    user could use the directory, but another one can change or replace it.
+    /var/lib for root, in the user's state directory for others. If it is not writable, the runtime directory is
+    used, except that a directory named by the variable has no fallback: then ControlError (exit code 7) is raised. So
+    it is if another user can change or replace the directory.
     """
     preferred, runtime = preferred_state_dir(env, key), pool_dir(env, key)
-    fallback, is_chosen = f"{runtime}/state", bool(env.get(STATE_VARIABLE))
+    fallback, is_explicit = f"{runtime}/state", bool(env.get(STATE_VARIABLE))
     if preferred is not None:
         try:
-            _check_state_dir(preferred, create=create, chosen=is_chosen)
+            _check_state_dir(preferred, create=create, chosen=is_explicit)
             if os.access(preferred, os.W_OK | os.X_OK):
                 return preferred
             problem = "this user may not write there"
         except OSError as error:
-            if is_chosen and not create and isinstance(error, FileNotFoundError):
+            if is_explicit and not create and isinstance(error, FileNotFoundError):
                 return preferred  # a start makes it
             problem = str(error.strerror)
-        if is_chosen:
+        if is_explicit:
             fix = f"make a directory of this user there, or set {STATE_VARIABLE} to another one"
             raise _not_permitted(f"cannot keep state in {preferred}: {problem}", fix)
     try:
@@ -302,7 +302,7 @@ def restore_private_directory(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.lstat(path)
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-            # The directory had vanished, and was created again for a file of events in it (see state_dir).
+            # The directory was removed, then recreated too open for an event file in it (see state_dir).
             os.chmod(path, 0o700)
     recreate_pool_directory(path)
     ensure_private_directory(path)

@@ -1,4 +1,4 @@
-"""The routes of a running pool as a registry: always current, and read only.
+"""A read-only registry of a running pool's current routes.
 
 The supervisor sends its route table, without secrets, as a sealed file in memory. It is mapped into this process, so
 that look-ups are local. On a connection that stays open, the supervisor reports the generation of each new table; a
@@ -57,12 +57,12 @@ class PoolRouteRegistry(TableRegistry):
 
     @property
     def connected(self) -> bool:
-        """Whether the supervisor reports changes at present."""
+        """Whether the connection to the supervisor is open."""
         self._current_table()
         return self._stream is not None
 
     def close(self) -> None:
-        """Disconnect. The routes stay as they are at this moment."""
+        """Disconnect. The registry keeps its current routes."""
         with self._lock:
             self._closed = True
             self._disconnect()
@@ -98,7 +98,7 @@ class PoolRouteRegistry(TableRegistry):
         except BaseException:
             stream.close()
             raise
-        if stream.over:
+        if stream.is_complete:
             stream.close()
             self._retry_at = monotonic() + _RETRY_SECONDS
         else:
@@ -129,7 +129,7 @@ class _GenerationStream:
 
     def __init__(self, client: Client) -> None:
         self.pid = os.getpid()
-        self.over = False  # a pool without a gateway reports nothing further
+        self.is_complete = False  # a pool without a gateway reports nothing further
         self._path = client.socket_path
         self._generation: int | None = None
         self._answer = AnswerReader(_VERB)
@@ -162,7 +162,7 @@ class _GenerationStream:
             raise SupervisorEnded(self._path)
         for message in self._answer.feed(chunk):
             if "result" in message:
-                self.over = True
+                self.is_complete = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 self._generation = int(message.get("generation", 0))
             elif "generation" in message:  # other messages are notices, for example about a silent keeper

@@ -6,10 +6,10 @@ Separate from the module `answers`, because few commands need that module, and i
 from __future__ import annotations
 
 SCHEMA = 1
-# The version of all that two versions of poolctl exchange, as docs/architecture.md lists it. A change that the version
-# before does not understand raises it: a pool with a lower number is not taken over.
+# The version of everything that two versions of poolctl exchange (see docs/architecture.md). Raise it with each change
+# that the previous version does not understand: a pool with a lower number is not taken over.
 PROTOCOL = 1
-CHECK = "--check"  # asks another version of the supervisor whether it could run here
+CHECK = "--check"  # makes another version's supervisor check whether it could run here
 
 # Verbs that change servers. The supervisor completes them even if the caller stops waiting; features declare further
 # ones (`Feature.changing`).

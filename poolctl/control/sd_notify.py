@@ -45,11 +45,11 @@ def notify(
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout_seconds)
             message = "\n".join(lines).encode(errors="replace")
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             deadline = time.monotonic() + timeout_seconds
             while True:
                 try:
-                    sock.sendmsg([message], rights, 0, path)
+                    sock.sendmsg([message], ancillary, 0, path)
                     return True
                 except OSError as error:
                     if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:

@@ -94,7 +94,7 @@ class StacksResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult(Result):
-    """The answer of `exec`: how to run a command in the place of the selected server; None unless it is one."""
+    """The answer of `exec`: how to run a command in place of the selected server; None unless one is selected."""
 
     spec: Table | None = None
 
@@ -128,7 +128,7 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStats:
-    """The figures of a server over all its workers; None means unknown. `counted`: whether requests are counted."""
+    """A server's statistics, summed over its workers; None means unknown. `counted`: whether requests are counted."""
 
     requests_total: int | None
     requests_per_second: float | None

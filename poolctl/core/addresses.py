@@ -27,10 +27,10 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     )
 
 
-def _may_stand_beside(one: ServerConfig, other: ServerConfig) -> bool:
+def _can_coexist(one: ServerConfig, other: ServerConfig) -> bool:
     """Whether listeners of one server at these overlapping addresses can be open at once (SO_REUSEPORT, socket(7)).
 
-    The new one may listen only when its workers accept from it, and a command cannot be made to wait for that.
+    The new listener may listen() only when its workers accept from it, and a command cannot be made to wait for that.
     """
     return all(config.address.kind == "tcp" and not config.command for config in (one, other))
 
@@ -58,10 +58,10 @@ class AddressRegistry:
         # By listener key: the entries that have the address in their configuration.
         self._registered: dict[str, dict[str, Entry]] = defaultdict(dict)
         self._leaving: dict[str, Entry] = {}  # servers that will release an address
-        # By listener key: the last entry that has begun to leave the address.
-        self._leavers: dict[str, Entry] = {}
+        # By listener key: the last server that began to leave the address.
+        self._last_holders: dict[str, Entry] = {}
         self._waiting: dict[str, Entry] = {}
-        self._kept: dict[str, ServerConfig] = {}  # open listeners that their server has not taken over yet
+        self._unclaimed: dict[str, ServerConfig] = {}  # by key: open listeners that wait for their new server
         self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by listener key
 
     def register(self, entry: Entry) -> None:
@@ -85,7 +85,7 @@ class AddressRegistry:
         self._endpoints[config.key] = endpoints
         if same_listener(config, entry.config):
             listener.state, listener.bound = ListenerState.OPEN, entry.config
-        elif overlaps(config.address, entry.config.address) and not _may_stand_beside(config, entry.config):
+        elif overlaps(config.address, entry.config.address) and not _can_coexist(config, entry.config):
             # Both listeners cannot be open at once, so the change of address starts again.
             listener.state, listener.bound = ListenerState.OPEN, config
         elif not any(same_listener(config, held) for held in listener.previous_configs):
@@ -117,7 +117,7 @@ class AddressRegistry:
             self._leaving[entry.name] = entry
             conflicts = overlaps(listener.bound.address, entry.config.address)
             claimants = self._other_claimants(entry, listener.bound)
-            if (conflicts and not _may_stand_beside(listener.bound, entry.config)) or not all(
+            if (conflicts and not _can_coexist(listener.bound, entry.config)) or not all(
                 _may_share(entry, claimant) for claimant in claimants
             ):
                 listener.must_reopen = True
@@ -128,13 +128,13 @@ class AddressRegistry:
             listener.must_reopen = (
                 listener.bound is not None and self._other_claimants(entry, listener.bound) != []
             )
-        if listener.bound is None and listener.previous_configs and self._waits_in_circle(entry):
-            # The old way: its workers end first.
+        if listener.bound is None and listener.previous_configs and self._is_deadlocked(entry):
+            # Reopen without overlap: its workers end first.
             listener.bound, listener.state = listener.previous_configs.pop(), ListenerState.OPEN
             listener.must_reopen = True
 
-    def _waits_in_circle(self, entry: Entry) -> bool:
-        """Whether the entry waits for an overlapping address of a server that leaves it only after the entry moves."""
+    def _is_deadlocked(self, entry: Entry) -> bool:
+        """Whether the entry waits for an overlapping address, and the server there waits for the entry to move."""
         exchanging = self.exchange(entry)
         return any(
             (other in exchanging or self._is_blocked_by(other, entry))
@@ -148,7 +148,7 @@ class AddressRegistry:
 
     def _add_previous(self, entry: Entry, held: ServerConfig) -> None:
         entry.listener.previous_configs.append(held)
-        self._leavers[held.key] = entry
+        self._last_holders[held.key] = entry
 
     def may_open(self, entry: Entry) -> bool:
         """Whether the entry may open its listener: no other server uses the address.
@@ -171,7 +171,7 @@ class AddressRegistry:
         )
 
     def exchange(self, entry: Entry) -> list[Entry]:
-        """The other servers with which the entry exchanges addresses, directly or in a circle, in an incomplete change.
+        """The other servers in the entry's unfinished address swap, direct or circular.
 
         They leave their previous addresses together, once all of them are ready at the new ones.
         """
@@ -183,7 +183,7 @@ class AddressRegistry:
                 for held in member.listener.previous_configs
                 for claimant in self._other_claimants(member, held)
             ]
-            leaver = self._leavers.get(member.config.key, member)
+            leaver = self._last_holders.get(member.config.key, member)
             if any(same_listener(held, member.config) for held in leaver.listener.previous_configs):
                 neighbours.append(leaver)
             for neighbour in neighbours:
@@ -193,8 +193,8 @@ class AddressRegistry:
         return [member for member in members.values() if member is not entry]
 
     def may_accept(self, entry: Entry) -> bool:
-        """Whether no worker of a server that leaves the entry's address accepts there any longer."""
-        leaver = self._leavers.get(entry.config.key, entry)
+        """Whether the entry's workers may accept: the server that leaves its address no longer accepts there."""
+        leaver = self._last_holders.get(entry.config.key, entry)
         return leaver is entry or not any(
             same_listener(worker.config, entry.config)
             and not (worker.resting or worker.stopped_accepting or worker.phase is WorkerPhase.STOPPING)
@@ -202,7 +202,7 @@ class AddressRegistry:
         )
 
     def may_leave(self, entry: Entry) -> bool:
-        """Whether the servers with which the entry exchanges addresses are ready at their new ones, or have failed."""
+        """Whether all servers of the address swap are ready at their new addresses, or have failed."""
         return not entry.listener.previous_configs or all(
             other.has_ready_generation or other.failed or other.in_backoff for other in self.exchange(entry)
         )
@@ -219,16 +219,16 @@ class AddressRegistry:
         )
 
     def is_claimed(self, entry: Entry, config: ServerConfig) -> bool:
-        """Whether another server is configured for the address of this previous configuration of the entry."""
+        """Whether another server is configured for the address in `config`, a previous one of the entry."""
         return bool(self._other_claimants(entry, config))
 
     def parties(self, entry: Entry) -> list[Entry]:
-        """The servers in an exchange of addresses that may wait for the entry."""
-        if not self._leavers:
+        """The servers that may wait for the entry in an address swap."""
+        if not self._last_holders:
             return []
         keys = {worker.config.key for worker in entry.observed.workers.values()} - {entry.config.key}
         neighbours = [other for key in keys for other in self._registered.get(key, {}).values()]
-        neighbours.append(self._leavers.get(entry.config.key, entry))
+        neighbours.append(self._last_holders.get(entry.config.key, entry))
         return [other for other in (*self.exchange(entry), *neighbours) if other is not entry]
 
     def touch_with_parties(self, entry: Entry) -> None:
@@ -272,36 +272,36 @@ class AddressRegistry:
         ):
             return False  # a server that still serves there releases the listener later
         for claimant in claimants:
-            self._kept[held.key] = held
+            self._unclaimed[held.key] = held
             self._queue.touch(claimant)
         return not claimants
 
     def record_opened(self, entry: Entry, key: str, endpoints: tuple[str, ...]) -> None:
         """Note that the entry's configured listener is open, with this key and these addresses."""
         self._endpoints[key] = endpoints
-        self._kept.pop(entry.config.key, None)
+        self._unclaimed.pop(entry.config.key, None)
 
     def record_closed(self, key: str) -> None:
         """Note that the listener of this key is being closed."""
         self._endpoints.pop(key, None)
 
     def take_unneeded_listener(self, entry: Entry) -> ServerConfig | None:
-        """Return a listener for the caller to close: kept open for this entry, which has stopped; None without one.
+        """Return the listener that was kept open for this entry but is not needed, for the caller to close; else None.
 
         If the entry has released its previous addresses, also queues all servers that wait for an address.
         """
         if entry.name in self._leaving and not self._has_address_to_release(entry):
             del self._leaving[entry.name]
             if not self._leaving:
-                self._leavers.clear()
+                self._last_holders.clear()
             for waiting in self._waiting.values():
                 self._queue.touch(waiting)
         if entry.is_fully_stopped:
             self._waiting.pop(entry.name, None)
-            listener = self._kept.get(entry.config.key)
+            listener = self._unclaimed.get(entry.config.key)
             if listener is not None and not self._other_claimants(entry, listener):
                 self.record_closed(listener.key)
-                return self._kept.pop(listener.key)
+                return self._unclaimed.pop(listener.key)
         return None
 
     def _other_claimants(self, entry: Entry, held: ServerConfig) -> list[Entry]:
@@ -366,6 +366,6 @@ def listeners_beside(entry: Entry) -> list[ServerConfig]:
         held
         for held in entry.listener.previous_configs
         if overlaps(held.address, entry.config.address)
-        and _may_stand_beside(held, entry.config)
+        and _can_coexist(held, entry.config)
         and held not in abandoned
     ]

@@ -25,7 +25,7 @@ class CommandGoal:
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
-        self.missing: list[Entry] = []  # had neither reached the goal nor failed at the timeout
+        self.missing: list[Entry] = []  # undecided at the timeout: neither at the goal nor failed
         self._core = core
         self._kind = kind
         self._entries = list(entries)

@@ -22,7 +22,7 @@ LIVE_KEYS = frozenset(
 )  # fmt: skip
 # Keys that decide who can connect to a Unix socket. The pool applies them itself.
 _SOCKET_ACCESS = frozenset({"socket_mode", "socket_owner", "user"})
-# Running processes load new certificates.
+# Keys that running workers can reload.
 _CERTIFICATE = frozenset({"tls.cert", "tls.key", "tls.ca", "tls.password_env", "tls"})
 
 
@@ -101,23 +101,23 @@ def _addition_or_undone_removal(server: ServerConfig, *, live: bool) -> Change:
 
 def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
     """The changes that turn a current server into one with this configuration and these file digests."""
-    agreed = _confirmed_override_keys(before, server)
-    keys = [key for key in differences(before.config, server) if key not in agreed]
-    for what, digest in files.items():
-        named = any(key.partition(".")[0] == what for key in keys)
-        if before.files.get(what, digest) != digest and not named:
-            keys.append(what)
-    fresh = [key for key in keys if not is_live(key, before.config, server)]
+    confirmed = _confirmed_override_keys(before, server)
+    keys = [key for key in differences(before.config, server) if key not in confirmed]
+    for file_key, digest in files.items():
+        is_listed = any(key.partition(".")[0] == file_key for key in keys)
+        if before.files.get(file_key, digest) != digest and not is_listed:
+            keys.append(file_key)
+    restart_keys = [key for key in keys if not is_live(key, before.config, server)]
     changes: list[Change] = []
-    if fresh:
-        changes.append(_change(Kind.RESTART, server, tuple(keys), f"{key_list_text(fresh)} changed"))
+    if restart_keys:
+        changes.append(_change(Kind.RESTART, server, tuple(keys), f"{key_list_text(restart_keys)} changed"))
     elif keys:
         changes.append(_change(Kind.UPDATE, server, tuple(keys), f"{key_list_text(keys)} changed"))
     return changes + _override_changes(before, server)
 
 
 def _confirmed_override_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
-    """The keys (workers, disabled) whose value set by a command is now also their value in the file."""
+    """The keys (workers, disabled) with the same value in the file as in a command's override."""
     return {
         key
         for key, live, written in (
@@ -163,14 +163,14 @@ def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
 
 def _differing_keys(name: str, one: object, other: object) -> list[str]:
     if isinstance(one, Section) and type(one) is type(other):
-        below = [
+        nested = [
             key
             for field_name in type(one).model_fields
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
             for key in _differing_keys(f"{name}.{field_name}", a, b)
         ]
-        # `workers` sets both.
-        return ["workers"] if below == ["scale.min", "scale.max"] else below or [name]
+        # The key `workers` sets both.
+        return ["workers"] if nested == ["scale.min", "scale.max"] else nested or [name]
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
         return [f"{name}.{key}" for key in changed]

@@ -70,7 +70,7 @@ class Core:
         """Return the addresses to which this configuration's listener is bound; empty if the listener is closed."""
         return self._addresses.endpoints(config.key)
 
-    # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
+    # The control loop: take a batch of changed entries, decide on each, and perform its actions.
 
     def _process_batch(self) -> None:
         touched: dict[str, Entry] = {}
@@ -112,7 +112,7 @@ class Core:
             self._queue.add_all(self.servers.removed.values())
 
     def _roll_back_blocked_exchange(self, entry: Entry) -> None:
-        """Undo an exchange of addresses if the entry cannot start: the other servers would wait for it for ever."""
+        """Roll back an address swap if the entry cannot start: the other servers would wait for it forever."""
         if not entry.listener.previous_configs or entry.has_worker_of_serving_generation:
             return
         blocker = self.servers.stopped_dependency(entry)
@@ -125,7 +125,7 @@ class Core:
         view = self.view(entry)
         decided = actions = decide.decide(view)
         if self.calm and entry.name not in self._queue.commanded:
-            # Watching a listener starts no worker, and the request that wakes the server counts as a command.
+            # Arm is harmless: it starts no worker, and the request that later wakes the server counts as a command.
             actions = [action for action in decided if isinstance(action, decide.Arm)]
         if self._trace is not None:
             self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
@@ -141,7 +141,7 @@ class Core:
         if entry.window_demand == ASLEEP:
             entry.observed.has_pending_request = False
             if previous_demand != ASLEEP and entry.observed.workers:
-                # A new generation, because leaving workers keep their names until they have ended.
+                # Draining and stopping workers still hold their ids, so the next workers need a new generation.
                 entry.begin_generation()
         if entry.listener.armed is not None and (
             entry.listener.armed is not entry.config or entry.listener.state is not ListenerState.OPEN
@@ -179,12 +179,11 @@ class Core:
         after_stop: bool = False,
         final: bool = False,
     ) -> None:
-        """Start the server or, with a schedule, let it run at its times. Clears failure and backoff. Does not wait.
+        """Start the server or, with a schedule, plan its next run. Clears failure and backoff. Does not wait.
 
-        Without `retries`, a failure before the server is ready is final. Without `after_stop`, the start cancels a stop
-        in progress. With `after_stop`, the start follows the stop in progress, unless another stop is ordered
-        meanwhile. If `final`, a worker that ends is not replaced. Has no effect on a server that is disabled or being
-        removed.
+        `retries`: whether to retry a failure before the server is ready. `after_stop`: start when the stop in progress
+        is done, unless another stop is ordered meanwhile; without it, the start cancels that stop. `final`: do not
+        replace workers that exit. Has no effect on a server that is disabled or being removed.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -214,7 +213,7 @@ class Core:
     def start_dependencies_on_demand(
         self, entry: Entry, *, retries: bool = True, after_stop: bool = False
     ) -> None:
-        """Start the dependencies of this server that start on demand and do not run, unless it ignores dependencies.
+        """Start the server's on-demand dependencies that do not run, unless it ignores dependencies.
 
         A job that has completed does not run again. `retries` and `after_stop`: see `start`.
         """
@@ -225,12 +224,11 @@ class Core:
                 self.start(dependency, retries=retries, after_stop=after_stop)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Stop the server. Does not wait. With `kill` its workers are killed at once, and no hook runs.
+        """Stop the server. Does not wait. With `kill`, kill its workers at once and run no hook.
 
-        Otherwise a worker that still runs is killed after its `stop_timeout` or, if this is shorter, after
-        `limit_seconds`.
+        Otherwise a worker is killed after its `stop_timeout` or `limit_seconds`, whichever is shorter.
         """
-        self._set_stopped_state(entry, Desired.STOPPED)
+        self._turn_off(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
         for worker in entry.observed.workers.values():
             if limit_seconds is not None:
@@ -245,8 +243,11 @@ class Core:
                 self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def _set_stopped_state(self, entry: Entry, desired: Desired) -> None:
-        """Set the server's state to `desired`, such as STOPPED. A REMOVED server stays REMOVED."""
+    def _turn_off(self, entry: Entry, desired: Desired) -> None:
+        """Turn the server off: set the state to IDLE, STOPPED or REMOVED, and reset what belongs to the last start.
+
+        A REMOVED server stays REMOVED.
+        """
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start, entry.desired.fallback = None, None, None
         if not entry.removed:
@@ -255,10 +256,10 @@ class Core:
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
     def abandon_start(self, entry: Entry, failure: ServerError | None = None) -> None:
-        """Give up a start: kill the workers that are not ready, and start no others.
+        """Cancel a start: kill the workers that are not ready, and start no more.
 
-        An older generation continues to serve. Without an older generation the server is stopped, or failed if a
-        failure is given. A start that waits for a stop is cancelled.
+        An older generation continues to serve. Without one, the server becomes STOPPED or, with a `failure`, FAILED.
+        Also cancels a start that is queued behind a stop.
         """
         entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
@@ -276,7 +277,7 @@ class Core:
         self._executor.wake(entry)
 
     def wake_for_requests(self, server_name: str, requests: int) -> int:
-        """Record that a number of requests waits for the server in a proxy in front of the pool.
+        """Record that `requests` requests wait for the server in a proxy in front of the pool.
 
         Wakes a sleeping server. Returns the planned number of workers, or 0 if requests do not start the server: it is
         stopped, failed or disabled, or a window keeps it asleep. Does not block. Raises KeyError for an unknown name.
@@ -300,8 +301,8 @@ class Core:
         """Replace the server's workers by a new generation, or start the server if it is stopped.
 
         Without `ignore_dependencies`, a start waits for the server's dependencies; a replacement never does. `retries`:
-        see `start`. If the new generation `proves` itself, it serves only if it answers where the old one does. A job
-        with a schedule keeps to its times; `run_now` runs it at once.
+        see `start`. With `proves`, the new generation must pass a test request (see `HealthChecks.prove`). A job with a
+        schedule keeps to its times; `run_now` runs it at once.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -322,7 +323,7 @@ class Core:
         self._runs.begin_run(entry)
 
     def mark_expired(self, entry: Entry, worker_id: str) -> None:
-        """Note that the worker has served its `max_requests`: it alone is replaced, once it is recorded as ready."""
+        """Have this worker replaced, because it has served its `max_requests`. Waits until it is recorded as ready."""
         if (worker := entry.observed.workers.get(worker_id)) is not None:
             worker.expired = True
             self.touch(entry)
@@ -330,7 +331,7 @@ class Core:
     def replace_worker(self, entry: Entry, worker_id: str) -> None:
         """Replace this worker alone, for example at the end of its lifetime; it serves until its replacement is ready.
 
-        Counts neither as failure nor as restart. Has no effect if it leaves or is being replaced already.
+        Counts neither as failure nor as restart. Has no effect on a worker that is leaving or already being replaced.
         """
         worker = entry.observed.workers.get(worker_id)
         if worker is not None and entry.wanted and worker.phase not in LEAVING and entry.is_current(worker):
@@ -348,9 +349,12 @@ class Core:
         self.touch(entry)
 
     def note_signal(self, worker: Worker, number: int) -> None:
-        """Note that a command sends the worker this signal, so that its end by it is no failure (see `decide`)."""
+        """Record that a command sends the worker this signal: an exit caused by it is not a failure.
+
+        See `decide.is_ordered_end`.
+        """
         config = worker.config
-        # An application answers its requests first.
+        # Unlike a command, an application first finishes its requests.
         seconds = config.stop_timeout + (0.0 if config.command else config.drain_timeout)
         worker.signals[number] = self.clock.monotonic() + seconds
 
@@ -376,7 +380,7 @@ class Core:
         self.touch(entry)
 
     def note_overlap_impossible(self, entry: Entry) -> None:
-        """Note that the server's command was once found to be unable to start while an older process runs."""
+        """Record that the server's command cannot start while an older process runs, as an earlier start showed."""
         entry.observed.overlap_found = "no"
 
     def set_idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
@@ -437,7 +441,7 @@ class Core:
             self.change(entry, entry.config.model_copy(update={"depends_on": dependencies}), live=True)
 
     def set_app_state(self, entry: Entry, values: Mapping[str, object]) -> None:
-        """Set the values that applications of workers started from now on find in `scope["state"]`."""
+        """Set the values of `scope["state"]` for workers started from now on."""
         entry.desired.app_state = values
 
     def schedule_removal(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
@@ -448,7 +452,7 @@ class Core:
         entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
         self.servers.mark_removed(entry)
-        self._set_stopped_state(entry, Desired.REMOVED)
+        self._turn_off(entry, Desired.REMOVED)
         self.touch(entry)
 
     def change(self, entry: Entry, config: ServerConfig, *, live: bool, proves: bool = False) -> None:
@@ -466,7 +470,7 @@ class Core:
         if config.command != before.command:
             entry.observed.socket_found = entry.observed.overlap_found = ""
         if not same_listener(before, config):
-            # Immediately, because a server that needs the address may be decided on before this server.
+            # Now, because the queue may reach a server that needs the address before this one.
             self._addresses.note_leaving(entry)
         if config.every != before.every:
             entry.schedule.next_run = None
@@ -479,7 +483,7 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
-            # What a job does is not done again by itself.
+            # A job is never repeated automatically.
             if entry.settled and not (config.job or before.job):
                 entry.desired.fallback = before
             if entry.has_worker_of_serving_generation:
@@ -497,20 +501,20 @@ class Core:
         if not entry.wanted:
             return
         entry.desired.ignore_dependencies = False
-        runs = entry.desired.state is Desired.RUN and before.job
+        job_is_running = entry.desired.state is Desired.RUN and before.job
         if entry.config.every is not None:
-            if not runs:
+            if not job_is_running:
                 entry.set_desired(Desired.SCHEDULED)
-        elif not runs:
+        elif not job_is_running:
             self.start(entry)
         elif not entry.config.job:
             entry.order_restart()
 
     def replace_overrides(self, entry: Entry, overrides: Overrides = decide.NO_OVERRIDES) -> None:
-        """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
+        """Replace all overrides, the changes that commands have made to the server's configuration."""
         was_disabled, before = entry.is_disabled, entry.desired.overrides
         if overrides.workers is None and before.workers is not None and entry.config.scale.is_automatic:
-            # The triggers continue from the number of workers that was set by command.
+            # Automatic scaling continues from the number of workers that a command set.
             entry.desired.automatic = before.workers
         entry.desired.overrides = overrides
         self._apply_disabled(entry, was_disabled)
@@ -519,7 +523,7 @@ class Core:
     def set_automatic_workers(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
         """Set the number of workers that the scaling triggers demand; None means the minimum.
 
-        It is kept within the configured bounds. `figures`, the measurements behind the decision, go into its event.
+        The configured bounds still apply. `figures`, the measurements behind the decision, go into the event.
         """
         entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
@@ -549,7 +553,7 @@ class Core:
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
-            self._set_stopped_state(entry, Desired.STOPPED if stopped else Desired.IDLE)
+            self._turn_off(entry, Desired.STOPPED if stopped else Desired.IDLE)
         elif was_disabled and not entry.is_disabled:
             starting = [] if stopped or entry.config.on_demand else [entry]
             for server in [*starting, *self.servers.stopped_along_with([entry])]:
@@ -600,9 +604,9 @@ class Core:
         self._executor.change_socket_access_or_warn(entry)
 
     def expect_listener(self, entry: Entry) -> None:
-        """Open the server's listener, which comes back from an earlier run of the pool, once the server is to run.
+        """Have the server's listener, restored from an earlier run of the pool, opened once the server should run.
 
-        Connections that wait in it would else be refused by the gateway until dependencies and hooks are ready.
+        Otherwise the gateway would refuse the connections queued in it until dependencies and hooks are ready.
         """
         entry.listener.returned = True
 

@@ -52,16 +52,16 @@ class Desired(StrEnum):
 
 
 # The states that commands can request.
-_ORDERED = {Desired.IDLE, Desired.STOPPED, Desired.RUN, Desired.SCHEDULED, Desired.REMOVED}
+_BY_COMMAND = {Desired.IDLE, Desired.STOPPED, Desired.RUN, Desired.SCHEDULED, Desired.REMOVED}
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
 ALLOWED_CHANGES = MappingProxyType(
     {
-        Desired.IDLE: _ORDERED,
-        Desired.STOPPED: _ORDERED,
-        Desired.RUN: _ORDERED | _ENDED,
-        Desired.SCHEDULED: _ORDERED,
-        Desired.COMPLETED: _ORDERED | _ENDED,
-        Desired.FAILED: _ORDERED | {Desired.FAILED},
+        Desired.IDLE: _BY_COMMAND,
+        Desired.STOPPED: _BY_COMMAND,
+        Desired.RUN: _BY_COMMAND | _ENDED,
+        Desired.SCHEDULED: _BY_COMMAND,
+        Desired.COMPLETED: _BY_COMMAND | _ENDED,
+        Desired.FAILED: _BY_COMMAND | {Desired.FAILED},
         # IDLE when a server of the same name is added again.
         Desired.REMOVED: {Desired.REMOVED, Desired.IDLE},
     }
@@ -142,11 +142,11 @@ class ServerView:
     desired: Desired
     generation: int  # the generation that should serve
     count: int = 1  # the number of workers it should have, with the indexes 0 to count - 1
-    # By index: the generation of a worker that replaces, alone, one of `generation`.
+    # By index, for workers that were replaced individually: the generation of the replacement.
     renewed: Mapping[int, int] = field(default_factory=dict)
-    vacant: Set[int] = frozenset()  # indexes whose worker has ended for good
-    waiting: Set[int] = frozenset()  # indexes whose next worker waits for its backoff
-    refuses: bool = False  # the listener is closed while every index waits
+    vacant: Set[int] = frozenset()  # indexes that get no further worker
+    waiting: Set[int] = frozenset()  # indexes in backoff
+    refuses: bool = False  # close the listener while all indexes are in backoff
     overlap: bool = True  # whether two generations may run at once
     feasible: bool = True  # a check has shown that workers of `generation` can start
     checking: bool = False  # this check is in progress
@@ -160,7 +160,7 @@ class ServerView:
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
     out: bool = False  # out of rotation: it answers, but gets no new traffic
-    sleepy: bool = False  # may be without a worker while there are no requests for it
+    sleepy: bool = False  # scales to zero: may have no worker while it gets no requests
     has_pending_request: bool = False  # a request has arrived since it fell asleep
     has_live_dependents: bool = False  # a server that depends on it is up
     window_demand: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
@@ -192,27 +192,27 @@ class ServerView:
 
     @property
     def awaits_replacement(self) -> bool:
-        """Whether workers serve, and no worker of the generation that is to replace them has been created."""
+        """Whether workers serve, and no worker of their next generation exists yet."""
         return any(worker.phase is WorkerPhase.READY for worker in self.workers) and not any(
             self.is_current(worker) or worker.generation >= self.generation for worker in self.workers
         )
 
     @property
     def in_backoff(self) -> bool:
-        """Whether the server has no worker that serves or starts, because all its indexes wait for a next attempt."""
+        """Whether all indexes of the server are in backoff, so that no worker serves or starts."""
         waits = bool(self.waiting) and self.waiting >= {*self.indexes}
         return waits and not (self.staying or self.should_sleep)
 
     @property
     def should_sleep(self) -> bool:
-        """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
-        wakes = (
+        """Whether the server scales to zero, is not needed now, and has only draining or stopping workers, if any."""
+        is_needed = (
             self.has_pending_request
             or self.has_live_dependents
             or self.window_demand == AWAKE
             or self.awaits_hook
         )
-        return self.sleepy and not wakes and not self.staying
+        return self.sleepy and not is_needed and not self.staying
 
     @property
     def awaits_hook(self) -> bool:
@@ -244,7 +244,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Close the server's listener, and let no connection wait at an inherited socket, which cannot be closed."""
+    """Close the server's listener, and each connection that arrives at an inherited socket, which cannot be closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +350,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return _close(view, Refuse()) if view.refuses else []
     if view.awaits_replacement and not view.may_start:
         # The old workers serve, with their listener and their configuration, until the dependencies are ready.
-        return _disarm(view) + _in_rotation_changes(view) + _choose_accepting(view)
+        return _disarm(view) + _rotation_changes(view) + _choose_accepting(view)
     if is_closed and (view.may_start or view.sleepy):
         return [Open()]
     if view.listener is not ListenerState.OPEN:
@@ -361,9 +361,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return [] if view.armed else [Arm()]
     if view.may_fall_asleep:
         return [FallAsleep()]
-    return (
-        _disarm(view) + _in_rotation_changes(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
-    )
+    return _disarm(view) + _rotation_changes(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
 
 
 def _run_hooks(view: ServerView) -> list[Action]:
@@ -417,7 +415,7 @@ def _retire_then_close(view: ServerView) -> list[Action]:
     return _close(view, Close())
 
 
-def _in_rotation_changes(view: ServerView) -> list[Action]:
+def _rotation_changes(view: ServerView) -> list[Action]:
     return [
         Rotate(worker.id, not view.out)
         for worker in view.workers
@@ -429,7 +427,7 @@ def _choose_accepting(view: ServerView) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     if not view.may_accept:
         return []
-    # A worker of a newer generation was abandoned before it accepted, and another server may have its address again.
+    # Skip abandoned workers of a newer generation: they never accepted, and another server may have their address.
     ready = [
         worker
         for worker in view.staying
@@ -451,10 +449,10 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     old = [worker for worker in view.staying if worker not in current]
     others = [worker for worker in view.workers if worker not in current]
     if not view.overlap and others:
-        # The old workers must end before the new worker starts; connections wait meanwhile. A worker of a
-        # server that falls asleep has little to finish, and is not interrupted.
-        ending = LEAVING if view.sleepy else {WorkerPhase.STOPPING}
-        to_stop = [worker for worker in others if worker.phase not in ending]
+        # The old workers must end before the new worker starts; connections wait meanwhile. A draining worker of a
+        # server that scales to zero has little to finish, and is not interrupted.
+        uninterrupted = LEAVING if view.sleepy else {WorkerPhase.STOPPING}
+        to_stop = [worker for worker in others if worker.phase not in uninterrupted]
         if not view.feasible and any(worker.phase is WorkerPhase.READY for worker in to_stop):
             # Running workers are not stopped for a replacement that cannot start.
             return [] if view.checking else [Check()]
@@ -472,12 +470,12 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(view.indexes):
         return actions + [_retire(worker) for worker in (surplus + old if view.may_leave else surplus)]
-    # A worker that is replaced alone need not wait for others.
+    # An individually replaced worker leaves as soon as its own replacement is ready.
     replaced = [worker for worker in old if worker.index in view.renewed and worker.index in ready]
     actions += [_retire(worker) for worker in replaced]
     old = [worker for worker in old if worker not in replaced]
-    # A surplus or superseded worker may be the only one that answers: until others answer, it is stopped
-    # only if it does not serve. A running job is not interrupted in order to run it again.
+    # Until all replacements are ready, a ready worker may be the only one that answers, so only workers that are not
+    # ready are retired. A running job is not interrupted in order to run it again.
     leaving = surplus if view.job else surplus + old
     return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
 
@@ -512,7 +510,7 @@ class ExitDecision:
     """The decision after a worker's exit, the delay before a restart, and the reason for giving up.
 
     `restarts` is the number of restarts within the policy's `window` if the server is given up because of them, else 0.
-    With `spent`, restarts have reached the policy's `limit`, but the server is not given up.
+    With `spent`, restarts have reached the policy's `limit`, but retries continue.
     """
 
     next: StepAfterExit
@@ -544,8 +542,8 @@ class ExitSituation:
 def is_ordered_end(signals: Mapping[int, float], exit_: Exit, now: float) -> bool:
     """Whether a worker has exited because of a signal that a command sent it, and not by itself.
 
-    `signals` has the time until which an exit counts as caused by each signal. A program that handles one of
-    ENDING_SIGNALS may exit with any status.
+    `signals` maps each signal to the end of the time in which an exit counts as its effect. A program that handles
+    one of ENDING_SIGNALS may exit with any status.
     """
     return any(
         now <= until and number in (exit_.signal, *ENDING_SIGNALS) for number, until in signals.items()
@@ -560,8 +558,8 @@ def judge_exit(
     Restarts longer ago than `limits.window` do not count. If none counts, a worker that was ever ready is restarted at
     once. `jitter` is a random number from -1 to 1.
 
-    A server that was ready may fail only because its database is down, so it is retried for ever, unless its
-    configuration limits that, or it may sleep: then its next request starts it.
+    A server that was ready once is retried forever: the cause may lie outside, such as a database that is down.
+    Exceptions: its configuration limits restarts, or it may sleep and its next request starts it.
     """
     if not (situation.retries or situation.was_ready):
         return ExitDecision(StepAfterExit.FAILED, reason=exit_.message)
@@ -600,7 +598,7 @@ class DecisionLogger:
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the server's actions and changed facts. Does nothing if there is neither an action nor a changed fact.
+        """Log the server's actions and changed facts, if there are any.
 
         `withheld` means that actions were decided but are not performed, because the core is `calm` (see `Core`).
         """

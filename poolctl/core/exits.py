@@ -32,7 +32,7 @@ from .workqueue import Recorder, Workqueue
 class ExitHandler:
     """Records in the entry what follows from the exit of a worker.
 
-    `on_roll_back` is called with each server whose configuration has become that of the workers that serve.
+    `on_roll_back` is called with each server that went back to the configuration of its serving workers.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class ExitHandler:
             self._switch_socket_opener(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
-            # Without the pool's listener, too, the address is in use.
+            # The address is in use even without the pool's listener.
             self._switch_socket_opener(entry, "pool")
         if observed.overlap_found == "tried" and not was_ready:
             if not entry.is_current(worker):
                 return
-            # It cannot start without an older process, either.
+            # It fails even without an older process.
             observed.overlap_found = ""
         if self._may_retry_without_overlap(entry, worker):
             worker.next_step = "starting again after the end of the previous process"
@@ -130,10 +130,10 @@ class ExitHandler:
         return bool(generations)
 
     def roll_back(self, entry: Entry) -> bool:
-        """Undo the replacement of the server's workers, and that of servers with which it exchanges addresses.
+        """Roll back the replacement of the server's workers, and of all servers in its address swap.
 
-        Replacements of dependents that wait for this server are cancelled. Return whether there are old workers, or a
-        previous configuration, to return to.
+        Also cancels replacements of dependents that wait for this server. Returns False if there are neither old
+        workers nor a previous configuration to return to.
         """
         partners = self._addresses.exchange(entry)
         if entry.is_being_replaced:
@@ -317,8 +317,8 @@ class ExitHandler:
 
         slot.backoff = asyncio.get_running_loop().call_later(delay_seconds, end)
         # A client waits only for an attempt that will probably succeed, and no longer than a start may take.
-        is_hopeful = entry.observed.was_up and slot.failed_attempts <= MAX_ATTEMPTS_AWAITED
-        slot.refuses = not is_hopeful or delay_seconds > entry.config.start_timeout
+        will_probably_succeed = entry.observed.was_up and slot.failed_attempts <= MAX_ATTEMPTS_AWAITED
+        slot.refuses = not will_probably_succeed or delay_seconds > entry.config.start_timeout
 
     def record_start(self, entry: Entry, worker: Worker) -> None:
         """Record from a ready worker which socket its program uses, and whether two processes of it can run at once."""
@@ -420,7 +420,7 @@ class ExitHandler:
 
 
 def has_older_worker(entry: Entry, worker: Worker) -> bool:
-    """Whether a worker still runs that this worker, or another worker of its generation, replaces."""
+    """Whether an older worker, to be replaced by this worker's generation, still runs."""
     return any(
         older.generation < worker.generation and not entry.is_current(older)
         for older in entry.observed.workers.values()

@@ -45,7 +45,7 @@ _MAX_CHARACTERS = 300
 _FINAL_LINE_CHARACTERS = 200
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
 # Compiled on first use, because a supervisor needs them only when a start fails.
-# Both match at the beginning of a text: a search for `.*/` would go through a program's line from each place in it.
+# Used with re.match only: searching for `.*/` would take time quadratic in the length of a program's line.
 _FRAME = r'\s+File "(.+)", line [0-9]'
 _LIBRARY_FILE = r"<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/"
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
@@ -116,8 +116,8 @@ def failure_of(
     failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )
-    # A ServerError of the runner is replaced by the new one. Frames are removed: they would be kept as long
-    # as the failure.
+    # The new error replaces a ServerError of the runner. Tracebacks are dropped: their frames would live as long as
+    # the failure.
     original = cause.__cause__ if isinstance(cause, ServerError) else cause
     failure.__cause__ = None if original is None else original.with_traceback(None)
     return failure
@@ -196,7 +196,7 @@ def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True
     """Return the reason for an exit, as found in the last output of the server's program.
 
     An error about the server's own address is preferred to the last error. Without any error, the reason is the last
-    line if `refused` is set, which means that the program failed before it was ready, and "" if `refused` is not set.
+    line if `refused` (the program failed before it was ready), else "".
     """
     explanations = [line.strip() for line in explanatory_lines(lines)]
     conflicts = [line for line in explanations if reports_address_in_use(line)]

@@ -47,9 +47,9 @@ class HealthChecks:
         await self._replace_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     async def prove(self, entry: Entry, worker: Worker) -> None:
-        """Request a page from the first worker of new code, unless a readiness probe does so.
+        """Send a test request to the first worker of new code, unless a readiness probe does so.
 
-        Raises ServerError if it fails (see `ask_for_status`) while a worker that it replaces answers.
+        Raises ServerError if the request fails (see `ask_for_status`) while an old worker answers it.
         """
         config = worker.config
         path = "/" if config.restart.check is None else config.restart.check
@@ -67,7 +67,7 @@ class HealthChecks:
         answer, works = await ask(worker)
         if works is not False:
             return
-        # An old worker without a request so far imports the rest of its code now, and may fail in the same way.
+        # The old workers are asked as well: code that is imported on the first request may fail there in the same way.
         answers = await asyncio.gather(*map(ask, replaced))
         running_answer = next((answer for answer, works in answers if works), None)
         if running_answer is None:

@@ -35,7 +35,7 @@ class HookRunner:
         self._recorder = recorder
 
     def run(self, entry: Entry, hook: RunningHook) -> None:
-        """Start the hook, unless it has a placement already, and wait for its end in a task."""
+        """Run the hook in a task, to its end. A hook with a placement was adopted, and is only awaited."""
         entry.hooks.running = hook
         self._queue.run(self._run(entry, hook))
 

@@ -47,11 +47,11 @@ logger = logging.getLogger("poolctl.supervisor")
 
 # An interpreter may take 30 s until it can fork.
 _CHECK_SECONDS = 40.0
-# Reports that have arrived are read within this time.
-_REPORTS_SECONDS = 0.1
+# Added to a timeout: time to read reports that have already arrived.
+_REPORT_GRACE_SECONDS = 0.1
 # Time for a worker with a stuck event loop to recover and end by itself.
 STUCK_SECONDS = 1.0
-_OWN_SOCKET = (
+_SOCKET_HINT = (
     "the pool listens there for it: have it take that socket ({fd}, LISTEN_FDS), "
     'or write socket = "program" to let it open its own'
 )
@@ -109,8 +109,8 @@ class Executor:
             case decide.Stop(name):
                 worker = entry.observed.workers[name]
                 # A replacement that waits for the worker's end takes over its connections.
-                successor = not entry.wants_no_worker and _takes_connections_of(worker, entry.config)
-                self._end(entry, worker, WorkerPhase.STOPPING, replaced=successor)
+                replaced = not entry.wants_no_worker and _takes_connections_of(worker, entry.config)
+                self._end(entry, worker, WorkerPhase.STOPPING, replaced=replaced)
             case decide.Rotate(name, in_rotation):
                 worker = entry.observed.workers[name]
                 worker.out = not in_rotation
@@ -231,6 +231,7 @@ class Executor:
     async def _close_unless_claimed(self, entry: Entry, held: ServerConfig) -> None:
         bound = entry.listener.bound
         if bound is not None and bound is not held and bound.key == held.key:
+            # The new listener has the same key (`:80` and `0.0.0.0:80`): close only what it does not need.
             endpoints = self._runner.close_unneeded(bound)
             self._addresses.record_opened(entry, bound.key, endpoints)
         elif self._addresses.release_unless_claimed(entry, held):
@@ -339,7 +340,7 @@ class Executor:
         if worker.phase is WorkerPhase.PLACING:
             exit_ = await self._place_and_watch(entry, worker)
         worker.exit = exit_
-        self._queue.touch(entry)  # a gateway stops sending it requests already while its output is read
+        self._queue.touch(entry)  # now: a gateway must stop sending it requests while its output is read
         if worker.ready_at is None and worker.phase not in LEAVING and entry.observed.files == worker.files:
             # Files read by a worker that failed before it was ready are not in use.
             entry.observed.files = worker.files_before or entry.observed.files
@@ -350,8 +351,8 @@ class Executor:
     async def _add_cause_to_failure(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
-        The output of a worker that failed after it was ready is read in two cases, in which no restart follows at once:
-        the restart policy is "no", or a worker with its index has been restarted within the restart window.
+        For a worker that failed after it was ready, the output is read only if no restart follows at once: the restart
+        policy is "no", or its index was restarted within the restart window.
         """
         failure, config = worker.failure, worker.config
         if exit_.ok and config.restart_policy != "always" and not config.job and config.every is None:
@@ -360,22 +361,22 @@ class Executor:
             )
         since = self._clock.monotonic() - config.restart.window
         restarts = entry.slot(worker.index).restart_times
-        waits = entry.restart_policy == "no" or any(restart >= since for restart in restarts)
-        if worker.ready_at is not None and waits and not exit_.ok:
+        no_restart_at_once = entry.restart_policy == "no" or any(restart >= since for restart in restarts)
+        if worker.ready_at is not None and no_restart_at_once and not exit_.ok:
             failure = worker.failure = failure_of(entry, exit_.message)
-        late = worker.given_up and bool(config.command)
+        timed_out = worker.given_up and bool(config.command)
         if failure is None or not (
-            late or failure.message in (exit_.message, exit_.message_before_ready(""))
+            timed_out or failure.message in (exit_.message, exit_.message_before_ready(""))
         ):
             return
-        refused = bool(exit_.status) and not late and worker.ready_at is None
+        refused = bool(exit_.status) and not timed_out and worker.ready_at is None
         explain = partial(cause_of, server=config, refused=refused)
         printed_by = worker.id if worker.placement is not None else ""
         cause = await explain_last_lines(self._runner, entry.name, worker.placed_at, explain, printed_by)
         worker.address_taken = cause.own_address and worker.ready_at is None
-        if cause.text and (cause.own_address or not late) and not is_quoted(cause.text, failure.message):
-            is_ours = worker.address_taken and config.command and not config.binds_itself
-            hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
+        if cause.text and (cause.own_address or not timed_out) and not is_quoted(cause.text, failure.message):
+            pool_has_address = worker.address_taken and config.command and not config.binds_itself
+            hint = f"{_SOCKET_HINT}; {failure.hint}" if pool_has_address else failure.hint
             worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
 
     async def _place_and_watch(self, entry: Entry, worker: Worker) -> Exit:
@@ -383,8 +384,8 @@ class Executor:
         worker.certificate_ends = read_certificate_expiry(worker.config)
         worker.files_before = _file_digests_before_replacement(entry, worker)
         worker.files = read_digests_by_key(worker.config)
-        current = [staying for staying in entry.observed.staying if entry.is_current(staying)]
-        if entry.is_current(worker) and all(staying.files == worker.files for staying in current):
+        siblings = [other for other in entry.observed.staying if entry.is_current(other)]
+        if entry.is_current(worker) and all(sibling.files == worker.files for sibling in siblings):
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
@@ -405,16 +406,16 @@ class Executor:
 
     def _report_certificate_if_expired(self, entry: Entry, worker: Worker) -> None:
         assert worker.placement is not None
-        expired, used = worker.certificate_ends, worker.placement.certificate_ends
-        if expired is None or expired > self._clock.time():
+        file_expiry, used_expiry = worker.certificate_ends, worker.placement.certificate_ends
+        if file_expiry is None or file_expiry > self._clock.time():
             return
-        if used is not None and used > expired:
-            worker.certificate_ends, worker.passed_over = used, expired
+        if used_expiry is not None and used_expiry > file_expiry:
+            worker.certificate_ends, worker.passed_over = used_expiry, file_expiry
             # The file still differs from the one in use, so the next reload must notice it.
             if entry.is_current(worker) and "tls" in worker.files_before:
                 entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
         passed_over = worker.passed_over is not None
-        message = expired_message(entry.config, expired, passed_over=passed_over)
+        message = expired_message(entry.config, file_expiry, passed_over=passed_over)
         logger.warning("%s: %s", entry.name, message)
         self._recorder.record(
             "config",
@@ -440,13 +441,13 @@ class Executor:
     async def _mark_ready_or_stop(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         assert worker.placement is not None
         config, logs = worker.config, f"poolctl logs {entry.name}"
-        silence = _missing_readiness_sign(entry, worker)
+        missing_sign = _missing_readiness_sign(entry, worker)
         try:
             await self._runner.wait_for_begin_or_exit(worker.placement)
             unlimited = config.job or config.is_ready_by_running
             async with _timeout_unless_held_up(None if unlimited else config.start_timeout):
                 await self._runner.wait_until_ready(worker.placement)
-                silence = ""
+                missing_sign = ""
                 if config.health.gated:
                     await self._health.wait_until_probes_pass(entry, worker, ending)
             if worker.generation == entry.desired.unproven:
@@ -459,13 +460,13 @@ class Executor:
                 return  # its stop is in progress: it may have accepted, although it has not reported that
             message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
-                why = self._health.worker_problem(worker) or silence
+                why = self._health.worker_problem(worker) or missing_sign
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
                 message = await describe_hang(self._runner, self._recorder, entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
-                if silence and config.ready_line:
+                if missing_sign and config.ready_line:
                     hint += (
                         '; lines may wait in a buffer: env = { PYTHONUNBUFFERED = "1" } has Python write them at once, '
                         'command = ["stdbuf", "-oL", …] many other programs'
@@ -491,7 +492,7 @@ class Executor:
                 self._addresses.touch_with_parties(entry)
 
     def note_ready(self, entry: Entry, worker: Worker) -> None:
-        """Record that the worker is ready. If its index has had short lives, they are forgotten once it lives long."""
+        """Record that the worker is ready; after STEADY_SECONDS, the short lives of its index are forgotten."""
         entry.observed.was_up = True
         if not entry.is_current(worker):
             return
@@ -555,7 +556,7 @@ class Executor:
     ) -> Exit | None:
         """Stop the worker, and kill it after the time limit; returns its exit.
 
-        If it cannot be ended, the server has failed to stop, the worker is `unstoppable`, and None is returned.
+        If the worker cannot be ended, records a failed stop, marks it `unstoppable`, and returns None.
         """
         assert worker.placement is not None
         worker.unstoppable = False
@@ -610,9 +611,9 @@ def _file_digests_before_replacement(entry: Entry, worker: Worker) -> dict[str, 
 
 @contextlib.asynccontextmanager
 async def _timeout_unless_held_up(seconds: float | None) -> AsyncIterator[None]:
-    """Like asyncio.timeout, but time in which this process was held up does not count.
+    """Like asyncio.timeout, but does not count time in which this process was held up.
 
-    Otherwise a worker would be killed that has long been serving, because the timer fires before its report is read.
+    Otherwise the timer could fire before the report of a worker that is long ready has been read, and kill the worker.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
@@ -620,7 +621,8 @@ async def _timeout_unless_held_up(seconds: float | None) -> AsyncIterator[None]:
             yield
             return
         due = loop.time() + seconds
-        timer = loop.call_at(due, lambda: limit.reschedule(2 * loop.time() - due + _REPORTS_SECONDS))
+        # A timer that fires late shows how long this process was held up: the limit is extended by as much.
+        timer = loop.call_at(due, lambda: limit.reschedule(2 * loop.time() - due + _REPORT_GRACE_SECONDS))
         try:
             yield
         finally:

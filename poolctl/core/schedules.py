@@ -124,8 +124,8 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
     return ""
 
 
-def _goes_by_new_time(entry: Entry, set_back: float) -> bool:
-    """Whether times are due again for this job after the clock has been set back by `set_back` seconds."""
+def _must_replan(entry: Entry, set_back: float) -> bool:
+    """Whether to plan the job's next run anew after the clock has been set back by `set_back` seconds."""
     if set_back < MINUTE_SECONDS:
         return False
     return set_back > _SET_BACK_SECONDS or (
@@ -163,7 +163,7 @@ def moment_text(seconds: float) -> str:
 
 
 class ScheduledRuns:
-    """The scheduler of job runs. If `calm` is set after repeated crashes of the supervisor, it begins no due run."""
+    """Schedules job runs. With `calm`, set after repeated crashes of the supervisor, it begins no due run."""
 
     def __init__(
         self, clock: Clock, queue: Workqueue, servers: ServerRegistry, recorder: Recorder, *, calm: bool
@@ -227,7 +227,7 @@ class ScheduledRuns:
                 self._plan_next_run(entry)
                 if not self._calm:
                     self._begin_or_skip(entry, due, now)
-            elif _goes_by_new_time(entry, set_back):
+            elif _must_replan(entry, set_back):
                 self._plan_next_run(entry)
             self._timer.set_if_earlier(entry.schedule.next_run)
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
     from poolctl.runners.stack_report import WorkerStacks
 
-# A server flaps once two workers have been ready for less than the first time, until one is ready for the second.
+# Flapping: two workers of an index died within SHORT_LIFE_SECONDS of becoming ready, and none has been ready for
+# STEADY_SECONDS since.
 SHORT_LIFE_SECONDS, STEADY_SECONDS = 60.0, 300.0
-# After so many failed attempts in a row, connections to a server that was ready before do not wait for the next one.
+# After more failed attempts in a row, connections to a server that was ready before are refused during its backoff.
 MAX_ATTEMPTS_AWAITED = 2
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
@@ -78,7 +79,7 @@ class Worker:
     stuck: bool = False  # its event loop has not answered a heartbeat
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
-    # Signals that commands have sent it, each with the monotonic time until which an exit counts as caused by it.
+    # By signal that a command has sent it: the end (monotonic) of the time in which an exit counts as its effect.
     signals: dict[int, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None
@@ -111,15 +112,15 @@ class Slot:
     """The history of one worker index of a server, over all workers that have had it. Times are monotonic."""
 
     restart_times: list[float] = persisted(factory=list)  # of automatic restarts
-    # Why no worker replaces its last one: it "ended" with status 0, or "failed"; "" otherwise.
+    # Why it gets no further worker: the last one "ended" with status 0, or "failed"; "" if it is not vacant.
     vacant: str = persisted("")
     failed_attempts: int = persisted(0)  # since its last worker that was ready
-    # Its restarts have reached the limit: it is tried after the longest backoff, until a worker is ready.
+    # Its restarts have reached the limit: it is retried with the longest backoff, until a worker is ready.
     spent: bool = persisted(False)
     short_lives: int = persisted(0)  # the number of workers that died soon after they were ready
     backoff: asyncio.TimerHandle | None = transient(None)  # until it elapses, no worker starts
-    refuses: bool = transient(False)  # connections do not wait for the end of the backoff
-    steady_timer: asyncio.TimerHandle | None = transient(None)  # until its worker has been ready for long
+    refuses: bool = transient(False)  # refuse connections during the backoff
+    steady_timer: asyncio.TimerHandle | None = transient(None)  # until its worker counts as steady
 
     def note_ready(self) -> None:
         """Record that a worker with this index is ready."""
@@ -134,7 +135,7 @@ class Slot:
         self.end_steady_timer()
 
     def end_steady_timer(self) -> None:
-        """Stop watching whether its worker is ready for long."""
+        """Cancel the timer after which its short lives are forgotten."""
         if self.steady_timer is not None:
             self.steady_timer.cancel()
         self.steady_timer = None
@@ -168,13 +169,13 @@ class DesiredState:
 
     generation: int = persisted(1)  # the generation that should serve
     newest: int = persisted(1)
-    # By worker index, as text: the generation of a worker that replaces, alone, one of `generation`.
+    # By worker index (as text), for workers that were replaced individually: the generation of the replacement.
     renewed: dict[str, int] = persisted(factory=dict)
     restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
-    # The generation whose first worker has to answer where the running one does, before it replaces that.
+    # A generation that must pass a test request before it replaces the running one (see HealthChecks.prove); 0 if none.
     unproven: int = persisted(0)
-    # The previous configuration, until a worker is ready with the new one. If none becomes ready, and the previous
-    # workers had to end first, it becomes the server's `config` again, and is `fallback` until a worker is ready.
+    # The previous configuration, until a worker is ready with the new one. If a rollback has no old workers to return
+    # to, this becomes `config` again; `fallback is config` then lasts until a worker is ready.
     fallback: ServerConfig | None = transient(None)
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
@@ -191,11 +192,10 @@ class ObservedState:
     files: dict[str, str] = persisted(factory=dict)
     certificate_ends: float | None = persisted(None)  # expiry of the one in use, in seconds since the epoch
     preload_problem: str = persisted("")  # why its workers import the application themselves
-    # The socket that its command uses: "pool", "program" (one of its own), or "tried" during a start that finds
-    # this out.
+    # The socket that its command uses: "pool", "program" (its own), or "tried" while a start tests this; "" if unknown.
     socket_found: str = persisted("")
-    # Whether its command, on the pool's socket, can start while an older process runs: "yes", "no", or "tried" during a
-    # start that finds this out.
+    # Whether its command, on the pool's socket, can start while an older process runs: "yes", "no", "tried" while a
+    # start tests this; "" if unknown.
     overlap_found: str = persisted("")
     warnings: list[str] = transient(factory=list)  # for the command in progress
 
@@ -311,7 +311,7 @@ class Entry:
 
     @property
     def may_overlap(self) -> bool:
-        """Whether two generations may run at once: no configuration forbids it, and no start has shown the contrary."""
+        """Whether two generations may run at once: configurations allow it, and no earlier start has disproved it."""
         workers = self.observed.workers.values()
         if self.observed.overlap_found in ("tried", "no") and "overlap" not in self.config.model_fields_set:
             return False
@@ -319,7 +319,7 @@ class Entry:
 
     @property
     def is_disabled(self) -> bool:
-        """Whether the server must not be started: a command decides this, or else the configuration."""
+        """Whether the server is disabled, by a command or else by its configuration."""
         overridden = self.desired.overrides.disabled
         return self.config.disabled if overridden is None else overridden
 
@@ -373,7 +373,7 @@ class Entry:
 
     @property
     def awaits_replacement(self) -> bool:
-        """Whether workers serve, and no worker of the generation that is to replace them has been created."""
+        """Whether workers serve, and no worker of their next generation exists yet."""
         return bool(self.observed.ready) and not any(
             self.is_current(worker) or worker.generation >= self.desired.generation
             for worker in self.observed.workers.values()
@@ -421,7 +421,7 @@ class Entry:
 
     @property
     def refuses(self) -> bool:
-        """Whether connections do not wait for the end of its backoff."""
+        """Whether the server refuses connections during its backoff."""
         return any(slot.refuses for slot in self.observed.slots.values())
 
     @property
@@ -484,21 +484,21 @@ class Entry:
 
     @property
     def sleepy(self) -> bool:
-        """Whether the server may have no workers while there are no requests for it."""
+        """Whether the server scales to zero: it may have no workers while it gets no requests."""
         return not self.config.scale.min and self.desired.overrides.workers is None
 
     @property
     def window_demand(self) -> str:
         """What the server's awake and asleep windows demand now: AWAKE, ASLEEP, or "" if they demand nothing.
 
-        Windows demand nothing of a server that cannot sleep. No window keeps a server asleep while it is needed.
+        Always "" for a server that cannot sleep. ASLEEP does not apply while a running server depends on it.
         """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.has_live_dependents else state
 
     @property
     def should_sleep(self) -> bool:
-        """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers.
+        """Whether the server scales to zero, is not needed now, and has only draining or stopping workers, if any.
 
         A request at the watched listener, or a dependent that needs it, wakes a sleeping server. During an `asleep`
         window of the configuration, the server's listener is closed, and no request wakes the server.
@@ -507,17 +507,17 @@ class Entry:
 
     @property
     def _may_sleep(self) -> bool:
-        wakes = (
+        is_needed = (
             self.observed.has_pending_request
             or self.observed.has_live_dependents
             or self.window_demand == AWAKE
             or self.awaits_hook
         )
-        return self.sleepy and not wakes
+        return self.sleepy and not is_needed
 
     @property
     def in_backoff(self) -> bool:
-        """Whether the server has no worker that serves or starts, because all its indexes wait for a next attempt."""
+        """Whether all indexes of the server are in backoff, so that no worker serves or starts."""
         if self.desired.state is not Desired.RUN or self.observed.staying or self.should_sleep:
             return False
         waiting, vacant = self._waiting_slots, self._vacant_slots
@@ -594,16 +594,16 @@ class Entry:
 
     @property
     def rests_until_named(self) -> bool:
-        """Whether the server starts only if it is named, or for a server that depends on it.
+        """Whether the server is at rest until a command names it or a dependent starts.
 
-        Such a server is `on_demand`, and was not started, was stopped by a command, or has ended with status 0.
+        True for an `on_demand` server that was not started, was stopped by a command, or has ended with status 0.
         """
         at_rest = self.desired.state in (Desired.IDLE, Desired.STOPPED, Desired.COMPLETED)
         return self.config.on_demand and at_rest
 
     @property
     def should_run(self) -> bool:
-        """Whether the server is neither disabled, stopped or removed by a command, nor at rest until it is named."""
+        """Whether the server should run: it is not disabled, stopped, removed, or at rest until it is named."""
         is_off = self.desired.state in (Desired.STOPPED, Desired.REMOVED)
         return not (self.is_disabled or is_off or self.rests_until_named)
 
@@ -640,21 +640,21 @@ class Entry:
 
     @property
     def is_short_of_workers(self) -> bool:
-        """Whether a worker is missing that has ended for good, or keeps failing, while others continue."""
+        """Whether workers are missing because they have ended for good or keep failing."""
         return not self.wants_no_worker and any(
             slot.vacant or slot.spent for slot in self.observed.slots.values()
         )
 
     @property
     def keeps_failing(self) -> bool:
-        """Whether no worker is ready, and the restarts have reached their limit, but the server is not given up."""
+        """Whether no worker is ready and restarts have reached their limit, but retries continue."""
         if self.wants_no_worker or self.should_sleep or self.observed.ready:
             return False
         return any(slot.spent for slot in self.observed.slots.values())
 
     @property
     def flapping(self) -> bool:
-        """Whether a worker died soon after it was ready more than once, and has not been ready for long since."""
+        """Whether two workers of an index died soon after they were ready, and none has been steady since."""
         return not self.wants_no_worker and any(slot.short_lives > 1 for slot in self.observed.slots.values())
 
     @property
@@ -845,9 +845,9 @@ def _persisted_fields() -> Iterator[tuple[str, str, object]]:
                 yield part, attribute.name, attribute.default if factory is MISSING else factory()
 
 
-_CONVERTED = ("state", "failure", "overrides", "slots")
-_PLAIN = [persisted for persisted in _persisted_fields() if persisted[1] not in _CONVERTED]
-_OF_SLOT = [attribute.name for attribute in fields(Slot) if attribute.metadata["persisted"]]
+_CONVERTED_FIELDS = ("state", "failure", "overrides", "slots")
+_PLAIN_FIELDS = [persisted for persisted in _persisted_fields() if persisted[1] not in _CONVERTED_FIELDS]
+_SLOT_FIELDS = [attribute.name for attribute in fields(Slot) if attribute.metadata["persisted"]]
 
 
 def record_of(entry: Entry) -> Table:
@@ -857,11 +857,12 @@ def record_of(entry: Entry) -> Table:
     """
     record = {
         name: value
-        for part, name, default in _PLAIN
+        for part, name, default in _PLAIN_FIELDS
         if (value := getattr(getattr(entry, part), name)) != default
     }
     state, failure, overrides = entry.desired.state, entry.observed.failure, entry.desired.overrides
     if state is not Desired.IDLE:
+        # After the restart window it may sleep again: the next supervisor lets it do so at once.
         record["desired"] = (Desired.RUN if entry.observed.sleep_timer is not None else state).value
     if failure is not None and not entry.ready:
         record["failure"] = failure.to_dict()
@@ -870,7 +871,7 @@ def record_of(entry: Entry) -> Table:
             attribute.name: getattr(overrides, attribute.name) for attribute in fields(overrides)
         }
     slots = {
-        str(index): {name: value for name in _OF_SLOT if (value := getattr(slot, name))}
+        str(index): {name: value for name in _SLOT_FIELDS if (value := getattr(slot, name))}
         for index, slot in entry.observed.slots.items()
     }
     if slots := {index: slot for index, slot in slots.items() if slot}:
@@ -880,14 +881,14 @@ def record_of(entry: Entry) -> Table:
 
 def restore(entry: Entry, record: Table) -> None:
     """Restore the entry from its record."""
-    for part, name, _ in _PLAIN:
+    for part, name, _ in _PLAIN_FIELDS:
         if name in record:
             setattr(getattr(entry, part), name, record[name])
     entry.observed.failure = ServerError(**record["failure"]) if "failure" in record else None
     entry.desired.state = Desired(record.get("desired", Desired.IDLE))
     entry.desired.overrides = Overrides(**record.get("overrides", {}))
     entry.observed.slots = {
-        int(index): Slot(**{name: slot[name] for name in _OF_SLOT if name in slot})
+        int(index): Slot(**{name: slot[name] for name in _SLOT_FIELDS if name in slot})
         for index, slot in record.get("slots", {}).items()
     }
 

@@ -122,10 +122,9 @@ class ServerRegistry:
     def note_stopped_with(
         self, already_stopped_with: Mapping[str, list[str]], disabled: Sequence[Entry]
     ) -> None:
-        """Record in `stopped_with` of servers that were stopped with `disabled` which of these they depend on.
+        """Record in `stopped_with` of each stopped server which of the `disabled` servers it depends on.
 
-        The keys of `already_stopped_with` are the names of the servers that were stopped. The values are what earlier
-        calls have recorded, which is kept.
+        `already_stopped_with` maps the names of the stopped servers to what earlier calls recorded, which is kept.
         """
         for name, before in already_stopped_with.items():
             dependencies = {entry.name for entry in self.closure([self.entries[name]], self.dependencies)}
@@ -133,9 +132,9 @@ class ServerRegistry:
             self.entries[name].desired.stopped_with = [*before, *names]
 
     def stopped_along_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """Return the servers for which `note_stopped_with` has recorded one of the `enabled` servers.
+        """Return the servers that were stopped along with one of the `enabled` servers (see `note_stopped_with`).
 
-        A server is left out while another server that `note_stopped_with` recorded for that server is disabled.
+        Omits a server while another one in its `stopped_with` is still disabled.
         """
         names = {entry.name for entry in enabled}
         return [
@@ -150,7 +149,7 @@ class ServerRegistry:
         ]
 
     def may_start(self, entry: Entry) -> bool:
-        """Whether no dependency has to be ready, or to be replaced, before workers of the server start."""
+        """Whether workers of the server may start: no dependency still has to become ready or be replaced."""
         return self.awaited_dependency(entry) is None
 
     def awaited_dependency(self, entry: Entry) -> Entry | None:
@@ -164,7 +163,7 @@ class ServerRegistry:
     def _waits_for(self, entry: Entry, dependency: Entry, condition: str) -> bool:
         if entry.awaits_replacement and self._addresses.waits_for_address(dependency):
             return False  # this server may have to leave that address first
-        # A sleeping server that was started without its dependencies still waits for those that are to run.
+        # A server that scales to zero and ignores dependencies still waits for dependencies that should run.
         ignores = entry.desired.ignore_dependencies and (dependency.wants_no_worker or not entry.sleepy)
         if not (ignores or self._meets_condition(dependency, condition)):
             return True
@@ -192,7 +191,7 @@ class ServerRegistry:
         )
 
     def stopped_dependency(self, entry: Entry) -> Entry | None:
-        """A dependency that the server waits for although it is not to run, or None."""
+        """A dependency that the server waits for in vain, because that dependency should not run; None without one."""
         if not entry.wanted or self.may_start(entry):
             return None
         return next(

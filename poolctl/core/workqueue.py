@@ -42,8 +42,8 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 class Workqueue:
     """A queue of entries that may have changed. An entry is queued only once, at the place of its first change.
 
-    Entries for which an action has finished come first. When many servers start, a server whose listener has opened can
-    then start its workers while listeners of other servers are still closed.
+    Entries with a finished action come first: when many servers start, one with an open listener can start its workers
+    before all listeners are open.
     """
 
     def __init__(self, process: Callable[[], None] | None = None) -> None:
@@ -105,8 +105,8 @@ class Workqueue:
     def take_batch(self) -> Iterator[Entry]:
         """Take at most BATCH entries from the queue, including entries queued meanwhile.
 
-        The first is one without a finished action, if there is any, so that each has its turn. All entries with a
-        finished action follow, and then the others.
+        First comes one entry without a finished action, so that these are not starved; then all entries with a finished
+        action; then the others.
         """
         for position in range(BATCH):
             if not self:

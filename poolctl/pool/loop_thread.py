@@ -1,8 +1,8 @@
-"""The background thread with the event loop that manages this process's servers. It exists only while needed.
+"""The background thread whose event loop manages this process's servers. It exists only while needed.
 
-Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. If an application
-blocks it, callers with a limit get LoopBlocked. The thread is a daemon, and servers that still run when the main thread
-ends are stopped within EXIT_SECONDS, so that exiting never hangs.
+Every start, stop and restart runs on that loop; callers may be on any thread and event loop. If an application blocks
+the loop, callers with a limit get LoopBlocked. The thread is a daemon. When the main thread ends, running servers are
+stopped within EXIT_SECONDS, so that exiting never hangs.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ ANSWER_SECONDS = 2.0
 _exited = False
 epoch = 0  # the number of forks between this process and the first
 _current: LoopThread | None = None
-_of_parents: list[LoopThread] = []
+_inherited: list[LoopThread] = []
 
 
 class Limit(NamedTuple):
-    """How long to wait for work, and how long the loop may then be busy."""
+    """The maximum time to wait for work, then for the loop to answer a ping."""
 
     seconds: float
     answer_seconds: float = ANSWER_SECONDS
 
 
 class LoopBlocked(TimeoutError):
-    """The loop thread does not answer. `place` is the call that blocks it, or ""; the stack is a note."""
+    """The loop thread does not answer. `place` is the blocking call, or ""; the stack is added as a note."""
 
     def __init__(self, thread: LoopThread) -> None:
         ident = thread.thread.ident
@@ -64,11 +64,11 @@ class LoopBlocked(TimeoutError):
 
 
 class LoopThread:
-    """A thread with an event loop. It ends when each `hold` is released and all work given to `order` is done."""
+    """A thread with an event loop. It ends once every `hold` is released and all work passed to `order` is done."""
 
     def __init__(self) -> None:
-        # Made here, so that the caller gets the error if no descriptor is free. With a factory it does not become the
-        # event loop of the caller's thread.
+        # Created here, so that the caller gets the error if no descriptor is free. The factory keeps the loop from
+        # becoming the current event loop of the caller's thread.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.loop = self._runner.get_loop()
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
@@ -88,14 +88,14 @@ class LoopThread:
         return f"<LoopThread {len(self._tasks)} tasks>"
 
     def _run_loop(self) -> None:
-        # There is one main task, because anyio's worker threads live as long as the main task.
+        # One main task, because anyio ends its worker threads with the task that started the loop.
         with self._runner:
             self._runner.run(self._over.wait())
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK.
+        """Schedule `work` on the loop; return a future that can cancel it. The caller must hold LOCK.
 
-        Work that is cancelled before the loop has taken it up does not begin.
+        Work cancelled before the loop begins it never runs.
         """
         self._holds += 1  # released when the work is done
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -172,10 +172,12 @@ class LoopThread:
             self.thread.join(EXIT_SECONDS + 2 * _CLOSE_SECONDS)
 
     async def _shut_down_on_loop(self) -> None:
-        if endings := [asyncio.ensure_future(ending()) for ending in list(self.on_exit.values())]:
-            await asyncio.wait(endings, timeout=EXIT_SECONDS)
-        if closings := [asyncio.ensure_future(runner.aclose()) for runner in self.runners]:
-            await asyncio.wait(closings, timeout=_CLOSE_SECONDS)
+        if stopping := [
+            asyncio.ensure_future(stop_servers()) for stop_servers in list(self.on_exit.values())
+        ]:
+            await asyncio.wait(stopping, timeout=EXIT_SECONDS)
+        if closing := [asyncio.ensure_future(runner.aclose()) for runner in self.runners]:
+            await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
         self._over.set()
 
 
@@ -195,9 +197,9 @@ def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
 
 
 async def run(work: Coroutine[None, None, T], limit: Limit | None = None, *, stands: bool = False) -> T:
-    """Run `work` on the loop thread and return its result, without blocking the caller's own loop.
+    """Run `work` on the loop thread and return its result, without blocking the caller's loop.
 
-    Raises LoopBlocked if the loop does not answer when the limit is over; cancels the work then, unless `stands`.
+    Raises LoopBlocked if the loop does not answer after the limit, and cancels the work unless `stands`.
     """
     future = submit(work)
     try:
@@ -230,7 +232,7 @@ def run_sync(work: Coroutine[None, None, T], limit: Limit | None = None, *, stan
 
 async def wait(futures: Iterable[concurrent.futures.Future[Any]], limit: Limit) -> None:
     """Wait for all the futures; raises LoopBlocked if the loop does not answer when the limit is over."""
-    thread, seconds = _current, limit.seconds  # the thread that works, also when the process exits meanwhile
+    thread, seconds = _current, limit.seconds  # bound now: _current is cleared when the process exits
     pending = {asyncio.wrap_future(future) for future in futures}
     for future in pending:
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # mark it as retrieved
@@ -260,10 +262,10 @@ def call(work: Callable[[], T], limit: Limit | None = None) -> T:
     if _current is None or is_own_thread():
         return work()
 
-    async def called() -> T:
+    async def coroutine() -> T:
         return work()
 
-    return run_sync(called(), limit)
+    return run_sync(coroutine(), limit)
 
 
 def is_own_thread() -> bool:
@@ -280,7 +282,7 @@ def refuse_own_thread() -> None:
 
 
 def has_exited() -> bool:
-    """Whether the servers have been stopped because the main thread has ended, and none was started since."""
+    """Whether the servers were stopped at the end of the main thread, and none has started since."""
     return _exited and _current is None
 
 
@@ -292,16 +294,16 @@ def _finish_current() -> None:
 
 
 def _forget_in_child() -> None:
-    # The thread does not exist after a fork. Its loop must be kept, because closing it would remove the parent's
-    # descriptors out of the epoll object that both share.
+    # The thread does not exist after a fork. Keep its loop: closing it would remove the parent's descriptors from the
+    # epoll object that both processes share.
     global _current, epoch
     epoch += 1
     if _current is not None:
-        _of_parents.append(_current)
+        _inherited.append(_current)
         _current = None
 
 
 os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 os.register_at_fork(after_in_child=_forget_in_child)
-# Called before threads are joined, because an application's own worker threads end only with the loop.
+# Runs before threads are joined, because applications' worker threads end only with the loop.
 getattr(threading, "_register_atexit", atexit.register)(_finish_current)

@@ -128,10 +128,10 @@ def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerErr
 def with_ports(
     configuration: Configuration, in_use: Mapping[str, ServerConfig]
 ) -> tuple[list[ServerConfig], list[ServerError]]:
-    """Return the servers that can run, each `auto` port replaced by a chosen one, and all problems.
+    """Replace each `auto` port by a free one; return the servers that can run, and all problems.
 
-    A problem is an error in the configuration, a missing certificate or the lack of a free port. `in_use` maps names
-    to the configurations of existing servers, which keep their ports.
+    A problem is an error in the configuration, a missing certificate or the lack of a free port. `in_use` has existing
+    servers by name, which keep their ports.
     """
     port_range = "-".join(map(str, configuration.settings.port_range))
     problems: list[ServerError] = [*configuration._problems]
@@ -221,7 +221,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._is_view = source is not None
         self._source_pool = self if source is None else source  # the original pool, if this is a view
         self._servers: dict[str, Server] = {}
-        self._added: set[Server] = set()  # to a view: the servers that were stored in it, not in its pool
+        self._added: set[Server] = set()  # only in a view: servers stored in the view, not in its pool
         self._ports: Counter[int | None] = Counter()  # the number of servers with each TCP port
         self._departed: set[Handle] = set()
         with LOCK:
@@ -405,7 +405,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                 self._stop_removed(servers)
 
     def _replace_members(self, servers: Sequence[Server]) -> list[Server]:
-        """Replace the pool's content by `servers`, in this order; orders all other servers to stop, and returns them.
+        """Make `servers`, in this order, the pool's members; order all others to stop, and return them.
 
         The addresses of `servers` must not overlap. The caller must hold LOCK.
         """
@@ -419,7 +419,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return removed
 
     def _rekey(self, moved: Mapping[str, Server]) -> None:
-        """Key the servers in `moved`, by their previous addresses, by their new ones, and update references to them.
+        """Re-key servers that changed their address, and update references to them. `moved` has them by old address.
 
         The caller must hold LOCK.
         """
@@ -433,7 +433,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         servers = [] if self._is_view else [*self._servers.values()]
         resolved, wrong = _with_resolved_references([server.config.before_references() for server in servers])
         for index, (server, config) in enumerate(zip(servers, resolved, strict=True)):
-            # A wrong reference stays resolved: another pool may have done so, or the server may have been removed here.
+            # Leave an unknown reference as it is: another pool may have resolved it, or its server was removed here.
             if index not in wrong and config != server.config:
                 server._set_config(config)
 
@@ -449,7 +449,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._departed.update(busy)
 
     async def join(self) -> None:
-        """Wait until all servers that were ordered to stop have stopped.
+        """Wait for all ordered stops.
 
         Raises PoolStopError for servers that still run.
         """
@@ -472,7 +472,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         """What `join` waits for, by server."""
         context = self._shared.context
         if context is not None and context.cancelled:
-            context.cancel()  # its event, once set, orders them to stop, even if its watcher has not noticed it yet
+            context.cancel()  # order the stops now: the watcher may not have noticed the event yet
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
             present = [
@@ -594,7 +594,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._store_each(new)
 
     def handler(self, fn: Handler | None) -> None:
-        """Set the function that provides apps for servers without their own, from their next start on.
+        """Set the function that provides the apps of servers without `app`, from their next start on.
 
         It takes no arguments and returns a dict of apps by handler key. None removes it.
         """
@@ -673,10 +673,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         with _stop_error_noted_in(raised):
             await self.stop()
 
-    def _work(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
+    def _operation(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
         self._started = kind is not PoolStopError
         if self._started:
-            return super()._work(kind, timeout)
+            return super()._operation(kind, timeout)
         return self._stop_with_runner(self._ordered(kind), seconds(timeout))
 
     async def _stop_with_runner(self, servers: Sequence[Server], limit: float | None) -> None:
@@ -703,10 +703,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         numbers = signal.SIGINT, signal.SIGTERM
         before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
         try:
-            starting = loop_thread.submit(self._work(PoolStartError, None))
+            starting = loop_thread.submit(self._operation(PoolStartError, None))
             starting.add_done_callback(lambda done: _set_if_failed(done, signalled))
             signalled.wait()
-            # A start that is ended by the signal has not failed.
+            # A start interrupted by the signal has not failed.
             failure = starting.exception() if starting.done() and not starting.cancelled() else None
         finally:
             for number, handler in before.items():
@@ -715,7 +715,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         if failure is not None:
             raise failure
 
-    def _chosen(self) -> tuple[Sequence[Server], Holds]:
+    def _targets(self) -> tuple[Sequence[Server], Holds]:
         return [*self._snapshot().values()], self._holds
 
     @property
@@ -790,7 +790,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
 @contextlib.contextmanager
 def _stop_error_noted_in(raised: BaseException | None) -> Iterator[None]:
-    """While the exception `raised` ends a `with` statement, a failed stop only adds a note to it."""
+    """Let a failed stop add a note to `raised`, the exception that ends a `with` block, instead of replacing it."""
     try:
         yield
     except PoolStopError as error:
@@ -916,10 +916,10 @@ def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) ->
 
 
 class ApplyOperation:
-    """Performs one call of `Pool.apply`. `runs` tells whether to start new and newly enabled servers.
+    """Performs one call of `Pool.apply`. With `runs`, new and newly enabled servers are started.
 
-    A server whose new configuration is invalid stays unchanged. If a problem names no server, no server is removed,
-    since the problem may concern any of them.
+    A server with an invalid new configuration stays unchanged. If a problem does not name its server, none is removed,
+    because the problem may concern any of them.
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
@@ -939,7 +939,7 @@ class ApplyOperation:
 
     @property
     def concerned(self) -> Sequence[Server | ServerConfig]:
-        """The servers that it starts; before it runs, all that it may change."""
+        """The servers to start; before `run`, all servers that may change."""
         by_name = {server.name: server for server in (*self._pool.values(), *self._configuration)}
         return self._to_start or [*by_name.values()]
 
@@ -1008,10 +1008,10 @@ class ApplyOperation:
     def _without_address_conflicts(
         self, written: list[ServerConfig]
     ) -> tuple[list[ServerConfig], list[Server]]:
-        """Return the configurations in `written` without address conflicts, and the pool's servers to keep unchanged.
+        """Return `configs` without address conflicts, and the pool's servers to keep unchanged.
 
-        A server that is not in `written` is kept if an error in `_errors` names the server, or if an error names no
-        server at all. Otherwise the caller removes the server. Each address conflict is added to `_errors`.
+        A server that is not in `configs` is kept if an error names it, or if an error names no server. The caller
+        removes all others. Each address conflict is added to `_errors`.
         """
         while True:
             names = {server.name for server in written}
@@ -1066,14 +1066,14 @@ def _entries(servers: Iterable[Server]) -> Iterator[tuple[Core, Entry]]:
 
 
 def _is_wanted(server: Server) -> bool:
-    """Whether the server was ordered to run and not stopped since."""
+    """Whether the server is supposed to run."""
     handle = handle_in_process(server)
     entry = handle.entry if handle is not None else None
     return entry is not None and (entry.wanted or entry.on_schedule)
 
 
 def _active_config(server: Server) -> ServerConfig:
-    """The configuration with which the server runs, or the configured one if it does not run."""
+    """The configuration that the server runs with, or its configured one if it does not run."""
     handle = handle_in_process(server)
     if handle is None or handle.entry is None:
         return server.config
@@ -1099,7 +1099,7 @@ def _key_or_empty(bind: str) -> str:
 
 
 _STACK_SECONDS = 2.0
-_LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server in this process
+_LOOP_SECONDS = 5.0  # the loop queries processes, and may be blocked by an application in this process
 
 
 class PoolConfig(Configuration):

@@ -1,7 +1,7 @@
-"""One server of a pool: its configuration, its state, its start and stop; and the settings shared within a pool.
+"""Servers of a pool: configuration, state, start and stop; and the settings that a pool's servers share.
 
-An order to start, stop or restart several servers attempts each of them, in the order of their dependencies, and then
-raises one error with all failures.
+A start, stop or restart of several servers attempts all of them in dependency order, then raises one error with all
+failures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Handler = Callable[[], Mapping[str, object]]
 
 # The keys of the default handler in golib, whose configuration files can be loaded unchanged.
 _DEFAULT_KEYS = ("", "default")
-# How long an event is still watched after its last server has gone; setting the event ends the wait at once.
+# How long the watcher thread lingers after the last server has detached.
 _LINGER_SECONDS = 5.0
 
 
@@ -76,7 +76,7 @@ class PoolContext:
     ) -> None:
         self.values: dict[str, object] = dict(values or {})
         self.stop = stop if stop is not None else threading.Event()
-        self._endings: dict[object, Callable[[], object]] = {}
+        self._callbacks: dict[object, Callable[[], object]] = {}
         self._watcher: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -91,18 +91,18 @@ class PoolContext:
         """Stop every server that runs under this context. Does not block; `Pool.join` awaits them."""
         self.stop.set()
         with LOCK:
-            endings = list(self._endings.values())
-            self._endings.clear()
+            endings = list(self._callbacks.values())
+            self._callbacks.clear()
         for end in endings:
             end()
 
-    def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Have `end` called when this context is cancelled, or at once if it has been cancelled already.
+    def attach(self, key: object, callback: Callable[[], object]) -> None:
+        """Register `callback` for cancellation; call it at once if the context is already cancelled.
 
         `detach` with the same `key` undoes this.
         """
         with LOCK:
-            self._endings[key] = end
+            self._callbacks[key] = callback
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
                 self._watcher = threading.Thread(target=self._watch, name="poolctl-context", daemon=True)
                 self._watcher.start()
@@ -112,14 +112,14 @@ class PoolContext:
     def detach(self, key: object) -> None:
         """Remove the callback that `attach` registered under `key`."""
         with LOCK:
-            self._endings.pop(key, None)
+            self._callbacks.pop(key, None)
 
     def _watch(self) -> None:
         while True:
             if self.stop.wait(_LINGER_SECONDS):
                 self.cancel()
             with LOCK:
-                if not self._endings:
+                if not self._callbacks:
                     self._watcher = None
                     return
 
@@ -128,7 +128,7 @@ _RUNS_ELSEWHERE = "run the pool with `poolctl start`, or Pool(…, runner=poolct
 
 
 def _keys_of_supervisor(config: ServerConfig) -> list[str]:
-    """The keys in use that only the supervisor acts on, whatever the runner."""
+    """The configured keys that need a supervisor, whatever the runner."""
     uses = {
         "limits.memory": config.limits.memory is not None,
         "mandatory": config.mandatory,
@@ -156,7 +156,7 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def startable_config(self, config: ServerConfig) -> ServerConfig:
-        """Return `config` with literals unescaped, the app from the pool's handler and the default TLS, where needed.
+        """Complete `config` for a start: unescape literals, add the handler's app and the default TLS if needed.
 
         Raises ServerError if the server cannot be started, for example because it is disabled.
         """
@@ -165,7 +165,7 @@ class Shared:
         if config.disabled:
             raise error_about(config, "is disabled", "take `disabled = true` out of its configuration")
         if config.every is not None and self.runner is None:
-            # Raised now, because otherwise its first run would fail, perhaps hours later.
+            # Fail now: otherwise the job's first run would fail, perhaps hours later.
             raise error_about(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
         if used := _keys_of_supervisor(config):
             keys = ", ".join(f"`{key}`" for key in used)
@@ -207,8 +207,8 @@ class Shared:
                 return handlers[name]
         if not key and len(handlers) == 1:
             return next(iter(handlers.values()))
-        have = ", ".join(repr(name) for name in handlers) or "none"
-        raise error_about(config, f"the handler has nothing under {key!r}", f"it has: {have}")
+        known_keys = ", ".join(repr(name) for name in handlers) or "none"
+        raise error_about(config, f"the handler has nothing under {key!r}", f"it has: {known_keys}")
 
 
 def error_about(config: ServerConfig, message: str, hint: str = "") -> ServerError:
@@ -275,20 +275,20 @@ def try_connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
     if not endpoints:
         return None, ""
     address = parse(endpoints[0]).connect_address
-    where: Any = (address.host, address.port)
+    target: Any = (address.host, address.port)
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     if address.kind == "unix":
-        where, family = address.path, socket.AF_UNIX
+        target, family = address.path, socket.AF_UNIX
     with socket.socket(family) as sock:
         sock.settimeout(CONNECT_SECONDS)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
-            sock.connect(where)
+            sock.connect(target)
         except TimeoutError:
             return None, f"no connection within {CONNECT_SECONDS:g} s"
         except OSError as error:
             return None, str(error)
-        return timedelta(seconds=time.perf_counter() - begun), ""
+        return timedelta(seconds=time.perf_counter() - started), ""
 
 
 DEFAULT_PORT_RANGE = "20000-29999"
@@ -308,38 +308,35 @@ class StartAndStop:
 
     __slots__ = ()
 
-    def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """Return the servers to act on, and a function that tells whether a server is still in the pool.
-
-        The function is None for a single server.
-        """
+    def _targets(self) -> tuple[Sequence[Server], Holds | None]:
+        """Return the servers to act on, and a test whether a server is still in the pool (None for a single server)."""
         raise NotImplementedError
 
     def _ordered(self, kind: type[PoolError]) -> Sequence[Server]:
         """The servers on which an operation that raises `kind` acts."""
-        servers, holds = self._chosen()
+        servers, holds = self._targets()
         if holds is None or kind is PoolStopError:
             return servers
         starting = [server for server in servers if not server._is_resting]
         chosen = {*starting, *resting_dependencies(starting, servers)}
         return [server for server in servers if server in chosen]
 
-    def _work(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
+    def _operation(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
         """The operation that raises `kind`, for the loop thread."""
         servers, limit = self._ordered(kind), seconds(timeout)
         if kind is PoolStopError:
             return stop(servers, limit)
-        return StartOperation(servers, limit, self._chosen()[1], kind).run()
+        return StartOperation(servers, limit, self._targets()[1], kind).run()
 
     async def _perform(self, kind: type[PoolError], timeout: Timeout) -> None:
         with blocked_as(kind, lambda: self._ordered(kind), timeout) as limit:
             if not (kind is PoolStopError and loop_thread.has_exited()):
-                await loop_thread.run(self._work(kind, timeout), limit, stands=kind is PoolStopError)
+                await loop_thread.run(self._operation(kind, timeout), limit, stands=kind is PoolStopError)
 
     def _perform_sync(self, kind: type[PoolError], timeout: Timeout) -> None:
         with blocked_as(kind, lambda: self._ordered(kind), timeout) as limit:
             if not (kind is PoolStopError and loop_thread.has_exited()):
-                loop_thread.run_sync(self._work(kind, timeout), limit, stands=kind is PoolStopError)
+                loop_thread.run_sync(self._operation(kind, timeout), limit, stands=kind is PoolStopError)
 
     async def start(self, *, timeout: Timeout = None) -> None:
         """Start the server, or all enabled servers of a pool, dependencies first; returns when all of them answer.
@@ -387,8 +384,8 @@ class Server(StartAndStop):
     stores it provides the handler and the default TLS, if the server needs them.
     """
 
-    # Small, because a pool may have 100,000 servers: only started ones have a handle. Name and expose are copied from
-    # the configuration for filters.
+    # Slots, because a pool may have 100,000 servers; only started servers have a handle. Name and expose are copies of
+    # the configuration's, for filters.
     __slots__ = ("__weakref__", "_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
@@ -532,7 +529,7 @@ class Server(StartAndStop):
             raise PoolMonitorError(f"{self.name} cannot be monitored", [problem]) from error
         return (Status.KO if refused else Status.OK), latency, refused
 
-    def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
+    def _targets(self) -> tuple[Sequence[Server], Holds | None]:
         return [self], None
 
     @property
@@ -563,22 +560,24 @@ def _at_free_port(config: ServerConfig, port_range: str, avoid: Container[int | 
     address = config.address
     first, _, last = port_range.partition("-")
     ports = range(int(first), int(last or first) + 1)
-    # Each process begins elsewhere, so that programs that start together seldom choose the same port.
+    # Each process starts its search at another port, so that programs started together rarely collide.
     start = Random(os.getpid()).randrange(len(ports))
-    for last_choice in (False, True):
+    for allow_released in (False, True):
         with LOCK:
-            chosen = {port for port, other in _chosen_ports.items() if other.is_reserved or not last_choice}
+            excluded = {
+                port for port, other in _chosen_ports.items() if other.is_reserved or not allow_released
+            }
             for port in (*ports[start:], *ports[:start]):
-                if port not in chosen and port not in avoid and is_free(address, port):
-                    _chosen_ports[port] = choice = AutomaticPort(port_range)
-                    return config.at(address.with_port(port), choice)
-        gc.collect()  # pools are in cycles, and may be gone
+                if port not in excluded and port not in avoid and is_free(address, port):
+                    _chosen_ports[port] = automatic_port = AutomaticPort(port_range)
+                    return config.at(address.with_port(port), automatic_port)
+        gc.collect()  # pools are in reference cycles; collecting them releases their ports
     hint = 'widen it: [pool] port_range = "FIRST-LAST"'
     raise error_about(config, f"no port is free in {port_range}", hint)
 
 
 class KeyedServers(Protocol):
-    """A mapping of addresses to servers, which is told when automatic ports are chosen anew."""
+    """A mapping of addresses to servers that is re-keyed when automatic ports change."""
 
     _ports: Counter[int | None]
 
@@ -594,7 +593,7 @@ pools: weakref.WeakValueDictionary[int, KeyedServers] = weakref.WeakValueDiction
 
 
 def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
-    """Choose another port for each stopped server that would find its automatic port in use; returns these servers."""
+    """Choose another automatic port for each stopped server with a port in use; return these servers."""
     moved: dict[str, Server] = {}
     with LOCK:
         for server in servers:
@@ -606,7 +605,7 @@ def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
             avoid = {
                 port for pool in pools.values() if pool.load(config.bind) is server for port in pool._ports
             }
-            with contextlib.suppress(ServerError):  # none is free: the start reports who uses the current one
+            with contextlib.suppress(ServerError):  # none is free; start reports the user of the current one
                 server._set_config(_at_free_port(config, choice.port_range, avoid))
                 moved[config.bind] = server
         for pool in [*pools.values()] if moved else ():
@@ -629,14 +628,14 @@ class ServerRuntimeState:
     pids: tuple[int, ...] = ()
     endpoints: tuple[str, ...] = ()
     ready_since: float | None = None  # monotonic
-    config: ServerConfig | None = None  # the server's own configuration with which it runs
+    config: ServerConfig | None = None  # the user's configuration that the server runs with
 
 
 class Handle:
     """The runtime state of a server, created at its first start. `entry` is its state in the `Core`, None if inactive.
 
-    Changed on the loop thread only; any thread may read it. The thread keeps the handle alive, but the handle has
-    only a weak reference to its server: if the program drops a running server and its pool, the server is stopped.
+    Only the loop thread changes it; any thread may read it. The thread keeps the handle alive, but the handle refers
+    weakly to its server: if the program drops a running server and its pool, the server is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -644,7 +643,7 @@ class Handle:
         self._config = server.config
         self.epoch = loop_thread.epoch
         self.observed = ServerRuntimeState()
-        self.refusal: ServerError | None = None  # why the newest order to start it has failed
+        self.refusal: ServerError | None = None  # why the newest start has failed
         self.availability = Availability()
         self.host: CoreHost | None = None
         self.entry: Entry | None = None
@@ -678,7 +677,7 @@ class Handle:
         return self.config.name
 
     def _stop_lost_server(self, _: object) -> None:
-        # Called by the garbage collector, at any moment and in any thread: it takes no lock.
+        # Called by the garbage collector, at any moment and in any thread: must not take a lock.
         host, entry = self.host, self.entry
         if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
             return
@@ -734,9 +733,9 @@ class Handle:
                 availability.note(time.monotonic(), state=state, health=health)
 
     def note_exit(self, entry: Entry) -> None:
-        """Count the end of a worker that was not told to end, if the server was ready; a job's end is its result.
+        """Count an unexpected exit of a worker, if the server was ready.
 
-        Socket-activated programs end while they are idle: that is not counted either.
+        Exits of jobs and of idle socket-activated programs are expected.
         """
         exit_ = entry.observed.last_exit
         if exit_ is None or exit_ is self.last_exit:
@@ -783,11 +782,11 @@ class CoreHost(RunnerEventForwarder):
         if not self._handles:
             self.loop_thread.hold()
             self.loop_thread.on_exit[self] = self._stop_all
-        name = wanted = handle.name
+        name = base_name = handle.name
         number = 1
         while name in self._handles:
             number += 1
-            name = f"{wanted}~{number}"
+            name = f"{base_name}~{number}"
         self._handles[name] = handle
         handle.host = self
         return name
@@ -848,23 +847,22 @@ class CoreHost(RunnerEventForwarder):
             handle.config_sources.append((handle.entry.config, before))
 
     def update_handle(self, handle: Handle) -> None:
-        """Copy the server's current state from its entry in the core to its handle, and remove an unneeded entry.
+        """Copy the server's state from its core entry to its handle, and remove the entry if it is no longer needed.
 
-        An entry is needed while the server is active, an order for the server is in progress, or another server depends
-        on it. After a removal, the states of the server's dependencies are updated, too: their entries may be unneeded
-        now.
+        An entry is needed while the server is active, has an order in progress, or has dependents. After a removal the
+        server's dependencies are updated, too, because their entries may no longer be needed.
         """
-        ahead = [handle]
-        while ahead:
-            handle = ahead.pop()
+        pending = [handle]
+        while pending:
+            handle = pending.pop()
             entry = handle.entry
             if entry is None:
                 continue
             handle.note_exit(entry)
-            slept = handle.observed.state is State.SLEEPING
+            was_asleep = handle.observed.state is State.SLEEPING
             handle.record_observed_state(self._observed(handle, entry))
-            sleeps = handle.observed.state is State.SLEEPING
-            if slept and not sleeps and entry.observed.has_pending_request and entry.wanted:
+            is_asleep = handle.observed.state is State.SLEEPING
+            if was_asleep and not is_asleep and entry.observed.has_pending_request and entry.wanted:
                 handle.wakes += 1
             if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
                 continue
@@ -872,7 +870,7 @@ class CoreHost(RunnerEventForwarder):
             dependencies = [
                 self._handles.get(dependency.name) for dependency in self.core.servers.dependencies(entry)
             ]
-            ahead += [dependency for dependency in dependencies if dependency is not None]
+            pending += [dependency for dependency in dependencies if dependency is not None]
             self.core.forget(entry)
             del self._handles[entry.name]
             handle.restarts, handle.failures = entry.observed.restarts, entry.observed.failures
@@ -934,14 +932,14 @@ def dependencies_among(
 
 def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
     seen: set[Handle] = set()
-    ahead = [start]
-    while ahead:
-        handle = ahead.pop()
+    pending = [start]
+    while pending:
+        handle = pending.pop()
         if handle is goal:
             return True
         if handle not in seen:
             seen.add(handle)
-            ahead += edges.get(handle, ())
+            pending += edges.get(handle, ())
     return False
 
 
@@ -990,7 +988,7 @@ def ensure_core_host(shared: Shared) -> CoreHost:
 
 
 Timeout = float | timedelta | str | None
-# Whether a pool has a server: an order skips servers that have left the pool or are disabled.
+# Tests whether a server is still in the pool: orders skip removed and disabled servers.
 Holds = Callable[["Server"], bool]
 # Maximum wait for the end of workers that are killed because their start was abandoned.
 _KILL_SECONDS = 5.0
@@ -1016,12 +1014,12 @@ def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) 
         if server._is_resting and not server.ready:
             resting.setdefault(server.name, []).append(server)
     dependencies: list[Server] = []
-    ahead = [*starting] if resting else []
-    while ahead:
-        for dependency in ahead.pop().config.depends_on:
+    pending = [*starting] if resting else []
+    while pending:
+        for dependency in pending.pop().config.depends_on:
             needed = resting.pop(dependency.name, [])
             dependencies += needed
-            ahead += needed
+            pending += needed
     return dependencies
 
 
@@ -1031,7 +1029,7 @@ def blocked_as(
     concerned: Callable[[], Iterable[Server | Handle | ServerConfig]],
     timeout: Timeout = None,
 ) -> Iterator[loop_thread.Limit]:
-    """Yield the limit of an operation; raise `kind` if the loop of the servers in this process is blocked at its end.
+    """Yield the time limit of an operation; raise `kind` if the loop of in-process servers is blocked when it expires.
 
     Without a `timeout`, the limit is the longest timeout of a server's configuration, and the loop may be busy for that
     time again during a start. If the loop is blocked, servers in this process that should stop, or are starting, refuse
@@ -1091,17 +1089,17 @@ def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
     `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
     """
     with LOCK:
-        # On the loop thread at once, so that a start ordered afterwards finds the servers stopping.
+        # On the loop thread, begin at once, so that a later start finds the servers stopping.
         begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
         future = loop_thread.submit(_stop(handles, limit, begun))
         for handle in handles:
             handle.stops.add(future)
 
-    def over(future: Future) -> None:
+    def remove_stop(future: Future) -> None:
         for handle in handles:
             handle.stops.discard(future)
 
-    future.add_done_callback(over)
+    future.add_done_callback(remove_stop)
     return future
 
 
@@ -1132,11 +1130,11 @@ async def _stop(
     errors = []
     for goal, handle in goals:
         entry = handle.entry
-        # A start begins only after a stop has ended: a server that is wanted again has been stopped.
+        # A start waits for the stop to end, so a server that is wanted again was stopped.
         if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
             continue
         if (problem := goal.problem(entry)) is not None:
-            errors.append(_in_user_terms(handle, problem))
+            errors.append(_translate_problem(handle, problem))
     _raise_if_any(errors, PoolStopError, len(handles))
 
 
@@ -1190,7 +1188,7 @@ class StartOperation:
         A failure does not stop the other servers. All failures are raised as one error of the class given as `kind`.
         """
         move_from_taken_ports(self._ordered)
-        # A reference to a server that has moved makes a server stale.
+        # A server is stale if it refers to a server with a new port.
         servers = [*self._ordered, *(other for other in self._servers[len(self._ordered) :] if other.stale)]
         for moves_left in reversed(range(_MAX_MOVES)):
             await self._attempt(servers)
@@ -1208,16 +1206,16 @@ class StartOperation:
         _raise_if_any(errors, self._kind, len(self._servers))
 
     def _changed_by(self, moved: Iterable[Server]) -> list[Server]:
-        """The moved servers, servers that refer to them, and servers that failed only because of their dependencies."""
-        changed, before = {*moved}, 0
+        """The servers to start again: moved ones, their referrers, and servers that only lacked a dependency."""
+        changed, size = {*moved}, 0
         changed |= {server for server in self._servers if server.stale and server not in self._errors}
-        while before < len(changed):
-            before, names = len(changed), {server.name for server in changed}
-            failed = {error.name for error in self._errors} - names
-            for error in self._errors:
-                needed = {dependency.name for dependency in error.config.depends_on}
+        while size < len(changed):
+            size, names = len(changed), {server.name for server in changed}
+            failed = {failed_server.name for failed_server in self._errors} - names
+            for failed_server in self._errors:
+                needed = {dependency.name for dependency in failed_server.config.depends_on}
                 if needed & names and not needed & failed:
-                    changed.add(error)
+                    changed.add(failed_server)
         return [server for server in self._servers if server in changed]
 
     async def _attempt(self, servers: Sequence[Server]) -> None:
@@ -1338,9 +1336,9 @@ class StartOperation:
     # Waiting for the outcome.
 
     async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]) -> None:
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        remaining = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
-            await asyncio.gather(*(goal.wait_until_settled(left) for goal in goals.values()))
+            await asyncio.gather(*(goal.wait_until_settled(remaining) for goal in goals.values()))
         except asyncio.CancelledError:
             for pending in ordered:
                 self._abandon_start(pending)
@@ -1363,7 +1361,7 @@ class StartOperation:
         if not waits and (pending.entry.failed or pending.entry.settled):
             return False
         handle.host.core.abandon_start(pending.entry, problem)
-        return not waits  # otherwise it waits for the stop in progress
+        return not waits
 
     async def _record_outcomes(
         self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, CommandGoal]
@@ -1401,7 +1399,7 @@ class StartOperation:
             return None
         if goal.is_overtaken(entry):
             return error_about(server.config, "was stopped before it was ready")
-        return _in_user_terms(pending.handle, problem)
+        return _translate_problem(pending.handle, problem)
 
     def _track_started_server(self, host: CoreHost, pending: _PendingServer) -> None:
         handle, entry = pending.handle, pending.entry
@@ -1418,7 +1416,7 @@ class StartOperation:
             context.attach(handle, lambda: order_stop([handle]))
 
 
-def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
+def _translate_problem(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in terms of the Python API: with the pool's own server names, and without hints to run a command."""
     message = problem.message
     if handle.host is not None:
@@ -1446,5 +1444,5 @@ _FAILED = {
 
 def _raise_if_any(errors: list[ServerError], kind: type[PoolError], count: int) -> None:
     if errors:
-        who = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
-        raise kind(f"{who} {_FAILED[kind]}", errors)
+        subject = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
+        raise kind(f"{subject} {_FAILED[kind]}", errors)

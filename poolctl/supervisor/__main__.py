@@ -15,7 +15,7 @@ from poolctl.keeper.fd_store import CALM
 from poolctl.platform import grow_descriptor_table, name_process
 
 _KEEPER_FD = 3
-_GARBAGE = (20_000, 20, 20)
+_GC_THRESHOLDS = (20_000, 20, 20)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     from .supervisor import Supervisor, exit_at_once
 
     # Rarely, because a full collection blocks the loop for 10 ms and finds hardly any garbage.
-    gc.set_threshold(*_GARBAGE)
+    gc.set_threshold(*_GC_THRESHOLDS)
     gc.enable()
     gc.freeze()
     name_process("poolctl-superv.")

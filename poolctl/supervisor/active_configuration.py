@@ -162,7 +162,7 @@ class ActiveConfiguration:
     ) -> Reading:
         """Read the files without activating them; return their servers, or else their problems.
 
-        `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
+        `${VAR}` refers to `environment`, by default to the pool's environment. A server named in `keep` keeps
         its `auto` port even if the files no longer contain the server. Raises ReaderFailed.
         """
         reading = await self._reader.read(
@@ -229,9 +229,9 @@ class ActiveConfiguration:
     async def leave_ports_in_use(
         self, core: Core, entries: Iterable[Entry]
     ) -> dict[str, tuple[int | None, int | None]]:
-        """Give another port to those of these servers that are at rest and whose automatic port another program uses.
+        """Move servers at rest to a free port if another program uses their automatic port.
 
-        Also changes the servers that refer to it. Returns the old and the new port, by server name.
+        Also changes the servers that refer to such a port. Returns the old and the new port, by server name.
         """
         first, last = self._port_range
         resting = [
@@ -275,7 +275,7 @@ class ActiveConfiguration:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def activate(self, reading: Reading, environment: Mapping[str, str] | None = None) -> None:
-        """Activate this configuration. `environment` is the one that it was read with, if any was given."""
+        """Activate this configuration. `environment` is what it was read with; None keeps the current one."""
         self.name = reading.name
         self._surroundings, self._port_range = reading.surroundings, reading.port_range
         self._environment = environment or self._environment
@@ -341,10 +341,7 @@ class ActiveConfiguration:
         return server
 
     def remember_findings(self, entry: Entry) -> None:
-        """Remember, for later starts of the pool, what its command was found to do.
-
-        It opens its socket itself, or cannot start while an older process runs.
-        """
+        """Remember for later starts whether the server's command binds its address itself, or must not overlap."""
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
         if entry.observed.overlap_found == "no":
@@ -360,15 +357,15 @@ class ActiveConfiguration:
         return await asyncio.to_thread(self._swap_warned, names) if names else names
 
     def _swap_warned(self, names: set[str]) -> set[str]:
-        state = sorted(mark.digest for mark in (self.marks or {}).values())
+        digests = sorted(mark.digest for mark in (self.marks or {}).values())
         content = read_json_object(self._warned)
-        before = set(content.get("names") or ()) if content.get("files") == state else set()
+        before = set(content.get("names") or ()) if content.get("files") == digests else set()
         if not names <= before:
-            try_write_object(self._warned, {"files": state, "names": sorted(names | before)})
+            try_write_object(self._warned, {"files": digests, "names": sorted(names | before)})
         return before
 
     def take_unsaved(self, core: Core) -> StoredConfiguration | None:
-        """The active configuration, for a successor; None if it has not changed since the last call."""
+        """The active configuration, for a successor; None if unchanged since the last call."""
         if self._saved_revision == core.servers.revision:
             return None
         self._saved_revision = core.servers.revision
@@ -433,7 +430,7 @@ class SelfBindingProgramsFile(ProgramsFile):
     """Remembers the servers whose commands open their sockets themselves."""
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """Return `servers`. Those without `socket` get `socket = "program"` if `remember` has saved their command."""
+        """The servers, with `socket = "program"` where `socket` is not set and `remember` has saved the command."""
         return [
             server.model_copy(update={"socket": "program"})
             if "socket" not in server.model_fields_set and self.has(server)
@@ -447,7 +444,7 @@ def _digest(server: ServerConfig) -> str:
 
 
 class SupervisorContext(NamedTuple):
-    """The pool's configuration, its link to the keeper, its directories, its helpers, and what opens its listeners."""
+    """The pool's configuration, link to the keeper, directories, helpers, and opener of listeners."""
 
     configuration: ActiveConfiguration
     keeper: Link

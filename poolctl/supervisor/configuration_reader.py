@@ -1,4 +1,4 @@
-"""Reads and validates the configuration files in a thread of the supervisor, so that its event loop goes on."""
+"""Reads and validates the configuration files in a thread, so that the supervisor's event loop does not block."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Reading:
 class ConfigurationReader:
     """Reads files for the supervisor, one request after another. Must be used on the running event loop.
 
-    A request that waits for a disk that does not answer is given up with its thread; the next one gets a new thread.
+    A request that hangs on a disk is abandoned with its thread; the next request gets a new thread.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class ConfigurationReader:
                 raise ReaderFailed(message, "see the limits of processes: ulimit -u, pids.max") from None
             waited = asyncio.ensure_future(asyncio.wrap_future(future))
             try:
-                if not await _answers(waited, thread, stalled_seconds):
+                if not await _finishes(waited, thread, stalled_seconds):
                     message = (
                         f"{' and '.join(places)} cannot be read: nothing was read for {stalled_seconds:g} s"
                     )
@@ -181,7 +181,7 @@ class ConfigurationReader:
 
 
 def _perform_unless_replaced(work: Callable[[], Answer]) -> Answer:
-    """Do the work. Raises ReaderFailed if poolctl on disk is another version, whose processes a change would start."""
+    """Do the work. Raises ReaderFailed if another version is installed: new processes would run that version."""
     installed = bootstrap.installed_version()
     if installed not in ("?", __version__):
         message = f"poolctl {installed} is installed, and this pool runs {__version__}"
@@ -189,10 +189,10 @@ def _perform_unless_replaced(work: Callable[[], Answer]) -> Answer:
     return work()
 
 
-async def _answers(answer: asyncio.Future[Answer], thread: threading.Thread, stalled_seconds: float) -> bool:
+async def _finishes(answer: asyncio.Future[Answer], thread: threading.Thread, stalled_seconds: float) -> bool:
     """Wait for the answer of the thread; False if the thread uses no processor time for `stalled_seconds`."""
     used, stalled = -1.0, 0
-    # Counts checks instead of seconds, because no checks are made while the whole machine is paused.
+    # Checks are counted, not seconds: a pause of the machine must not count.
     while stalled < _CHECKS:
         await asyncio.wait({answer}, timeout=stalled_seconds / _CHECKS)
         if answer.done():

@@ -49,7 +49,7 @@ class PartContext(NamedTuple):
 
 
 class FeaturePart:
-    """The part of a feature that runs in the supervisor. It is created when a key, a table or a verb first needs it."""
+    """A feature's part in the supervisor, created when a key, a table or a verb first needs it."""
 
     address: WebAddress[Any] | None = None  # closed when the supervisor exits
 

@@ -96,8 +96,8 @@ class MemoryLimit:
             pid = worker.placement.pid if worker.placement is not None else None
             limit, size = entry.config.limits.memory, self._usages.of(pid).memory_bytes
             if limit is not None and size is not None and size > limit and _has_memory_limit(entry, worker):
-                used = f"worker {worker.id} (pid {pid}) uses {format_size(size)}"
-                problem = f"{used}, and limits.memory is {format_size(limit)}"
+                usage = f"worker {worker.id} (pid {pid}) uses {format_size(size)}"
+                problem = f"{usage}, and limits.memory is {format_size(limit)}"
                 self._recovery.report_worker_problem(entry, worker, MEMORY, problem)
 
 
@@ -178,19 +178,19 @@ class HeartbeatMonitor:
         if now - self._timer_at > _PAUSED_SECONDS:
             # The pause does not count as time for an answer: the workers were probably paused too.
             self._awake_since = now
-        again = []
+        rescheduled = []
         while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
             state = heappop(self._due)[2]
             when = self._exchange_heartbeat(state, now)
             if when is not None:
-                again.append((state, when))
+                rescheduled.append((state, when))
         # Added after the loop, because the next heartbeat of a worker may already be due again.
-        for state, when in again:
+        for state, when in rescheduled:
             self._schedule(state, when)
         self._set_timer()
 
     def _exchange_heartbeat(self, state: HeartbeatState, now: float) -> float | None:
-        """Send a heartbeat to a worker, or check its answer; returns the time of the next call, None if none is due."""
+        """Send a worker a heartbeat, or check its answer. Return the time of the next call; None to stop."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement
@@ -213,7 +213,7 @@ class HeartbeatMonitor:
                 state.is_idle = True
                 return next_aligned_time(now, interval)
             if state.is_idle:
-                # Not at the common time, so that a thousand idle workers that became busy are not asked together.
+                # Not at the aligned time: many workers that become busy together would be asked together.
                 interval *= random.random()
             state.is_idle = False
             # A newly forked worker does not answer heartbeats yet, and is not considered stuck.

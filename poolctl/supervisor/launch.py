@@ -128,7 +128,7 @@ def _start_keeper(
     lifeline: bool,
     lock: int,
 ) -> LaunchedKeeper:
-    # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
+    # A guess, because only the supervisor parses the files. It replaces the zygote if the guess was wrong.
     without = sorted({*variables_named_by_env_keys(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
@@ -141,7 +141,7 @@ def _start_keeper(
             if_failed.callback(os.close, write)
         lock_fd = 3 + len(fds) if lock >= 0 else -1
         fds += [lock] if lock >= 0 else []
-        inherited, names = _inherited(env)
+        inherited, names = _systemd_sockets(env)
         fds += inherited
         for program in programs.values():
             keeper_end, program_end = (ours.enter_context(end) for end in wire.pair())
@@ -158,7 +158,7 @@ def _start_keeper(
             "without": without,
         }
         keeper = bootstrap.command(sys.executable, "keeper", pool_directory, json.dumps(plan), isolated=True)
-        keeper_pid = start_with_companions(keeper, _for_the_keeper(env), fds, [*programs.values()])
+        keeper_pid = start_with_companions(keeper, _keeper_environment(env), fds, [*programs.values()])
         if_failed.pop_all()
         if lifeline:  # the caller continues, and must not hold open what the pool closes
             close_all(inherited)
@@ -178,7 +178,7 @@ def _programs(
     return programs | companions(files, pool_directory, env, without)
 
 
-def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
+def _systemd_sockets(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
     """The descriptors of the sockets that systemd passed to this process, and their names (sd_listen_fds(3))."""
     if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
         return [], []
@@ -187,7 +187,7 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
     return list(range(3, 3 + count)), names + [""] * (count - len(names))
 
 
-def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
+def _keeper_environment(env: Mapping[str, str]) -> dict[str, str]:
     """The environment for the keeper: `env` without systemd's variables that are meant for this process only.
 
     Paths that are relative to this process's working directory are made absolute (see `with_absolute_paths`).
@@ -226,11 +226,11 @@ def remove_stale_files(pool_directory: str) -> None:
     Has no effect if the pool runs; waits while it is starting. Never raises.
     """
     if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
-        _unless_it_runs(pool_directory, _remove_control_files)
+        _if_not_running(pool_directory, _remove_control_files)
 
 
 def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | None = None) -> None:
-    """Forget that the servers called `server_names`, or with None all servers, were to run when the pool was killed.
+    """Record that the servers `server_names` (None: all) should not run again; they ran when the pool was killed.
 
     Has no effect if the pool runs. Never raises.
     """
@@ -238,7 +238,7 @@ def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | N
     if not state:
         return
     if server_names is None:
-        _unless_it_runs(pool_directory, pool_files.remove_left_states)
+        _if_not_running(pool_directory, pool_files.remove_left_states)
         return
     from poolctl.core.decide import Desired
 
@@ -246,10 +246,10 @@ def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | N
         if name in server_names:
             record["desired"] = Desired.STOPPED.value
     content = json.dumps(state).encode()
-    _unless_it_runs(pool_directory, lambda directory: pool_files.write_left_state(directory, content))
+    _if_not_running(pool_directory, lambda directory: pool_files.write_left_state(directory, content))
 
 
-def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
+def _if_not_running(pool_directory: str, act: Callable[[str], None]) -> None:
     with contextlib.suppress(OSError):
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -43,7 +43,7 @@ _UNCOUNTED: Table = dict.fromkeys(
 class Totals:
     """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    They are saved for the next supervisor after each change. `tallies` keeps the counts of exited workers until then.
+    They are saved for the next supervisor after each change; until then, `tallies` holds the counts of exited workers.
     """
 
     def __init__(self, core: Core, tallies: Tallies, events: EventBus, store: StateStore) -> None:
@@ -107,7 +107,7 @@ class Totals:
             "availability": {
                 name: to_json(availability) for name, availability in self._availability.items()
             },
-            # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
+            # The keeper holds exited workers' pages until the totals are stored, so that a crash counts them once.
             "added": self._tallies.unsaved_workers,
         }
         self._store.store_for_successor(fd_store.TOTALS, json.dumps(totals).encode())
@@ -170,12 +170,12 @@ class Statistics:
     """
 
     def __init__(self, core: Core, totals: Totals) -> None:
-        self._take: metrics.TakeSample | None = None
+        self._send_sample: metrics.TakeSample | None = None
         self._core = core
         self.totals = totals
         self._measuring: asyncio.Task[None] | None = None
         self._histories: dict[str, ServerHistory] = {}
-        self._asked_at = float("-inf")
+        self._requested_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
 
     async def stats(self, call: Call) -> server_answers.StatsResult:
@@ -223,13 +223,13 @@ class Statistics:
 
     def keep_sampling(self) -> None:
         """Take samples in the background until one minute from now."""
-        self._asked_at = self._core.clock.monotonic()
+        self._requested_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
 
     def send_samples_to(self, take: metrics.TakeSample | None) -> None:
         """Set the function that receives each sample from now on; None removes it."""
-        self._take = take
+        self._send_sample = take
         if take is not None:
             self.keep_sampling()
 
@@ -243,13 +243,13 @@ class Statistics:
         entry = snapshot.entry
         history = self._histories.setdefault(entry.name, ServerHistory())
         # Without an earlier sample, as for the first request, latencies are computed since the start.
-        watched = len(history.counts) > 1
-        at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
+        has_samples = len(history.counts) > 1
+        at, before = history.counts[0] if has_samples else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
         total, counted = snapshot.total, snapshot.counted
         stats = server_answers.ServerStats(
             requests_total=total[tally.STARTED],
-            requests_per_second=round(request_rate(before, total, seconds), 3) if watched else 0.0,
+            requests_per_second=round(request_rate(before, total, seconds), 3) if has_samples else 0.0,
             responses_total={f"{digit}xx": total[tally.STATUS + digit] for digit in range(1, 6)},
             errors_total=errors(total),
             disconnects_total=total[tally.DISCONNECTED],
@@ -273,7 +273,7 @@ class Statistics:
         )
         if with_errors and counted:
             stats = replace(
-                stats, errors_per_second=round(error_rate(before, total, seconds), 3) if watched else 0.0
+                stats, errors_per_second=round(error_rate(before, total, seconds), 3) if has_samples else 0.0
             )
         return stats if counted else replace(stats, **_UNCOUNTED)
 
@@ -290,7 +290,7 @@ class Statistics:
 
     def _sample(self) -> None:
         now = self._core.clock.monotonic()
-        if self._take is None and now - self._asked_at > WATCHED_SECONDS:
+        if self._send_sample is None and now - self._requested_at > WATCHED_SECONDS:
             self._timer = None
             self._histories.clear()
             return
@@ -301,8 +301,8 @@ class Statistics:
             snapshot = self.of(entry)
             self._histories.setdefault(entry.name, ServerHistory()).add_sample(now, snapshot)
             snapshots.append(snapshot)
-        if self._take is not None:
-            self._take(now, snapshots)
+        if self._send_sample is not None:
+            self._send_sample(now, snapshots)
         # For the next sample: this one does not wait, so that intervals are exact.
         pids = worker_pids(self._core.entries.values())
         self._measuring = asyncio.ensure_future(self._core.runner.usages.measure(pids))

@@ -78,16 +78,16 @@ from .web_addresses import WebAddress, WebServer
 if TYPE_CHECKING:
     from types import FrameType
 
-# In the state directory: the key of the names that listeners have in the service manager's store.
+# In the state directory: the secret with which listeners are named in the service manager's store.
 _LISTENER_NAMES, _SECRET_BYTES = "listener-names.key", 32
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
-# After this time, the memory that the start of many servers needs briefly has been freed.
+# By then, the memory that a start of many servers needs has been freed.
 _FREED_SECONDS = 10.0
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
-# How long a calm supervisor takes no automatic action before a new supervisor is tried.
+# How long a calm supervisor takes no automatic action, before a normal supervisor replaces it.
 _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
 _BETWEEN_IMPORTS_SECONDS = 0.02
@@ -100,9 +100,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 def exit_at_once(status: int) -> NoReturn:
-    """Close the log, and exit.
+    """Close the log, and exit without waiting for threads.
 
-    At the end of asyncio.run() the interpreter would wait for threads in another thread, which may be one too many.
+    asyncio.run() would start one more thread to wait for them, which a process limit may refuse.
     """
     logging.shutdown()
     os._exit(status)
@@ -481,7 +481,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
         """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`.
 
-        A server that is tried again although its restarts have reached their limit has failed, too.
+        A server that keeps failing at its restart limit counts as failed.
         """
         has_failed = entry.failed or entry.keeps_failing
         ends_pool = has_failed and entry.config.mandatory and not entry.removed
@@ -847,7 +847,7 @@ class RuntimeFiles:
         The yielded value is a new control socket to listen on, or None if the old socket is still there. The file of
         `lock` is restored at once.
         """
-        # Files removed under an earlier supervisor are restored at once: clients have been waiting since.
+        # Files that are missing at the start are restored at once, because clients have been waiting.
         pause_seconds = _CHECK_SECONDS if self._all_files_exist() else 0.0
         while True:
             await self._wait_for_file_removal()

@@ -18,7 +18,7 @@ from poolctl.states import in_words
 
 _SOON_SECONDS = 0.05
 # The added delay per server: checking one takes up to 30 µs, which is a twentieth of this.
-_SOON_SECONDS_OF_SERVER = 0.0006
+_SOON_SECONDS_PER_SERVER = 0.0006
 _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
@@ -49,9 +49,9 @@ class SystemdNotifier:
         opened: Callable[[], Awaitable[object]],
         run: Link | None = None,
     ) -> None:
-        self._tell: Callable[..., object] = partial(sd_notify.notify, env)
+        self._send: Callable[..., object] = partial(sd_notify.notify, env)
         if run is not None:
-            self._tell = lambda *lines: run.send({"notify": lines})
+            self._send = lambda *lines: run.send({"notify": lines})
         self._core = core
         self._opened = opened
         self._opening: asyncio.Task[None] | None = None
@@ -79,27 +79,27 @@ class SystemdNotifier:
 
     def _schedule_notification(self) -> None:
         if self._timer is None and not self._stopping:
-            delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._core.entries)
+            delay = _SOON_SECONDS + _SOON_SECONDS_PER_SERVER * len(self._core.entries)
             self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
 
     def notify_stopping(self) -> None:
         """Notify systemd that the pool ends. From then on, only the watchdog is notified."""
         if not self._stopping:
             self._stopping = True
-            self._tell(sd_notify.STOPPING, sd_notify.status("stopping"))
+            self._send(sd_notify.STOPPING, sd_notify.status("stopping"))
 
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
         # Only once ready: before that, systemd would mistake the end of the reload for the end of the start.
         if self._ready and not self._reloads and not self._stopping:
-            self._tell(*sd_notify.reloading())
+            self._send(*sd_notify.reloading())
         self._reloads += 1
         try:
             yield
         finally:
             self._reloads -= 1
             if self._ready and not self._reloads and not self._stopping:
-                self._tell(sd_notify.READY)
+                self._send(sd_notify.READY)
             self._schedule_notification()
 
     def _notify(self) -> None:
@@ -110,7 +110,7 @@ class SystemdNotifier:
         line = sd_notify.status(_sentence(wanted or 0, missing))
         if line != self._status:
             self._status = line
-            self._tell(line)
+            self._send(line)
         if not missing and wanted is not None and self._opening is None:
             self._opening = asyncio.ensure_future(self._notify_ready_when_open())
 
@@ -118,10 +118,10 @@ class SystemdNotifier:
         await self._opened()
         if not self._stopping:
             self._ready = True
-            self._tell(sd_notify.READY)
+            self._send(sd_notify.READY)
 
     def _ping_watchdog(self) -> None:
-        self._tell(sd_notify.WATCHDOG)
+        self._send(sd_notify.WATCHDOG)
         asyncio.get_running_loop().call_later(self._period_seconds, self._ping_watchdog)
 
 

@@ -28,7 +28,7 @@ from poolctl.worker.process_setup import START_VARIABLES
 from .takeover.state_store import NotUnderstood, decoded
 from .verbs.upgrade import TakeoverCheckReport
 
-# The only variables passed on: those that an interpreter and its libraries need, without secrets.
+# The only variables passed on: an interpreter and its libraries need them, and they hold no secrets.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", *START_VARIABLES)
 _ZYGOTE_SECONDS = 30.0
 
@@ -75,8 +75,8 @@ def _import_everything() -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as missing:
-            # A feature that this pool does not use may need a library that is not installed. For one in use, the
-            # checks of its tables have reported that.
+            # A feature may need a library that is not installed. If the pool uses the feature, the checks of its tables
+            # have reported that.
             if not name.startswith("poolctl.features.") or str(missing.name).startswith("poolctl"):
                 raise
 

@@ -72,10 +72,10 @@ def tls_settings(tls: TLSConfig, env: Mapping[str, str], *, is_optional: bool | 
 
 
 class AddressOwner(Protocol):
-    """The owner of an address is informed of what the process reports about it."""
+    """Receives the process's reports about an address."""
 
     def on_attempted(self, order: Order, *, changed: bool) -> None:
-        """The process serves the address, or cannot because of the order's problem; `changed`: it did not before."""
+        """Handle that the process serves the address, or cannot (see order.problem). `changed`: it did not before."""
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class WebServer(HelperOwner[WebProcess]):
         self._directory, self.opener = environment.directory, environment.opener
         self._helper = environment.helpers.add(WEB, self, WebProcess)
         self._orders: dict[str, Order] = {}  # by table
-        self._closed: set[str] = set()  # the tables that were served or might have been
+        self._closed: set[str] = set()  # closed tables, which an adopted process may still serve
         self._numbers = itertools.count(1)
 
     @property

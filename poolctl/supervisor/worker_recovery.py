@@ -186,7 +186,7 @@ class WorkerRecovery:
         self, entry: Entry, worker: Worker, reading: asyncio.Task[WorkerStacks | None]
     ) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
-        # Otherwise it hangs again, and its stacks are being read again.
+        # If it hangs again, a newer read is in progress.
         if self._reading_stacks.get(id(worker)) is reading:
             del self._reading_stacks[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}

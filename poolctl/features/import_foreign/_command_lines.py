@@ -29,7 +29,7 @@ from ._known_servers import apply_known_server, apply_known_server_of_script, pr
 from ._launchers import SHELLS, CommandLine, without_launchers
 from ._settings import Becomes, Settings, Table, row_of, shown
 
-DEFAULT_PORT = "8000"  # of uvicorn and gunicorn
+DEFAULT_PORT = "8000"  # the default port of uvicorn and gunicorn
 ASGI_WORKERS = ("uvicorn.workers.", "uvicorn_worker.", "asgi")
 _PASSWORD = "--ssl-keyfile-password"
 _CLIENT_AUTH = {"0": "none", "1": "optional", "2": "required"}
@@ -119,7 +119,7 @@ def _set_paths(server: ForeignServer, line: CommandLine) -> None:
     elif line.python_launcher and line.python_launcher != "uv run":
         server.remark(f"{line.python_launcher}: name its environment as `python`, unless it is .venv")
     for flag in program.flags:
-        if flag != "-u":  # output is not kept back
+        if flag != "-u":  # not needed: an app's output is not buffered
             server.remark(f"{program.interpreter} {flag}: no equivalent")
     if app_dir := server.keys.get("app_dir", "") or cwd:
         server.set("app_dir", cwd if app_dir == cwd else _resolved(server, app_dir))
@@ -137,7 +137,7 @@ def _proxies(value: str) -> list[str]:
 
 
 def _stop_timeout(value: str) -> str:
-    # Of poolctl's stop_timeout, requests in progress get 0.8.
+    # poolctl gives requests in progress 80 % of stop_timeout.
     return f"{math.ceil(float(value) / 0.8)}s"
 
 

@@ -43,7 +43,7 @@ _url = re.compile(rf"(?:https?://{_LOOPBACK}(?::(\d+))?|(?<=\s){_LOOPBACK}:(\d+)
 
 
 class _Variables:
-    """The variables that compose replaces in its file, from the environment or else from `.env` beside it.
+    """The variables that compose substitutes in its file: from the environment, else from `.env` beside the file.
 
     `missing` collects the names of variables without a value.
     """
@@ -121,9 +121,9 @@ def _closing_brace(text: str, at: int) -> int:
 
 
 class _Published(NamedTuple):
-    """An entry of `ports` as it was written. `here` maps each port of the container to the port here.
+    """An entry of `ports` as written. `published_ports` maps each port of the container to the port on this machine.
 
-    `here` is empty if the entry cannot be an address here; `why` has the reason.
+    `published_ports` is empty if the entry cannot be an address of this machine; `why` has the reason.
     """
 
     text: str
@@ -139,7 +139,9 @@ class _Reader:
         self.env_file = os.path.join(document.base_dir, ".env")
         self.variables = _Variables(self.env_file)
         self.file = ComposeFile(document, self.variables.resolved, overrides=overrides)
-        self.ports: dict[str, dict[str, str]] = {}  # here, by service and port of the container
+        self.ports: dict[
+            str, dict[str, str]
+        ] = {}  # the ports on this machine, by service and by port of the container
         self.hosts: dict[str, str] = {}  # the service of each host name
         self.checks: dict[str, dict[str, Any]] = {}  # the health check of each image, by service
 

@@ -15,9 +15,9 @@ from ._foreign_pool import Remarked, SourceLine
 from ._settings import text_of
 
 # Lists that another file replaces, tables that may be lists of NAME=VALUE, and names that may be a table.
-_REPLACED = ("command", "entrypoint", "test")
-_OF_PAIRS = ("environment", "labels", "args", "extra_hosts", "sysctls", "annotations")
-_OF_NAMES = ("depends_on", "networks")
+_REPLACED_LISTS = ("command", "entrypoint", "test")
+_PAIR_KEYS = ("environment", "labels", "args", "extra_hosts", "sysctls", "annotations")
+_NAME_KEYS = ("depends_on", "networks")
 _OVERRIDES = {
     "compose.yaml": "compose.override", "compose.yml": "compose.override",
     "docker-compose.yaml": "docker-compose.override", "docker-compose.yml": "docker-compose.override",
@@ -26,10 +26,10 @@ _mark = re.compile(r"(?<=:)[ \t]+!(reset|override)(?![\w-])")
 
 
 def document_of_compose(path: str) -> Document:
-    """The YAML file without the tags `!reset` and `!override`, which mean something to compose. Raises Problem."""
+    """Read the YAML file without compose's own tags `!reset` and `!override`. Raises Problem."""
     text = read_text(path)
-    without = _mark.sub(lambda match: " " * len(match[0]), text)
-    return Document(path) if without == text else Document(path, without)
+    untagged = _mark.sub(lambda match: " " * len(match[0]), text)
+    return Document(path) if untagged == text else Document(path, untagged)
 
 
 class ComposeFile(Remarked):
@@ -210,7 +210,7 @@ def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str])
     """Merge the value `other` of another file into `base`, by the rules of compose (compose-spec, 13-merge.md)."""
     key = path[-1] if path else ""
     base, other = alike(key, base), alike(key, other)
-    if key in _OF_NAMES and isinstance(base, dict) != isinstance(other, dict):
+    if key in _NAME_KEYS and isinstance(base, dict) != isinstance(other, dict):
         base, other = (
             {text_of(name): {} for name in names} if isinstance(names, list) else names
             for names in (base, other)
@@ -226,14 +226,14 @@ def merged(base: Tree, other: Tree, path: KeyPath, marks: Mapping[KeyPath, str])
             else:
                 result[name] = merged(result[name], value, inner, marks) if name in result else value
         return result
-    if isinstance(base, list) and isinstance(other, list) and key not in _REPLACED:
+    if isinstance(base, list) and isinstance(other, list) and key not in _REPLACED_LISTS:
         return base + [item for item in other if item not in base]
     return other
 
 
 def alike(key: str | int, value: Tree) -> Tree:
     """The value in the form in which it can be merged."""
-    if key in _OF_PAIRS and isinstance(value, list):
+    if key in _PAIR_KEYS and isinstance(value, list):
         pairs = (text_of(pair).partition("=") for pair in value)
         return {name: text if sign else None for name, sign, text in pairs}
     if key == "build" and isinstance(value, str):

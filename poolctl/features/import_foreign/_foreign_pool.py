@@ -14,7 +14,7 @@ from poolctl.config import load, relocated, required_variables, table_text, valu
 from poolctl.config.values.problems import Tree
 from poolctl.errors import ServerError
 
-# Placeholders for what the pool knows of an address. In braces a word is the other tool's own.
+# Stand for pool.toml's {port}, {host} and {fd} while a command is read, in which braces have the other tool's meaning.
 PORT, HOST, FD = "\ue000port\ue001", "\ue000host\ue001", "\ue000fd\ue001"
 REFERENCE = re.compile(r"\$\{[^}]*\}")
 _invalid_characters = re.compile(r"[^A-Za-z0-9._-]+")
@@ -103,7 +103,7 @@ class ForeignPool(Remarked):
     def __init__(self) -> None:
         super().__init__()
         self.servers: list[ForeignServer] = []
-        self.env_file = ""  # the other tool reads it automatically
+        self.env_file = ""  # path of the file that the other tool reads automatically; "" for none
         self.files: list[str] = []  # other files that were read
 
     def add(self, name: str, line: int) -> ForeignServer:
@@ -155,7 +155,7 @@ def signal_name(text: str) -> str:
     return f"SIG{text.upper().removeprefix('SIG')}"
 
 
-# A server with a problem in one of these keys is left out: without the key it would be invalid, or another server.
+# A server with a problem in one of these keys is written as a comment: without the key it would not be the same server.
 ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
 MAX_ROUNDS = 20

@@ -20,7 +20,7 @@ from ._foreign_pool import ForeignPool, ForeignServer, SourceLine, Unreadable, s
 from ._settings import NO_EQUIVALENT, ONE_LOG, Becomes, Settings, Table, row_of, shown
 
 _RESTART = {"no": "no", "always": "always", "on-failure": "on-failure"}
-# poolctl restarts after more exits than these name.
+# Values for which poolctl restarts after more kinds of exits than systemd.
 _WIDER_RESTART = {
     "on-success": "always", "on-abnormal": "on-failure", "on-abort": "on-failure", "on-watchdog": "on-failure",
 }  # fmt: skip

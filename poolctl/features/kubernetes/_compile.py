@@ -74,19 +74,19 @@ def compile_pool(
     handlers = next((server.handlers for server in config if server.handlers), "")
     name = config.settings.name or default_name(files[0])
     pool = SharedSettings(name, settings, handlers, by_reference)
-    running = _running(config)
-    needed = {
+    running = _servers_with_pods(config)
+    dependencies = {
         server.name: [other.name for other in server.depends_on if other.name in running] for server in config
     }
-    waves = _waves(needed)
+    waves = _waves(dependencies)
     servers = sorted(config, key=lambda server: waves[server.name])
     variables = PoolVariables.of(files)
     hidden = variables.values()
     _raise_if_problems(config, _problems(servers, pool, hidden))
-    moved = with_service_addresses(without_local_env_file(config, server) for server in servers)
+    addressed = with_service_addresses(without_local_env_file(config, server) for server in servers)
     in_pods = [
         in_pod(server).model_copy(update={"disabled": server.name not in running})
-        for server in moved
+        for server in addressed
         # A suspended Job is never healthy: Argo CD would wait for it.
         if server.name in running or not server.job or server.every is not None
     ]
@@ -113,16 +113,18 @@ def compile_pool(
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
-        by_name = {server.name: server for server in moved}
+        by_name = {server.name: server for server in addressed}
         last = max(waves.values(), default=0)
         routes = compile_routes(servers, by_name, config.tables, pool, last, hidden)
         _raise_if_problems(config, routes.problems)
     deployed = {
-        pod.name: Deployed(pod, environments[pod.name], _awaited(needed[pod.name], in_pods), waves[pod.name])
+        pod.name: Deployed(
+            pod, environments[pod.name], _awaited(dependencies[pod.name], in_pods), waves[pod.name]
+        )
         for pod in in_pods
     }
     objects = {name: list(objects_of(deployment, pool)) for name, deployment in deployed.items()}
-    first = {
+    apply_first_texts = {
         name: _apply_first(name, manifests[-1]["metadata"], directory)
         for name, manifests in objects.items()
         if manifests[-1]["kind"] == "Job"
@@ -135,7 +137,7 @@ def compile_pool(
             *probe_keys_left_out(server),
             *_index_used(server),
             *_ready_too_early(server),
-            *_dependency_warnings(server, servers, running, first),
+            *_dependency_warnings(server, servers, running, apply_first_texts),
         )
     )
     warnings = [str(warning) for warning in config.located([*findings, *routes.ignored])] + routes.warnings
@@ -156,16 +158,16 @@ def compile_pool(
     return CompiledPool(name, objects, routes.routes, warnings, commands)
 
 
-def _running(servers: Iterable[ServerConfig]) -> set[str]:
-    """The names of the servers with pods. On-demand servers have pods only if servers with pods depend on them."""
+def _servers_with_pods(servers: Iterable[ServerConfig]) -> set[str]:
+    """The names of the servers that get pods. On-demand servers get pods only if servers with pods depend on them."""
     enabled = {server.name: server for server in servers if not server.disabled}
     running: set[str] = set()
-    left = [server.name for server in enabled.values() if not server.on_demand]
-    while left:
-        name = left.pop()
+    pending = [server.name for server in enabled.values() if not server.on_demand]
+    while pending:
+        name = pending.pop()
         if name in enabled and name not in running:
             running.add(name)
-            left += (dependency.name for dependency in enabled[name].depends_on)
+            pending += (dependency.name for dependency in enabled[name].depends_on)
     return running
 
 

@@ -17,14 +17,14 @@ from poolctl.time_windows import parse_window
 if TYPE_CHECKING:
     from .table import Kubernetes
 
-# Compiled into an object, or given to `poolctl serve` in the pod.
+# Keys that are compiled into an object or passed to `poolctl serve` in the pod.
 MAPPED = frozenset((
     "name", "bind", "expose", "app", "app_dir", "factory", "interface", "handler_key", "command", "socket", "stdin",
     "job", "every", "overlap", "env", "env_file", "cwd", "umask", "scale", "disabled", "on_demand", "http",
     "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout", "health", "limits", "log",
     "depends_on", "image", "ready_after",
 ))  # fmt: skip
-# Ignored with a warning: the server runs without it.
+# Keys that are ignored with a warning, because the server runs without them, and what happens instead.
 IGNORED: Mapping[str, str] = {
     "python": "the image's interpreter is used",
     "reload_signal": "a changed file makes new pods",
@@ -41,7 +41,7 @@ IGNORED: Mapping[str, str] = {
     "recovery": "Kubernetes restarts a worker whose liveness probe fails",
     "watch": "code changes with the image",
 }
-# Refused, because traffic or safety depends on it: the values, the reason and the fix.
+# Keys that are refused, because traffic or safety depends on them: which values, why, and the fix.
 UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "user": (bool, "a pod has the user of its image", "leave it out, and give the image a USER"),
     "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
@@ -146,7 +146,7 @@ def _cron_field(values: set[int], every_one: range) -> str:
 
 
 def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
-    """Problems of keys with a secret or one of `hidden`, the values of environment variables."""
+    """Problems of keys whose values contain a secret or a value in `hidden`, the environment's values."""
     for key, value in table.items():
         if masked({key: value}, hidden=hidden) != {key: value}:
             fix = "give it to the server in env, or write the value itself if everybody may read it"

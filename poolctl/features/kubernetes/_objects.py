@@ -41,22 +41,25 @@ _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 # whole period after the startup probe has succeeded.
 _READINESS_SECONDS, _READINESS_FAILURES = 1, 10
 _DIGEST_BYTES = 5
-# Added to start_timeout, for image, node and dependencies: Kubernetes' default.
+# Kubernetes' default, added to start_timeout for pulling the image, starting a node and waiting for dependencies.
 _PROGRESS_SECONDS = 600
 # A delayed run is dropped after this time; the CronJob controller checks every 10 s.
-_LATEST_RUN_SECONDS = 30
-_RUNS_KEPT = 3  # of successful and of failed runs each, with their output
-_SMALL = {"cpu": "10m", "memory": "32M"}  # enough to wait
+_MAX_RUN_DELAY_SECONDS = 30
+_RUNS_KEPT = 3  # kept successful runs, and kept failed runs; their output is kept too
+_MAX_WAIT_REQUESTS = {
+    "cpu": "10m",
+    "memory": "32M",
+}  # upper bounds of the requests of the container that waits for dependencies
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
 # Draining a node does not count as a failed attempt of a job.
-_DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
-_SURVIVES_EVICTION = {"rules": [{"action": "Ignore", "onPodConditions": [_DISRUPTED]}]}
+_POD_DISRUPTED = {"type": "DisruptionTarget", "status": "True"}
+_SURVIVES_EVICTION = {"rules": [{"action": "Ignore", "onPodConditions": [_POD_DISRUPTED]}]}
 # Keys of the server that `poolctl serve` needs in the pod.
-_CARRIED = (
+_SERVE_KEYS = (
     "name", "expose", "app", "factory", "interface", "handler_key", "command", "socket", "umask", "http", "health",
     "job", "start_timeout", "stop_timeout", "stop_signal", "stop_group", "drain_timeout",
 )  # fmt: skip
@@ -113,11 +116,11 @@ class SharedSettings:
         """The labels and annotations of an object or a pod; `more` are further annotations."""
         labels = {"app.kubernetes.io/part-of": self.name, "app.kubernetes.io/managed-by": "poolctl"}
         if server:
-            of_server = {
+            server_labels = {
                 "app.kubernetes.io/name": server,
                 "app.kubernetes.io/instance": f"{self.name}-{server}",
             }
-            labels = of_server | labels | self.selector(server)
+            labels = server_labels | labels | self.selector(server)
         else:
             labels[POOL] = self.name
         annotations = {**more, **self.settings.annotations, **({WAVE: str(wave)} if wave else {})}
@@ -171,7 +174,7 @@ def secret_name(deployed: Deployed, pool: SharedSettings) -> str:
 
 
 def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
-    """The objects for a server."""
+    """Build the objects of a server."""
     server = deployed.server
     port = server.address.port if server.listens else None
     name = f"{pool.name}-{server.name}"
@@ -198,35 +201,35 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
     if server.job:
         pod["restartPolicy"] = "Never"
         attempts = 0 if server.every is not None or server.restart_policy == "no" else server.restart.limit
-        run = {"backoffLimit": attempts, "podFailurePolicy": _SURVIVES_EVICTION, "template": template}
+        job_spec = {"backoffLimit": attempts, "podFailurePolicy": _SURVIVES_EVICTION, "template": template}
         if server.every is not None:
             schedule: Table = {
                 "schedule": cron_schedule(server.every),
                 **({"timeZone": pool.settings.time_zone} if pool.settings.time_zone else {}),
                 "concurrencyPolicy": "Forbid",
-                "startingDeadlineSeconds": _LATEST_RUN_SECONDS,
+                "startingDeadlineSeconds": _MAX_RUN_DELAY_SECONDS,
                 "suspend": server.disabled,
                 "successfulJobsHistoryLimit": _RUNS_KEPT,
                 "failedJobsHistoryLimit": _RUNS_KEPT,
-                "jobTemplate": {"metadata": pool.metadata(server.name), "spec": run},
+                "jobTemplate": {"metadata": pool.metadata(server.name), "spec": job_spec},
             }
             yield manifest("batch/v1", "CronJob", name, spec=schedule)
             return
         # A Job is immutable: a changed server becomes a new Job, which runs again.
-        yield manifest("batch/v1", "Job", _with_digest(name, template), spec=run)
+        yield manifest("batch/v1", "Job", _with_digest(name, template), spec=job_spec)
         return
-    scaled = server.scale.is_automatic and not server.disabled
-    replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
+    is_autoscaled = server.scale.is_automatic and not server.disabled
+    replicas = {} if is_autoscaled else {"replicas": 0 if server.disabled else server.scale.min}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     # A program without a port can be a scheduler, which must not run twice at the same time.
-    once = not server.overlap or (port is None and server.scale.max == 1)
-    probed = port is not None or server.health.startup or server.health.readiness
-    watched_seconds = 0 if probed else math.ceil(server.ready_after)
+    runs_once = not server.overlap or (port is None and server.scale.max == 1)
+    is_probed = port is not None or server.health.startup or server.health.readiness
+    watched_seconds = 0 if is_probed else math.ceil(server.ready_after)
     spec = {
         **replicas,
-        **({} if probed else {"minReadySeconds": watched_seconds}),
+        **({} if is_probed else {"minReadySeconds": watched_seconds}),
         "selector": {"matchLabels": selector},
-        "strategy": {"type": "Recreate"} if once else rolling,
+        "strategy": {"type": "Recreate"} if runs_once else rolling,
         "progressDeadlineSeconds": _PROGRESS_SECONDS + math.ceil(server.start_timeout) + watched_seconds,
         "template": template,
     }
@@ -248,7 +251,7 @@ def objects_of(deployed: Deployed, pool: SharedSettings) -> Iterator[Table]:
             "selector": {"matchLabels": selector},
         }
         yield manifest("policy/v1", "PodDisruptionBudget", name, spec=budget)
-    if scaled:
+    if is_autoscaled:
         yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_autoscaler_spec(server, name))
 
 
@@ -261,7 +264,7 @@ def digest_of(content: Mapping[str, object]) -> str:
 def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     """A configuration file with this server alone, for use inside the image."""
     values = server.as_given()
-    table: Table = {key: values[key] for key in _CARRIED if key in values}
+    table: Table = {key: values[key] for key in _SERVE_KEYS if key in values}
     table |= {"name": server.name, **({"bind": server.bind} if server.listens else {})}
     for key in ("app_dir", "cwd"):
         table[key] = path_in_image(getattr(server, key), server, pool.settings)
@@ -333,23 +336,27 @@ def _pod_spec(
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    waiting = {
+    wait_container = {
         "name": "wait",
         "image": image,
         "command": ["python3", "-c", WAIT_PROGRAM, *deployed.awaited],
-        **_resources(server, settings, most=_SMALL),
+        **_resources(server, settings, most=_MAX_WAIT_REQUESTS),
         "securityContext": _NO_RIGHTS,
     }
-    account = settings.service_account
-    pull = [{"name": name} for name in dict.fromkeys(settings.pull_secrets)]
+    service_account = settings.service_account
+    pull_secrets = [{"name": name} for name in dict.fromkeys(settings.pull_secrets)]
     return {
-        **({"serviceAccountName": account} if account else {"automountServiceAccountToken": False}),
-        **({"imagePullSecrets": pull} if pull else {}),
+        **(
+            {"serviceAccountName": service_account}
+            if service_account
+            else {"automountServiceAccountToken": False}
+        ),
+        **({"imagePullSecrets": pull_secrets} if pull_secrets else {}),
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": stopping_seconds,
         "securityContext": security,
         **({"tolerations": tolerations} if tolerations else {}),
-        **({"initContainers": [waiting]} if deployed.awaited else {}),
+        **({"initContainers": [wait_container]} if deployed.awaited else {}),
         "containers": [container],
         "volumes": [{"name": "config", "configMap": {"name": config}}, {"name": "tmp", "emptyDir": {}}],
     }

@@ -16,11 +16,11 @@ from poolctl.states import State
 
 from ..statistics import Totals
 
-_WRONG = (State.BACKOFF.value, State.FAILED.value)
+_FAILING = (State.BACKOFF.value, State.FAILED.value)
 _AT_REST = (State.STOPPED, State.COMPLETED, State.DISABLED, State.SLEEPING)
-_RESTING = (*(state.value for state in _AT_REST), *_WRONG)
+_COMMAND_DONE = (*(state.value for state in _AT_REST), *_FAILING)
 _NO_CAUSE = Cause("")
-_ENDED = "ended"  # a server that is stopped because it has ended by itself
+_ENDED = "ended"  # stopped, because its program exited by itself
 
 
 class _RecordedState:
@@ -114,7 +114,7 @@ class EventRecorder:
                 self._record_worker_event("worker ready", entry, worker, cause=recorded.last_end)
         if state != recorded.state:
             self._record_state_change(entry, recorded, state, "" if is_reported else entry.observed.next_step)
-        if state in (*_RESTING, _ENDED) or (state == State.RUNNING.value and _is_rolled_out(entry)):
+        if state in (*_COMMAND_DONE, _ENDED) or (state == State.RUNNING.value and _is_rolled_out(entry)):
             # The command is complete, and must not be named as the cause of later events.
             recorded.last_end = ""
             self._core.forget_cause(entry)
@@ -128,14 +128,14 @@ class EventRecorder:
         # A job with a schedule sleeps until its time, not until a request arrives.
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
-        failure = entry.observed.failure.message if entry.observed.failure and state in _WRONG else ""
+        failure = entry.observed.failure.message if entry.observed.failure and state in _FAILING else ""
         cause = failure or recorded.last_end
         if not cause and (slept or entry.window_demand == ASLEEP) and entry.desired.cause is None:
             asleep = "no traffic" if state == State.SLEEPING.value else "needed"
             cause = self._window(entry) or ("a request" if entry.observed.has_pending_request else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
         more: Table = {"pids": pids} if pids else {}
-        if step and state in _WRONG:  # a worker that could not be placed has no event of its own
+        if step and state in _FAILING:  # a worker that could not be placed has no event of its own
             more["next"] = step
         if state == _ENDED:
             # `status` calls the pool incomplete, unless the server runs only by name.
@@ -190,14 +190,14 @@ class EventRecorder:
     def _record(
         self, kind: str, event: str, entry: Entry, message: str = "", cause: str = "", **more: object
     ) -> None:
-        who = _NO_CAUSE if cause else entry.desired.cause or _NO_CAUSE
+        origin = _NO_CAUSE if cause else entry.desired.cause or _NO_CAUSE
         self._events.record(
             kind,
             event,
             server=entry.name,
             message=message,
-            cause=cause or who.cause,
-            by=who.by,
+            cause=cause or origin.cause,
+            by=origin.by,
             bind=entry.config.key,
             **more,
         )

@@ -133,10 +133,10 @@ class HealthReporter:
         """The health of each route and, unless `routes_only`, of each server."""
         routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
-        of_servers = {entry.name: _health_if_should_run(self._core, entry) for entry in entries}
+        servers = {entry.name: _health_if_should_run(self._core, entry) for entry in entries}
         is_faulty = any(route.is_faulty for route in routes.values())
         serves = not (is_faulty or any(entry.is_missing for entry in entries))
-        return HealthSnapshot(dict(routes), of_servers, serves)
+        return HealthSnapshot(dict(routes), servers, serves)
 
     async def answer_health_verb(self, call: Call) -> HealthResult:
         """The verb `health`, with the requested detail; exit code 3 if a route or server that should serve does not."""

@@ -118,7 +118,7 @@ class KeeperWatch:
             self._announce_problem("error")
 
     def _record_keeper_answer(self, now: float) -> bool:
-        """Whether the keeper has sent anything since the last call."""
+        """Record an answer if the keeper has sent anything since the last call; returns whether it has."""
         if self._keeper.heard == self._heard:
             return False
         self._heard = self._keeper.heard

@@ -2,7 +2,7 @@
 
 The desired state is also written to a file, in case the keeper is killed at the same time.
 
-The configuration is JSON with a version number. A table is stored as in a configuration file, with only those keys that
+The configuration is JSON with a version number. A table is stored as in a configuration file, with only the keys that
 the user has set: a poolctl version with other keys or defaults can read the table like a file. Values that files cannot
 set, such as a server's parsed address, are stored as well.
 """
@@ -82,8 +82,8 @@ class StateStore:
         try:
             return decoded(content)
         except NotUnderstood as problem:
-            # `upgrade` refuses a version that cannot read this, unless the files agree. Without it, after a build
-            # that was killed, the files are the next best source. The servers continue in any case.
+            # `upgrade` refuses a version that cannot read this, unless the files agree. Another build may also start
+            # without it, after a kill: then the files are the next best source. The servers continue in any case.
             logger.warning("the configuration in force is read from the files again: %s", problem)
             return None
 
@@ -198,7 +198,7 @@ class SaveTimer:
         begun = loop.time()
         self._save()
         cost = loop.time() - begun
-        # At least half of the last pause, because a call that saved nothing says nothing about the next.
+        # At least half of the last pause: a call that saved nothing does not predict the next.
         due = max(SOON_SECONDS, _PAUSE_FACTOR * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, MAX_DELAY_SECONDS)
 

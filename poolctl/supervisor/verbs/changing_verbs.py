@@ -68,8 +68,8 @@ from .verb import (
 )
 
 _ADD_SHAPE = "add: `server` is a table as in a file, `base_dir` the directory of its relative paths"
-_RUNS = frozenset({"running", "draining"})
-_STAYS = _RUNS | {"starting", "backoff"}
+_SERVING = frozenset({"running", "draining"})
+_ALIVE = _SERVING | {"starting", "backoff"}
 _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to drain"
 _NAMES_SHOWN = 3
 _ENDS_APPLICATION = frozenset({SIGTERM, SIGINT, SIGKILL})  # and another worker replaces it
@@ -154,12 +154,12 @@ class Lifecycle:
             names = {problem.name for problem in refused}
             runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
-        also = self._unready_dependencies(runnable, requested) if deps else []
-        self._check_open_files([*also, *runnable])
-        operation = Operation(self._core, PoolRestartError, [*also, *runnable])
+        dependencies = self._unready_dependencies(runnable, requested) if deps else []
+        self._check_open_files([*dependencies, *runnable])
+        operation = Operation(self._core, PoolRestartError, [*dependencies, *runnable])
         operation.problems += refused
-        await self._leave_ports_in_use([*also, *runnable])
-        for entry in also:
+        await self._leave_ports_in_use([*dependencies, *runnable])
+        for entry in dependencies:
             self._core.start(entry)
         environment = call.options.get("env")
         if environment:
@@ -198,8 +198,8 @@ class Lifecycle:
     def _unready_dependencies(self, entries: list[Entry], requested: list[Entry]) -> list[Entry]:
         """Return the servers to start before a restart of `entries`: their dependencies, direct or not.
 
-        Left out are those that are ready, disabled, or in `requested`, and those of entries with serving workers, which
-        are replaced while they serve.
+        Skips dependencies that are ready, disabled, or in `requested`, and the dependencies of entries with serving
+        workers, which are replaced while they serve.
         """
         graph = self._core.servers
         names = {entry.name for entry in requested}
@@ -215,9 +215,9 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        The option `idle` is for ending an unused pool: nothing is done if a selected server runs or should run. With
-        `unit`, the service manager ends the pool's unit, perhaps to restart it. A stop of everything is completed even
-        if its client leaves, which may be a program of the pool.
+        With the option `idle`, does nothing if a selected server runs or should run. With `unit`, the service manager
+        stops the pool's unit, perhaps to restart it. A stop of everything is completed even if the client, which may be
+        a program of the pool, disconnects.
         """
         if not call.selector.selects_all:
             return await self._stop(call)
@@ -342,7 +342,7 @@ class Lifecycle:
     async def signal(self, call: Call) -> Result:
         """Send a signal to each worker of the selected servers, and not to their children.
 
-        To an application go only the signals that it handles, and those that end it in order. Does not wait.
+        An application gets only signals that it handles, and signals that stop it gracefully. Does not wait.
         """
         number = call.options.get("signal")
         if number not in valid_signals():
@@ -372,7 +372,7 @@ class Lifecycle:
         chosen = self._chosen("drain", call)
         warnings = tuple(filter(None, map(_undrainable_reason, chosen)))
         for entry in chosen:
-            if entry.state in _STAYS and entry.config.listens:
+            if entry.state in _ALIVE and entry.config.listens:
                 self._core.replace_overrides(entry, replace(entry.desired.overrides, out=True))
         return Result(items=items(self._core, chosen), warnings=warnings)
 
@@ -512,9 +512,9 @@ def _undrainable_reason(entry: Entry) -> str:
     """Why the server cannot drain now; "" if it can."""
     if not entry.config.listens:
         return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
-    if entry.state in _RUNS:
+    if entry.state in _SERVING:
         return ""
-    return f"{entry.name}: is {in_words(entry.state)}, {_WHEN_IT_RUNS if entry.state in _STAYS else _NEVER}"
+    return f"{entry.name}: is {in_words(entry.state)}, {_WHEN_IT_RUNS if entry.state in _ALIVE else _NEVER}"
 
 
 def _worker_count_error(entry: Entry, workers: int) -> ServerError | None:
@@ -677,7 +677,7 @@ async def startup_warnings(
 
 
 def refuse_unhandled_signal(entry: Entry, worker: Worker, number: int) -> None:
-    """Raise SelectorError if the worker is an application that the signal would end out of order."""
+    """Raise SelectorError if the signal would kill the worker's application without a graceful stop."""
     if worker.config.command or number in _ENDS_APPLICATION or number in (handled := handled_signals(worker)):
         return
     names = ", ".join(map(_signal_name, sorted(handled | _ENDS_APPLICATION)))

@@ -151,7 +151,7 @@ class ReadingVerbs:
         )
 
     async def reopen(self, call: Call) -> Result:
-        """Reopen the log files of all servers, also of those that are not selected; return the selected servers."""
+        """Reopen the log files of all servers, selected or not; return the selected servers."""
         entries = selected(self._core, call.selector)
         await self._context.runner.output.reopen_logs()
         return Result(items=items(self._core, entries))

@@ -102,7 +102,7 @@ class Reload:
     async def reload(self, call: Call) -> ReloadResult:
         """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused.
 
-        A selection limits this to its servers. Those of them that are unchanged get their `reload_signal`.
+        With a selection, only its servers are reloaded; its unchanged servers get their `reload_signal`.
         """
         force = bool(call.options.get("force"))
         async with self._configuration.turn:
@@ -173,7 +173,7 @@ class Reload:
         ] + [entry.config for name, entry in entries.items() if name not in written and name not in names]
 
     def _signals(self, names: Collection[str], changes: Iterable[Change]) -> list[Change]:
-        """The signals for those of the servers that run and have no changes."""
+        """The reload signals for the running servers in `names` that have no changes."""
         unchanged = {*names} - {change.name for change in changes}
         return [
             Change(Kind.SIGNAL, entry.name, entry.config.key, (), entry.config.reload_signal)
@@ -203,8 +203,8 @@ class Reload:
     async def apply_to_servers_at_rest(self, call: Call, working: Collection[str]) -> PlannedReload | None:
         """Apply the files if they change none of the `working` servers; returns the changes, or None if they do.
 
-        Files with problems are not applied. If a server works, files that add or remove servers, or change tables of
-        the pool, are not applied either. New servers are not started.
+        Files with problems are not applied; nor, while a server works, files that add or remove servers, or change
+        tables of the pool. New servers are not started.
         """
         async with self._configuration.turn:
             reading = await self._configuration.read(keep=self._core.entries)

@@ -66,9 +66,9 @@ class Daemon(Protocol):
         """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
 
     def leave_listeners_open(self) -> bool:
-        """If a service manager has copies of the listeners, close them only here from now on; returns whether it has.
+        """Leave the listeners open for the pool's next run, if a service manager holds copies; returns whether it does.
 
-        They stay open for the next run of the pool, while the service manager restarts the pool's unit.
+        From now on, closing a listener closes only this pool's copy.
         """
 
     def shut_down_soon(self) -> int:
@@ -94,7 +94,7 @@ class Call(NamedTuple):
 Verb = Callable[[Call], Awaitable[Result]]
 
 
-# The time of change that the kernel records for a file may be behind the clock by this much.
+# A file's ctime may lag behind the clock by this much.
 _FILE_TIME_SECONDS = 0.02
 
 
