@@ -1,4 +1,4 @@
-"""One request on a connection of its own, and its streamed response: for clients on an asyncio loop.
+"""An asyncio HTTP client: sends one request on a new connection, and streams the response.
 
 Forward proxies are named by the environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or
 lower case, as for curl and Python's urllib. For https a tunnel is requested (RFC 9110 §9.3.6): the proxy does not see
@@ -113,7 +113,7 @@ async def _read_more_into(message: ResponseReader, stream: asyncio.StreamReader)
 
 
 class ProxyError(ConnectionError):
-    """The proxy cannot be used, or has refused; the message names it without its password."""
+    """The proxy is unusable or has refused the request; the message leaves out its password."""
 
 
 class ForwardProxy(NamedTuple):
@@ -157,7 +157,7 @@ def proxy_for(scheme: str, host: str, port: int, environment: Mapping[str, str])
     for name in (f"{scheme}_proxy", "all_proxy"):
         value = environment.get(name) or environment.get(name.upper())
         if value:
-            return None if _is_excepted(host, port, environment) else _parse(name.upper(), value)
+            return None if _bypasses_proxy(host, port, environment) else _parse(name.upper(), value)
     return None
 
 
@@ -171,13 +171,13 @@ def _parse(name: str, value: str) -> ForwardProxy:
         raise ProxyError(f"{name} is not the address of a proxy, which begins with http://")
     authorization = ""
     if where.username is not None:
-        whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
-        authorization = f"Basic {b64encode(whole.encode()).decode()}"
+        credentials = f"{unquote(where.username)}:{unquote(where.password or '')}"
+        authorization = f"Basic {b64encode(credentials.encode()).decode()}"
     return ForwardProxy(where.hostname, port, authorization)
 
 
-def _is_excepted(host: str, port: int, environment: Mapping[str, str]) -> bool:
-    """Whether NO_PROXY names the host: by its name, a domain above it, an address or a network; `*` is every host."""
+def _bypasses_proxy(host: str, port: int, environment: Mapping[str, str]) -> bool:
+    """Whether NO_PROXY matches the host: by name, parent domain, address or network; `*` matches every host."""
     listed = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     host = host.lower().rstrip(".")
     try:

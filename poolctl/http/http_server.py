@@ -55,7 +55,7 @@ class ServerLimits:
     body_bytes: int = MAX_HEAD_BYTES
     request_seconds: float = 10.0
     keep_alive_seconds: float = 0.0
-    connections: int | None = None  # above it the oldest connection is closed
+    connections: int | None = None  # one more closes the oldest connection
     unread_bytes: int = 64 * 1024 * 1024
 
 
@@ -211,7 +211,7 @@ class HttpServer:
     def _remove_connection(self, task: asyncio.Task[None]) -> None:
         sock = self._connections.pop(task, None)
         if sock is not None:
-            sock.close()  # it was cancelled before its first step
+            sock.close()  # the task was cancelled before it ran: no transport owns the socket
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:
@@ -230,7 +230,7 @@ class HttpServer:
                 return
             writer = asyncio.StreamWriter(transport, protocol, stream, loop)
             try:
-                await self._converse(sock, stream, writer)
+                await self._serve_requests(sock, stream, writer)
                 writer.close()
             except (ClientGone, asyncio.CancelledError):
                 transport.abort()  # unread data is discarded
@@ -240,7 +240,7 @@ class HttpServer:
                 logger.exception("a request could not be answered")
                 transport.abort()
 
-    async def _converse(
+    async def _serve_requests(
         self, sock: socket.socket, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         limits, seconds, received = self._limits, self._limits.request_seconds, b""
@@ -282,23 +282,23 @@ class HttpServer:
             await self._handler.handle(request, response)
             return
         work = asyncio.ensure_future(self._handler.handle(request, response))
-        gone = asyncio.ensure_future(_await_disconnect(stream))
+        disconnect = asyncio.ensure_future(_await_disconnect(stream))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ClientGone("the client has closed the connection")
             work.result()
         finally:
-            for task in (work, gone):
+            for task in (work, disconnect):
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(work, disconnect, return_exceptions=True)
 
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Send the error, then discard input: closing with unread data would reset the connection (RFC 9112 §9.6).
 
-        Return when the client has disconnected, at the latest after one second or a maximum number of bytes.
+        Returns when the client disconnects, but after at most one second or a limited number of bytes.
         """
         status, kind, body = self._handler.error_response(error)
         response = Responder(h11.Connection(h11.SERVER), writer, self._limits, keep_alive=False)
@@ -312,9 +312,9 @@ class HttpServer:
 async def _receive_head(
     connection: h11.Connection, limits: ServerLimits, received: bytes, stream: asyncio.StreamReader
 ) -> h11.Request:
-    """Read the head of a request that begins with the bytes `received`; `connection` gets all bytes. Raises BadMessage.
+    """Read a request's head, of which `received` has already arrived; feed all bytes to `connection`.
 
-    A body in chunks is refused (RFC 9112 §6.3): no client needs one here.
+    A chunked body is refused (RFC 9112 §6.3), because no client here needs it. Raises BadMessage.
     """
     checked = 0
     while (end := received.find(END_OF_HEAD, max(0, checked - 3))) < 0:
@@ -339,7 +339,7 @@ async def _receive_head(
         raise BadMessage(f"more than {MAX_FIELDS} fields", 431)
     if request.http_version not in (b"1.0", b"1.1"):
         raise BadMessage("the version is not HTTP/1.1", 505)
-    # h11 leaves out a repeated Content-Length.
+    # h11 drops a repeated Content-Length, and then returns fewer fields than the head has lines.
     if len(names) != head.count(b"\n") - 2 or len(hosts) > 1:
         raise BadMessage("more than one host or content-length")
     if not all(map(_is_host, hosts)):

@@ -1,7 +1,7 @@
 """Reads responses that arrive in pieces of any size, makes heads of requests, and checks requests for a server.
 
-h11 frames all of them. What it does not limit is limited here while a response is still arriving: fields, interim
-responses, and chunks, because each costs as much work as a thousand bytes.
+h11 frames all of them. This module adds limits while a response arrives: on fields, interim responses and chunks,
+because each costs as much work as a thousand bytes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MAX_CHUNKS = 20_000  # of a body; usual programs send chunks of kilobytes
 
 # A control character, or a line that ends without CRLF. A CR may be the last byte received so far.
 UNFIT = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)"
-# h11 would take blanks that are followed by one of these in quadratic time.
+# Searched before h11 parses, which takes quadratic time for blanks before such a character.
 _unfit = re.compile(UNFIT).search
 _has_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
-_BEGINNING = b"HTTP/1."
+_VERSION_PREFIX = b"HTTP/1."
 UNFIT_CHARACTER = "a control character, or a line that does not end with CRLF"
 END_OF_HEAD = b"\r\n\r\n"
 # The size of a chunk, and the trailers together; h11 gets no more at once, because blanks there cost quadratic time.
@@ -41,9 +41,9 @@ class BadMessage(Exception):
 
 
 class ServerConnection(h11.Connection):
-    """A server's connection that refuses control characters in heads, and between and behind the chunks of a body.
+    """A server's connection that refuses control characters in heads, chunk sizes and trailers.
 
-    h11 itself takes blanks that are followed by one in quadratic time: 4 s for 32 KiB.
+    h11 takes quadratic time for blanks before such a character: 4 s for 32 KiB.
     """
 
     _between_chunks = False
@@ -53,7 +53,7 @@ class ServerConnection(h11.Connection):
         super().__init__(h11.SERVER, max_incomplete_bytes)
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """As h11's. Raises RemoteProtocolError."""
+        """The next event, as in h11. Raises RemoteProtocolError."""
         if self.their_state is h11.IDLE or (self.their_state is h11.SEND_BODY and self._between_chunks):
             self._check_lines(self.trailing_data[0])
         event = super().next_event()
@@ -64,10 +64,10 @@ class ServerConnection(h11.Connection):
         return event
 
     def _check_lines(self, received: bytes) -> None:
-        """Check the lines that `received` begins with, once they are complete: h11 parses them then."""
-        size = _CHUNK_SIZE.match(received) if self._between_chunks else None
-        end = size.end() if size else 0
-        if size is None or not int(size[1], 16):
+        """Check the complete lines at the start of `received`, because h11 parses them next."""
+        chunk_size = _CHUNK_SIZE.match(received) if self._between_chunks else None
+        end = chunk_size.end() if chunk_size else 0
+        if chunk_size is None or not int(chunk_size[1], 16):
             blank_line = _BLANK_LINE.search(received, max(0, self._searched - 2))
             end = blank_line.end() if blank_line else end
         self._searched = 0 if end else len(received)
@@ -76,7 +76,7 @@ class ServerConnection(h11.Connection):
 
 
 def next_event(connection: h11.Connection) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-    """What has been received next. Raises BadMessage, which does not repeat the received bytes."""
+    """The next event. Raises BadMessage, which does not repeat the received bytes."""
     try:
         return connection.next_event()
     except h11.RemoteProtocolError as error:
@@ -92,7 +92,7 @@ def request_head(method: str, target: str, fields: Iterable[tuple[str, str]]) ->
         headers.append((name.encode(), value.strip(" \t").encode(errors="surrogateescape")))
     try:
         return h11.Request(method=method, target=target, headers=headers)
-    except (h11.LocalProtocolError, UnicodeEncodeError):  # a target above ASCII
+    except (h11.LocalProtocolError, UnicodeEncodeError):  # a target with non-ASCII characters
         raise ValueError("the method, the target or the name of a header is not valid") from None
 
 
@@ -132,7 +132,7 @@ class ResponseReader:
         return connection.their_state is h11.DONE and connection.trailing_data == (b"", False)
 
     def take_body(self) -> bytes:
-        """Take the part of the body that has arrived; b"" for none."""
+        """Return and remove the part of the body that has arrived; b"" if there is none."""
         body = self.body
         self._body.clear()
         return body
@@ -157,7 +157,7 @@ class ResponseReader:
         return self.complete
 
     def _read_heads(self, received: bytes, checked: int) -> bytes:
-        """Read heads up to that of the final response; returns the bytes after it, b"" without it.
+        """Skip interim heads, read the final head, and return the bytes after it; b"" while it is incomplete.
 
         The first `checked` bytes were already checked by an earlier call.
         """
@@ -165,7 +165,7 @@ class ResponseReader:
             end = received.find(END_OF_HEAD, max(0, checked - 3)) + len(END_OF_HEAD)
             is_whole = end >= len(END_OF_HEAD)
             head = received[:end] if is_whole else received
-            if not _BEGINNING.startswith(head[: len(_BEGINNING)]):
+            if not _VERSION_PREFIX.startswith(head[: len(_VERSION_PREFIX)]):
                 raise BadMessage("no HTTP/1.1 status line")
             if len(head) > MAX_HEAD_BYTES:
                 raise BadMessage("the head is too large")

@@ -34,9 +34,9 @@ class NoRoom(Exception):
 class Connection(socket.socket):
     """A client connection, with a deadline if a process has set one, and with the bytes that were read already.
 
-    `until` is the deadline, a monotonic time. An `idle` connection has got its last response, and no byte has arrived
-    since: its next request must begin by the deadline; without a deadline it may stay idle. On any other connection the
-    head of a request must be complete by the deadline; without a deadline the receiver sets its usual limit.
+    `until` is the deadline, a monotonic time or None. On an `idle` connection, no byte has arrived since the last
+    response: the next request must begin by the deadline, if there is one. On any other connection, the head of a
+    request must be complete by the deadline; without one, the receiver sets its usual timeout.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -53,7 +53,7 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """Return `until` and `idle` as fields of a message; {} for the receiver's usual limit."""
+        """Return `until` and `idle` as fields of a message; {} for the receiver's usual timeout."""
         if self.until is not None:
             return {"until": self.until, "asked": self.idle}
         return {"asked": True} if self.idle else {}
@@ -79,7 +79,7 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
     try:
         if len(fds) != 1:
             raise wire.WireError("a connection has one descriptor")
-        received = _received(message)
+        received = _decode_received(message)
         sock = _connected_stream(fds[0])
     except wire.WireError:
         for fd in fds:
@@ -142,7 +142,7 @@ def _message(limits: wire.Message, received: bytes) -> wire.Message:
     return {**limits, "received": b2a_base64(received, newline=False).decode()}
 
 
-def _received(message: wire.Message) -> bytes:
+def _decode_received(message: wire.Message) -> bytes:
     try:
         return a2b_base64(message.get("received") or "", strict_mode=True)
     except (TypeError, ValueError) as error:

@@ -18,8 +18,8 @@ LOGGER = "logger"
 ACCEPTOR = "acceptor"
 ZYGOTE, APP_ZYGOTE = "zygote ", "appzygote "
 OF_THE_VERSION = (ZYGOTE, APP_ZYGOTE)
-# Sockets and workers, named by a server's key, a worker's id, or a number. A left group is named by the pid of the
-# program that has exited, and whose process group still runs.
+# Sockets and workers, named by a server's key, a worker's id, or a number. A left group, a process group that outlives
+# its leader, is named by the leader's pid.
 LISTENER, ADOPTION, OUTPUT = "listener:", "adoption:", "output:"
 WORKER, TALLY, HELD_CONNECTION = "worker:", "tally:", "visitor:"
 LEFT_GROUP = "group:"
@@ -45,6 +45,7 @@ SUPERVISOR = "supervisor"
 # Passed to a supervisor that has crashed repeatedly within a minute: its automatic actions may be the cause.
 CALM = "--calm"
 
-# Files in the pool's directory. The first exists while no supervisor can be started; in the second, a client names the
-# supervisor and the keeper of another version, before it sends SIGUSR1 to the keeper.
-NO_SUPERVISOR, UPGRADE = "no-supervisor", "upgrade.json"
+# Files in the pool's directory. This one exists while no supervisor can be started.
+NO_SUPERVISOR = "no-supervisor"
+# Here a client names the supervisor and the keeper of another version, before it sends SIGUSR1 to the keeper.
+UPGRADE = "upgrade.json"

@@ -82,10 +82,10 @@ class Keeper:
         self._client: Channel | None = None
         self._donor: DonorSupervisor | None = None
         self._shutdown = Shutdown(self.store, self.reaper, directory)
-        # The argument vectors of the next version and its supervisor, which is started when this one has exited.
-        self._requested: tuple[list[str], list[str]] | None = None
-        self._next: list[str] = []  # the argument vector of the next version
-        self._is_next_due = False  # its supervisor has adopted the pool
+        # The argument vectors of the next keeper and its supervisor. That supervisor starts when this one has exited.
+        self._requested_upgrade: tuple[list[str], list[str]] | None = None
+        self._next_keeper: list[str] = []  # the argument vector of the next keeper
+        self._is_upgrade_due = False  # the next version's supervisor has adopted the pool
 
     def take_over_descriptors(self, plan: wire.Message) -> None:
         """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
@@ -168,7 +168,7 @@ class Keeper:
                 self._donor.ping_or_kill(time.monotonic())
             if self._shutdown.tick(time.monotonic(), self._supervisor.pid):
                 break
-            if self._is_next_due:
+            if self._is_upgrade_due:
                 self._try_execute_next_version()
         self._shutdown.kill_and_close_store()
         pool_files.unlink_quietly(self._no_supervisor)
@@ -181,8 +181,8 @@ class Keeper:
 
         After repeated failures, `run` ends if the store holds no sockets or workers; otherwise a file informs clients.
         """
-        if self._requested is not None:
-            self._try_version(*self._requested)
+        if self._requested_upgrade is not None:
+            self._try_version(*self._requested_upgrade)
         elif self._supervisor.give_up_candidate():
             self.store.release_to_another_version()
         if self._supervisor.given_up:
@@ -193,7 +193,7 @@ class Keeper:
 
     def _try_version(self, argv: list[str], supervisor: list[str]) -> None:
         """Have `run` start the supervisor of another version, and after it has adopted the pool the keeper `argv`."""
-        self._requested, self._next = None, argv
+        self._requested_upgrade, self._next_keeper = None, argv
         self._supervisor.try_candidate(supervisor, time.monotonic())
         self.store.release_to_another_version()
 
@@ -235,27 +235,28 @@ class Keeper:
 
     def _process_signals(self) -> None:
         received = self._signals.read()
-        # First the entries of processes that have already exited: they decide what happens to their process groups.
+        # Requests first: they may store the entry of a process that has already exited, and the entry decides what
+        # happens to its process group.
         self._perform_arrived_requests()
         self._process_exit_reports(self.reaper.reap())
         if not {*ENDING}.isdisjoint(received):
             self._request_shutdown()
         elif UPGRADE in received:
-            self._try_version_of_client()
+            self._try_requested_version()
 
-    def _try_version_of_client(self) -> None:
+    def _try_requested_version(self) -> None:
         """Start the supervisor that a client has named in a file, unless a supervisor manages the pool."""
         path = os.path.join(self._directory, fd_store.UPGRADE)
         with contextlib.suppress(OSError, ValueError, LookupError), open(path, "rb") as file:
             os.unlink(path)
-            order = json.load(file)
+            request = json.load(file)
             if not self._supervisor.has_adopted and not self._shutdown.begun:
-                self._try_version(order["argv"], order["supervisor"])
+                self._try_version(request["argv"], request["supervisor"])
 
     def _process_exit_reports(self, reports: list[wire.Message]) -> None:
         for report in reports:
             if report["pid"] == self._supervisor.pid:
-                # It sent them before its exit, which may be noticed first.
+                # The supervisor sent them before it exited, but its exit may be noticed first.
                 self._perform_arrived_requests()
                 self._close_client()
                 self._supervisor.schedule_restart(time.monotonic())
@@ -281,7 +282,7 @@ class Keeper:
         try:
             if self._shutdown.begun or signals.poll(0):
                 return
-            self._is_next_due = False
+            self._is_upgrade_due = False
             state = {
                 "entries": (rows := self.store.rows()),
                 "unheard": self.reaper.unacknowledged,
@@ -297,7 +298,7 @@ class Keeper:
             for fd in kept:
                 os.set_inheritable(fd, True)
             plan = {"supervisor": self._supervisor.command, "restored": file}
-            os.execv(self._next[0], [*self._next, json.dumps(plan)])
+            os.execv(self._next_keeper[0], [*self._next_keeper, json.dumps(plan)])
         except OSError:
             for fd in kept:
                 os.set_inheritable(fd, False)
@@ -427,7 +428,7 @@ class Keeper:
             self._shutdown.last = True
         elif operation == "upgrade":
             if not self._shutdown.begun:
-                self._requested = message["argv"], message["supervisor"]
+                self._requested_upgrade = message["argv"], message["supervisor"]
         elif operation == "terminating":
             self._shutdown.set_stop_deadline(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
@@ -436,7 +437,7 @@ class Keeper:
             self._schedule_supervisor_start()
         elif operation == "adopted":
             if self._supervisor.record_adoption():
-                self._is_next_due = True
+                self._is_upgrade_due = True
             pool_files.unlink_quietly(self._no_supervisor)
             if self._donor is not None:
                 self._donor.send({"event": "adopted"})

@@ -52,9 +52,9 @@ def left_children(except_pids: Container[int]) -> list[int]:
 
 
 def left_daemons(keeper: int, workers: Container[int | None]) -> list[tuple[str, int]]:
-    """The server's name and the pid of each process with a session of its own that a program has left behind.
+    """The server's name and the pid of each daemon that a program has left behind, in a session of its own.
 
-    Such processes have become children of the process `keeper`. `workers` are the pids of running workers. Blocks.
+    These orphans have become children of the process `keeper`. `workers` are the pids of running workers. Blocks.
     """
     daemons, orphans = [], children(keeper)
     # Set if a server of another pool has started this pool.
@@ -88,16 +88,16 @@ def end_processes(find: Callable[[], Iterable[int]], number: int, timeout_second
     until = time.monotonic() + timeout_seconds
     sent: dict[int, int] = {}
     while pids := [pid for pid in find() if os.waitpid(pid, os.WNOHANG)[0] != pid]:
-        late = time.monotonic() - until
-        if late >= KILLED_SECONDS:
+        overtime = time.monotonic() - until
+        if overtime >= KILLED_SECONDS:
             return
-        due = signal.SIGKILL if late >= 0 else number
+        current = signal.SIGKILL if overtime >= 0 else number
         for pid in pids:
-            if sent.get(pid) != due:
-                sent[pid] = due
+            if sent.get(pid) != current:
+                sent[pid] = current
                 with contextlib.suppress(PermissionError):
-                    deliver(partial(os.kill, pid), due)
-        _await_any_exit(pids, -late if late < 0 else KILLED_SECONDS - late)
+                    deliver(partial(os.kill, pid), current)
+        _await_any_exit(pids, -overtime if overtime < 0 else KILLED_SECONDS - overtime)
 
 
 def _await_any_exit(pids: list[int], timeout_seconds: float) -> None:

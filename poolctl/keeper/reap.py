@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# How long to wait for the exit of a process that got SIGKILL.
 KILLED_SECONDS = 5.0
 # Signals by which programs are asked to end (`stop_signal`).
 END_SIGNALS = frozenset((
@@ -69,7 +70,7 @@ class Reaper:
         while (ended := _peek(os.P_ALL, 0)) is not None and ended.si_pid not in self.left_groups:
             yield ended
         if ended is not None:
-            # The kernel names the leaders of left groups, which are not reaped yet, before later children.
+            # waitid(2) keeps naming the unreaped leader of a left group, so each other child is asked for.
             for child in children():
                 if child not in self.left_groups and (ended := _peek(os.P_PID, child)) is not None:
                     yield ended
@@ -113,7 +114,7 @@ class Reaper:
         if pid in self.left_groups or is_child(pid) or self.watcher.watch(pid, start):
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
-            return None  # a child is reported elsewhere, with its exit status
+            return None  # `reap` has reported it already, with its exit status
         return self._report_watched(pid, start)
 
     def acknowledge(self, sequence: int) -> None:
@@ -143,7 +144,7 @@ class Reaper:
         return True
 
     def kill_all(self, limit_seconds: float) -> None:
-        """Kill left groups and watched processes; wait at most `limit_seconds` until the latter have exited."""
+        """Kill left groups and watched processes; wait for the exits of the watched ones (see Watcher.kill_all)."""
         for pid in self.left_groups.leaders:
             kill_group(pid)
         self.watcher.kill_all(limit_seconds)
@@ -381,27 +382,27 @@ def signal_process(pid: int, start: int, number: int, *, group: bool = False) ->
     return True
 
 
-def wait_or_kill_children(patience_seconds: float) -> None:
-    """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
+def wait_or_kill_children(grace_seconds: float) -> None:
+    """Kill and reap all children and their process groups, after giving them `grace_seconds` to exit.
 
     A process that cannot be killed is left behind: the kernel blocks it on a file system, or it is another user's.
     """
-    patient_until = time.monotonic() + patience_seconds
-    until = patient_until + KILLED_SECONDS
+    kill_at = time.monotonic() + grace_seconds
+    until = kill_at + KILLED_SECONDS
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
-        while (now := time.monotonic()) < until and _reap_and_check_left():
-            if now >= patient_until:
+        while (now := time.monotonic()) < until and _reap_and_check_children():
+            if now >= kill_at:
                 for child in children():
                     for kill in (os.killpg, os.kill):
                         with contextlib.suppress(ProcessLookupError, PermissionError):
                             kill(child, signal.SIGKILL)
-            signal.sigtimedwait({signal.SIGCHLD}, (patient_until if now < patient_until else until) - now)
+            signal.sigtimedwait({signal.SIGCHLD}, (kill_at if now < kill_at else until) - now)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _reap_and_check_left() -> bool:
+def _reap_and_check_children() -> bool:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -13,9 +13,11 @@ from .store import WORKERS, Store
 # Each of these signals requests the shutdown of the pool.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 UPGRADE = signal.SIGUSR1
+# The minimum time for a supervisor that has confirmed a shutdown to stop the servers.
 STOP_SECONDS = 30.0
-# How long a supervisor may take to confirm a shutdown. Then the keeper stops the workers, and finally kills them.
+# How long a supervisor may take to confirm a shutdown. Then the keeper kills it, and stops the workers.
 ANSWER_SECONDS = 5.0
+# How long the keeper waits for the workers before it kills them.
 ALONE_SECONDS = 3.0
 
 
@@ -32,7 +34,7 @@ class Signals:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *ENDING, UPGRADE):
             signal.signal(number, lambda *_: None)
-        # These were blocked during execve(2), and others by the caller.
+        # Unblock all: the previous keeper blocked these for execve(2), and the caller may have blocked others.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def fileno(self) -> int:
@@ -86,11 +88,11 @@ class Shutdown:
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
-    def tick(self, now: float, supervisor: int) -> bool:
+    def tick(self, now: float, supervisor_pid: int) -> bool:
         """Enforce the time limits of the shutdown. Return whether the wait for the workers is over.
 
         When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the
-        wait is over when no worker is left, or after ALONE_SECONDS. `supervisor` is a pid, 0 if none runs.
+        wait is over when no worker is left, or after ALONE_SECONDS. `supervisor_pid` is 0 if none runs.
         """
         if self.alone and not any(map(self._is_running, self._workers())):
             return True
@@ -100,8 +102,8 @@ class Shutdown:
             return True
         self.alone = True
         self.due = now + ALONE_SECONDS
-        if supervisor:
-            self._reaper.signal(supervisor, signal.SIGKILL, group=False)
+        if supervisor_pid:
+            self._reaper.signal(supervisor_pid, signal.SIGKILL, group=False)
         # The gateway would keep running without a keeper and a supervisor.
         for meta in self._store.values(*WORKERS, fd_store.GATEWAY_LINK):
             number, group = meta.get("stop_signal", signal.SIGTERM), bool(meta.get("keeps_group"))

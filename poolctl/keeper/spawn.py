@@ -44,10 +44,10 @@ def spawn(
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         actions.append((os.POSIX_SPAWN_OPEN, 1, output, flags, 0o600))
     # Moved to high numbers first: one descriptor may occupy the number that another needs.
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
+    high_fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)) for fd in fds]
     try:
         actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
-        actions += [(os.POSIX_SPAWN_DUP2, fd, 3 + place) for place, fd in enumerate(lifted)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, 3 + place) for place, fd in enumerate(high_fds)]
         return os.posix_spawn(
             argv[0],
             argv,
@@ -62,7 +62,7 @@ def spawn(
             setsigdef=signal.valid_signals(),
         )
     finally:
-        close_all(lifted)
+        close_all(high_fds)
 
 
 class CompanionSpec:
@@ -165,11 +165,11 @@ def _renumber_and_close_others(fds: Sequence[int]) -> None:
     """Renumber `fds` to 3, 4 …, not inheritable. Open descriptors 0, 1 and 2 on /dev/null, and close all others."""
     above = 3 + len(fds)
     # Just above the numbers assigned below: the limit of open files may be small.
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
+    high_fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    for place, fd in enumerate(lifted, 3):
+    for place, fd in enumerate(high_fds, 3):
         os.dup2(fd, place, inheritable=False)
     os.closerange(above, os.sysconf("SC_OPEN_MAX"))
 
@@ -193,10 +193,8 @@ def _open_log(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-MAX_SIZE_BYTES = 1024 * 1024
-
-
 # Several of the pool's own processes append to one log file, which must not fill the disk.
+MAX_SIZE_BYTES = 1024 * 1024
 
 
 def copytruncate_if_large(path: str) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Entries of workers, and of the process groups that exited workers have left.
 WORKERS = (fd_store.WORKER, fd_store.LEFT_GROUP)
 
-_PAGE = 200
-_PAGE_BYTES = wire.MAX_PACKET_BYTES // 2
+_MAX_PAGE_ROWS = 200
+_MAX_PAGE_BYTES = wire.MAX_PACKET_BYTES // 2
 
 
 class Store:
@@ -31,7 +31,7 @@ class Store:
 
     @property
     def holds_work(self) -> bool:
-        """Whether the store holds sockets or workers, not only inherited descriptors and the supervisor's state."""
+        """Whether the store holds sockets or workers (names with a colon), not only inherited descriptors and state."""
         return any(":" in name for name in self._entries)
 
     def put(self, name: str, meta: object, fds: list[int]) -> None:
@@ -81,10 +81,10 @@ class Store:
 
     def page(self, after: str) -> list[list[object]]:
         """`[name, value]` rows after the name `after`, in name order: as many as fit into a packet, at most 200."""
-        names = sorted(name for name in self._entries if name > after)[:_PAGE]
+        names = sorted(name for name in self._entries if name > after)[:_MAX_PAGE_ROWS]
         rows = [[name, self._entries[name][0]] for name in names]
         sizes = itertools.accumulate(len(json.dumps(row)) for row in rows)
-        return rows[: max(1, sum(size <= _PAGE_BYTES for size in sizes))]
+        return rows[: max(1, sum(size <= _MAX_PAGE_BYTES for size in sizes))]
 
 
 def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int] | None:
@@ -100,8 +100,10 @@ def fill_and_find_supervisor(store: Store, plan: wire.Message) -> tuple[int, int
         if fd >= 0:
             put_close_on_exec(store, name, None, [fd])
     inherited = [*zip(names, range(first, first + len(names)), strict=True)]
-    if passed := [(name, fd) for name, fd in inherited if not is_returned(name)]:
-        put_close_on_exec(store, fd_store.INHERITED, [name for name, _ in passed], [fd for _, fd in passed])
+    if unit_sockets := [(name, fd) for name, fd in inherited if not is_returned(name)]:
+        put_close_on_exec(
+            store, fd_store.INHERITED, [name for name, _ in unit_sockets], [fd for _, fd in unit_sockets]
+        )
     for returned in sorted({name for name in names if is_returned(name)}):
         put_close_on_exec(store, returned, None, [fd for name, fd in inherited if name == returned])
     supervisor = None

@@ -13,7 +13,7 @@ import time
 from . import wire
 
 LINK_FD = 3
-_IN_FLIGHT_SECONDS = 0.002
+_RETRY_SECONDS = 0.002
 
 
 class SupervisorLink:
@@ -25,7 +25,7 @@ class SupervisorLink:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_lost = False
-        self._events: select.epoll | None = None
+        self._epoll: select.epoll | None = None
 
     @classmethod
     def inherited(cls) -> SupervisorLink:
@@ -60,12 +60,12 @@ class SupervisorLink:
 
     def wait_and_receive(self) -> tuple[wire.Message, list[int]] | None:
         """Wait for the next order; see `receive`."""
-        if self._events is None:
+        if self._epoll is None:
             # A process that waits in epoll needs no ping (see platform.waits_for_events).
-            self._events = select.epoll()
-            self._events.register(self.sock, select.EPOLLIN)
+            self._epoll = select.epoll()
+            self._epoll.register(self.sock, select.EPOLLIN)
         while True:
-            self._events.poll()
+            self._epoll.poll()
             with contextlib.suppress(BlockingIOError):
                 return self.receive()
 
@@ -76,7 +76,7 @@ class SupervisorLink:
                 wire.send(self.sock, message, fds, wait=True)
                 return
             except BlockingIOError:  # too many descriptors are in flight
-                time.sleep(_IN_FLIGHT_SECONDS)
+                time.sleep(_RETRY_SECONDS)
 
     def try_send(self, message: wire.Message) -> None:
         """Send a message without waiting; it is dropped if the supervisor has too many unread ones, or is gone."""
@@ -84,6 +84,6 @@ class SupervisorLink:
             wire.send(self.sock, message)
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        if self._epoll is not None:
+            self._epoll.close()
         self.sock.close()

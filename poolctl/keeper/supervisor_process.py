@@ -13,7 +13,7 @@ from .spawn import log_failure, spawn
 _BACKOFF_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_SECONDS = 60.0
 _FAILURES_UNTIL_GIVEN_UP = 4
-_CALM_FROM = 5
+_CRASHES_UNTIL_CALM = 5
 
 
 class SupervisorProcess:
@@ -30,7 +30,7 @@ class SupervisorProcess:
         self.due: float | None = now if command else None
         self._log = os.path.join(directory, "supervisor.log")
         self._failures = 0
-        self._deaths: list[float] = []
+        self._exit_times: list[float] = []
         self._started = 0.0
         self.has_adopted = False
         self._running = command  # started last
@@ -69,17 +69,17 @@ class SupervisorProcess:
 
     def try_candidate(self, command: list[str], now: float) -> None:
         """Start the supervisor of another version, at once or after the exit of the running supervisor."""
-        self.candidate, self._failures, self._deaths = command, 0, []
+        self.candidate, self._failures, self._exit_times = command, 0, []
         if not self.pid:
             self.due = now
 
     def give_up_candidate(self) -> bool:
-        """Return to the earlier command if the candidate has exited, and the earlier program still exists.
+        """Return to the earlier command if the candidate has exited and the earlier program still exists.
 
-        Returns whether this was done; False if both commands are equal, because they are in the same environment.
+        Returns whether it did. With equal commands (both versions in one environment) there is nothing to return to.
         """
         has_failed = bool(self.candidate) and self._running == self.candidate != self.command
-        # See bootstrap.command: the words before and after the interpreter's option.
+        # The interpreter and bootstrap.py: the words before and after the option (see bootstrap.command).
         if not has_failed or not all(map(os.path.exists, self.command[:3:2])):
             return False
         self.candidate = []
@@ -92,7 +92,7 @@ class SupervisorProcess:
         the delay grows with each exit, from 0 to 30 seconds, and begins at 0 again after a run of more than a minute.
         """
         self.pid = 0
-        self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
+        self._exit_times = [*(time for time in self._exit_times if now - time < _STEADY_SECONDS), now]
         self._failures = 1 if now - self._started > _STEADY_SECONDS else self._failures + 1
         pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS)) - 1]
         self.due = now if self.has_adopted and not self.calm else now + pause
@@ -101,7 +101,7 @@ class SupervisorProcess:
     @property
     def calm(self) -> bool:
         """Whether the next supervisor should take no automatic actions, after repeated crashes within a minute."""
-        return len(self._deaths) >= _CALM_FROM
+        return len(self._exit_times) >= _CRASHES_UNTIL_CALM
 
     @property
     def given_up(self) -> bool:

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Made before any application is imported, which may replace json.dumps, as shims for faster encoders do.
+# Made before any application is imported: it may replace json.dumps, as shims for faster encoders do.
 _encode, _decode_text = JSONEncoder(separators=(",", ":")).encode, JSONDecoder().decode
 
 MAX_PACKET_BYTES = 64 * 1024
@@ -131,9 +131,9 @@ def receive(
     """
     # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.
-    wanted = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
+    receive_flags = _CLOEXEC if wait else _CLOEXEC | _DONTWAIT
     packet_bytes = min(max_bytes, MAX_PACKET_BYTES)
-    payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _MAX_ANCILLARY_BYTES, wanted)
+    payload, ancillary, flags, _ = sock.recvmsg(packet_bytes, _MAX_ANCILLARY_BYTES, receive_flags)
     fds = [fd for data in ancillary for fd in _descriptors(*data)]
     try:
         if flags & _CTRUNC or len(fds) > max_descriptors:

@@ -164,11 +164,10 @@ def _first_unprivileged_port() -> int:
 class Holder(NamedTuple):
     """A process that uses an address, by listening on it or by a connection.
 
-    `pid` is None if only the process's user is known. `listens` is False if the process only has a connection. An empty
-    `name` stands for a connection that has ended but that the kernel has not forgotten yet: no process has it. `pool`
-    is None if the process does not belong to a pool; otherwise it lists the pool's configuration files, and is empty
-    for a pool that is embedded in another program. `runtime` is the runtime directory of the holder's pool; "" if the
-    pool of the current process uses the same directory.
+    `name` is "" for a connection without a process: it has ended, but the kernel remembers it. `pid` is None if only
+    the user is known. `listens` is False for a mere connection. `pool` has the configuration files of the process's
+    pool: none if the pool is embedded in another program; None without a pool. `runtime` is that pool's runtime
+    directory, or "" if this process's pool has the same.
     """
 
     name: str
@@ -201,6 +200,7 @@ def local_addresses() -> list[str]:
     """The addresses of this machine, IPv4 first, without link-local ones; empty if /proc does not list them."""
     addresses = []
     previous = ""
+    # fib_trie has an address on one line, and its kind ("/32 host LOCAL") on the next.
     for fields in _proc_table_rows("/proc/net/fib_trie"):
         if fields[:1] == ["/32"] and fields[-1] == "LOCAL" and previous not in addresses:
             addresses.append(previous)
@@ -223,7 +223,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
         for sock in tcp_sockets(LISTEN, until):
             for place, address in by_port.get(sock.port, ()):
                 if _overlap(address, sock.address):
-                    users[place][sock.inode] = _user(sock.uid)
+                    users[place][sock.inode] = _process_of_user(sock.uid)
     for port, addresses in by_port.items():
         for place, address in addresses:
             if not users[place]:
@@ -231,7 +231,7 @@ def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]
     paths = {place for place in places if isinstance(place, str)}
     for path, inode, _ in unix_sockets(LISTEN, until) if paths else ():
         if (absolute := os.path.abspath(path)) in paths:
-            users[absolute][inode] = _user(-1)
+            users[absolute][inode] = _process_of_user(-1)
     return users
 
 
@@ -240,13 +240,15 @@ def _connection_users(port: int, address: bytes, until: float) -> dict[int, Hold
     for sock in tcp_sockets(ANY_STATE & ~LISTEN, until, port=port):
         if _overlap(address, sock.address) and len(users) < _MAX_CONNECTIONS:
             ended = Holder("", None, sock.uid, listens=False)
-            users[sock.inode] = _user(sock.uid, listens=False) if sock.inode else ended
+            users[sock.inode] = _process_of_user(sock.uid, listens=False) if sock.inode else ended
+    # Inode 0 stands for all connections without a process: of interest only if no process has one.
     if len(users) > 1:
         users.pop(0, None)
     return users
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
+    """Whether two packed addresses overlap; all zeros is the wildcard."""
     return one == other or not any(one) or not any(other)
 
 
@@ -269,7 +271,7 @@ def _proc_table_rows(path: str) -> Iterator[list[str]]:
     yield from filter(None, map(str.split, rows))
 
 
-def _user(uid: int, *, listens: bool = True) -> Holder:
+def _process_of_user(uid: int, *, listens: bool = True) -> Holder:
     user = f"user {user_name(uid)}" if uid >= 0 else "another user"
     return Holder(f"a process of {user}", None, uid, listens=listens)
 
@@ -306,14 +308,14 @@ def _pop_sockets(pid: int, missing: dict[str, int], until: float) -> set[int]:
 def _pool_files_and_runtime(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the configuration files and runtime directory of a process's pool, as in Holder; (None, "") if none."""
     parent, _ = parent_and_start(pid) or (0, 0)
-    # A worker of this pool (its keeper is our parent) is treated as an ordinary process.
+    # Of this pool's workers (children of our parent, the keeper) only the process itself is looked at, not its parent.
     for manager in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _pool_process_arguments(manager)
         if arguments is None:
             continue
         root = os.path.dirname(arguments[2])
-        ours = _pool_process_arguments(os.getpid())
-        runtime = "" if ours is not None and os.path.dirname(ours[2]) == root else root
+        current = _pool_process_arguments(os.getpid())
+        runtime = "" if current is not None and os.path.dirname(current[2]) == root else root
         if arguments[1] == "supervisor":
             return _files(arguments[3:]), runtime
         try:

@@ -35,7 +35,7 @@ __all__ = ["BACKLOG", "ListenError", "SocketAccess", "close_listener", "describe
 # number (the kernel caps it at net.core.somaxconn).
 BACKLOG = 2048
 
-_EVERYWHERE = ("0.0.0.0", "::")
+_WILDCARD_HOSTS = ("0.0.0.0", "::")
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 FIRST_DESCRIPTOR = 3
 Inherited = Mapping[str, "list[int]"]
@@ -44,7 +44,7 @@ MAX_PATH_BYTES = 107
 # The mode of a new socket file until it has its owner. No other socket has it.
 _UNFINISHED_MODE = 0o200
 
-Identity = tuple[int, int]
+Identity = tuple[int, int]  # st_dev and st_ino of a socket file
 
 
 class SocketAccess(NamedTuple):
@@ -75,12 +75,12 @@ def open_listener(
     sockets of that name from `inherited` (see inherited_descriptors). A stale Unix socket file is replaced; the new
     file never gives more rights than `access`. Raises ListenError. Resolving a host name may block.
 
-    If `beside` is not None, TCP sockets are only bound, and share the port with these listeners of this user at
-    overlapping addresses, which get all connections until the caller listens. The TCP sockets `held` are open already:
-    only others that the address needs are opened.
+    `beside` are this user's listeners at overlapping addresses. If it is not None, new TCP sockets share the port with
+    them and are only bound: the listeners get all connections until the caller calls `listen_alone`. `held` are TCP
+    sockets of the address that are already open: only missing ones are opened.
 
-    A socket in `returned` that already listens at one of the addresses is used instead of a new socket. The others are
-    closed; if this fails, all are closed.
+    `returned` are listeners from an earlier run. One that listens at an address is used instead of a new socket. The
+    others are closed, or all of them if opening fails.
     """
     try:
         if address.kind == "tcp":
@@ -360,7 +360,7 @@ def describe(sock: socket.socket) -> str:
 
 
 def listen_alone(sockets: Iterable[socket.socket]) -> None:
-    """Listen on sockets that `open_listener` has only bound, because the listeners beside them are about to close."""
+    """Listen on sockets that `open_listener` has only bound; called before the listeners `beside` them close."""
     for sock in sockets:
         sock.listen(BACKLOG)
 
@@ -561,7 +561,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> list[int]:
-    """Return all descriptors of this process, dup()ed ones too, of the listeners and connections accepted from them.
+    """All descriptors of this process, duplicates included, for the listeners and for connections accepted from them.
 
     Connections are found by their local address, not by the event loop's registrations: the loop registers a connection
     only some iterations after the accept.
@@ -572,16 +572,16 @@ def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> l
         with contextlib.suppress(OSError):  # not a socket, or the descriptor of this listing
             sock = socket.socket(fileno=int(name))
             try:
-                if _local_name(sock) in addresses or _local_name(sock, everywhere=True) in addresses:
+                if _local_name(sock) in addresses or _local_name(sock, wildcard=True) in addresses:
                     descriptors.append(sock.fileno())
             finally:
                 sock.detach()
     return descriptors
 
 
-def _local_name(sock: socket.socket, *, everywhere: bool = False) -> tuple[int, object, object]:
+def _local_name(sock: socket.socket, *, wildcard: bool = False) -> tuple[int, object, object]:
     name = sock.getsockname()
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return sock.family, name, None
-    host = _EVERYWHERE[sock.family == socket.AF_INET6] if everywhere else name[0]
+    host = _WILDCARD_HOSTS[sock.family == socket.AF_INET6] if wildcard else name[0]
     return sock.family, host, name[1]

@@ -27,10 +27,11 @@ class PortLedger:
     """Chooses ports from `first` to `last` (inclusive) for a pool's servers, and stores them in the JSON file `path`.
 
     A server keeps its port, because clients know the server by its address. `key`, a hash of the path of the pool's
-    file, identifies the pool. `path` is below a directory named `key`; other pools have directories of their own.
-    The search starts at a port derived from `path`, and uses a port stored by another pool only if no other port is
-    free, so that two checkouts of one project can run at the same time, and so can two isolated runs of one file. A
-    missing or damaged file counts as an empty ledger. Not thread-safe; choosing a port blocks briefly.
+    file, identifies the pool; `path` is below a directory named `key`, next to the directories of other pools.
+
+    The search starts at a port derived from `path`, and uses another pool's stored port only if no other port is free:
+    two checkouts of one project, or two isolated runs of one file, can run at the same time. A missing or damaged file
+    counts as an empty ledger. Not thread-safe; choosing a port blocks briefly.
     """
 
     def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
@@ -54,10 +55,10 @@ class PortLedger:
     ) -> int:
         """The stored port of server `name`, or else a newly chosen one that is free on `address`.
 
-        `avoid` holds the ports configured for other servers. `vacated` holds the ports of servers about to be removed:
-        they are still in use, and are chosen only if no other port is free. A server `at_rest` does not use its stored
-        port: if the port is in use, another is chosen. Raises ServerError if no port is free, or if the choice cannot
-        be stored.
+        `avoid` are ports configured for other servers. `vacated` are ports of servers about to be removed: still in
+        use, and chosen only if no other port is free. With `at_rest` the server does not run: if its stored port is in
+        use, another program has it, and a new one is chosen. Raises ServerError if no port is free, or if the choice
+        cannot be stored.
         """
         stored = self._ports.get(name)
         if stored is not None and self._first <= stored <= self._last and stored not in avoid:
@@ -66,9 +67,10 @@ class PortLedger:
                 return stored
         taken = {port for owner, port in self._ports.items() if owner != name}
         with self._lock_other_pools_ports() as others:
-            for last_choice in (False, True):
+            # Ports of other pools only in a second pass.
+            for of_other_pool in (False, True):
                 for port in self._candidate_ports():
-                    usable = (port in others) is last_choice and port not in taken and port not in avoid
+                    usable = (port in others) is of_other_pool and port not in taken and port not in avoid
                     if usable and is_free(address, port):
                         return self._store_chosen_port(name, port)
         for port in vacated:

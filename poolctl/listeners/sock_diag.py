@@ -24,16 +24,18 @@ ANY_STATE = 0xFFFFFFFF
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_REQUEST = 1
+_REQUEST = 1  # NLM_F_REQUEST
 _REQUEST_ALL = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
-_ERROR = 2
-_DONE = 3
-_LISTEN_STATE = 10
-_ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
+_ERROR = 2  # NLMSG_ERROR
+_DONE = 3  # NLMSG_DONE
+_LISTEN_STATE = 10  # TCP_LISTEN
+_ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)  # INET_DIAG_NOCOOKIE
+# UDIAG_SHOW_*: what a query about Unix sockets asks for.
 _SHOW_NAME = 1
 _SHOW_FILE = 2
 _SHOW_PEER = 4
 _SHOW_QUEUE = 16
+# UNIX_DIAG_*: the attributes of the answer.
 _NAME = 0
 _FILE = 1
 _PEER = 2
@@ -55,8 +57,8 @@ _UNIX_ANSWER_BYTES = 16
 _ATTRIBUTE = struct.Struct("=HH")
 
 # The kernel sends no notification when another program calls accept(): it has to be polled.
-_MIN_PAUSE_SECONDS = 0.01
-_MAX_PAUSE_SECONDS = 0.2
+_MIN_POLL_SECONDS = 0.01
+_MAX_POLL_SECONDS = 0.2
 # In the tcp_info of a listener, tcpi_unacked is the length of its accept queue (tcp(7)).
 _TCP_INFO_BYTES = 32
 _UNACKED_AT = 24
@@ -65,7 +67,7 @@ _UNACKED_AT = 24
 async def wait_until_accepted(probe: socket.socket) -> None:
     """Wait until the program at the other end has accepted the new connection `probe`. Raises OSError.
 
-    First shuts `probe` down for writing, so that a program that serves one client at a time is done with it at once.
+    First shuts `probe` down for writing: a program that serves one client at a time then finishes with it at once.
     `probe` counts as accepted when the program closes it or sends data, or when the kernel reports that a process has
     the other end.
     """
@@ -74,7 +76,7 @@ async def wait_until_accepted(probe: socket.socket) -> None:
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
     loop = asyncio.get_running_loop()
-    pause = _MIN_PAUSE_SECONDS
+    pause = _MIN_POLL_SECONDS
     while not is_accepted(probe):
         try:
             async with asyncio.timeout(pause):
@@ -83,7 +85,7 @@ async def wait_until_accepted(probe: socket.socket) -> None:
         except ConnectionResetError:
             return  # the program has reset the connection, so it had accepted it
         except TimeoutError:
-            pause = min(pause * 1.5, _MAX_PAUSE_SECONDS)
+            pause = min(pause * 1.5, _MAX_POLL_SECONDS)
 
 
 def has_others_waiting(listener: socket.socket) -> bool:
@@ -127,7 +129,7 @@ def peer_inode(sock: socket.socket) -> int | None:
 
 
 def is_listed(sock: socket.socket) -> bool:
-    """Whether the kernel lists this connection, as it does wherever it answers at all. Does not block."""
+    """Whether the kernel answers queries: it lists this existing connection. Does not block."""
     try:
         if sock.family == socket.AF_UNIX:
             return _query_unix(sock, 0) is not None

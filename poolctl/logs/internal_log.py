@@ -18,11 +18,11 @@ _BURST_BYTES, _BYTES_PER_SECOND = 256 * 1024, 4096
 _REPEATED_EVERY_SECONDS = 10.0
 _STDERR = 2
 _GATHER_SECONDS = 0.05
-_WITHOUT_INOTIFY_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 class InternalLog(logging.Handler):
-    """Writes records to standard error, which may be redirected to the file `path`; rotates that to `path.1`.
+    """Writes records to standard error. If this is redirected to the file `path`, rotates the file to `path.1`.
 
     A message that repeats the previous one is counted instead of written ("repeated 12,345 times"). Messages above
     the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file.
@@ -35,7 +35,7 @@ class InternalLog(logging.Handler):
         self._clock = clock or Clock()
         self._allowance = RateLimit(_BURST_BYTES, _BYTES_PER_SECOND)
         self._last: object = None
-        self._repeated = self._left_out = 0
+        self._repeated = self._dropped = 0
         self._counted_at = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -66,7 +66,7 @@ class InternalLog(logging.Handler):
         """Write the counts of repeated and dropped messages that are not in the log yet; then close the handler."""
         with contextlib.suppress(Exception):
             self._report_repeated(self._clock.monotonic())
-            self._report_left_out()
+            self._report_dropped()
         super().close()
 
     def _report_repeated(self, now: float) -> None:
@@ -77,15 +77,15 @@ class InternalLog(logging.Handler):
 
     def _write_if_allowed(self, line: bytes, now: float) -> None:
         if not self._allowance.take(len(line), now):
-            self._left_out += 1
+            self._dropped += 1
             return
-        self._report_left_out()
+        self._report_dropped()
         self._write(line)
 
-    def _report_left_out(self) -> None:
-        if self._left_out:
-            self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
-            self._left_out = 0
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            self._write(self._line(f"{self._dropped:,} messages were left out: too many at once"))
+            self._dropped = 0
 
     def _line(self, text: str) -> bytes:
         assert self.formatter is not None
@@ -123,7 +123,7 @@ class InternalLogRotator:
             self._watch.add_if_new(self._directory)  # again: it may have been removed and created since
             self._loop.add_reader(self._watch.fd, self._check_soon)
         except OSError:
-            self._timer = self._loop.call_later(_WITHOUT_INOTIFY_SECONDS, self._start_watch_and_rotate)
+            self._timer = self._loop.call_later(_POLL_SECONDS, self._start_watch_and_rotate)
         with contextlib.suppress(OSError):
             for name in os.listdir(self._directory):
                 if name.endswith(".log"):

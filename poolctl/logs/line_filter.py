@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from .log_line import LogLine, parse_record
 
 LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
-# The usual words, in full and as loggers abbreviate them after a time.
-_WORDS = {level: level for level in LEVELS} | {
+# The usual words: in full, and as loggers abbreviate them after a time.
+_FULL_WORDS = {level: level for level in LEVELS} | {
     "warn": "warning",
     "err": "error",
     "severe": "error",
     "notice": "info",
     **dict.fromkeys(("fatal", "crit", "alert", "emerg", "emergency", "panic"), "critical"),
 }
-_SHORT = {
+_ABBREVIATIONS = {
     **dict.fromkeys(("trc", "trac", "trce", "vrb", "silly"), "trace"),
     **dict.fromkeys(("dbg", "debu", "dbug", "verbose", "fine"), "debug"),
     **dict.fromkeys(("inf", "information", "note", "system", "log"), "info"),
@@ -39,8 +39,8 @@ _RARE = {
     "recoverable fatal error": "error",
     "deprecated": "warning",
 }
-_LEVELS_BY_WORD = _SHORT | _WORDS
-_PREFIXES = {word.upper() for word in _WORDS}
+_LEVELS_BY_WORD = _ABBREVIATIONS | _FULL_WORDS
+_PREFIXES = {word.upper() for word in _FULL_WORDS}
 # klog's "E1129 04:35:03.123456    7 cart.go:3] …", Tornado's "[E 261129 04:35:03 web:7] …", Redis' "7:M 29 Nov 2026
 # 04:35:03.123 # …", sd-daemon's "<3>…", logrus' "ERRO[0000] …", npm's "npm ERR! …", .NET's "fail: Shop.Cart[0]",
 # "PHP Fatal error:  …"
@@ -94,7 +94,7 @@ def level_place(text: str) -> tuple[str, int, int]:
 def _is_level(word: str, before: str, after: str) -> bool:
     """Whether a word stands where loggers print the level, and not in a sentence, a name or a path."""
     follows = after.lstrip()[:1]
-    in_full, capitals = word.lower() in _WORDS, word.isupper()
+    in_full, capitals = word.lower() in _FULL_WORDS, word.isupper()
     if len(before) <= 2 and not before.strip(" ["):  # "INFO:     …", "ERROR:root:…", "error: …", "[warn] …"
         return in_full and (follows in (":", "]") or (capitals and after[:1] in (" ", "\t", "|")))
     if before.endswith(("=", '="')):  # logfmt's "level=warn", among other members
@@ -148,17 +148,17 @@ def without_control(text: str) -> str:
     return _CONTROL.sub("", text) if "\x1b" in text else text
 
 
-# Read backwards, a line without a level waits for the earlier line that it may continue. This limits how many wait:
-# output without any levels would wait for ever.
+# Reading backwards, a line without a level waits for the earlier line that it may continue. At most this many wait,
+# because output without levels would wait forever.
 _MAX_WAITING = 1000
 _RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 _TRACEBACK = "Traceback (most recent call last):"
 
 
 class LineFilter:
-    """Passes lines that are not newer than `until`, have at least the level `least`, and text that `matches` accepts.
+    """Passes lines up to the time `until`, from the level `least` on, with a text that `matches` accepts.
 
-    A condition that is "" or None passes every line.
+    "" or None means no condition.
 
     A line without a level, such as a line of a traceback, has the level of the line that it continues. A traceback is
     at least an error. With `levels` or `least`, the `level` of each line that passes is set, if it is known. Use one
@@ -177,7 +177,7 @@ class LineFilter:
         self._least = _RANKS.get(least, -1)
         self._matches = matches
         self._reads_levels = levels or bool(least)
-        self._levels: dict[str, _LevelTracker] = {}
+        self._trackers: dict[str, _LevelTracker] = {}
 
     def filter_backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
         """Yield the lines that pass this filter, newest first. `lines` are the lines of one log, newest first."""
@@ -196,7 +196,7 @@ class LineFilter:
         return [
             line
             for line in lines
-            if self._passes(line, self._level(line), self._levels.setdefault(line.name, _LevelTracker()))
+            if self._passes(line, self._level(line), self._trackers.setdefault(line.name, _LevelTracker()))
         ]
 
     def _passing_in_group_newest_first(self, lines: list[tuple[LogLine, str]]) -> list[LogLine]:
@@ -219,6 +219,8 @@ class LineFilter:
 
 
 class _LevelTracker:
+    """Gives each line that continues another line the level of that line. The lines of one log, in order."""
+
     def __init__(self) -> None:
         self._level = ""
         self._inside = False  # the previous line was within a traceback
@@ -234,7 +236,7 @@ class _LevelTracker:
         elif not text or text[0] in " \t":  # an indented line
             self._inside = True
         elif self._inside:
-            self._inside = False  # the line with the exception
+            self._inside = False  # the exception itself, the last line of a traceback
         else:
             self._level = ""
         return self._level

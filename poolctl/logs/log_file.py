@@ -23,11 +23,12 @@ _MAX_SURPLUS_FILES = 100
 class LogFile:
     """Appends blocks of whole lines to `path`; old files are `path.1` (the newest) to `path.keep`.
 
-    If `path` is a symbolic link, the link stays as it is, and the old files are next to the file to which it leads.
-    Missing directories are created, and belong to `owner` (uid, gid), by default to this process's user. If the file is
-    in `pool_directory`, that directory is created private (see recreate_pool_directory). 0 for `max_size_bytes` or
-    `max_age_seconds` means no limit. No method raises OSError: the return value says how much was written, and `error`
-    why the rest was not. Every append tries again.
+    If `path` is a symbolic link, the link stays, and the old files are next to its target. Missing directories are
+    created for `owner` (uid, gid; by default this process's user); `pool_directory` is created private if the file is
+    in it (see recreate_pool_directory). 0 for `max_size_bytes` or `max_age_seconds` means no limit.
+
+    No method raises OSError: the return value says how much was written, and `error` why the rest was not. Every append
+    tries again.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class LogFile:
         self._fd = -1
         self._size = 0
         self._regular = True
-        self._torn = False
-        self._born = ""
+        self._has_incomplete_end = False
+        self._first_time = ""
         self._check_at = 0.0
         self._rotate_at = 0.0
         self.limit(max_size_bytes=max_size_bytes, keep=keep, max_age_seconds=max_age_seconds)
@@ -91,7 +92,7 @@ class LogFile:
         if self._fd < 0 or not self._size or not self._regular:
             return self._max_age
         clock = self._clock
-        until_old = seconds_of(self._born) + self._max_age - clock.time()
+        until_old = seconds_of(self._first_time) + self._max_age - clock.time()
         return max(until_old, self._rotate_at - clock.monotonic())
 
     def close(self) -> None:
@@ -114,7 +115,7 @@ class LogFile:
     def _is_old(self) -> bool:
         if not self._max_age or not self._size or self._clock.monotonic() < self._rotate_at:
             return False
-        return self._born <= stamp(self._clock.time() - self._max_age)
+        return self._first_time <= stamp(self._clock.time() - self._max_age)
 
     def _try_open(self) -> None:
         try:
@@ -128,11 +129,11 @@ class LogFile:
             return
         self._regular = stat.S_ISREG(status.st_mode)
         self._size = status.st_size if self._regular else 0
-        self._torn, self._born = self._torn_end_and_birth()
+        self._has_incomplete_end, self._first_time = self._read_ends()
         self._check_at = self._clock.monotonic() + _CHECK_SECONDS
         self.error = ""
 
-    def _torn_end_and_birth(self) -> tuple[bool, str]:
+    def _read_ends(self) -> tuple[bool, str]:
         """Whether the last line is incomplete, and the timestamp of the first line."""
         now = stamp(self._clock.time())
         if not self._size:
@@ -172,13 +173,13 @@ class LogFile:
     def _write(self, block: bytes) -> int:
         """Write the block; returns how many bytes of whole lines were written. Sets `error` if some were not."""
         self.error = ""
-        missing_end = b"\n" if self._torn else b""
+        missing_end = b"\n" if self._has_incomplete_end else b""
         block = missing_end + block
         done = 0
         try:
             while done < len(block):
                 done += os.write(self._fd, block[done:])
-            self._torn = False
+            self._has_incomplete_end = False
         except OSError as error:
             self.error = error.strerror or str(error)
             done = self._truncate_to_whole_lines(block, done)
@@ -191,7 +192,7 @@ class LogFile:
         Return the size in bytes of the whole lines of `block` that were written.
         """
         whole = block.rfind(b"\n", 0, done) + 1
-        self._torn = self._torn and not whole
+        self._has_incomplete_end = self._has_incomplete_end and not whole
         if whole == done:
             return done
         try:
@@ -199,7 +200,7 @@ class LogFile:
                 raise OSError(errno.EBUSY, "another program writes to it")
             os.ftruncate(self._fd, self._size + whole)
         except OSError:
-            self._torn = True
+            self._has_incomplete_end = True
             self._size += done - whole
         return whole
 
@@ -217,7 +218,7 @@ class LogFile:
         self._try_open()
 
     def _shift_log_files(self) -> None:
-        # If a writer was killed during a rotation, a number is free: only files newer than that are renamed.
+        # If a writer was killed during a rotation, a number is free: only the files before it are renamed.
         with open_parent_directory(self.path, follow_last=True) as (directory, name):
             # Bounded, because a user may create any number of such files in a directory of their own.
             free, most = 1, self._keep + _MAX_SURPLUS_FILES

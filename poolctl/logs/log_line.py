@@ -16,8 +16,8 @@ _STAMP_WIDTH = len("2026-11-20T08:47:34.123456Z")
 class LogLine:
     """One line of a server's output.
 
-    `time` is empty if the line has none, because another program wrote it. `level` is empty unless a LineFilter has
-    found it, in this line or in the line that this one continues.
+    `time` is "" for a line without a timestamp, which another program wrote. `level` is set by a LineFilter, from this
+    line or from the line that it continues; "" if unknown.
     """
 
     __slots__ = ("level", "name", "pid", "text", "time")
@@ -134,8 +134,8 @@ _MAX_SECONDS = 1e11
 class JsonRecord:
     """The content of a JSON line.
 
-    `time` is HH:MM:SS.mmm in the local time zone, as written if it is not a known format, or "" if missing. `rest`
-    holds the other members in order, `long` the members with several lines (tracebacks).
+    `time` is HH:MM:SS.mmm in the local time zone; in an unknown format it stays as written, and "" means that there is
+    none. `rest` holds the other members in order, `long` the members with several lines (tracebacks).
     """
 
     __slots__ = ("fields", "level", "long", "message", "rest", "time")
@@ -212,15 +212,17 @@ def _level(name: str, value: object, fields: dict[str, object]) -> str:
     if not name:
         return "INFORMATION" if "@mt" in fields else ""  # Serilog's default
     if name == "priority" or (isinstance(value, int) and "short_message" in fields):
+        # journald and GELF have the numbers of syslog(3).
         number = _text(value)
         return _SYSLOG[int(number)] if len(number) == 1 and number in "01234567" else number.upper()
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return _text(value).upper()
     if name.startswith("severity") and name != "severity":
         return _OPENTELEMETRY[min(max(int(value) - 1, 0) // 4, 5)]
+    # pino and bunyan, not Python's logging.
     if {"pid", "hostname"} <= fields.keys() or ("msg" in fields and isinstance(fields.get("time"), int)):
         return _PINO.get(value, str(value))
-    return next((word for least, word in _NUMBERS if value >= least), str(value))
+    return next((word for minimum, word in _NUMBERS if value >= minimum), str(value))
 
 
 def _time_of_day_text(value: object) -> str:

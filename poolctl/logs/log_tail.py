@@ -206,7 +206,7 @@ def _is_touched(path: str) -> bool:
 
 
 class DirectoryWatch:
-    """Reports which files in some directories were written, touched, moved, removed, or got other `permissions`.
+    """Reports which files in some directories were written, touched, moved or removed; with `permissions`, also chmod.
 
     The constructor raises OSError where inotify is not available.
     """
@@ -236,7 +236,7 @@ class DirectoryWatch:
                     checked(c_library().inotify_rm_watch(self.fd, number))
 
     def changed(self) -> set[str] | None:
-        """The paths changed since the last call; None if there were too many. Does not block."""
+        """The paths changed since the last call; None if events were lost, so any may have changed. Does not block."""
         paths: set[str] = set()
         try:
             events = os.read(self.fd, _EVENTS_BYTES)
@@ -245,7 +245,7 @@ class DirectoryWatch:
         at = 0
         while at < len(events):
             number, mask, _, length = _EVENT.unpack_from(events, at)
-            if number not in self._directories:
+            if number not in self._directories:  # -1: the kernel's queue has overflowed
                 return None
             name = events[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0")
             path = os.path.join(self._directories[number], os.fsdecode(name))
@@ -367,9 +367,9 @@ def _finished_file_identity(status: os.stat_result) -> Finished:
 class Follower:
     """Reads new lines of several logs (paths by server name), each batch sorted by time.
 
-    `first` holds the last `lines` existing lines of each log that are not older than `since`. Only lines that pass
-    `wanted` are returned. Without inotify the files are polled ten times a second. A log that cannot be read is passed
-    to `unreadable`, once, and read again when it changes; without `unreadable` OSError is raised.
+    `first` has the last `lines` existing lines of each log, from the time `since` on. Only lines that pass `wanted` are
+    returned. Without inotify, the caller polls ten times a second (see `poll_seconds`). `unreadable` is called once for
+    a log that cannot be read, which is tried again when it changes; without `unreadable`, OSError is raised.
     """
 
     def __init__(
@@ -383,9 +383,9 @@ class Follower:
     ) -> None:
         self._wanted = wanted
         self._unreadable = unreadable
-        self._refused: set[str] = set()  # names of servers whose logs cannot be read
+        self._reported_unreadable: set[str] = set()  # names of servers
         self._logs: dict[str, list[tuple[str, TailedFile]]] = {}
-        self._places: dict[str, set[str]] = {}
+        self._paths_to_watch: dict[str, set[str]] = {}
         self._last_times: dict[str, str] = {}
         self._missing: set[str] = set()
         self._watch: DirectoryWatch | None = None
@@ -424,7 +424,7 @@ class Follower:
         changed = None if self._watch is None else self._watch.changed()
         added: list[LogLine] = []
         for path, logs in self._logs.items():
-            if polled or changed is None or not changed.isdisjoint(self._places[path]):
+            if polled or changed is None or not changed.isdisjoint(self._paths_to_watch[path]):
                 self._watch_file(path)
                 for name, log in logs:
                     with self._reporting(name):
@@ -447,8 +447,8 @@ class Follower:
         with self._reporting(name), contextlib.closing(OpenLog(path)) as log:
             last = [] if lines == 0 else log.tail(lines, since=since, name=name, wanted=self._wanted)
             self.first += last
-            whole = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
-            self._last_times[name] = carry_times(whole)
+            unfiltered = log.tail(1, name=name) if lines == 0 or self._wanted is not None else last
+            self._last_times[name] = carry_times(unfiltered)
             growing.begin(log)
 
     @contextlib.contextmanager
@@ -459,20 +459,20 @@ class Follower:
         except OSError as error:
             if self._unreadable is None:
                 raise
-            if name not in self._refused:
-                self._refused.add(name)
+            if name not in self._reported_unreadable:
+                self._reported_unreadable.add(name)
                 self._unreadable(name, error)
         else:
-            self._refused.discard(name)
+            self._reported_unreadable.discard(name)
 
     def _watch_file(self, path: str) -> None:
         """Watch the directory of the file; if it is a symbolic link, also the directory of the file it leads to."""
         link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        places = {link, os.path.realpath(link)}
-        if self._places.get(path) != places:
-            self._places[path] = places
-            for place in places:
-                self._watch_directory(os.path.dirname(place))
+        paths = {link, os.path.realpath(link)}
+        if self._paths_to_watch.get(path) != paths:
+            self._paths_to_watch[path] = paths
+            for watched in paths:
+                self._watch_directory(os.path.dirname(watched))
 
     def _watch_directory(self, directory: str) -> None:
         if self._watch is None:
@@ -507,7 +507,7 @@ def follow(
     follower = Follower(paths, lines=lines, since=since, wanted=wanted, unreadable=unreadable)
     merge = LogReorderBuffer()
     try:
-        # While one file was read, an earlier line may have been added to another.
+        # While one file was read, another may have got a line with an earlier time.
         yield from follower.first if len(paths) < 2 else merge.hold_back(follower.first)
         while True:
             fresh = follower.read()
@@ -528,7 +528,7 @@ class LogReorderBuffer:
 
     @property
     def holds(self) -> bool:
-        """Whether lines are held back; then the caller calls `add` again SETTLE_SECONDS later."""
+        """Whether lines are held back; then the caller calls `hold_back` again SETTLE_SECONDS later."""
         return bool(self._held)
 
     def hold_back(self, lines: list[LogLine]) -> list[LogLine]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from poolctl.selection.regular_expressions import Expression
 
 _REPORT_EVERY_SECONDS = 1.0
-_SYNC_BYTES = 4 * 1024 * 1024
+_MAX_BACKLOG_BYTES = 4 * 1024 * 1024
 _MIN_AGE_CHECK_SECONDS, _MAX_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
@@ -97,7 +97,7 @@ class OutputStream:
         content = self._incomplete_line + taken
         end = content.rfind(b"\n") + 1
         if not end and len(content) == MAX_BYTES:
-            _, end = codecs.utf_8_decode(content, "replace")  # without the first bytes of a character
+            _, end = codecs.utf_8_decode(content, "replace")  # do not split a character
         self._incomplete_line = content[end:]
         if end:
             self._store_lines(content[:end], now)
@@ -123,7 +123,7 @@ class OutputStream:
 
         from .line_filter import without_control
 
-        # A flood of short lines mostly repeats them.
+        # A set, because a flood of short lines mostly repeats itself.
         beginnings = {line.removesuffix(b"\r")[:_SEARCHED_BYTES] for line in lines.split(b"\n")}
         error = fix = ""
         try:
@@ -148,6 +148,7 @@ class OutputStream:
 
     def _store(self, lines: bytes, when: str) -> None:
         self._tail = (self._tail + lines[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        # After a loss, a line about it must be stored first; until then all output counts as lost.
         if self.file.lost_bytes and not self._append_and_count_lost_bytes(self._lost_output_line(), when):
             self.file.lost_bytes = 0
         lost = len(lines) if self.file.lost_bytes else self._append_and_count_lost_bytes(lines, when)
@@ -190,9 +191,9 @@ class OutputLogger:
         self._by_id: dict[str, OutputStream] = {}
         self._files: dict[str, LogFile] = {}
         self._reports: deque[wire.Message] = deque()
-        self._report_at = 0.0
+        self._loss_report_at = 0.0
         self._streams_with_loss: set[OutputStream] = set()
-        self._age_at: float | None = None  # when to check for files old enough to rotate
+        self._age_check_at: float | None = None  # when to check for files old enough to rotate
         self._end_ordered = False
 
     def __repr__(self) -> str:
@@ -210,7 +211,7 @@ class OutputLogger:
                     if self._link.is_lost:
                         self._epoll.unregister(fd)
                 elif fd in self._streams:
-                    self._pump_and_may_have_more(self._streams[fd])
+                    self._pump(self._streams[fd])
             self._rotate_old()
             self._report_dropped_if_due()
             self._send_reports()
@@ -221,18 +222,18 @@ class OutputLogger:
         self._link.close()
 
     def _timeout(self) -> float:
-        times = [] if self._age_at is None else [self._age_at]
-        times += [self._report_at] if self._streams_with_loss else []
+        times = [] if self._age_check_at is None else [self._age_check_at]
+        times += [self._loss_report_at] if self._streams_with_loss else []
         return max(0.0, min(times) - time.monotonic()) if times else -1
 
     def _rotate_old(self) -> None:
         """Rotate files that are too old, and schedule the next check before any file can become too old."""
-        if self._age_at is None or time.monotonic() < self._age_at:
+        if self._age_check_at is None or time.monotonic() < self._age_check_at:
             return
         times = [file.rotate_when_old() for file in self._files.values()]
         pauses = [max(_MIN_AGE_CHECK_SECONDS, pause) for pause in times if pause is not None]
         # At least once an hour, because the clock may be set.
-        self._age_at = time.monotonic() + min([*pauses, _MAX_AGE_CHECK_SECONDS]) if pauses else None
+        self._age_check_at = time.monotonic() + min([*pauses, _MAX_AGE_CHECK_SECONDS]) if pauses else None
 
     def _receive_orders(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -275,7 +276,7 @@ class OutputLogger:
         # Nothing has changed so far: an invalid order has raised an error above.
         file.limit(max_size_bytes=max_size, keep=keep, max_age_seconds=max_age)
         if max_age:
-            self._age_at = time.monotonic()
+            self._age_check_at = time.monotonic()
         earlier = self._by_id.get(stream.id)
         if earlier is not None:
             if os.path.sameopenfile(earlier.fd, fd) and earlier.file is file:
@@ -292,7 +293,7 @@ class OutputLogger:
         file.users += 1
         self._streams[fd] = self._by_id[stream.id] = stream
 
-    def _pump_and_may_have_more(self, stream: OutputStream) -> bool:
+    def _pump(self, stream: OutputStream) -> bool:
         """Move as much output as one read returns; returns whether there may be more."""
         try:
             moved = stream.pump(time.time())
@@ -308,9 +309,9 @@ class OutputLogger:
         return moved > 0
 
     def _pump_backlog(self, stream: OutputStream) -> None:
-        """Move output until the pipe is empty, but at most _SYNC_BYTES, because the server may continue writing."""
-        for _ in range(_SYNC_BYTES // MAX_BYTES):
-            if not self._pump_and_may_have_more(stream):
+        """Move output until the pipe is empty, but at most _MAX_BACKLOG_BYTES: the server may continue writing."""
+        for _ in range(_MAX_BACKLOG_BYTES // MAX_BYTES):
+            if not self._pump(stream):
                 return
 
     def _end(self, stream: OutputStream) -> None:
@@ -328,12 +329,12 @@ class OutputLogger:
             del self._files[stream.file.path]
 
     def _report_dropped_if_due(self) -> None:
-        if not self._streams_with_loss or time.monotonic() < self._report_at:
+        if not self._streams_with_loss or time.monotonic() < self._loss_report_at:
             return
         for stream in self._streams_with_loss:
             self._queue_loss_report(stream)
         self._streams_with_loss.clear()
-        self._report_at = time.monotonic() + _REPORT_EVERY_SECONDS
+        self._loss_report_at = time.monotonic() + _REPORT_EVERY_SECONDS
 
     def _queue_loss_report(self, stream: OutputStream) -> None:
         lost, stream.dropped_bytes = stream.dropped_bytes, 0

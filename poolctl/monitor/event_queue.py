@@ -40,7 +40,7 @@ class EventBus:
         self._timer: asyncio.TimerHandle | None = None
         self._subscribers: list[Subscriber] = []
         self._allowances: dict[str, RateLimit] = {}
-        self._left_out: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
 
     @property
     def seq(self) -> int:
@@ -67,9 +67,9 @@ class EventBus:
         if server and not self._take_event_allowance(server):
             return
         if isinstance(output := detail.get("output"), list):  # the output of a program
-            detail["output"] = [_short(line) for line in output]
+            detail["output"] = [_sanitized(line) for line in output]
         self._seq += 1
-        time, message, cause = stamp(self._clock.time()), _short(message), _short(cause)
+        time, message, cause = stamp(self._clock.time()), _sanitized(message), _sanitized(cause)
         self._pending.append(
             JournalEvent(time, self._seq, kind, event, server, message, cause, by, before, after, detail)
         )
@@ -82,23 +82,23 @@ class EventBus:
             self._timer = loop.call_later(_GATHER_SECONDS, self.flush)
 
     def _take_event_allowance(self, server: str) -> bool:
-        """Whether the rate limit allows another event of this server; if so, records how many were dropped before."""
+        """Whether the rate limit allows another event of this server; if so, first records how many were dropped."""
         if len(self._allowances) > _MAX_SERVERS:
             self._allowances.clear()  # mostly of removed servers
         allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
         if not allowance.take(1, self._clock.monotonic()):
-            self._left_out[server] = self._left_out.get(server, 0) + 1
+            self._dropped[server] = self._dropped.get(server, 0) + 1
             return False
-        left_out = self._left_out.pop(server, 0)
+        left_out = self._dropped.pop(server, 0)
         if left_out:
             message = f"{left_out:,} events of {server} were left out: too many at once"
             self.record("pool", "events left out", server=server, message=message, lost=left_out)
         return True
 
     def write_to(self, journal: Journal) -> int:
-        """Write events to this journal from now on; returns how many damaged lines it ends with.
+        """Write events to this journal from now on; returns the number of damaged lines at its end.
 
-        Their numbers continue after the newest event of this queue or of the journal, whichever is higher.
+        Event numbers continue after the newest event of this queue or of the journal, whichever is higher.
         """
         self.close()
         self.journal = journal
@@ -145,21 +145,22 @@ class EventBus:
                     logger.exception("an event could not be delivered")
 
     def _write(self, journal: Journal, events: list[JournalEvent]) -> None:
-        lost = journal.lost
+        lost_before = journal.lost
         journal.append(events)
-        if journal.lost and not lost:
+        if journal.lost and not lost_before:
             logger.error("events are not written to %s: %s", journal.path, journal.error)
-        elif lost and not journal.lost:
-            self.record("pool", "events lost", message=f"{lost} events could not be written", lost=lost)
+        elif lost_before and not journal.lost:
+            message = f"{lost_before} events could not be written"
+            self.record("pool", "events lost", message=message, lost=lost_before)
 
     def close(self) -> None:
         """Write the queued events, and close the journal."""
         self.flush()
         if self.journal is not None:
-            self.flush()
+            self.flush()  # again: the first may have recorded that events were lost
             self.journal.close()
 
 
-def _short(text: str) -> str:
-    """The text, possibly from an application, shortened and with passwords in URLs masked."""
+def _sanitized(text: str) -> str:
+    """The text, which may come from an application: shortened, and with passwords in URLs masked."""
     return masked_text(text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…")

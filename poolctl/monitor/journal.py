@@ -22,7 +22,7 @@ NAME = "events.jsonl"
 MAX_SIZE_BYTES = 10 * 1024 * 1024
 KEEP = 5
 
-_encoded = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
+_encode = json.JSONEncoder(default=str, check_circular=False, ensure_ascii=False).encode
 
 KINDS = ("lifecycle", "health", "config", "audit", "recovery", "scale", "wake", "notify", "pool")
 # Maximum events in one answer of the control socket; older ones can be read from the journal.
@@ -32,14 +32,14 @@ _STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 INFO, WARNING, ERROR = SEVERITIES = ("info", "warning", "error")
 
-_STATES = {"failed": ERROR, "backoff": WARNING}
-_HEALTH = {"ko": ERROR, "warn": WARNING}
-_POOL = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
-_ORDERED = ("draining", "stopping")
+_STATE_SEVERITIES = {"failed": ERROR, "backoff": WARNING}
+_HEALTH_SEVERITIES = {"ko": ERROR, "warn": WARNING}
+_POOL_SEVERITIES = {"keeper lost": ERROR, "keeper silent": ERROR, "events lost": ERROR}
+_LEAVING_PHASES = ("draining", "stopping")
 _FIELDS = (
     "time", "schema", "seq", "kind", "event", "server", "message", "cause", "by", "before", "after",
 )  # fmt: skip
-_TEXTS = ("time", "kind", "event", "server", "message", "cause")
+_TEXT_FIELDS = ("time", "kind", "event", "server", "message", "cause")
 
 
 class JournalEvent(NamedTuple):
@@ -64,7 +64,7 @@ class JournalEvent(NamedTuple):
     def from_json(cls, table: Table) -> JournalEvent:
         """Parse an event from the journal, from an answer of the supervisor, or from a previous supervisor's state."""
         detail = {name: value for name, value in table.items() if name not in _FIELDS}
-        time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXTS)
+        time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXT_FIELDS)
         by, seq = table.get("by"), int(table.get("seq") or 0)
         if not isinstance(by, dict):
             by = None
@@ -106,41 +106,41 @@ class JournalEvent(NamedTuple):
         return f"{user}, {command} {self.by.get('pid', self.by.get('address', '?'))}"
 
     def _change_text(self) -> str:
-        kind, word, message, detail = self.kind, self.event, self.message, self.detail
-        if word.startswith("worker ") and kind == "lifecycle":
+        kind, event, message, detail = self.kind, self.event, self.message, self.detail
+        if event.startswith("worker ") and kind == "lifecycle":
             pid = f" (pid {detail['pid']})" if detail.get("pid") else ""
-            return f"{word}{pid}: {message}" if message else f"{word}{pid}"
+            return f"{event}{pid}: {message}" if message else f"{event}{pid}"
         if kind == "scale":
-            return message or f"{word}: {self.before} → {self.after}"
+            return message or f"{event}: {self.before} → {self.after}"
         if kind == "audit":
-            end = word.partition(" ")[2]
+            end = event.partition(" ")[2]
             took = f" after {detail['duration_seconds']:g} s" if end and "duration_seconds" in detail else ""
             return f"{message}: {end}{took}" if end else message
         if kind == "config":
             keys = detail.get("keys")
-            said = message or ", ".join(map(str, keys if isinstance(keys, list) else ()))
-            return f"{word}: {said}" if said else word
+            text = message or ", ".join(map(str, keys if isinstance(keys, list) else ()))
+            return f"{event}: {text}" if text else event
         if kind in ("lifecycle", "wake") and message:
             return message
-        return f"{word}: {message}" if message and message != word else word
+        return f"{event}: {message}" if message and message != event else event
 
     @property
     def severity(self) -> str:
-        """info, warning or error: the event's own severity, or else the default for its kind and state."""
+        """info, warning or error: as recorded with the event, or else the default for its kind and state."""
         stated = self.detail.get("severity")
         if stated in SEVERITIES:
             return str(stated)
         if self.kind == "health":
-            return _HEALTH.get(self.state, INFO)
+            return _HEALTH_SEVERITIES.get(self.state, INFO)
         if self.kind == "lifecycle" and self.event == "worker ended":
-            unordered = self.before not in _ORDERED
-            return WARNING if unordered and self.detail.get("status") != 0 else INFO
+            is_unexpected = self.before not in _LEAVING_PHASES
+            return WARNING if is_unexpected and self.detail.get("status") != 0 else INFO
         if self.kind == "lifecycle":
-            return _STATES.get(self.state, INFO)
+            return _STATE_SEVERITIES.get(self.state, INFO)
         if self.kind == "recovery":
             return ERROR if self.event in ("failed", "given up") else WARNING
         if self.kind == "pool":
-            return _POOL.get(self.event, WARNING if self.detail.get("adopted") else INFO)
+            return _POOL_SEVERITIES.get(self.event, WARNING if self.detail.get("adopted") else INFO)
         return INFO
 
 
@@ -192,7 +192,7 @@ class Journal:
     def append(self, events: list[JournalEvent]) -> None:
         """Append the events in one write. Events that do not fit on the disk are lost, and counted."""
         # Unpaired surrogates become JSON escapes.
-        lines = [_encoded(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
+        lines = [_encode(event.to_json()).encode(errors="backslashreplace") + b"\n" for event in events]
         done = self._file.append_and_count_written(b"".join(lines))
         if done:
             self.lost = 0
@@ -214,7 +214,7 @@ def newest_first(path: str) -> Iterator[JournalEvent]:
 
 
 def newest_number_and_damage(path: str) -> tuple[int, int]:
-    """The number of the newest event, 0 without one, and how many damaged lines follow it."""
+    """The number of the newest event (0 if there is none), and the number of damaged lines after it."""
     damaged = 0
     with contextlib.closing(OpenLog(path)) as log:
         for line in log.backwards():
@@ -235,7 +235,7 @@ def parse_event(line: bytes) -> JournalEvent | None:
 
 
 class EventFilter(NamedTuple):
-    """Selects events by server, kind, time (not before `since`, a timestamp) and number (after `after`, up to `until`).
+    """Selects events by server, kind, time (`since` this timestamp) and number (above `after`, up to `until`).
 
     A field that is not set matches every event.
     """

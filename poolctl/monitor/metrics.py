@@ -99,7 +99,7 @@ def _labels(labels: Labels) -> str:
 
 
 def _escaped(value: str) -> str:
-    value = value.encode(errors="replace").decode()  # bytes of a path that are not UTF-8 have no form here
+    value = value.encode(errors="replace").decode()  # replaces bytes of a path that are not UTF-8
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
@@ -145,9 +145,9 @@ def _sum_if_known(figures: Iterable[Figure]) -> Figure:
     return None if None in values else sum(filter(None, values))
 
 
-# Receives the time of a sample, and the sample of all servers.
+# Called with each sample: its time, and the snapshots of all servers.
 TakeSample = Callable[[float, Sequence[ServerSnapshot]], None]
-# Registers the function that receives each sample from now on, or with None unregisters it.
+# Registers the function to call with each sample; None unregisters it.
 GiveSamples = Callable[[TakeSample | None], None]
 
 
@@ -287,7 +287,7 @@ def _server_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     return info, state, *families_of(_SERVER, [(server.snapshot, server.labels) for server in servers])
 
 
-def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+def _monitor_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     """The metrics of each server's status and availability."""
     text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
     status = Family("poolctl_monitor_status", "gauge", text)
@@ -303,7 +303,7 @@ def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     return status, latency, *availability, wakes
 
 
-def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+def _request_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     text = "Responses that have begun, by the class of their status."
     responses = Family("poolctl_responses", "counter", text)
     text = "What went wrong: 5xx; broken off by the application; disconnected before the end; malformed."
@@ -321,7 +321,7 @@ def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     return responses, errors, duration, *families_of(_REQUESTS, counted)
 
 
-def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
+def _worker_families(servers: Sequence[ObservedServer]) -> Iterable[Family]:
     info = Family("poolctl_worker", "info", "The process of the worker.")
     labelled = []
     for server in servers:
@@ -341,9 +341,9 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 # Each function creates families for all servers. A caller with many servers can do other work between the calls.
 PARTS: Sequence[Callable[[Sequence[ObservedServer]], Iterable[Family]]] = (
     _server_families,
-    _monitor,
-    _requests,
-    _workers,
+    _monitor_families,
+    _request_families,
+    _worker_families,
 )
 
 

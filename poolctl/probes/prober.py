@@ -43,9 +43,9 @@ OnResult = Callable[[str], None]
 # Makes a new connection, which the caller closes. Raises OSError.
 Connect = Callable[[], Awaitable[socket.socket]]
 
-_ENDED = "it closed the connection"
-_CLOSED = frozenset((_ENDED, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE)))
-_REFUSED_BY_MACHINE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_CONNECTION_CLOSED = "it closed the connection"
+_CLOSED_PROBLEMS = frozenset((_CONNECTION_CLOSED, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE)))
+_RESOURCE_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Unsent(str):
@@ -54,13 +54,13 @@ class Unsent(str):
 
 def _connection_problem(error: OSError) -> str:
     problem = f"no connection: {error.strerror or error}"
-    return Unsent(problem) if error.errno in _REFUSED_BY_MACHINE else problem
+    return Unsent(problem) if error.errno in _RESOURCE_ERRORS else problem
 
 
 class ProbeConnection(asyncio.Protocol):
-    """A connection that sends one probe at a time, with TLS if `context` is given. Closing it closes `sock`.
+    """A connection for one probe at a time, over TLS with a `context`. Closing it closes `sock`.
 
-    `replies` counts the replies received. Once `closed` is true, it cannot be reused. Needs a running event loop.
+    `replies` counts the replies received. A `closed` connection cannot be reused. Needs a running event loop.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
@@ -73,7 +73,7 @@ class ProbeConnection(asyncio.Protocol):
         self.replying = False  # a part of the current reply has arrived
         self.closed = False
         self._opening = asyncio.ensure_future(self._try_connect(context))
-        self._opening.add_done_callback(self._opened)
+        self._opening.add_done_callback(self._close_unless_connected)
 
     def send(self, request: Request, on_result: OnResult) -> None:
         """Send the request, at once or when connected. `on_result` gets the problem, or "". One request at a time."""
@@ -105,9 +105,9 @@ class ProbeConnection(asyncio.Protocol):
         except ssl.SSLError as error:
             self._fail(f"TLS: {error.reason or error}")
         except OSError as error:
-            self._fail(error.strerror or str(error) or _ENDED)
+            self._fail(error.strerror or str(error) or _CONNECTION_CLOSED)
 
-    def _opened(self, opening: asyncio.Task[None]) -> None:
+    def _close_unless_connected(self, opening: asyncio.Task[None]) -> None:
         if self._transport is None:
             self._sock.close()
 
@@ -132,10 +132,10 @@ class ProbeConnection(asyncio.Protocol):
     def eof_received(self) -> None:
         if self._reply is not None and self._reply.record_disconnect():
             self._complete()
-        self._fail(_ENDED)
+        self._fail(_CONNECTION_CLOSED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(getattr(exc, "strerror", None) or _ENDED)
+        self._fail(getattr(exc, "strerror", None) or _CONNECTION_CLOSED)
 
     def _complete(self) -> None:
         request, reply, on_result = self._request, self._reply, self._on_result
@@ -164,7 +164,7 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-# Maximum unanswered probes, each on its own connection. Then no other is sent until the last one is answered.
+# After this many unanswered probes, each on a new connection, no more are sent until the last is answered.
 _MAX_UNANSWERED = 3
 
 
@@ -178,7 +178,7 @@ class Prober(Protocol):
         """Stop waiting for the result: `on_result` will not be called."""
 
     def queued(self) -> bool:
-        """Whether the worker has not accepted the probe's connection yet; False if that is unknown."""
+        """Whether the probe's connection still waits to be accepted; False if that is unknown."""
 
     def close(self) -> None:
         """Cancel the probe in progress, and close the connection. Called when no more probes are to be sent."""
@@ -195,12 +195,12 @@ class RequestProber:
         self._connecting: asyncio.Task[None] | None = None
         self._on_result: OnResult | None = None
         self._unanswered = 0
-        self._outstanding = False  # the result of the request in progress was cancelled
+        self._is_abandoned = False  # the caller has cancelled the request, but its connection stays open
 
     def start(self, on_result: OnResult) -> None:
         self._on_result = on_result
         connection = self._connection
-        if self._outstanding:
+        if self._is_abandoned:
             return
         if connection is None or connection.closed:
             self._connecting = asyncio.ensure_future(self._open_and_send())
@@ -209,20 +209,21 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._on_reply(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting for the result. Close the connection, unless this is the third unanswered probe in a row.
+        """Stop waiting for the result, and close the connection.
 
-        After the third, no probe is sent until the worker answers on the open connection or closes the connection.
+        From the third unanswered probe in a row on, the connection stays open, and no probe is sent until the worker
+        answers on it or closes it.
         """
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
-        elif self._connection is not None and not self._outstanding:
+        elif self._connection is not None and not self._is_abandoned:
             self._unanswered += 1
             if self._unanswered < _MAX_UNANSWERED:
                 self._connection.close()
                 self._connection = None
             else:
-                self._outstanding = True
+                self._is_abandoned = True
 
     def queued(self) -> bool:
         if self._connecting is not None:
@@ -251,7 +252,7 @@ class RequestProber:
     def _on_reply(self, connection: ProbeConnection, problem: str, *, reused: bool) -> None:
         if connection is not self._connection:
             return  # the caller cancelled before the reply was judged
-        self._outstanding = False
+        self._is_abandoned = False
         if connection.replies:
             self._unanswered = 0
         is_cut_off = problem and connection.closed and not connection.replying
@@ -268,9 +269,10 @@ class RequestProber:
 
 
 class AcceptProber:
-    """Probes by opening a connection, which is closed as soon as the program has accepted it.
+    """Probes by opening a connection, and closes it as soon as the program has accepted it.
 
-    The next probe reuses a connection that was not accepted in time, so that a hung program is not flooded.
+    If the program did not accept it in time, the next probe waits for the same connection: a hung program is not
+    flooded.
     """
 
     def __init__(self, connect: Connect) -> None:
@@ -324,7 +326,7 @@ class ProgramProber:
         self._values = values
         self._process: subprocess.Popen[bytes] | None = None
         self._output: OutputTail | None = None
-        self._watched = -1
+        self._pidfd = -1
         self._on_result: OnResult | None = None
 
     def start(self, on_result: OnResult) -> None:
@@ -335,7 +337,7 @@ class ProgramProber:
         try:
             self._output = OutputTail()
             self._process = self._spawn(self._output.writer)
-            self._watched = os.pidfd_open(self._process.pid)
+            self._pidfd = os.pidfd_open(self._process.pid)
         except ServerError as error:
             self._finish(f"{self._argv[0]}: {error}")
             return
@@ -344,10 +346,10 @@ class ProgramProber:
                 self._process.kill()
             problem = f"{self._argv[0]}: {error.strerror or error}"
             # EAGAIN of fork(2): the limit of processes.
-            is_refused = error.errno in (errno.EAGAIN, *_REFUSED_BY_MACHINE)
-            self._finish(Unsent(problem) if is_refused else problem)
+            lacks_resources = error.errno in (errno.EAGAIN, *_RESOURCE_ERRORS)
+            self._finish(Unsent(problem) if lacks_resources else problem)
             return
-        asyncio.get_running_loop().add_reader(self._watched, self._ended)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
 
     def _spawn(self, output: int) -> subprocess.Popen[bytes]:
         server = self._server
@@ -388,12 +390,12 @@ class ProgramProber:
         self._finish("" if not status else _exit_problem(self._argv[0], status, self._output.last_line()))
 
     def _finish(self, problem: str) -> None:
-        if self._watched >= 0:
-            asyncio.get_running_loop().remove_reader(self._watched)
-            os.close(self._watched)
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
         if self._output is not None:
             self._output.close()
-        self._process, self._watched, self._output = None, -1, None
+        self._process, self._pidfd, self._output = None, -1, None
         on_result, self._on_result = self._on_result, None
         if on_result is not None:
             on_result(problem)
@@ -420,7 +422,7 @@ def make_prober(
 ) -> Prober:
     """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program.
 
-    While `exact` returns True, other workers that share the listener must not answer in the worker's place.
+    While `exact` returns True, only this worker may answer, not another one that shares the listener.
     """
 
     def connect(kind: str, plain: bool) -> Awaitable[socket.socket]:
@@ -441,8 +443,8 @@ def _request_prober(
     request: HttpProbeRequest, server: ServerConfig, connect: Callable[[bool], Awaitable[socket.socket]]
 ) -> RequestProber:
     # poolctl has no client certificate: servers that require one are probed without TLS.
-    requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
-    tls = speaks_tls(server) and not requires
+    requires_certificate = not server.command and getattr(server.tls, "client_auth", "none") == "required"
+    tls = speaks_tls(server) and not requires_certificate
     return RequestProber(request, partial(connect, not tls), tls=tls)
 
 
@@ -508,7 +510,7 @@ class HttpProbeRequest:
 
     async def _judge_body(self, body: bytes, finding: str, on_result: OnResult) -> None:
         try:
-            matches = await run_in_turn(self._is_found, body)
+            matches = await run_in_turn(self._body_matches, body)
         except BadExpression as bad:
             if isinstance(bad, SlowExpression):
                 self._slow_until = asyncio.get_running_loop().time() + _SLOW_PAUSE_SECONDS
@@ -516,7 +518,7 @@ class HttpProbeRequest:
         else:
             on_result("" if matches else self._mismatch(finding))
 
-    def _is_found(self, body: bytes) -> bool:
+    def _body_matches(self, body: bytes) -> bool:
         assert self._body is not None
         self._expression = self._expression or Expression(self._body)
         return self._expression.is_found(body.decode(errors="replace"))
@@ -568,7 +570,7 @@ async def ask_for_status(
     finally:
         prober.close()
     if problem:
-        return problem, False if problem in _CLOSED else None
+        return problem, False if problem in _CLOSED_PROBLEMS else None
     return str(request.answer), request.answer != 500
 
 

@@ -17,11 +17,10 @@ from .prober import Prober, Unsent, make_prober
 
 
 class Hysteresis:
-    """A status that moves one step at a time, ok – warn – ko and back, each after a number of equal results in a row.
+    """A status that moves one step at a time, ok – warn – ko and back, after a number of equal results in a row.
 
-    `fall_count_warn` failures change ok to warn, and `fall_count_ko` further failures change warn to ko.
-    `rise_count_ko` successes change ko to warn, and `rise_count_warn` further successes change warn to ok. From
-    unknown, failures count as from ok, and successes as from warn.
+    Failures: `fall_count_warn` from ok to warn, then `fall_count_ko` to ko. Successes: `rise_count_ko` from ko to warn,
+    then `rise_count_warn` to ok. From unknown, failures count as from ok, and successes as from warn.
     """
 
     __slots__ = ("_count", "_probe", "_succeeded", "status")
@@ -69,7 +68,7 @@ class Hysteresis:
         return special or probe.interval
 
     def _transition_threshold(self, succeeded: bool) -> tuple[int, Status]:
-        """How many successes (or failures) in a row change the status, and the status to which they change it."""
+        """The number of successes (or failures) in a row that change the status, and the status after them."""
         probe = self._probe
         if succeeded:
             if self.status is Status.KO:
@@ -81,11 +80,13 @@ class Hysteresis:
 
 
 GRAIN_SECONDS = 0.1
-# A worker that is not ready yet is probed more often.
+# Until a worker is ready, it is probed at growing intervals.
 _FIRST_PAUSE_SECONDS = 0.02
-_FACTOR = 1.5
-_UNKNOWN_SECONDS = 0.5
-_QUEUE_PAUSE_SECONDS = 0.2
+_PAUSE_FACTOR = 1.5
+# The first regular probe of a worker with an unknown status is sent within this time.
+_MAX_FIRST_DELAY_SECONDS = 0.5
+# How often to check whether the worker has accepted the probe's connection.
+_QUEUE_CHECK_SECONDS = 0.2
 
 
 def call_at_rounded_time(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
@@ -138,24 +139,24 @@ class WorkerProbe:
                 # Failures before the worker was ready do not count.
                 self.hysteresis.reset()
             await asyncio.sleep(min(pause, self.probe.interval))
-            pause *= _FACTOR
+            pause *= _PAUSE_FACTOR
 
     async def _run_once(self) -> str:
         """Run the probe once; returns the problem, or "". The timeout does not include time in the accept queue."""
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
-        left = self.probe.timeout
+        remaining = self.probe.timeout
         was_queued = False
         try:
-            while left > 0:
-                pause = min(left, _QUEUE_PAUSE_SECONDS)
+            while remaining > 0:
+                pause = min(remaining, _QUEUE_CHECK_SECONDS)
                 if (await asyncio.wait({result}, timeout=pause))[0]:
                     return result.result()
                 queued = self._prober.queued()
                 if queued:
                     self.message = "its connection is waiting to be accepted"
                 elif not was_queued:  # if it was queued, it may have been accepted just now
-                    left -= pause
+                    remaining -= pause
                 was_queued = queued
         except asyncio.CancelledError:
             self._prober.cancel()
@@ -164,10 +165,10 @@ class WorkerProbe:
         return self._timed_out
 
     def start(self, status: Status) -> None:
-        """Start regular probes with this initial status; unless the status is ok, the first probe is sent soon."""
+        """Start regular probes with this status: the first within an interval, or soon if the status is not ok."""
         max_delay = self.probe.interval
         if status is not Status.OK:
-            max_delay = min(max_delay, _UNKNOWN_SECONDS)
+            max_delay = min(max_delay, _MAX_FIRST_DELAY_SECONDS)
         self.hysteresis = Hysteresis(self.probe, status)
         # Spread the probes of workers that started together.
         self._timer = call_at_rounded_time(
@@ -239,7 +240,7 @@ class WorkerProbes:
             for kind in KINDS
             if (probe := getattr(server.health, kind)) is not None
         ]  # fmt: skip
-        self._admitting: WorkerProbe | None = None
+        self._pending_probe: WorkerProbe | None = None
         self.started = False
 
     @property
@@ -251,13 +252,13 @@ class WorkerProbes:
     @property
     def message(self) -> str:
         """The problems that the probes have found, or ""."""
-        admitting = [self._admitting] if self._admitting is not None else []
-        problems = [f"{probe.kind}: {probe.message}" for probe in [*admitting, *self.probes] if probe.message]
+        pending = [self._pending_probe] if self._pending_probe is not None else []
+        problems = [f"{probe.kind}: {probe.message}" for probe in [*pending, *self.probes] if probe.message]
         return "; ".join(dict.fromkeys(problems))
 
     @property
     def latency_seconds(self) -> float | None:
-        """The duration of the last readiness probe in seconds, or of the last liveness probe if there is no other.
+        """The duration of the last readiness probe in seconds, or else of the last liveness probe.
 
         None without either probe, and before the first result.
         """
@@ -284,16 +285,16 @@ class WorkerProbes:
 
     async def _probe_until_passed(self) -> None:
         if self.health.startup is not None:
-            startup = self._admitting = self._make("startup", self.health.startup)
+            startup = self._pending_probe = self._make("startup", self.health.startup)
             try:
                 await startup.probe_until_ok()
             finally:
                 startup.stop()
         readiness = self.get("readiness")
         if readiness is not None:
-            self._admitting = readiness
+            self._pending_probe = readiness
             await readiness.probe_until_ok()
-        self._admitting = None
+        self._pending_probe = None
 
     def start(self, status: Status) -> None:
         """Start all probes. Each keeps its own status, or begins with the worker's `status` if it has no result yet."""
@@ -306,7 +307,7 @@ class WorkerProbes:
             probe.stop()
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        # Once it is ready, other workers may answer in its place: it may be busy with a request.
+        # Exact until the worker is ready. From then on it may be busy with a request, and another may answer instead.
         prober = make_prober(
             probe, self._server, self._runner, self.placement, self._added_env(), lambda: not self.started
         )

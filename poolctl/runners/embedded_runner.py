@@ -48,9 +48,9 @@ class ProcessRunner(LocalRunner):
     def __init__(self, logs_directory: str | None = None) -> None:
         # LocalRunner.__init__ is called once the keeper runs: until then there is no worker to ask about.
         self._logs_directory = logs_directory
-        self._started: asyncio.Task[None] | None = None
+        self._start_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._opened: set[str] = set()  # the keys of servers with open listeners
+        self._users: set[str] = set()  # keys of opened servers, and of running hooks: they need the keeper
         self._idle: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
@@ -58,34 +58,32 @@ class ProcessRunner(LocalRunner):
         runners_to_forget.add(self)
 
     def __repr__(self) -> str:
-        return f"<ProcessRunner {'started' if self._started else 'not started'}>"
+        return f"<ProcessRunner {'started' if self._start_task else 'not started'}>"
 
     async def open(self, server: ServerConfig, beside: Sequence[str] = ()) -> tuple[str, ...]:
         if server.tls and server.tls is not True and server.tls.password_env:
             withhold_variables([server.tls.password_env])
-        self._opened.add(server.key)
+        self._users.add(server.key)
         self._cancel_idle_end()
         try:
             await self.start()
             return await super().open(server, beside)
         except BaseException:
-            self._release_and_schedule_idle_end(server.key)
+            self._release(server.key)
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         """Start the server's `hook` command, and keep the keeper process running until the command has ended."""
         key = hook_id(server.name, hook)
-        self._opened.add(key)
+        self._users.add(key)
         self._cancel_idle_end()
         try:
             await self.start()
             placement = await super().begin_hook(server, hook)
         except BaseException:
-            self._release_and_schedule_idle_end(key)
+            self._release(key)
             raise
-        self._workers[placement.id].exited.add_done_callback(
-            lambda _: self._release_and_schedule_idle_end(key)
-        )
+        self._workers[placement.id].exited.add_done_callback(lambda _: self._release(key))
         return placement
 
     async def preload_application(self, server: ServerConfig, since: float) -> str:
@@ -97,14 +95,14 @@ class ProcessRunner(LocalRunner):
         await super().check_startable(server)
 
     async def close(self, key: str) -> None:
-        if self._started is not None:
+        if self._start_task is not None:
             await self.start()
             await super().close(key)
-            self._release_and_schedule_idle_end(key)
+            self._release(key)
 
-    def _release_and_schedule_idle_end(self, key: str) -> None:
-        self._opened.discard(key)
-        if not self._opened:
+    def _release(self, key: str) -> None:
+        self._users.discard(key)
+        if not self._users:
             self._cancel_idle_end()
             self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_idle)
 
@@ -113,7 +111,7 @@ class ProcessRunner(LocalRunner):
             self._idle.cancel()
 
     def _end_if_idle(self) -> None:
-        if not self._opened and self._ending is None:
+        if not self._users and self._ending is None:
             self._ending = asyncio.ensure_future(self._end_keeper())
 
     async def end_if_unused(self) -> None:
@@ -134,7 +132,7 @@ class ProcessRunner(LocalRunner):
         """End every worker and the keeper. A server that is opened afterwards starts another keeper."""
         self.events.closing()
         if self._ending is None:
-            self._opened.clear()
+            self._users.clear()
             self._ending = asyncio.ensure_future(self._end_keeper())
         await self._ending
         if self._directory is not None:
@@ -142,7 +140,7 @@ class ProcessRunner(LocalRunner):
             self._directory = None
 
     async def _end_keeper(self) -> None:
-        started, self._started = self._started, None
+        started, self._start_task = self._start_task, None
         self._cancel_idle_end()
         try:
             if started is not None:
@@ -161,13 +159,13 @@ class ProcessRunner(LocalRunner):
         """Start the keeper, unless it is running already, and wait until it has answered."""
         while self._ending is not None:
             await asyncio.wait({self._ending})
-        if self._started is None:
-            self._started = asyncio.ensure_future(self._start())
-        await asyncio.shield(self._started)
+        if self._start_task is None:
+            self._start_task = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._start_task)
 
     async def _start(self) -> None:
         with contextlib.ExitStack() as if_failed:
-            if_failed.callback(setattr, self, "_started", None)  # the next call of `open` tries again
+            if_failed.callback(setattr, self, "_start_task", None)  # the next call of `open` tries again
             directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
             logs = self._logs_directory or os.path.join(directory, "logs")
             os.makedirs(logs, mode=0o700, exist_ok=True)
@@ -192,7 +190,7 @@ class ProcessRunner(LocalRunner):
             if_failed.pop_all()
 
     def _on_keeper_lost(self, directory: str) -> None:
-        if self._started is not None:
+        if self._start_task is not None:
             logger.error("the keeper (pid %d) has died: another one is started", self.children.keeper_pid)
             self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
 
@@ -218,12 +216,12 @@ class ProcessRunner(LocalRunner):
         The parent's keeper exits only when all copies of the link are closed. The child has no servers afterwards;
         when it opens a server, it starts its own keeper.
         """
-        if self._started is not None and hasattr(self, "keeper"):
+        if self._start_task is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.recorded_entries().values() for fd in fds]
-            owners = (self._started, dict(vars(self)))
+            owners = (self._start_task, dict(vars(self)))
             redirect_parent_fds_to_null([self.keeper.sock.fileno(), *held], owners)
-        self._started = self._ending = self._idle = self._replacing = self._directory = None
-        self._opened = set()
+        self._start_task = self._ending = self._idle = self._replacing = self._directory = None
+        self._users = set()
 
 
 class _KeeperReceiver(LinkHandler):
@@ -245,9 +243,9 @@ class _KeeperReceiver(LinkHandler):
 
 
 async def _launch(directory: str, theirs: socket.socket, receiver: _KeeperReceiver) -> wire.Message:
-    """Start a keeper with the `theirs` end of its link, and return the first message that `receiver` gets from it.
+    """Start a keeper that inherits `theirs`, and return the first message that `receiver` gets.
 
-    `theirs` is closed in this process. Raises OSError, or TimeoutError if no message arrives.
+    Closes `theirs` in this process. Raises OSError, or TimeoutError if no message arrives.
     """
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:

@@ -2,11 +2,11 @@
 
 A helper is a child of the keeper, outlives its supervisor, and is adopted by the next one. Most are poolctl's own
 programs (HelperProcess): descriptor 3 is the link to the supervisor, which the keeper also holds. They send `up` when
-they are ready, answer `ping`, and exit when they are ordered to `end` or when keeper and supervisor are both gone. A
-foreign program is another HelperChild.
+they are ready, answer `ping`, and exit when they are ordered to `end` or when keeper and supervisor have both exited.
+Other programs, such as HAProxy, are subclasses of HelperChild.
 
-An owner decides with which settings its helper should run (see HelperOwner); a Helper makes that true, by starting,
-adopting, replacing or ending a process. The pool does not depend on helpers: their problems are logged, and raised only
+An owner decides with which settings its helper should run (see HelperOwner); a Helper reconciles: it starts, adopts,
+replaces or ends a process. The pool does not depend on helpers: their problems are logged, and raised only
 to callers of `ask` and `wait_until_up`.
 """
 
@@ -81,7 +81,7 @@ class HelperKind:
     drain_seconds: float | None = 0.0
     first_pause_seconds: float = 0.2
     max_pause_seconds: float = 30.0
-    calm_seconds: float = 60.0  # after running this long, the next pause is the first again
+    calm_seconds: float = 60.0  # running this long resets the pause
     version: str = __version__
 
     def mark_of(self, settings: str) -> str:
@@ -105,10 +105,10 @@ class LogPipes(Protocol):
 
 
 class HelperLog:
-    """The file at `path` to which a helper's processes print.
+    """The log file of a helper, at `path`.
 
-    They print through `pipes`. While no logger runs, they print directly to the file, so that it shows at once why the
-    first process of a pool, the logger, cannot start.
+    Its processes print through `pipes`; while no logger runs, directly to the file. So the file shows why the logger
+    itself cannot start.
     """
 
     def __init__(
@@ -209,9 +209,9 @@ class HelperChild:
         """Pass messages that are not about the process itself to `receive`, with their descriptors."""
 
     def end(self) -> None:
-        """Have the process exit, without waiting. It is killed later if it hangs: it would hold its listeners forever.
+        """Order the process to exit, and kill it after `end_seconds`: a hung process would hold its listeners forever.
 
-        Its messages are received until then.
+        Does not wait. Its messages are still received.
         """
         self.stop_watching()
         asyncio.get_running_loop().call_later(self.kind.end_seconds, self.kill_and_close)
@@ -437,20 +437,20 @@ class Helper(Generic[Child]):
         self._keeper = keeper
         self._owner = owner
         self._source = source
-        # The process that was started or adopted last, also if it has ended by itself.
+        # The last process that was started or adopted, even after its exit.
         self.latest: Child | None = None
-        # By pid, while a process is being spawned, or may have been started with the pool and exited since.
+        # Exits by pid that arrive before their process is registered: while spawning, and until the first adoption.
         self._early_exits: dict[int, Exit] | None = {}
         self._processes: WeakSet[Child] = WeakSet()  # including processes that have just exited
         self._adopted = self._over = False
         self._is_wanted = True
-        self._again = False
+        self._attempt_wanted = False
         self._work: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._pause_seconds = kind.first_pause_seconds
         self.failure: Exception | None = None  # the cause of `problem`
         self._changed = asyncio.Event()  # set and replaced at each change
-        self._tried = asyncio.Event()
+        self._attempted = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -462,7 +462,7 @@ class Helper(Generic[Child]):
         """Start, replace or end the process soon, because the owner's settings may have changed."""
         self._pause_seconds = self.kind.first_pause_seconds
         self._is_wanted = True
-        self._tried.clear()
+        self._attempted.clear()
         self._attempt_soon()
 
     async def adopt(self) -> None:
@@ -473,7 +473,7 @@ class Helper(Generic[Child]):
 
     async def wait_for_attempt(self) -> None:
         """Wait until it is known whether the process can run with the owner's settings; see `problem`."""
-        await self._tried.wait()
+        await self._attempted.wait()
 
     def start(self) -> None:
         """Begin to start a process that is started on demand, unless it runs or is being started."""
@@ -567,13 +567,13 @@ class Helper(Generic[Child]):
             self._retry = None
         if self._over:
             return
-        self._again = True
+        self._attempt_wanted = True
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._attempt_until_current())
 
     async def _attempt_until_current(self) -> None:
-        while self._again:
-            self._again = False
+        while self._attempt_wanted:
+            self._attempt_wanted = False
             try:
                 await self._attempt()
             except ServerError as error:
@@ -674,7 +674,7 @@ class Helper(Generic[Child]):
             self._retry_later()
 
     def _retry_later(self) -> None:
-        if self._over or (self._work is not None and not self._work.done() and self._again):
+        if self._over or (self._work is not None and not self._work.done() and self._attempt_wanted):
             return
         if self._retry is not None:
             self._retry.cancel()
@@ -684,8 +684,8 @@ class Helper(Generic[Child]):
 
     def _release_attempt_waiters(self) -> None:
         """Let `wait_for_attempt` return, unless something has changed since the attempt began."""
-        if not self._again:
-            self._tried.set()
+        if not self._attempt_wanted:
+            self._attempted.set()
 
     def _notify_changed(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -38,7 +38,7 @@ from .worker_spec import missing_module_hint
 
 _KILL_SIGNAL = 9
 
-# The keys of a server that need a process of its own: a server that uses one of them is refused.
+# Keys that need a separate process: a server that uses one is refused.
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
@@ -182,7 +182,7 @@ class InlineRunner(Runner):
             await asyncio.wait({worker.exited}, timeout=worker.server.drain_timeout)
 
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
-        """Do nothing: an idle worker has no process that could be ended."""
+        """Do nothing: an idle worker has no process to end."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the listeners; call `on_request` once, at the first connection, which the next worker will accept."""

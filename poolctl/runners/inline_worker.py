@@ -58,7 +58,7 @@ class InlineWorker:
         self._on_expired = on_expired  # called when it has served its `max_requests`
         self._uvicorn: PoolServer | None = None
         self._lifespan: _Lifespan | None = None
-        self._verdict: Exit | None = None
+        self._forced_exit: Exit | None = None
         self._task: asyncio.Task[Exit]
 
     def start(self, listeners: Sequence[socket.socket], *, resting: bool = False) -> None:
@@ -116,9 +116,9 @@ class InlineWorker:
             message = f"its certificates cannot be used: {error.strerror or error}"
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
-    async def kill(self, verdict: Exit) -> None:
-        """Cancel the worker's task and wait briefly for it; `exited` gets the result `verdict` unless it has one."""
-        self._verdict = verdict
+    async def kill(self, exit_: Exit) -> None:
+        """Cancel the worker's task and wait briefly; if `exited` has no result yet, it becomes `exit_`."""
+        self._forced_exit = exit_
         # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)
         for _ in range(0 if self._task.done() else _CANCEL_ATTEMPTS):
@@ -127,7 +127,7 @@ class InlineWorker:
             if self._task.done():
                 break
         if not self.exited.done():
-            self.exited.set_result(verdict)
+            self.exited.set_result(exit_)
 
     async def _load_and_serve(self, listeners: Sequence[socket.socket], resting: bool) -> Exit:
         try:
@@ -189,7 +189,7 @@ class InlineWorker:
     def _on_task_done(self, task: asyncio.Task[Exit]) -> None:
         if not self.exited.done():
             exit_ = Exit(message="stopped while it was loading") if task.cancelled() else task.result()
-            self.exited.set_result(self._verdict or exit_)
+            self.exited.set_result(self._forced_exit or exit_)
 
     def _close_remaining_work(self) -> None:
         """Close or cancel the listeners, connections, requests and lifespan of a server that has ended."""

@@ -39,7 +39,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 STOP_SECONDS = 10.0
 _MAX_LINES_PER_PROCESS = 2
-_FEW_LINES = 200
+_SPARE_LINES = 200
 _LISTING_SECONDS = 5.0
 # The kernel does not report that a process has closed a listener, so it is polled.
 _LISTENER_POLL_SECONDS = 0.05
@@ -97,7 +97,7 @@ class ProcessNotes:
         self._close_file()
         self._notes = {note.pid: note for note in living(self._notes.values())}
         self._lines = len(self._notes)
-        self._max_lines = self._lines * _MAX_LINES_PER_PROCESS + _FEW_LINES
+        self._max_lines = self._lines * _MAX_LINES_PER_PROCESS + _SPARE_LINES
         try:
             _write(self._path, self._notes.values())
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -139,8 +139,8 @@ def forget_ended(directory: str) -> None:
 def _read(path: str) -> list[ProcessNote]:
     try:
         with open(path, "rb") as file:
-            life, *lines = file.read().splitlines()
-        if json.loads(life) != _life():
+            scope, *lines = file.read().splitlines()
+        if json.loads(scope) != _pid_scope():
             return []
     except (OSError, ValueError, RecursionError):
         return []
@@ -153,13 +153,13 @@ def _read(path: str) -> list[ProcessNote]:
     return [*notes.values()]
 
 
-def _life() -> list[object]:
+def _pid_scope() -> list[object]:
     """Identifies the boot and the PID namespace: noted pids are valid only while this is unchanged."""
     return [*boot_identity(), os.stat("/proc/self/ns/pid").st_ino]
 
 
 def _write(path: str, notes: Iterable[ProcessNote]) -> None:
-    replace_file(path, json.dumps(_life()).encode() + b"\n" + b"".join(map(_line, notes)))
+    replace_file(path, json.dumps(_pid_scope()).encode() + b"\n" + b"".join(map(_line, notes)))
 
 
 def _write_or_remove(path: str, notes: Collection[ProcessNote]) -> None:
@@ -248,7 +248,7 @@ class LeftOver:
     def signal_if_due(self, seconds: float, kill_after: float) -> None:
         """Send the signals that are due after `seconds`; after `kill_after` SIGKILL to all processes."""
         self.was_killed = self.was_killed or seconds >= kill_after
-        number = signal.SIGKILL if self.was_killed else self._polite_signal(seconds)
+        number = signal.SIGKILL if self.was_killed else self._graceful_signal(seconds)
         # As in a stop, the other processes of a session get the signal when its leader has ended.
         to_all = self.was_killed or self.note.pid not in self._pidfds
         for pid, pidfd in self._pidfds.items():
@@ -257,12 +257,12 @@ class LeftOver:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     deliver(partial(signal.pidfd_send_signal, pidfd), number)
 
-    def _polite_signal(self, seconds: float) -> int:
+    def _graceful_signal(self, seconds: float) -> int:
         if not self.drains or self.listens:
             return self.note.stop_signal
         if self.note.drain_seconds is not None and seconds >= self.note.drain_seconds:
             return signal.SIGTERM
-        # A worker has noticed that it is alone and drains, so it must not be stopped; HAProxy does not notice.
+        # A worker notices the loss of keeper and supervisor and drains: only resume it. HAProxy does not notice.
         return signal.SIGCONT if self.note.stop_signal == signal.SIGTERM else self.note.stop_signal
 
     @property
@@ -279,7 +279,7 @@ class LeftOver:
         ]
 
     def kill_after(self, limit_seconds: float | None, last_began: float | None) -> float:
-        """After how many seconds it is killed. `last_began`: when only processes that end last were left."""
+        """The time of SIGKILL in seconds. `last_began`: since when only processes that end last are left, if at all."""
         note = self.note
         if note.drain_seconds is None:
             allowed = float("inf") if last_began is None else last_began + note.stop_seconds
@@ -294,9 +294,9 @@ def end_left_overs(
     limit_seconds: float | None = None,
     on_released: Callable[[Sequence[LeftOver]], object] = lambda sessions: None,
 ) -> list[LeftOver]:
-    """End these processes, each within the time of its note, at most `limit_seconds`; return how each has ended.
+    """End these processes, each within the time in its note and within `limit_seconds`; return the outcomes. Blocks.
 
-    `on_released` is called once the remaining processes have closed their listeners, and only finish requests. Blocks.
+    `on_released` is called once the remaining processes have closed their listeners, and only finish requests.
     """
     sessions = [LeftOver(note) for note in notes]
     began, last_began, released = time.monotonic(), None, False
@@ -314,7 +314,7 @@ def end_left_overs(
         for session, kill_after in zip(left, limits, strict=True):
             session.signal_if_due(seconds, kill_after)
         if all(seconds >= kill_after + KILLED_SECONDS for kill_after in limits):
-            break  # they cannot be killed
+            break  # still running after SIGKILL
         is_closing = any(session.drains and session.listens for session in left)
         _await_exit(left, limits, began, _LISTENER_POLL_SECONDS if is_closing else None)
     if not released:

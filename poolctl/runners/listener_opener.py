@@ -130,7 +130,7 @@ class Opener:
         self.manager = manager
         self._searching: asyncio.Task[None] | None = None
         self._wanted: dict[Place, asyncio.Future[list[Holder]]] = {}
-        # By the key of a listener that is only bound: the sockets, and the keys of the listeners beside them.
+        # Bound sockets that do not listen yet, by key, with the keys of the overlapping listeners that they wait for.
         self._bound: dict[str, tuple[list[socket.socket], set[str]]] = {}
 
     @property
@@ -151,14 +151,14 @@ class Opener:
         Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
         manager = None if address.kind == "fd" else self.manager
-        open_it = functools.partial(
+        open_sockets = functools.partial(
             open_listener, address, inherited=inherited, access=access, beside=beside, held=held
         )
         if manager is None:
-            return await self._open(address, open_it)
+            return await self._open(address, open_sockets)
         returned = manager.take(address.key)
         try:
-            sockets = await self._open(address, functools.partial(open_it, returned=returned))
+            sockets = await self._open(address, functools.partial(open_sockets, returned=returned))
         except BaseException:
             if returned:
                 manager.remove(address.key, returned)
@@ -183,10 +183,10 @@ class Opener:
             self.manager.remove(key, sockets)
 
     async def _open(
-        self, address: Address, open_it: Callable[[], list[socket.socket]]
+        self, address: Address, open_sockets: Callable[[], list[socket.socket]]
     ) -> list[socket.socket]:
         try:
-            return await _run_resolving_work(address, open_it, undo=refuse_and_close)
+            return await _run_maybe_in_thread(address, open_sockets, undo=refuse_and_close)
         except ListenError as error:
             if error.taken is None:
                 raise
@@ -246,7 +246,7 @@ class Opener:
             listen_alone(sockets)
 
     def closing(self, key: str) -> None:
-        """Called before the listener of this key is closed: listen on sockets that are bound beside no other."""
+        """Prepare for the close of this key's listener: listen on bound sockets that wait for no other listener."""
         self._bound.pop(key, None)
         for bound, (sockets, others) in list(self._bound.items()):
             others.discard(key)
@@ -256,7 +256,7 @@ class Opener:
 
     async def check_bindable(self, address: Address) -> None:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
-        if not await _run_resolving_work(address, functools.partial(is_free, address, address.port or 0)):
+        if not await _run_maybe_in_thread(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
             close_listener(await self._open(address, functools.partial(open_listener, address)))
 
@@ -281,7 +281,7 @@ class Opener:
                 future.set_result(holders.get(place, []))
 
 
-async def _run_resolving_work(
+async def _run_maybe_in_thread(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
     """Return `work()`, run in a thread if the address has a host name. On cancellation, `undo` gets the result."""

@@ -14,9 +14,9 @@ _PAUSE_SECONDS = 0.001
 
 
 class OutputTail:
-    """Reads the output of a program from a pipe, in the running event loop, and keeps its end.
+    """Reads a program's output, of any size, from a pipe in the running event loop, and retains the last bytes.
 
-    The program inherits the descriptor `writer`. It may print any amount.
+    The program inherits the descriptor `writer`.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class OutputTail:
         os.set_blocking(self._reader, False)
         self._tail = b""
         self._pause: asyncio.TimerHandle | None = None
-        self._read_on()
+        self._resume_reading()
 
     def last_line(self) -> str:
         """The last line so far that is not blank, cut to 200 characters; "" without one."""
@@ -46,7 +46,7 @@ class OutputTail:
         os.close(self.writer)
         self._reader = self.writer = -1
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         self._pause = None
         self._loop.add_reader(self._reader, self._read)
 
@@ -55,4 +55,4 @@ class OutputTail:
         self._tail = (self._tail + data)[-_KEPT_BYTES:]
         if len(data) == _CHUNK_BYTES and self._pause is None:
             self._loop.remove_reader(self._reader)
-            self._pause = self._loop.call_later(_PAUSE_SECONDS, self._read_on)
+            self._pause = self._loop.call_later(_PAUSE_SECONDS, self._resume_reading)

@@ -36,7 +36,7 @@ _MAX_CHARACTERS = 4000
 BURST = 100
 _PER_SECOND = 10.0
 _RETRY_SECONDS = 0.002
-# Longer than a debugger stops a process in order to look at it.
+# Longer than a debugger briefly stops a process to inspect it.
 _STOPPED_SECONDS = 3.0
 _PAUSED_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 0.1
@@ -51,7 +51,7 @@ class Malformed(Exception):
 
 
 def sanitized_text_or_empty(message: Message, key: str) -> str:
-    """The text under the key, made `printable`; "" if it is missing. Raises Malformed for another type."""
+    """The sanitized text under the key; "" if it is missing. Raises Malformed for another type."""
     value = message.get(key)
     if value is None:
         return ""
@@ -125,7 +125,7 @@ class Duplicate(Descriptor):
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """Return an owner of each descriptor: for an int a new Duplicate, otherwise the given object. Raises OSError."""
+    """Return an owner of each descriptor: a new Duplicate of an int, otherwise the object itself. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -138,7 +138,7 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
 
 # The runners of this process: a forked child must not keep their descriptors open.
 runners_to_forget: weakref.WeakSet[Any] = weakref.WeakSet()
-_of_parents: list[object] = []
+_never_freed: list[object] = []
 
 
 def _forget_in_child() -> None:
@@ -155,7 +155,7 @@ def redirect_parent_fds_to_null(fds: Iterable[int], owners: object) -> None:
     The numbers stay in use, so that the objects that own them cannot close another file later. The child never frees
     these `owners`, because freeing them would touch the parent's event loop and sockets.
     """
-    _of_parents.append(owners)
+    _never_freed.append(owners)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in fds:
         with contextlib.suppress(OSError):
@@ -282,7 +282,7 @@ class Link:
             while patience_seconds is not None and not future.done():
                 heard, asked_at = self.heard, self._loop.time()
                 await asyncio.wait({future}, timeout=patience_seconds)
-                # A timer that fires this late shows that this process was paused, and perhaps the other one too.
+                # A timer that fires this late shows that this process was paused, and perhaps the peer too.
                 late = self._loop.time() > asked_at + patience_seconds + _PAUSED_SECONDS
                 if not future.done() and heard == self.heard and not late:
                     self._end(NoAnswer(f"the other end has not answered for {patience_seconds:g} s"))
@@ -426,15 +426,15 @@ async def spawn(
     if the program cannot be executed.
     """
     path, write = (None, [output]) if isinstance(output, int) else (output, [])
-    left_out = withheld_variables() if unset_variables is None else unset_variables
-    order = {"op": "spawn", "argv": argv, "output": path, "session": session, "without": left_out}
+    unset = withheld_variables() if unset_variables is None else unset_variables
+    order = {"op": "spawn", "argv": argv, "output": path, "session": session, "without": unset}
     reply, _ = await keeper.call(order, [*fds, *write])
     return int(reply["pid"])
 
 
 async def stored_entries(keeper: Link, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:
     """Yield name and value of the entries of the keeper's store with this prefix of the name. Raises LinkLost."""
-    after = prefix[:-1]
+    after = prefix[:-1]  # sorts before every name with the prefix
     while entries := (await keeper.call({"op": "list", "after": after}))[0]["entries"]:
         for name, meta in entries:
             if name.startswith(prefix):
@@ -454,7 +454,7 @@ class KeeperLink(Link):
     def __init__(self, sock: socket.socket, receiver: LinkHandler | None = None) -> None:
         self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
         self.whole = False  # whether `entries` is complete
-        self._dropped: set[str] | None = None  # entries dropped while `complete` is running, else None
+        self._dropped: set[str] | None = None  # entries dropped while `fetch_missing_entries` runs, else None
         super().__init__(sock, receiver)
 
     def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
@@ -529,8 +529,8 @@ def identity(pid: int) -> wire.Message:
 class ProcessWatchdog:
     """Calls `ping` until `stop_watching`, and kills the process if it hangs. Used on the running loop.
 
-    Each call of `received` counts as an answer. A process that is waiting for events is not pinged, and one that a
-    signal has stopped hangs after three seconds without an answer. `name` is for the log; `watchdog` sets the interval
+    Each call of `received` counts as an answer. A process that waits for events is not pinged. A stopped process
+    (SIGSTOP) counts as hung after three seconds without an answer. `name` is for the log; `watchdog` sets the interval
     of the pings and the time limit for an answer.
 
     `process` is its pid and start time (see `identity`).

@@ -122,7 +122,7 @@ class _Request(NamedTuple):
     since: float
     memory: bool
 
-    def together_with(self, other: _Request) -> _Request:
+    def merged_with(self, other: _Request) -> _Request:
         return _Request(max(self.since, other.since), self.memory or other.memory)
 
     def is_met_by(self, worker: _MeasuredWorker) -> bool:
@@ -131,7 +131,7 @@ class _Request(NamedTuple):
 
 
 class ProcessUsages:
-    """Measures workers that are processes of this machine, each the leader of a session. None for a pid is ignored.
+    """Measures workers that are processes of this machine, each the leader of a session. A pid that is None is ignored.
 
     Requests made at the same time are served by one pass over /proc, in a thread.
     """
@@ -162,7 +162,7 @@ class ProcessUsages:
         if not due:
             return
         for pid in due:
-            self._requests[pid] = request.together_with(self._requests.get(pid, request))
+            self._requests[pid] = request.merged_with(self._requests.get(pid, request))
         if self._next_pass is None:
             self._next_pass = asyncio.ensure_future(self._measure_in_turn())
         await asyncio.wait([self._next_pass], timeout=_PATIENCE_SECONDS)

@@ -31,7 +31,7 @@ app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", de
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One created worker: its server, generation and index, and where it runs.
+    """A worker: its server, generation and index, and where it runs.
 
     `address` is the private address of a process of a proxied server; "" for other servers.
     """
@@ -225,7 +225,7 @@ class Runner(Protocol):
     ) -> Placement:
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed.
 
-        With `resting`, it accepts nothing until `set_accepting` is called; a command cannot rest.
+        With `resting`, it accepts no connections until `set_accepting` is called. No effect for a command.
         """
 
     async def wait_for_begin_or_exit(self, placement: Placement) -> None:

@@ -20,7 +20,7 @@ _HEADER = re.compile(
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?P<function>.*)', re.DOTALL)
 # The part of a path up to the module's name, for the standard library and installed packages.
 _LIBRARIES = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+(?:/lib-dynload)?)/")
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
+_PACKAGE_PARENT = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
 # Calls in which a main thread waits for events: its loop does not hang.
 _IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
 
@@ -129,7 +129,7 @@ def parse(
     # Imported late: it needs asyncio, which some commands do without.
     from .process_link import sanitize_and_truncate_text
 
-    roots = [_OURS, *(os.path.join(directory, "") for directory in directories if directory)]
+    roots = [_PACKAGE_PARENT, *(os.path.join(directory, "") for directory in directories if directory)]
     blocks: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _MAX_LINE_LENGTH:
@@ -151,7 +151,7 @@ def parse(
         ThreadStack(
             name=head["name"] or "",
             main=(head, frames) in main,
-            frames=tuple(_without_own_frames(frames)),
+            frames=tuple(_without_poolctl_frames(frames)),
         )
         for head, frames in heads[:_MAX_STACKS]
     ]
@@ -176,7 +176,7 @@ def find_main_thread_hang(threads: Iterable[ThreadStack]) -> str:
     return str(next((frame for frame in frames if not frame.library), frames[0]))
 
 
-def _without_own_frames(frames: list[Frame]) -> list[Frame]:
+def _without_poolctl_frames(frames: list[Frame]) -> list[Frame]:
     """The frames without poolctl's calls that run the application; unchanged if every frame is poolctl's."""
     calls = [place for place, frame in enumerate(frames, 1) if not frame.file.startswith("poolctl/")]
     return frames[: calls[-1]] if calls else frames
@@ -190,5 +190,5 @@ def _frame(match: re.Match[str], roots: Iterable[str]) -> Frame:
         function=match["function"],
         file=path[installed.end() :] if installed else path.removeprefix(root),
         line=int(match["line"]) if match["line"].isdigit() else 0,
-        library=installed is not None or path.startswith(("<frozen ", f"{_OURS}poolctl/")),
+        library=installed is not None or path.startswith(("<frozen ", f"{_PACKAGE_PARENT}poolctl/")),
     )

@@ -1,4 +1,4 @@
-"""The environment variables that are not given to programs, because they hold secrets of the pool itself.
+"""The environment variables that are withheld from programs, because they hold secrets of the pool itself.
 
 All runners of this process share its environment and this list.
 """

@@ -144,7 +144,7 @@ def preload_spec(
 
 
 def exec_spec(server: ServerConfig, *, open_files: tuple[int, int], env_base: Mapping[str, str]) -> Spec:
-    """The specification of a command that is run in the server's place, as its hooks are. Raises ServerError."""
+    """The specification of a command that runs with the server's settings, as its hooks do. Raises ServerError."""
     env = {"POOLCTL_NAME": server.name, **program_environment(server, env_base)}
     return _process_settings(server, env, open_files=open_files, env_base=env_base)
 
@@ -164,7 +164,7 @@ def _process_settings(
     return {
         "env": env,
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
-        # An import does not see these variables: they are missing in the environment of the zygote.
+        # The variables that the zygote's environment lacks, so that no import sees them.
         "without": withheld_variables(),
         "cwd": server.cwd,
         **({} if server.umask is None else {"umask": int(server.umask, 8)}),
@@ -191,10 +191,10 @@ def added_environment(server: ServerConfig, base: Mapping[str, str] | None = Non
     if server.command:
         values = _address_values(server)
         env = {name: fill_placeholders(value, values) for name, value in env.items()}
-    of_address = server.address_variables
-    of_files = read_env_files(server, {**environment_for_programs(base), **of_address, **env})
+    address_env = server.address_variables
+    file_env = read_env_files(server, {**environment_for_programs(base), **address_env, **env})
     # Withheld variables are removed from env files, which may contain them, but not from `env`.
-    return with_absolute_paths({**of_address, **environment_for_programs(of_files), **env}, server.cwd)
+    return with_absolute_paths({**address_env, **environment_for_programs(file_env), **env}, server.cwd)
 
 
 def program_environment(server: ServerConfig, base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _address_values(server: ServerConfig) -> dict[str, str]:
 
 def give_output_to_user(pipe: int, server: ServerConfig) -> None:
     """Give an output pipe to the server's user, if it has one: /dev/stdout can be opened only by the pipe's owner."""
-    # A user that cannot be used is reported when a process starts.
+    # An unusable user is reported when a process starts.
     with contextlib.suppress(ServerError, OSError):
         if ids := user_ids(server):
             os.fchown(pipe, *ids)
@@ -295,11 +295,11 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
 @contextlib.contextmanager
 def memory_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
     """Context manager: the descriptors of new in-memory files with these contents; closed when the context ends."""
-    with contextlib.ExitStack() as ours:
+    with contextlib.ExitStack() as stack:
         fds = []
         for content in contents:
             fds.append(memory_file("poolctl", content))
-            ours.callback(os.close, fds[-1])
+            stack.callback(os.close, fds[-1])
         yield fds
 
 

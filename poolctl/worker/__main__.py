@@ -22,7 +22,7 @@ REQUESTS_FD = 3
 def main() -> None:
     """Run what the first command-line argument selects: `zygote`, `app`, `as`, `command`, `debug` or `serve`."""
     role = sys.argv.pop(1)
-    # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
+    # Imports create no garbage, and collection would take a tenth of the time. `imports` enables it again.
     gc.disable()
     if role == "zygote":
         try:

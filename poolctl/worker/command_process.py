@@ -1,7 +1,7 @@
 """Runs a server's command as a child of this process, for `poolctl serve` and `poolctl run --debug`.
 
-This process is small, and may be the first one of a container: it forwards signals, reaps, and when the command has
-ended, ends the processes that are left. Standard library only.
+This process is small, and may be PID 1 of a container: it forwards signals, reaps, and when the command has exited,
+ends the remaining processes. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .process_setup import SPEC_FD, Spec
 _FAILED = 1
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 # Signals of the terminal's job control stop the command's parent as well, so that the shell gets the terminal back.
-_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_JOB_CONTROL_SIGNALS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _FORWARDED = signal.valid_signals() - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD,
     # Raised by this process's own instructions.
@@ -31,7 +31,7 @@ _FORWARDED = signal.valid_signals() - {
 }  # fmt: skip
 # A program that cannot open its port exits early.
 _EARLY_SECONDS = 30.0
-_NOT_EXECUTABLE = 126  # as in a shell; higher: the program is missing, or a signal has ended it
+_NOT_EXECUTABLE = 126  # as in a shell; 127: the program is missing; 128 + N: killed by signal N
 
 
 def run_command_in_child() -> NoReturn:
@@ -91,7 +91,7 @@ def _forward_signals_until_exit(command: int, *, together: bool, stop_signal: in
             if status is not None:
                 return status, was_signalled
         elif received.si_code == SI_KERNEL:
-            if received.si_signo in _STOPS:
+            if received.si_signo in _JOB_CONTROL_SIGNALS:
                 os.kill(os.getpid(), signal.SIGSTOP)
         elif received.si_pid != os.getpid():  # not the SIGPIPE of its own output
             was_signalled = True

@@ -136,10 +136,10 @@ def configure_logging_and_garbage_collection() -> None:
 
 
 def hide_poolctl_from_applications() -> None:
-    """Set up logging and import hooks once, before the first fork, so that workers share them.
+    """Remove poolctl from `sys.modules`, so that the application can import another version of it.
 
-    Removes poolctl from `sys.modules`, so that the application can import another version of it. Afterwards poolctl's
-    own code must not import further modules of poolctl.
+    First sets up logging and import hooks, which workers share. Called once, before the first fork. Afterwards
+    poolctl's own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
     keep_loggers_enabled()
@@ -151,8 +151,8 @@ def hide_poolctl_from_applications() -> None:
 
 # Maximum length of an error sent to the supervisor; the log has the whole text.
 MAX_CHARACTERS = 2000
-# A path that matches no route, so that every route is prepared in the search.
-_PATH = "/\0"
+# Matches no route, so that the search prepares every route.
+_UNMATCHED_PATH = "/\0"
 _MAX_DEPTH = 8
 
 
@@ -175,26 +175,26 @@ def explain(failure: LoadFailed) -> str:
     if cause is None:
         return f"{failure}\n"
     frame = cause.__traceback__
-    while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
+    while frame is not None and _is_import_frame(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
     return "".join(traceback.format_exception(type(cause), cause, frame))
 
 
-def _is_machinery(filename: str) -> bool:
+def _is_import_frame(filename: str) -> bool:
     return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
 def import_app(spec: Spec) -> Any:
     """Import the application, or the function that creates it; return it without calling it. Raises LoadFailed."""
-    return _import_attribute(_path(spec))
+    return _import_attribute(_import_string(spec))
 
 
 def module_of(spec: Spec) -> str:
     """The name of the module that `import_app` imports."""
-    return _path(spec).partition(":")[0]
+    return _import_string(spec).partition(":")[0]
 
 
-def _path(spec: Spec) -> str:
+def _import_string(spec: Spec) -> str:
     return str(spec["handlers"] if spec["app"] is None else spec["app"])
 
 
@@ -342,7 +342,7 @@ def _example_scope() -> dict[str, Any]:
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",
-        "path": _PATH,
+        "path": _UNMATCHED_PATH,
         "raw_path": b"/%00",
         "root_path": "",
         "query_string": b"",

@@ -65,13 +65,10 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
-# The application may have closed its standard streams, or replaced them by anything.
-
-
 def fill_standard_descriptors() -> None:
     """Open /dev/null at each of the descriptors 0 to 2 that is closed.
 
-    Otherwise a connection could get this number: log lines would go to its client, and libuv aborts when it closes it.
+    Otherwise a connection could get such a number: log lines would go to its client, and libuv aborts on closing it.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD_FD:
         os.set_inheritable(null, True)
@@ -159,7 +156,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
     if spec.get("stdin") == "open":
         _open_endless_input()
     if spec.get("ends_with_parent"):
-        end_with_parent()  # only now, because changing the user resets it
+        end_with_parent()  # only now: switching the user resets PR_SET_PDEATHSIG
     if "index" in spec:
         os.environ["POOLCTL_NAME"] = spec["server"]  # identifies its processes (see left_daemons)
     if sockets:
@@ -195,16 +192,16 @@ def move_descriptors_and_close_others(fds: list[int], output: int, first: int = 
 
     Descriptor 0 then reads /dev/null.
     """
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
+    duplicates = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
     os.dup2(output, 1)
     os.dup2(output, 2)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for place, fd in enumerate(lifted, first):
+    for place, fd in enumerate(duplicates, first):
         os.dup2(fd, place, inheritable=False)
     os.closerange(3, first)
-    os.closerange(first + len(lifted), os.sysconf("SC_OPEN_MAX"))
+    os.closerange(first + len(duplicates), os.sysconf("SC_OPEN_MAX"))
 
 
 def discard_output() -> None:
@@ -279,16 +276,16 @@ def switch_to_user(uid: int, gid: int) -> None:
     If the user has an account, also set the account's further groups, and HOME, USER and LOGNAME.
     """
     # A zygote that runs as the server's user already has its rights.
-    done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
+    has_rights = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:
         account = pwd.getpwuid(uid)
     except KeyError:
-        if not done:
+        if not has_rights:
             os.setgroups([gid])
     else:
-        if not done:
+        if not has_rights:
             os.initgroups(account.pw_name, gid)
         os.environ.update(HOME=account.pw_dir, USER=account.pw_name, LOGNAME=account.pw_name)
-    if not done:
+    if not has_rights:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
-# The first slot names the layout of the others. A page with another number is not read by this version.
+# The first slot names the layout. This version does not read a page with a different layout.
 LAYOUT = int.from_bytes(b"poolctl\x01", "big")
 
 STARTED = 1  # requests with complete headers
@@ -67,10 +67,10 @@ STACKS_AT, STACK_BYTES = SIZE_BYTES, 256 * 1024
 _FILE_BYTES = STACKS_AT + STACK_BYTES
 _PROMISED = (1).to_bytes(8, sys.byteorder)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
+_GAUGES = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
-# An application can write to its page, so readers limit its numbers: the sum of two must fit into the signed integers
-# of 64 bits that keep figures; no worker counts faster than MAX_PER_SECOND, and no process has MAX_OPEN descriptors.
+# Limits of plausible values, because an application can write to its page: the sum of two values fits into a signed
+# 64-bit integer, no worker counts faster than MAX_PER_SECOND, and no process has MAX_OPEN descriptors.
 MAX = 2**62 - 1
 MAX_PER_SECOND = 10_000_000
 MAX_OPEN = 2**24
@@ -117,7 +117,9 @@ def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
     for slot in range(1, COUNTED):
         number = counts[slot]
         # Any latency is possible, because a response may take as long as the machine has been up.
-        limit = MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _NOW else before[slot] + max_increase
+        limit = (
+            MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _GAUGES else before[slot] + max_increase
+        )
         if number > limit:
             return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
     return ""
@@ -152,12 +154,12 @@ def add(counts: Counts, more: Counts) -> None:
 
 
 def final_counts(counts: Counts) -> Counts:
-    """The final counts of a worker that has exited: no open connections; requests in progress count as DISCONNECTED."""
-    left = [0, *counts[1:COUNTED]]
-    left[DISCONNECTED] += in_flight(counts)
-    for slot in _NOW:
-        left[slot] = 0
-    return left
+    """The final counts of an exited worker: no open connections; requests in progress count as DISCONNECTED."""
+    final = [0, *counts[1:COUNTED]]
+    final[DISCONNECTED] += in_flight(counts)
+    for slot in _GAUGES:
+        final[slot] = 0
+    return final
 
 
 def responses(counts: Counts) -> int:
@@ -196,7 +198,7 @@ class StackDumper:
     def __init__(self) -> None:
         self._fd = -1
         self._done: Callable[[], None] = lambda: None
-        # The application's call, while another answer is being written.
+        # The application's frame while a dump is written: a nested signal dumps it, not this code.
         self._interrupted: FrameType | None = None
 
     def install_signal_handlers(self, fd: int) -> None:

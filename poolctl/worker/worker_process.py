@@ -70,7 +70,7 @@ class WorkerProcess:
     def run(self) -> int:
         """Serve until ordered to stop; returns the exit status."""
         try:
-            config = self._config_with_app()
+            config = self._load_config()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
         except asyncio.CancelledError:
@@ -85,10 +85,10 @@ class WorkerProcess:
             return self._failed(str(error), error.status)
         # If its shutdown has failed, uvicorn has logged that.
         if not self.server.lifespan.should_exit:
-            self._inform(_ENDED)
+            self._log_info(_ENDED)
         return 0
 
-    def _config_with_app(self) -> uvicorn.Config:
+    def _load_config(self) -> uvicorn.Config:
         spec = self.spec
         imports.set_argv_and_path(spec)
         settings = apply_and_drop_level(spec["uvicorn"])
@@ -129,7 +129,7 @@ class WorkerProcess:
             tally[BEAT_ANSWERED_NS] = _NONE_ASKED  # from now on heartbeats are answered
         self.server.server_state.on_limit = self._report_request_limit_reached
         self.server.on_left = self._on_left
-        self._inform(_STARTED)
+        self._log_info(_STARTED)
         # Tells a supervisor that takes over now that the worker has not been allowed to accept yet.
         self.control.send_or_drop(_RESTING if self.server.resting else _READY)
         if self.idleness is None:
@@ -151,11 +151,11 @@ class WorkerProcess:
                 self.stop(migrate=message.get("to") == "pair")
             case "drain":
                 self.drain(migrate=message.get("to") == "pair")
-            case "out" | "in" as place:
-                self.server.set_in_rotation_or_drain(place == "in")
-            case "rest" | "work" as duty:
+            case "out" | "in" as order:
+                self.server.set_in_rotation_or_drain(order == "in")
+            case "rest" | "work" as order:
                 self.accepting_ordered = True
-                self.server.accept_or_drain(duty == "work")
+                self.server.accept_or_drain(order == "work")
             case "conn" if self.server.started and len(fds) == 1:
                 self.server.answer_probe(message, Socket(fileno=os.dup(fds[0])))
             case "tls":
@@ -220,7 +220,7 @@ class WorkerProcess:
             # Cancel the rest of the startup, which is no longer needed.
             self.serving.cancel()
 
-    def _inform(self, line: bytes) -> None:
+    def _log_info(self, line: bytes) -> None:
         if self.spec["uvicorn"].get("log_level") not in ABOVE_INFO:
             self._log(line)
 
@@ -234,7 +234,7 @@ class WorkerProcess:
         return status
 
     def close_in_child(self) -> None:
-        # The child must not keep the port bound, or connections open that are closed here.
+        # The child must keep neither the port bound nor the worker's connections open.
         STACK_DUMP.disable_and_close()
         self.control.close_in_child()
         sockets = [*self.listeners, *(self.adoption or ())]
@@ -255,9 +255,9 @@ class ControlSocket:
     def start_reading_orders(self, tally: memoryview | None) -> None:
         """Read orders from now on. Answer heartbeats in the shared memory `tally`; if it is None, ignore heartbeats."""
         self._tally = tally
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._handle_order_if_waiting)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._handle_next_order)
         # Orders that have already arrived apply to the first connection.
-        while self._handle_order_if_waiting():
+        while self._handle_next_order():
             continue
 
     def ignore(self) -> None:
@@ -277,7 +277,7 @@ class ControlSocket:
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
 
-    def _handle_order_if_waiting(self) -> bool:
+    def _handle_next_order(self) -> bool:
         if answer_if_heartbeat(self._sock, self._tally):
             return True
         try:
@@ -320,10 +320,9 @@ def answer_if_heartbeat(control: socket.socket, tally: memoryview | None) -> boo
 
 
 class IdleTimer:
-    """Reports when a server has been idle, without request, WebSocket, stream or new connection, for a given time.
+    """Reports when a server becomes idle (no request, WebSocket, stream or new connection for `seconds`) or active.
 
-    `on_change(True)` is called whenever the server has been idle for `seconds`, and `on_change(False)` when it is
-    active again. `stop` ends the reports.
+    Calls `on_change(True)` when the server becomes idle, and `on_change(False)` when it is active again, until `stop`.
     """
 
     def __init__(
@@ -372,7 +371,7 @@ class ForkedChildCleanup:
         self._worker = worker
         self.loop_handler: object = None  # with which the event loop handles signals; None without a loop
         self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread, because several may fork at once
-        self._separate = False
+        self._is_cleaned_up = False
         os.register_at_fork(
             before=self._hold_signals,
             after_in_parent=self._release_signals,
@@ -387,8 +386,8 @@ class ForkedChildCleanup:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
     def _after_fork_in_child(self) -> None:
-        if not self._separate:  # in a grandchild these descriptor numbers may have been reused
-            self._separate = True
+        if not self._is_cleaned_up:  # in a grandchild these descriptor numbers may have been reused
+            self._is_cleaned_up = True
             signal.set_wakeup_fd(-1)
             for number in signal.valid_signals():
                 # Reset only the loop's handler; all others belong to the application.
@@ -407,7 +406,7 @@ def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
 
 
 def _set_up_and_run(fds: list[int], preloaded: bool) -> int:
-    # Signals stay as they are: a preloaded application may have set handlers.
+    # Signals are not reset: a preloaded application may have set handlers.
     spec_fd, control, output, *rest = fds
     spec = process_setup.read_spec(spec_fd)
     name_process(spec["server"])

@@ -148,10 +148,11 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
     An intermediate process, the forker, is forked in advance and waits for the next request, which halves the delay.
     """
     failed = False
-    while not _has_ended(requests):
+    while not _peer_has_closed(requests):
         try:
             forker = os.fork()
         except OSError as error:
+            # Tried again when a request arrives; if that fails too, the request is refused.
             if failed:
                 _refuse_next(requests, error)
             failed = not failed
@@ -166,7 +167,7 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             os.waitpid(forker, 0)
 
 
-def _has_ended(requests: socket.socket) -> bool:
+def _peer_has_closed(requests: socket.socket) -> bool:
     try:
         return not requests.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -191,12 +192,12 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     """
     # The keeper becomes the parent of the forked processes, and can reap and signal them, only when this process exits.
     # Requests that follow closely are still served here, because a forker for each makes starts a fifth slower.
-    more = select.poll()
-    more.register(requests, select.POLLIN)
-    ends = None
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    deadline = None
     try:
         while (received := wire.receive(requests, wait=True)) is not None:
-            ends = ends or time.monotonic() + _FORKER_SECONDS
+            deadline = deadline or time.monotonic() + _FORKER_SECONDS
             message, fds = received
             operation = str(message.get("op"))
             if operation in roles:
@@ -204,7 +205,7 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
             elif operation == "ping":
                 wire.send(requests, {"event": "up"}, wait=True)
             close_all(fds)
-            if time.monotonic() >= ends or not more.poll(_NEXT_REQUEST_MILLISECONDS):
+            if time.monotonic() >= deadline or not poll.poll(_NEXT_REQUEST_MILLISECONDS):
                 break
     finally:
         os._exit(0)
@@ -221,7 +222,7 @@ def _fork_one(
             _lead_session(group)
             run(fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            # Here, not in the child: until it runs, a signal to the zygote's group would reach it.
+            # In the parent: until the child runs, a signal to the zygote's group would reach the child.
             os.setpgid(child, child)
         wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
@@ -250,7 +251,7 @@ _MAX_NAMED = 3
 # Names of threads that their library does not need after a fork. jemalloc holds its locks during a fork
 # (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
 _IGNORED_THREADS = frozenset({"jemalloc_bg_thd"})
-_TASKS = "/proc/self/task"
+_THREADS_DIRECTORY = "/proc/self/task"
 
 # Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
 _LIBRARIES = {
@@ -278,7 +279,7 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def describe_leftovers_after_wait(self, origins: ThreadOrigins | None = None) -> str:
-        """Describe threads, child processes and descriptors that are newer than this snapshot; "" if there are none.
+        """Describe the threads, child processes and descriptors created since this snapshot; "" if there are none.
 
         Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
         once, because some libraries stop their threads before a fork. `origins` tells which module started a thread.
@@ -436,13 +437,13 @@ def native_thread_name(thread: int) -> str:
 
     By default a thread has the name of its process.
     """
-    with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
+    with contextlib.suppress(OSError), open(f"{_THREADS_DIRECTORY}/{thread}/comm", errors="replace") as file:
         return file.read().strip()
     return ""
 
 
 def _threads() -> set[int]:
-    return set(map(int, os.listdir(_TASKS)))
+    return set(map(int, os.listdir(_THREADS_DIRECTORY)))
 
 
 def _module_that_started_thread(last: str, importing: str) -> str:

@@ -74,8 +74,8 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         self._on_returned = returned
         self._numbers = itertools.count(time.monotonic_ns())  # greater than an earlier supervisor's numbers
         self._requests: dict[int, ConnectionRequest] = {}
-        self._asking: set[asyncio.Task[None]] = set()
-        self._blamed: HelperProcess | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_lost: HelperProcess | None = None
 
     def warm(self) -> None:
         """Begin to start the helper process, unless it runs or is starting."""
@@ -91,12 +91,12 @@ class AcceptHelper(HelperOwner[HelperProcess]):
         Does not wait.
         """
         asking = asyncio.ensure_future(self._fetch(request, sock, most))
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
+        self._tasks.add(asking)
+        asking.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         """Let the helper process end. Pending requests get no result."""
-        for asking in self._asking:
+        for asking in self._tasks:
             asking.cancel()
         self._helper.close()
 
@@ -129,7 +129,7 @@ class AcceptHelper(HelperOwner[HelperProcess]):
             return FetchOutcome(failed=True)
         except LinkLost:
             # Its own time limit ends it during the first request. Any other cause says nothing about the socket.
-            is_first, self._blamed = process is not self._blamed, process
+            is_first, self._last_lost = process is not self._last_lost, process
             exit_ = await process.wait_briefly_for_exit()
             timed_out = exit_ is not None and exit_.signal == signal.SIGALRM
             return FetchOutcome(failed=True, blocked=is_first and timed_out)

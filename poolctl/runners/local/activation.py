@@ -35,7 +35,7 @@ from .first_bytes import ENOUGH_BYTES, FirstBytesKind, bad_request_response, cla
 from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
-_ROOM_SECONDS = 0.003
+_PAIR_RETRY_SECONDS = 0.003
 # The maximum of held connections, even with a high limit of open files, because each needs memory.
 MAX = 8192
 # The minimum even if most descriptors are in use, so that slow clients have time to send their request.
@@ -43,8 +43,8 @@ MIN = 16
 _MAX_AT_ONCE = 64
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 0.1
-_CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_ENDS = select.EPOLLRDHUP | select.EPOLLHUP
+_CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_HANGUP_EVENTS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
 @dataclass(slots=True, eq=False)
@@ -357,10 +357,10 @@ class Activator:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
         self._watched[fd] = (sleeping, held)
-        self._epoll.register(fd, select.EPOLLIN if held is None else _CONNECTION)
+        self._epoll.register(fd, select.EPOLLIN if held is None else _CONNECTION_EVENTS)
 
     def _unwatch(self, fd: int) -> None:
-        # Explicitly: closing a descriptor does not remove it from an epoll while other processes hold duplicates.
+        # Closing a descriptor does not remove it from an epoll while other processes hold duplicates.
         if self._watched.pop(fd, None) is not None and self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
@@ -371,9 +371,9 @@ class Activator:
             for fd in sleeping.sockets.keys() - sleeping.fetched:
                 self._watch(fd, sleeping)
         except OSError:
-            self._unwatch_and_retry_later(sleeping)
+            self._pause_watching(sleeping)
 
-    def _unwatch_and_retry_later(self, sleeping: SleepingListener) -> None:
+    def _pause_watching(self, sleeping: SleepingListener) -> None:
         # Most likely out of descriptors: new connections wait in the backlog, and connections left by workers in the
         # pair.
         self._unwatch_listeners(sleeping)
@@ -382,7 +382,7 @@ class Activator:
         )
 
     def _unwatch_listeners(self, sleeping: SleepingListener) -> None:
-        # Readable for as long as a connection waits in the backlog: an epoll that goes on watching never sleeps.
+        # A listener stays readable while a connection waits in the backlog: a level-triggered epoll would spin.
         if sleeping.timer is not None:
             sleeping.timer.cancel()
             sleeping.timer = None
@@ -397,7 +397,7 @@ class Activator:
                 continue  # an earlier event of this batch has unwatched it
             sleeping, held = self._watched[fd]
             if held is not None:
-                self._wake_wait_or_close(sleeping, held, last=bool(events & _ENDS))
+                self._inspect(sleeping, held, last=bool(events & _HANGUP_EVENTS))
             elif not sleeping.accepts:
                 self._wake(sleeping)
             elif sleeping.shared or sleeping.sockets[fd] is sleeping.left:
@@ -415,7 +415,7 @@ class Activator:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
-                self._unwatch_and_retry_later(sleeping)
+                self._pause_watching(sleeping)
                 return
             self._hold(sleeping, HeldConnection.accepted(sock, sleeping.head_seconds))
             if not sleeping.armed:
@@ -455,18 +455,18 @@ class Activator:
         if not sleeping.armed or (fetch.clears and sleeping.left is None):
             return
         if outcome.failed:
-            # The helper has failed: wake the server, which accepts by itself.
+            # The server accepts the connections itself.
             if outcome.blocked:
                 self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
         elif fetch.clears:
-            self._finish_or_retry_pair_clearing(sleeping, outcome)
+            self._on_pair_fetched(sleeping, outcome)
         elif outcome.junk or outcome.full:
-            self._unwatch_and_retry_later(sleeping)
+            self._pause_watching(sleeping)
         elif not sleeping.paused and fd in sleeping.sockets:
             self._watch(fd, sleeping)
 
-    def _finish_or_retry_pair_clearing(self, sleeping: SleepingListener, outcome: FetchOutcome) -> None:
+    def _on_pair_fetched(self, sleeping: SleepingListener, outcome: FetchOutcome) -> None:
         if outcome.empty and sleeping.left is not None:
             self._unwatch(sleeping.left.fileno())
             sleeping.left = None
@@ -480,7 +480,7 @@ class Activator:
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         held.sock.setblocking(False)
         sleeping.connections[held] = None
-        self._wake_wait_or_close(sleeping, held)
+        self._inspect(sleeping, held)
         if held in sleeping.connections and sleeping.armed:
             try:
                 self._watch_held(sleeping, held)
@@ -489,13 +489,13 @@ class Activator:
             else:
                 held.name = self._try_store_in_keeper(sleeping.key, held.sock)
                 if self._limit.too_many(sum(len(other.connections) for other in self._sleeping.values())):
-                    self._evict_or_wake_most_crowded(held)
+                    self._relieve_pressure(held)
 
     def _watch_held(self, sleeping: SleepingListener, held: HeldConnection) -> None:
         sleeping.connections[held] = None
         self._watch(held.sock.fileno(), sleeping, held)
 
-    def _evict_or_wake_most_crowded(self, newest: HeldConnection) -> None:
+    def _relieve_pressure(self, newest: HeldConnection) -> None:
         """Close a connection (not `newest`) of the server for which most connections are held.
 
         If all of this server's connections are sending requests, wake the server instead.
@@ -507,14 +507,14 @@ class Activator:
         else:
             self._close(crowded, expendable)
 
-    def _wake_wait_or_close(
+    def _inspect(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
         """By the first bytes of a connection, wake the server, wait for more, or close the connection.
 
         `last`: the client has closed its side. `late`: its time limit has expired.
         """
-        on_late = partial(self._wake_wait_or_close, sleeping, held, last=True, late=True)
+        on_late = partial(self._inspect, sleeping, held, last=True, late=True)
         try:
             unread = held.sock.recv(ENOUGH_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             head = held.sock.received + unread
@@ -564,7 +564,7 @@ class Activator:
             self._drop_from_store(held)
             if not self._queue_duplicate(key, held.sock):
                 held.name = self._try_store_in_keeper(key, held.sock)
-                asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send_held_connections, key)
+                asyncio.get_running_loop().call_later(_PAIR_RETRY_SECONDS, self._send_held_connections, key)
                 return
             self._stop_holding(leaving.pop())
         self._leaving.pop(key, None)

@@ -120,7 +120,7 @@ class AppZygote(LinkHandler):
 
     def on_link_lost(self) -> None:
         self._keeper.send({"op": "drop", "name": self.name})
-        self._give_up()
+        self._fail_startup()
         self._children.kill_group_after(self.process, self.exited, END_SECONDS)
 
     def on_violation(self, violation: str) -> None:
@@ -184,7 +184,7 @@ class AppZygote(LinkHandler):
         seconds = END_SECONDS + (SILENT_SECONDS if self._forks else 0.0)
         self._ends = True
         self._close_if_no_forks_pending()
-        self._give_up()
+        self._fail_startup()
         self._children.kill_group_after(self.process, self.exited, 0.0 if importing else seconds)
 
     def _close_if_no_forks_pending(self) -> None:
@@ -193,7 +193,7 @@ class AppZygote(LinkHandler):
             # Only now: the keeper shuts down a socket that it drops, and our descriptor refers to the same socket.
             self._keeper.send({"op": "drop", "name": self.name})
 
-    def _give_up(self) -> None:
+    def _fail_startup(self) -> None:
         if not self.up.done():
             self.up.set_exception(LinkLost("the process has exited"))
 
@@ -278,11 +278,11 @@ class AppZygotes:
         tried_at, problem = self._unusable.get(key, (-1.0, ""))
         if tried_at >= since:
             return problem
-        making = self._imports_in_progress.get(key)
-        if making is None or making.code_since < since:
-            making = _ImportInProgress()
-            self._start_import_task(key, making, self._make(key, server, spec, making))
-        task = making.task
+        pending = self._imports_in_progress.get(key)
+        if pending is None or pending.code_since < since:
+            pending = _ImportInProgress()
+            self._start_import_task(key, pending, self._fork_and_import(key, server, spec, pending))
+        task = pending.task
         try:
             return await asyncio.shield(task)
         except ImportFailed as failure:
@@ -359,32 +359,32 @@ class AppZygotes:
         if key in self._key_of.values():
             return
         self._unusable.pop(key, None)
-        if (making := self._imports_in_progress.get(key)) is not None:
-            making.task.cancel()
+        if (pending := self._imports_in_progress.get(key)) is not None:
+            pending.task.cancel()
         if (zygote := self._present.pop(key, None)) is not None:
             zygote.end()
 
     def _start_import_task(
-        self, key: str, making: _ImportInProgress, work: Coroutine[Any, Any, AppZygote | str]
+        self, key: str, pending: _ImportInProgress, work: Coroutine[Any, Any, AppZygote | str]
     ) -> None:
-        making.task = asyncio.ensure_future(work)
-        self._imports_in_progress[key] = making
+        pending.task = asyncio.ensure_future(work)
+        self._imports_in_progress[key] = pending
 
         def done(task: asyncio.Task[AppZygote | str]) -> None:
-            if self._imports_in_progress.get(key) is making:
+            if self._imports_in_progress.get(key) is pending:
                 del self._imports_in_progress[key]
             # Mark the exception as retrieved, because there may be no caller that awaits this task.
             if not task.cancelled():
                 task.exception()
 
-        making.task.add_done_callback(done)
+        pending.task.add_done_callback(done)
 
-    async def _make(
-        self, key: str, server: ServerConfig, spec: Spec, making: _ImportInProgress
+    async def _fork_and_import(
+        self, key: str, server: ServerConfig, spec: Spec, pending: _ImportInProgress
     ) -> AppZygote | str:
-        making.zygote, pipe = await self._fork_with_output_pipe(key, server, spec)
-        self._turns.queue(making.zygote.begin_import, making.zygote.imported)
-        return await self._finish_import(making.zygote, server.start_timeout, pipe)
+        pending.zygote, pipe = await self._fork_with_output_pipe(key, server, spec)
+        self._turns.queue(pending.zygote.begin_import, pending.zygote.imported)
+        return await self._finish_import(pending.zygote, server.start_timeout, pipe)
 
     async def _fork_with_output_pipe(
         self, key: str, server: ServerConfig, spec: Spec

@@ -19,9 +19,9 @@ from ..runner_protocol import Exit
 T = TypeVar("T")
 
 _MAX_PID = 1 << 22  # the highest pid on any Linux system (proc(5), pid_max)
-# Before this, the intermediate process that forks for the zygote may still be the parent.
+# Earlier, the zygote's forker may still be the parent (see worker.zygote.serve_forks).
 _FIRST_CHECK_SECONDS = 0.1
-_LAST_LOOK_SECONDS = 3.0
+_CONFIRM_TIMEOUT_SECONDS = 3.0
 _SIGNAL_TRIES = 20
 _SIGNAL_AGAIN_SECONDS = 0.005
 # Longer than it takes to notice that the keeper does not answer, and to replace it.
@@ -84,7 +84,7 @@ class Children:
             raise Forged(f"named pid {pid} as a new process, but it is another process of the pool")
         start = process_start(pid) if self._sees_processes else None
         if start is None and self._sees_processes:
-            # All earlier exits are reported before the answer to this.
+            # A call without a result: all earlier exits are reported before its answer.
             await self._keeper.call({"op": "list", "after": "\U0010ffff"})
             if pid not in self.early:
                 raise Forged(f"named pid {pid} as a new process, but there is no such process")
@@ -113,7 +113,7 @@ class Children:
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
-        self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
+        self._unconfirmed[process] = loop.time() + _CONFIRM_TIMEOUT_SECONDS, on_forged
         if self._confirm_timer is None:
             self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm_parentage)
 

@@ -91,7 +91,7 @@ class FallbackCertificates:
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._kept: dict[str, LoadedCertificate] = {}
-        self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
+        self._forced: dict[str, int] = {}  # by server: the generation that gets an expired certificate too
         self._due: asyncio.TimerHandle | None = None
 
     def read_certificate_with_expiry_fallback(
@@ -112,7 +112,7 @@ class FallbackCertificates:
     def keep_if_ready(
         self, server: ServerConfig, generation: int, used: LoadedCertificate, ready: asyncio.Future[None]
     ) -> None:
-        """Keep the certificate `used` by a worker if the worker is ready: its finished future has a result."""
+        """Keep the certificate `used` by a worker if the worker is ready. `ready` is done."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
@@ -240,7 +240,7 @@ class Forker:
 
     def __init__(
         self,
-        site: RunnerContext,
+        context: RunnerContext,
         children: Children,
         events: Callable[[], RunnerEventHandler],
         zygotes: Zygotes,
@@ -248,14 +248,14 @@ class Forker:
         output: OutputPipes,
         adoptions: AdoptionPairs,
     ) -> None:
-        self._site = site
+        self._context = context
         self._children = children
         self._events = events
         self._zygotes = zygotes
         self._app_zygotes = app_zygotes
         self._output = output
         self._adoptions = adoptions
-        self.certificates = FallbackCertificates(site.keeper)
+        self.certificates = FallbackCertificates(context.keeper)
         self.room = DescriptorBudget()
         self._code_since: dict[str, float] = {}
 
@@ -333,14 +333,14 @@ class Forker:
         return worker_spec.preload_spec(
             server,
             interpreter=interpreter(server.python),
-            open_files=self._site.open_files,
-            env_base=self._site.environments.get(server.name),
+            open_files=self._context.open_files,
+            env_base=self._context.environments.get(server.name),
         )
 
     def exec_spec(self, server: ServerConfig) -> Spec:
         """The specification of a command in the server's place (see `worker_spec.exec_spec`). Raises ServerError."""
-        base = self._site.environments.get(server.name, os.environ)
-        return worker_spec.exec_spec(server, open_files=self._site.open_files, env_base=base)
+        base = self._context.environments.get(server.name, os.environ)
+        return worker_spec.exec_spec(server, open_files=self._context.open_files, env_base=base)
 
     async def _fork_once(
         self,
@@ -362,8 +362,8 @@ class Forker:
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
             tls_files=len(certificate.contents),
-            open_files=self._site.open_files,
-            env_base=self._site.environments.get(server.name),
+            open_files=self._context.open_files,
+            env_base=self._context.environments.get(server.name),
         )
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as if_failed:
             output, write = self._output.create_pipe(server)
@@ -409,7 +409,7 @@ class Forker:
             ours = (None, worker.notify) if server.command else (control, worker.tally)
             kept: list[HasDescriptor] = [holder for holder in ours if holder is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
-            self._site.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
+            self._context.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
             # Recorded before it is ordered to begin, so that the next supervisor or pool always finds it.
             self._note(process, server)
             if server.command:
@@ -434,7 +434,7 @@ class Forker:
         self,
         worker: LocalWorker,
         spec: Spec,
-        control_output_and_listeners: list[int],
+        inherited: list[int],
         certificate: LoadedCertificate,
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
@@ -454,7 +454,7 @@ class Forker:
         afterwards.callback(os.close, file)
         certificates = afterwards.enter_context(worker_spec.memory_files(certificate.contents))
         adoption = [sock.fileno() for sock in self._adoptions.get_or_open(server)]
-        fds = [file, *control_output_and_listeners, *certificates, *adoption]
+        fds = [file, *inherited, *certificates, *adoption]
         if not server.command:
             worker.tally = Tally.new()
             if_failed.callback(worker.tally.close)
@@ -462,7 +462,7 @@ class Forker:
         return fds
 
     def _note(self, process: ProcessIdentity, server: ServerConfig) -> None:
-        if self._site.notes is not None and process.start is not None:
+        if self._context.notes is not None and process.start is not None:
             note = ProcessNote(
                 process.pid,
                 process.start,
@@ -472,7 +472,7 @@ class Forker:
                 server.stop_timeout,
                 0.0 if server.command else server.drain_timeout,
             )
-            self._site.notes.add(note)
+            self._context.notes.add(note)
 
     def _zygote_identity(self, server: ServerConfig) -> InterpreterZygoteIdentity:
         """The zygote from which the server's processes are forked.

@@ -55,7 +55,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _LAST_OUTPUT_SECONDS = 3.0
 _LAST_REQUESTS_SECONDS = 3.0  # longer than a connection has to be quiet before a worker closes it
-_LAST_WORDS_SECONDS = 0.2  # short, because the replacement of a worker that was ready should start soon
+_SHORT_OUTPUT_SECONDS = 0.2  # short, so that the replacement of a ready worker starts soon
 
 
 class RoutePublisher:
@@ -99,20 +99,20 @@ class LocalRunner(Runner):
     events = RunnerEventHandler()
     in_this_process = False
 
-    def __init__(self, site: RunnerContext) -> None:
-        keeper = self.keeper = site.keeper
-        self.children = Children(keeper, site.keeper_pid)
-        self._turns = ImportLimit()
-        self.zygotes = Zygotes(keeper, self.children, site.directory, site.notes)
-        self.output = OutputPipes(keeper, site.helpers, site.logs_directory, self._current_events)
-        self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
+    def __init__(self, context: RunnerContext) -> None:
+        keeper = self.keeper = context.keeper
+        self.children = Children(keeper, context.keeper_pid)
+        self._import_limit = ImportLimit()
+        self.zygotes = Zygotes(keeper, self.children, context.directory, context.notes)
+        self.output = OutputPipes(keeper, context.helpers, context.logs_directory, self._current_events)
+        self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._import_limit)
         self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
         self._kill_suspended_zygotes()
-        self.sockets = Sockets(keeper, site.opener)
+        self.sockets = Sockets(keeper, context.opener)
         self.adoptions = AdoptionPairs(keeper)
-        self.activator = Activator(keeper, self.sockets, self.adoptions, site.helpers)
+        self.activator = Activator(keeper, self.sockets, self.adoptions, context.helpers)
         self.forker = Forker(
-            site,
+            context,
             self.children,
             self._current_events,
             self.zygotes,
@@ -143,7 +143,7 @@ class LocalRunner(Runner):
             self.activator.disarm_and_hand_over(server.key)
         await self.sockets.open(server, beside)
         if server.scale.min:
-            # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
+            # A sleeping server uses one descriptor only: its pair is created for the first connection that needs it.
             self.adoptions.open(server)
         return tuple(self.sockets.endpoints(server.key))
 
@@ -218,7 +218,7 @@ class LocalRunner(Runner):
         if server.command or worker.preloaded:
             worker.order_to_begin()
         else:
-            self._turns.queue(worker.order_to_begin, worker.imported)
+            self._import_limit.queue(worker.order_to_begin, worker.imported)
         return worker.placement
 
     async def _wait_for_own_port(self, server: ServerConfig) -> None:
@@ -400,7 +400,7 @@ class LocalRunner(Runner):
             await asyncio.shield(worker.group_ended)
         if worker.ready_at is None:
             # Processes that are left have the output open too, and may write more.
-            limit = _LAST_WORDS_SECONDS if exit_.group_left else _LAST_OUTPUT_SECONDS
+            limit = _SHORT_OUTPUT_SECONDS if exit_.group_left else _LAST_OUTPUT_SECONDS
             await self.output.wait_until_stored(worker.output, limit)
         self._last_outputs[placement.id] = worker.output
         if len(self._last_outputs) > MAX_TAILS:
@@ -420,7 +420,7 @@ class LocalRunner(Runner):
 
     async def logs(self, name: str, lines: int, since: float = 0.0, worker: str = "") -> list[str]:
         key = self._last_outputs.get(worker, "")
-        await self.output.wait_until_stored(key, _LAST_WORDS_SECONDS)
+        await self.output.wait_until_stored(key, _SHORT_OUTPUT_SECONDS)
         if (tail := self.output.last_lines(key, lines)) is not None:
             return tail
         path = self.output.paths.get(name)

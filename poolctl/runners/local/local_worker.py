@@ -32,7 +32,7 @@ from .tally_page import EventLoopIdleDetector, Tally
 logger = logging.getLogger("poolctl.supervisor")
 
 # The exit of a worker that ended with status 0 before it was adopted, perhaps ordered by the last supervisor.
-_UNSEEN = Exit(message="ended between two supervisors")
+_EXITED_UNOBSERVED = Exit(message="ended between two supervisors")
 # Maximum time between the end of a worker's control socket and the report of its exit.
 _END_SECONDS = 5.0
 KILL_SECONDS = 5.0
@@ -255,9 +255,8 @@ class LocalWorker(LinkHandler):
     async def stop_accepting(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
 
-        A worker that runs a command gets its stop signal, and may go on accepting until it exits. One that has not
-        reported that it is ready has hardly accepted anything: the time for it is stop_timeout. For `receivers` see
-        `_order_end`.
+        A worker that runs a command gets its stop signal, and may go on accepting until it exits. A worker that is not
+        ready has hardly accepted anything: its limit is stop_timeout. For `receivers` see `_order_end`.
         """
         if self.left.done():
             return
@@ -323,12 +322,12 @@ class LocalWorker(LinkHandler):
         connections over to them only if its own is equal.
         """
         if self.control is not None:
-            same = receivers is not None and receivers == self.handover_group
-            self.control.send({"order": order, "to": "pair" if same else "none"})
+            can_hand_over = receivers is not None and receivers == self.handover_group
+            self.control.send({"order": order, "to": "pair" if can_hand_over else "none"})
             self._children.continue_now(self.process)
         if self.control is None or not self.answered.done():
-            # A worker that is still importing its application reads no orders. One that serves already has read this
-            # order before the signal, which then has no effect.
+            # A worker that is still importing its application reads no orders. A serving worker reads the order before
+            # the signal, which then has no effect.
             await self._ask_to_end()
 
     async def become_ready_by(self, *signs: Awaitable[None]) -> None:
@@ -389,9 +388,9 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
             self.control.dispatch_arrived_messages()
-        runs_to_its_end = self.server.job or self.hook
-        if self._taken_over and exit_.ok and not (self.reported.done() or runs_to_its_end):
-            exit_ = _UNSEEN
+        may_complete = self.server.job or self.hook
+        if self._taken_over and exit_.ok and not (self.reported.done() or may_complete):
+            exit_ = _EXITED_UNOBSERVED
         for future in (self.reported, self.begun, self.imported, self.left):
             _settle(future)
         self.exited.set_result(exit_)
@@ -465,9 +464,9 @@ class RunnerWorkers(dict[str, LocalWorker]):
         if self.get(worker.placement.id) is worker:
             del self[worker.placement.id]
         key = worker.config.key
-        of_server = self._by_key.get(key, {})
-        of_server.pop(worker, None)
-        if not of_server:
+        workers = self._by_key.get(key, {})
+        workers.pop(worker, None)
+        if not workers:
             self._by_key.pop(key, None)
             if key in self._pages:
                 self._pages.pop(key)[1].close()

@@ -39,7 +39,7 @@ class MemoryKills:
         self._attributed = self._count()
 
     def explains(self, exit_: Exit) -> bool:
-        """Whether memory ran out: it was a kill, and the control group counts a kill that no earlier exit explains."""
+        """Whether the OOM killer ended it: it was killed, and the group counts an OOM kill not attributed yet."""
         is_kill = exit_.signal == 9 or exit_.status == _KILLED_STATUS
         if not is_kill or self._count() <= self._attributed:
             return False

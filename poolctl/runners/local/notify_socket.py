@@ -63,7 +63,7 @@ class NotifySocket:
         space = socket.CMSG_SPACE(platform.CREDENTIALS_BYTES)
         with contextlib.suppress(BlockingIOError):
             while self._allowance.take(1, loop.time()):
-                # No buffer for descriptors is given, so the kernel drops them.
+                # Without a buffer for descriptors, the kernel drops them.
                 data, ancillary, _, _ = self._sock.recvmsg(
                     _MAX_NOTIFICATION_BYTES, space, socket.MSG_DONTWAIT
                 )

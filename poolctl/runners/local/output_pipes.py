@@ -38,7 +38,7 @@ LOGGER = HelperKind(
     drain_seconds=None,
 )
 _APPEND_SECONDS = 1.0
-_FILES_OF_A_REPORT = 3
+_MAX_REPORT_FILES = 3
 _MAX_LINE_LENGTH = 4096
 # How many pipes' last output is kept, for messages about exited workers.
 MAX_TAILS = 100
@@ -200,10 +200,10 @@ class OutputPipes(HelperOwner[HelperProcess]):
 
     def last_lines(self, key: str, lines: int) -> list[str] | None:
         """The last lines of a pipe that was closed a short time ago, with passwords in URLs masked; None if unknown."""
-        tail = self._tails.get(key)
-        if tail is None:
+        output = self._tails.get(key)
+        if output is None:
             return None
-        return [masked_text(line[:_MAX_LINE_LENGTH]) for line in tail.splitlines()[-lines:]]
+        return [masked_text(line[:_MAX_LINE_LENGTH]) for line in output.splitlines()[-lines:]]
 
     async def wait_until_all_stored(self, timeout_seconds: float) -> None:
         """Wait until all that was written into the pipes so far is in its files, or the timeout has passed."""
@@ -284,5 +284,5 @@ def last_lines(path: str, lines: int, since: float) -> list[str]:
 
     Unless `since` is 0, lines of unknown age, which another program has written into the file, are left out.
     """
-    last = tail(path, lines, since=stamp(since), max_files=_FILES_OF_A_REPORT, max_length=_MAX_LINE_LENGTH)
+    last = tail(path, lines, since=stamp(since), max_files=_MAX_REPORT_FILES, max_length=_MAX_LINE_LENGTH)
     return [masked_text(line.text) for line in last if line.time or not since]

@@ -117,7 +117,7 @@ class ProgramSockets:
                 if _accepts_only_data(listener):
                     accepted = await self._assume_own(probes[0])
                 else:
-                    accepted = await self._wait_for_own(probes)
+                    accepted = await self._wait_for_accept(probes)
             except OSError:
                 pass
             finally:
@@ -137,7 +137,7 @@ class ProgramSockets:
         pid = self._worker.process.pid
         return any(map(waits_for_events, platform.processes_by_leader({pid})[pid]))
 
-    async def _wait_for_own(self, probes: Sequence[socket.socket]) -> socket.socket | None:
+    async def _wait_for_accept(self, probes: Sequence[socket.socket]) -> socket.socket | None:
         """The first of the connections that the worker accepts; None if others have accepted all of them."""
         waiting = list(probes)
         pause = _FIRST_ACCEPT_PAUSE_SECONDS
@@ -146,7 +146,7 @@ class ProgramSockets:
                 inode = peer_inode(probe)
                 if inode == 0 and not peer_has_closed(probe):
                     continue  # in the accept queue
-                if await self._is_own(probe, inode):
+                if await self._is_accepted_here(probe, inode):
                     return probe
                 probe.close()  # the other worker may serve one client at a time
                 waiting.remove(probe)
@@ -155,7 +155,7 @@ class ProgramSockets:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LAST_CONNECT_PAUSE_SECONDS)
 
-    async def _is_own(self, probe: socket.socket, inode: int | None) -> bool:
+    async def _is_accepted_here(self, probe: socket.socket, inode: int | None) -> bool:
         """Whether a process of the worker has accepted the connection. `inode` is the socket at the other end, if any.
 
         A connection that is already closed counts as accepted while no older worker of the server runs.
@@ -182,9 +182,9 @@ class ProgramSockets:
     @property
     def _overlaps(self) -> bool:
         """Whether a worker runs that this one replaces."""
-        mine = self._worker.placement
+        placement = self._worker.placement
         return any(
-            peer.placement.index == mine.index and peer.placement.generation < mine.generation
+            peer.placement.index == placement.index and peer.placement.generation < placement.generation
             for peer in self._worker.peers()
         )
 

@@ -100,9 +100,9 @@ class WorkerAdoption:
     hooks: list[LocalWorker] = field(default_factory=list)
 
     def adopt_or_stop(
-        self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
+        self, register: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker, and pass it to `follow`. If its server is unknown, stop the worker instead. Owns `fds`.
+        """Adopt a worker, and pass it to `register`. If its server is unknown, stop the worker instead. Owns `fds`.
 
         Always returns [], so that the caller records nothing: this method itself records the entry of the worker.
         """
@@ -144,7 +144,7 @@ class WorkerAdoption:
         owners: list[HasDescriptor] = [holder for holder in (sock, worker.tally) if holder is not None]
         self.keeper.remember_entry(f"{fd_store.WORKER}{name}", meta, owners)
         worker.mark_adopted(reports=sock is not None and meta["notify"] is None)
-        follow(worker)
+        register(worker)
         self._resume(worker, meta, sock)
         (self.hooks if hook else self.workers).append(worker)
         return []

@@ -26,7 +26,7 @@ class Tallies:
         self._keeper = keeper
         self._workers = workers
         self._events = events
-        self._open: set[str] = set()
+        self._unsaved: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
         """The worker's request counts; None if it has exited, or runs a command and so counts nothing."""
@@ -36,20 +36,20 @@ class Tallies:
         return self._read(placement.server, placement.id, worker.tally)
 
     def _read(self, server: str, name: str, tally: Tally) -> Counts | None:
-        believed = not tally.refused
+        was_trusted = not tally.refused
         counts = tally.counts()
-        if believed and tally.refused:
+        if was_trusted and tally.refused:
             self._events().record_impossible_counts_event(server, name, tally.refused)
         return counts
 
     def collect_final_counts(self, server: str, name: str, tally: Tally) -> None:
         """Report an exited worker's final counts; the keeper holds them until `discard_saved_counts`."""
         counts = self._read(server, name, tally)
-        if counts is not None and any(left := final_counts(counts)):
+        if counts is not None and any(final := final_counts(counts)):
             entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
             self._keeper.send(entry, [tally.fileno()])
-            self._open.add(name)
-            self._events().add_up_counts(server, name, left)
+            self._unsaved.add(name)
+            self._events().add_up_counts(server, name, final)
         tally.close()
 
     def add_up_unsaved_counts(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
@@ -57,21 +57,21 @@ class Tallies:
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
-        self._open.add(name)
+        self._unsaved.add(name)
         if counts is not None:
             self._events().add_up_counts(meta["server"], name, final_counts(counts))
         return []
 
     def discard_saved_counts(self) -> None:
         """Let the keeper drop the counts of exited workers, because all that were reported so far have been saved."""
-        for name in self._open:
+        for name in self._unsaved:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
-        self._open.clear()
+        self._unsaved.clear()
 
     @property
     def unsaved_workers(self) -> list[str]:
         """The names of exited workers whose counts are not saved yet, sorted; the next supervisor gets them again."""
-        return sorted(self._open)
+        return sorted(self._unsaved)
 
 
 class WorkerHeartbeats:

@@ -30,7 +30,7 @@ class Tally(Descriptor):
         super().__init__(fd)
         self.refused = ""  # why its counts are not trusted, "" if they are
         self._now = now
-        self._believed: Counts = [0] * COUNTED
+        self._plausible: Counts = [0] * COUNTED
         self._at = since
 
     @classmethod
@@ -45,12 +45,12 @@ class Tally(Descriptor):
             return None
         if not self.refused:
             counted = counts[:COUNTED]
-            if counted != self._believed:
+            if counted != self._plausible:
                 now = self._now()
-                self.refused = tally.why_impossible(counted, self._believed, now - self._at)
+                self.refused = tally.why_impossible(counted, self._plausible, now - self._at)
                 if not self.refused:
-                    self._believed, self._at = counted, now
-        return [*final_counts(self._believed), *counts[COUNTED:]] if self.refused else counts
+                    self._plausible, self._at = counted, now
+        return [*final_counts(self._plausible), *counts[COUNTED:]] if self.refused else counts
 
     def ask(self, asked_ns: int) -> None:
         """Record the time at which the worker is asked for a heartbeat."""

@@ -47,7 +47,7 @@ _TAKE_AGAIN_SECONDS = 0.1
 _MIN_RESERVE = 16
 _RESERVE_DIVISOR = 16
 _OPEN_AT_START = 64  # assumed where /proc is not readable
-_AT_ONCE = 16
+_MAX_BATCH = 16
 # How long a woken worker expects connections in its pair that have waited for it to wake.
 _WAKE_SECONDS = 1.0
 _BATCH_DIVISOR = 4
@@ -83,14 +83,14 @@ class BatchLimitedListener(socket.socket):
         self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))
         self._server_state = server_state
-        self._at_once = 1
+        self._left_in_batch = 1
 
     def accept(self) -> tuple[socket.socket, object]:
         """Like socket.accept(), but after a few calls raises BlockingIOError once, to let the loop do other work."""
-        if not self._at_once:
-            self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _BATCH_DIVISOR))
+        if not self._left_in_batch:
+            self._left_in_batch = max(1, min(_MAX_BATCH, self._server_state.room() // _BATCH_DIVISOR))
             raise BlockingIOError
-        self._at_once -= 1
+        self._left_in_batch -= 1
         fd, address = self._accept()  # type: ignore[attr-defined]
         return Socket(*self._kind, fileno=fd), address
 
@@ -153,9 +153,9 @@ def stop_reading(listeners: Sequence[socket.socket]) -> None:
 
 
 async def close_all(listening: Sequence[Listening]) -> None:
-    """Stop accepting, without losing a connection that has been accepted."""
-    # asyncio's Server.close() destroys connections that it has accepted but not attached yet, so it is called a few
-    # loop iterations after the last accept.
+    """Stop accepting, without losing an accepted connection."""
+    # asyncio's Server.close() destroys accepted connections without a protocol, so it is called a few loop iterations
+    # after the last accept.
     for server in listening:
         stop_reading(server.sockets)
     for _ in range(3):
@@ -166,9 +166,9 @@ async def close_all(listening: Sequence[Listening]) -> None:
 
 
 class ConnectionsAwaitingProtocol:
-    """Accepted connections that have no protocol object yet.
+    """Accepted connections without a protocol object.
 
-    Sets `server_state.changed` whenever a connection has got its protocol object, or has failed.
+    Sets `server_state.changed` when a connection gets its protocol object, or fails.
     """
 
     def __init__(self, server_state: PoolServerState) -> None:
@@ -199,14 +199,14 @@ class ConnectionsAwaitingProtocol:
 
     def cancel(self) -> None:
         """Close the connections without an attached protocol object, such as during a TLS handshake."""
-        for waits, _ in list(self._waiting.values()):
-            waits.cancel()
+        for future, _ in list(self._waiting.values()):
+            future.cancel()
 
     def cancel_handshake(self, protocol: object) -> None:
         """Close the connection in a TLS handshake that would get this protocol object."""
-        for waits, expected in self._waiting.values():
+        for future, expected in self._waiting.values():
             if expected is protocol:
-                waits.cancel()
+                future.cancel()
                 return
 
     def _connect_accepted_socket(
@@ -222,9 +222,9 @@ class ConnectionsAwaitingProtocol:
             self._end(expected)
 
     def _await(self, work: _Work, expected: asyncio.Protocol | None) -> None:
-        waits = work.send(None)
-        self._waiting[work] = waits, expected
-        waits.add_done_callback(functools.partial(self._continue, work, expected))
+        future = work.send(None)
+        self._waiting[work] = future, expected
+        future.add_done_callback(functools.partial(self._continue, work, expected))
 
     def _continue(self, work: _Work, expected: asyncio.Protocol | None, _: object) -> None:
         del self._waiting[work]
@@ -404,7 +404,7 @@ class ConnectionAcceptor:
                         close_promptly(sock.detach())
                     else:
                         self._serve_accepted(sock)
-                    if number % _AT_ONCE == 0:
+                    if number % _MAX_BATCH == 0:
                         await asyncio.sleep(0)
         while self.accepted:
             await asyncio.sleep(0)
@@ -426,7 +426,7 @@ class ConnectionAcceptor:
         return self._server_state.room() > len(self.accepted)
 
     def _end_wake(self) -> None:
-        self._woken = self._full  # a full worker has not accepted all of them yet
+        self._woken = self._full  # a full worker has not accepted all waiting connections yet
 
     def _start_taking_handovers(self) -> None:
         self._taking = True
@@ -496,8 +496,8 @@ class ConnectionAcceptor:
         elif taken.received:
             close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
-            usual = monotonic() + self._server_state.head_timeouts.seconds
-            self._shake_hands(taken, usual if taken.until is None or taken.idle else min(taken.until, usual))
+            limit = monotonic() + self._server_state.head_timeouts.seconds
+            self._shake_hands(taken, limit if taken.until is None or taken.idle else min(taken.until, limit))
 
     def _shake_hands(self, sock: socket.socket, due: float) -> None:
         assert self._config.ssl is not None

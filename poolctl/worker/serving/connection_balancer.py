@@ -37,8 +37,8 @@ from typing import Any, Protocol
 
 MOMENT_SECONDS = 0.1
 _STEP_SECONDS = 0.005
-_TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by their new worker
-_REST_SECONDS = 1.0
+_TAKEN_SECONDS = 0.02  # by then the new worker counts a connection that was handed over
+_COOLDOWN_SECONDS = 1.0
 _MIN_DIFFERENCE = 2
 _WEBSOCKETS_DIVISOR = 4
 # A worker with one connection more than another pauses once, with two or more it makes several long pauses.
@@ -51,12 +51,12 @@ _USED = 1  # the number of slots that have been in use
 _ANNOUNCED_UNTIL_NS = 2  # a time on the system's monotonic clock
 # A slot is 0 for a worker that does not accept. Otherwise its low bits hold the number of open connections plus one,
 # its high bits the number of WebSockets among them.
-_FIRST = 8
+_FIRST_SLOT = 8
 _BITS = 32
 _MASK = 2**_BITS - 1
-_END = mmap.PAGESIZE // 8
+_END_SLOT = mmap.PAGESIZE // 8
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_MOMENT_NS = 50_000_000
+_ANNOUNCEMENT_NS = 50_000_000
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -85,7 +85,7 @@ class PeerCounts:
 
     def publish(self, connections: int | None, websockets: int) -> None:
         """Publish the number of open connections, and how many are WebSockets. None: the worker does not accept."""
-        used = self._slot - _FIRST + 1
+        used = self._slot - _FIRST_SLOT + 1
         # Initially, and again if a worker that joined at the same moment has overwritten it.
         if self._page[_USED] < used:
             self._page[_USED] = used
@@ -100,22 +100,22 @@ class PeerCounts:
         return [other >> _BITS for other in self._others()]
 
     def _others(self) -> list[int]:
-        end = min(_FIRST + self._page[_USED], _END)
+        end = min(_FIRST_SLOT + self._page[_USED], _END_SLOT)
         return [
             self._page[slot]
-            for slot in range(_FIRST, end)
+            for slot in range(_FIRST_SLOT, end)
             if self._page[slot] and slot != self._slot and self._is_alive(slot)
         ]
 
     def announce_handover(self) -> None:
         """Announce that this worker is about to hand over connections, because it has too many."""
-        self._page[_ANNOUNCED_UNTIL_NS] = monotonic_ns() + _MOMENT_NS
+        self._page[_ANNOUNCED_UNTIL_NS] = monotonic_ns() + _ANNOUNCEMENT_NS
 
     @property
     def handover_announced(self) -> bool:
         now_ns = monotonic_ns()
         # No worker announces a later time: such a value is invalid.
-        return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
+        return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _ANNOUNCEMENT_NS
 
     def close(self) -> None:
         """Withdraw this worker's published counts, and close the descriptor of the page that the workers share."""
@@ -123,7 +123,7 @@ class PeerCounts:
         os.close(self._fd)
 
     def _lock_free_slot(self) -> int:
-        for slot in range(_FIRST, _END):
+        for slot in range(_FIRST_SLOT, _END_SLOT):
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
             except BlockingIOError:
@@ -162,7 +162,7 @@ class ConnectionBalancer:
         self._accepting = False
         self._short_lived = False  # most connections of the last interval are already closed
         self._new: list[Any] = []  # connections accepted in this interval, except those handed over
-        self._given_at = self._came_back_at = -math.inf
+        self._handed_over_at = self._came_back_at = -math.inf
         self._in_flight = self._others_before = 0
 
     def publish_accepting(self, accepting: bool) -> None:
@@ -219,7 +219,7 @@ class ConnectionBalancer:
 
     def schedule_check(self) -> None:
         if self._timer is None and not self._counts.alone:
-            self._timer = self._loop.call_later(MOMENT_SECONDS, self._detect_short_lived_and_even_out)
+            self._timer = self._loop.call_later(MOMENT_SECONDS, self._check_balance)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
         """Return for how many seconds other workers may take a handed-over connection first; 0 to take it now.
@@ -245,7 +245,7 @@ class ConnectionBalancer:
 
         Also False for a second after this worker took a handed-over connection that no other worker had taken.
         """
-        return self._accepting and self._loop.time() - self._came_back_at > _REST_SECONDS
+        return self._accepting and self._loop.time() - self._came_back_at > _COOLDOWN_SECONDS
 
     def _hand_over_if_too_many(self, connection: HasHandOver, mine: int) -> bool:
         others = self._counts.others() if self._may_hand_over and not self._short_lived else []
@@ -263,7 +263,7 @@ class ConnectionBalancer:
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
         """Return how many handed-over connections are not yet in the counts of the other workers, `others`."""
-        if self._loop.time() - self._given_at > _TAKEN_SECONDS:
+        if self._loop.time() - self._handed_over_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))
 
@@ -274,18 +274,18 @@ class ConnectionBalancer:
         if not self._in_flight:
             self._others_before = sum(others)
         self._in_flight += 1
-        self._given_at = self._loop.time()
+        self._handed_over_at = self._loop.time()
         return True
 
-    def _detect_short_lived_and_even_out(self) -> None:
+    def _check_balance(self) -> None:
         if self._new:
             transports = [connection.transport for connection in self._new]
             closed = sum(transport is None or transport.is_closing() for transport in transports)
             self._short_lived = 2 * closed >= len(self._new)
             self._new.clear()
-        self._even_out()
+        self._rebalance()
 
-    def _even_out(self) -> None:
+    def _rebalance(self) -> None:
         """Hand over one connection for each worker that has at least two connections fewer than this worker.
 
         Repeated later while any connection can move.
@@ -297,14 +297,14 @@ class ConnectionBalancer:
         if not fewer:
             return
         if not self._may_hand_over:
-            self._timer = self._loop.call_later(_REST_SECONDS, self._even_out)
+            self._timer = self._loop.call_later(_COOLDOWN_SECONDS, self._rebalance)
             return
         waiting = self._handed_over_uncounted(others)
-        left = most = fewer - waiting
+        remaining = planned = fewer - waiting
         for connection in list(self._state.connections):
-            if left <= 0:
+            if remaining <= 0:
                 break
             if hasattr(connection, "hand_over") and self._hand_over(connection, others):
-                left -= 1
-        if left < most or waiting:
-            self._timer = self._loop.call_later(_STEP_SECONDS, self._even_out)
+                remaining -= 1
+        if remaining < planned or waiting:
+            self._timer = self._loop.call_later(_STEP_SECONDS, self._rebalance)

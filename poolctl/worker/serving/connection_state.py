@@ -27,7 +27,7 @@ Header = tuple[bytes, bytes]
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
-_COARSE = 20  # the timer fires at most this often within the time limit of a head
+_MAX_CHECKS = 20  # maximum timer checks within the time limit of a head
 _GRACE_SECONDS = 1.0
 _SECOND_NS = 1_000_000_000
 
@@ -108,9 +108,9 @@ class TrackedConnections(set[Any]):
 def send_away(
     transport: Any, end: socket.socket, limits: dict[str, float | bool] | None, received: bytes = b""
 ) -> bool:
-    """Send a connection to another worker through the socket `end`, and drop it here, unnoticed by its client.
+    """Send a connection to another worker through the socket `end`, and drop it here; its client does not notice.
 
-    Returns False, and reading continues, if the socket is full or data is still to be written.
+    Returns False and resumes reading if the socket is full or unwritten data is left.
     """
     transport.pause_reading()
     if not transport.get_write_buffer_size():
@@ -126,7 +126,7 @@ class HeadTimeouts:
     """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
     A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
-    and a method `on_head_timeout`, which closes it or refuses the request when the time is over. Times are the clock's.
+    and a method `on_head_timeout`, which closes it or refuses the request. All times are on `clock`.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class HeadTimeouts:
         self.due: dict[Any, float] = {}  # by connection: when its head must be complete
         self._extended: set[float] = set()  # the times in `due` that are already later than the limit
         self._timer: asyncio.TimerHandle | None = None
-        self._fires = 0.0
+        self._fires_at = 0.0
 
     def start(self, connection: Any, due: float | None = None) -> None:
         """Schedule the connection's `on_head_timeout` for `due`; None means in `self.seconds`. `cancel` undoes it."""
         now = self._clock()
         self.due[connection] = due = now + self.seconds if due is None else due
-        if self._timer is None or due < self._fires:
+        if self._timer is None or due < self._fires_at:
             self._set_timer(due - now)
 
     def cancel(self, connection: Any) -> None:
@@ -158,7 +158,7 @@ class HeadTimeouts:
         if self._timer is not None:
             self._timer.cancel()
         seconds = max(0.0, seconds)
-        self._fires = self._clock() + seconds
+        self._fires_at = self._clock() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._fire_due_timeouts)
 
     def _fire_due_timeouts(self) -> None:
@@ -180,7 +180,7 @@ class HeadTimeouts:
                 connection.on_head_timeout()
         self._extended.intersection_update(self.due.values())
         if self.due:
-            self._set_timer(max(min(self.due.values()) - now, self.seconds / _COARSE))
+            self._set_timer(max(min(self.due.values()) - now, self.seconds / _MAX_CHECKS))
 
 
 class PoolServerState(ServerState):

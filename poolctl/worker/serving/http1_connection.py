@@ -13,10 +13,9 @@ The head of a request is limited in time and size. The time runs from the accept
 of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies.
 For a head that arrives in one piece, the check costs one comparison.
 
-uvicorn writes the head of a response and its body one after the other. A connection takes the place of the transport in
-uvicorn's object for a request, and holds the head back to send it together with the beginning of the body, which saves
-a system call or the gathering of two buffers. ASGI allows that; at the end of the event loop's iteration the head is
-sent in any case.
+uvicorn writes the head of a response and its body separately. Here a connection poses as the transport of uvicorn's
+request object, and holds the head back to send it together with the beginning of the body, which saves a system call
+or the gathering of two buffers. ASGI allows that. At the end of the event loop's iteration the head is sent anyway.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _LAST_PAUSE_SECONDS = 0.05
 CLOSE = (b"connection", b"close")
 # A read of at most this size cannot exceed the limit, because `http.max_head_size` is never smaller.
 SMALL_BYTES = 4096
-_READ_ON_SECONDS, _READ_ON_BYTES = 2.0, 1024 * 1024
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 1024 * 1024
 _JOINED_BYTES = 16 * 1024  # a larger part of a body is not copied to join it with the head
 # Where the status is in the head of a response.
 _STATUS_AT, _STATUS_END, _ZERO = len(b"HTTP/1.1 "), len(b"HTTP/1.1 200"), ord("0")
@@ -105,7 +104,7 @@ class Http1Connection(Http1Protocol):
     _from_gateway = False  # another worker has handed over a connection of the gateway
     _overdue = False
     _pause_seconds = 0.0
-    _trying: asyncio.TimerHandle | None = None
+    _move_timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self, config: uvicorn.Config, server_state: PoolServerState, app_state: State, _loop: Any = None
@@ -222,10 +221,10 @@ class Http1Connection(Http1Protocol):
         elif self.hand_over(end):
             return
         # A response is still being written, or the pair is full because the other workers are busy: keep serving.
-        if self._trying is not None and not self._trying.cancelled():
-            self._trying.cancel()
-        # The first time at the end of this iteration: uvloop writes then.
-        self._trying = self.loop.call_later(self._pause_seconds, self._move_or_retry)
+        if self._move_timer is not None and not self._move_timer.cancelled():
+            self._move_timer.cancel()
+        # First at the end of this loop iteration, when uvloop writes.
+        self._move_timer = self.loop.call_later(self._pause_seconds, self._move_or_retry)
         self._pause_seconds = min(max(2 * self._pause_seconds, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def shutdown(self) -> None:
@@ -299,10 +298,10 @@ class Http1Connection(Http1Protocol):
             if not state.held_heads:
                 self.loop.call_soon(state.send_held_heads)
             state.held_heads.append(self)
-            hundreds = data[_STATUS_AT] - _ZERO
+            status_class = data[_STATUS_AT] - _ZERO
             if self.counts is not None:
-                self.counts.tally[STATUS + hundreds] += 1
-            if hundreds >= FAILURES and state.failed is not None:
+                self.counts.tally[STATUS + status_class] += 1
+            if status_class >= FAILURES and state.failed is not None:
                 status, seconds = int(data[_STATUS_AT:_STATUS_END]), (monotonic_ns() - self.begun_ns) / 1e9
                 state.failed.log(self.answered.scope, status, seconds)
             return
@@ -447,7 +446,7 @@ class Http1Connection(Http1Protocol):
             self.cancel_head_timeout()
 
     def _bytes_behind_last_head(self, data: bytes) -> int:
-        """How many bytes of `data` follow the last complete request in it; 1 if they follow a body, and are unknown."""
+        """How many bytes of `data` follow the last complete request; 1 if unknown, because they follow a body."""
         if any(name == b"content-length" for name, _ in self.cycle.scope["headers"]):
             return 1
         return len(data) - (data.rfind(_END_OF_LINES) + len(_END_OF_LINES) if _END_OF_LINES in data else 0)
@@ -472,7 +471,7 @@ class Http1Connection(Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def deadline_arguments(self) -> dict[str, float | bool]:
-        """Return the deadline of the connection's next request as keyword arguments for `set_read_deadline`.
+        """Return the deadline of the next request as fields of the handover message (see Connection.limits).
 
         Returns {} if the usual deadline applies.
         """
@@ -563,7 +562,7 @@ class Http1Connection(Http1Protocol):
             transport.write_eof()
         transport.resume_reading()
         transport.set_protocol(DataDiscardingProtocol(self))
-        self.loop.call_later(_READ_ON_SECONDS, transport.close)
+        self.loop.call_later(_LINGER_SECONDS, transport.close)
 
     def refusal(self, status: int) -> tuple[list[Header], bytes]:
         """Headers, besides those of every response, and body of the answer to a request refused with this status."""
@@ -711,7 +710,7 @@ def _request_head(
 ) -> bytes:
     lines = [
         b"%b %b HTTP/%b\r\n" % (method, target, version),
-        *(b"%b: %b\r\n" % attribute for attribute in fields),
+        *(b"%b: %b\r\n" % field for field in fields),
     ]
     return b"".join([*lines, b"\r\n"])
 
@@ -788,7 +787,7 @@ class DataDiscardingProtocol(asyncio.Protocol):
 
     def __init__(self, before: Http1Connection) -> None:
         self._before = before
-        self._left_bytes = _READ_ON_BYTES
+        self._left_bytes = _LINGER_BYTES
 
     def data_received(self, data: bytes) -> None:
         self._left_bytes -= len(data)

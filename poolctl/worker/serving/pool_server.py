@@ -33,7 +33,7 @@ STARTUP_FAILURE = 3  # uvicorn's exit status for an application that does not st
 _CANCELLATION_SECONDS = 0.1
 _CANCELLED_TASKS_SECONDS = 0.4
 _HANDSHAKE_SECONDS = 2.0
-_H11_BYTES = 4096
+_H11_MARGIN = 4096
 _SEND_SECONDS = 0.1
 _PROBE_KEPT_SECONDS = 86400.0  # probe connections are closed by the prober, not by a timeout
 # RFC 9110 §15.6.4
@@ -53,8 +53,8 @@ _CLASSES: list[tuple[type[asyncio.Protocol], RequiredProtocolMembers]] = [
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """poolctl's subclass of uvicorn's class `protocol`; if there is none, logs a warning and returns `protocol`.
 
-    There is none if poolctl does not know the class, or if the class lacks a member that poolctl uses. Then requests
-    are not counted, and a drain closes connections, so that requests in transit may be lost.
+    Without a subclass (an unknown class, or one that lacks a member that poolctl uses), requests are not counted, and a
+    drain closes connections, so that requests in flight may be lost.
     """
     if issubclass(protocol, Http1Connection):
         return protocol
@@ -143,7 +143,7 @@ class PoolServer(uvicorn.Server):
         config.limit_max_requests_jitter = (config.limit_max_requests or 0) // 10
         super().__init__(config)
         self.resting = resting
-        self._out = False
+        self._out_of_rotation = False
         self._probes: ProbeConnections | None = None
         self._page: int | None = None  # the page of open connections, joined once started
         self._drain_seconds = drain_seconds
@@ -177,14 +177,14 @@ class PoolServer(uvicorn.Server):
         self._start_balancer()
         await self.acceptor.begin(listeners, self.lifespan.state, accepting=not self.resting)
         on_ready()
-        ticking = None
+        uvicorn_timer = None
         if not issubclass(self.config.http_protocol_class, Http1Connection):
-            ticking = asyncio.create_task(self._run_uvicorns_timer())
+            uvicorn_timer = asyncio.create_task(self._run_uvicorns_timer())
         try:
             await self._leaving.wait()
         finally:
-            if ticking is not None:
-                ticking.cancel()
+            if uvicorn_timer is not None:
+                uvicorn_timer.cancel()
             await self.shutdown()
 
     async def _run_uvicorns_timer(self) -> None:
@@ -268,23 +268,23 @@ class PoolServer(uvicorn.Server):
 
     def set_in_rotation_or_drain(self, in_rotation: bool) -> None:
         """Put the worker into rotation (True), or take it out: then each connection closes after its response."""
-        self._out = not in_rotation
+        self._out_of_rotation = not in_rotation
         self._keep_or_drain_connections(in_rotation and not self.resting)
 
     def accept_or_drain(self, accepting: bool) -> None:
         """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
-        self._keep_or_drain_connections(accepting and not self._out)
+        self._keep_or_drain_connections(accepting and not self._out_of_rotation)
         self.acceptor.set_accepting(accepting)
 
-    def _keep_or_drain_connections(self, kept: bool) -> None:
-        if self.should_exit or self.server_state.draining is not kept:
+    def _keep_or_drain_connections(self, keep: bool) -> None:
+        if self.should_exit or self.server_state.draining is not keep:
             return
-        self.server_state.draining = not kept
+        self.server_state.draining = not keep
         self.acceptor.publish_taking_handovers()
         for connection in self._http_connections():
-            connection.cancel_close_when_idle() if kept else connection.close_when_idle()
-        if not kept:
+            connection.cancel_close_when_idle() if keep else connection.close_when_idle()
+        if not keep:
             self._close_non_drainable_connections()
 
     async def _start_application(self) -> None:
@@ -293,7 +293,7 @@ class PoolServer(uvicorn.Server):
             if not config.loaded:
                 config.load()
             # h11's own limit is above the worker's, which sends the right response.
-            config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_BYTES
+            config.h11_max_incomplete_event_size = self.server_state.head_timeouts.most_bytes + _H11_MARGIN
             self._trust_unix_peers()
             kind = connection_class(config.http_protocol_class)
             self.server_state.connections.http = config.http_protocol_class = kind
@@ -391,10 +391,10 @@ class PoolServer(uvicorn.Server):
 
         await self._wait(something_left, timeout_seconds)
 
-    async def _wait(self, while_: Callable[[], bool], timeout_seconds: float) -> None:
+    async def _wait(self, condition: Callable[[], bool], timeout_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while while_():
+                while condition():
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -523,10 +523,10 @@ def close_websocket_for_restart(websocket: WebSocket) -> None:
     resets the connection, and the client never gets the frame.
     """
     kind: Any = type(websocket)
-    closed = _closing_function(kind)
+    close = _closing_function(kind)
     try:
-        if closed is None or websocket.transport.is_closing() or not closed(websocket):
-            if closed is not None:
+        if close is None or websocket.transport.is_closing() or not close(websocket):
+            if close is not None:
                 websocket.send_500_response = functools.partial(_write_handshake_refusal, websocket)
             websocket.shutdown()
     except Exception:

@@ -24,10 +24,10 @@ _ENCODER = JSONEncoder()  # which the application cannot replace, unlike json.du
 
 CUT = "the server stops"  # the message with which a request that outlasts the stop timeout is cancelled
 
-_NAME = b"x-request-id"
-# Request IDs of clients that are logged and sent on.
-_GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
-_SECRET_BYTES = 16
+_FIELD = b"x-request-id"
+# Client request IDs that are logged and forwarded.
+_VALID_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
+_ID_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 FAILURES = HTTPStatus.INTERNAL_SERVER_ERROR // 100  # the first digit of the statuses that are failures
 # Maximum log lines per second, because an overloaded server may refuse thousands of requests.
@@ -68,34 +68,34 @@ class AccessLogMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.inner(scope, receive, send)
             return
-        seen = LoggedRequest(scope)
-        name = [(_NAME, seen.name.encode())]
+        request = LoggedRequest(scope)
+        name = [(_FIELD, request.name.encode())]
 
         async def received() -> Message:
             message = await receive()
-            seen.left = seen.left or message["type"] == "http.disconnect"
+            request.left = request.left or message["type"] == "http.disconnect"
             return message
 
         async def sent(message: Message) -> None:
             if self._answer and message["type"] in _HEADS:
-                headers = [field for field in message.get("headers", ()) if bytes(field[0]).lower() != _NAME]
+                headers = [field for field in message.get("headers", ()) if bytes(field[0]).lower() != _FIELD]
                 message = {**message, "headers": headers + name}
             await send(message)
-            if seen.record_and_check_end(message):
-                self._log_once(seen)
+            if request.record_and_check_end(message):
+                self._log_once(request)
 
         try:
             await self.inner(scope, received, sent)
         except asyncio.CancelledError as error:
-            seen.cut = CUT in error.args
+            request.cut = CUT in error.args
             raise
         finally:
-            self._log_once(seen)
+            self._log_once(request)
 
-    def _log_once(self, seen: LoggedRequest) -> None:
-        if not seen.logged and self._form is not None:
-            seen.logged = True
-            _write_log_line(self._form, "INFO", seen.line())
+    def _log_once(self, request: LoggedRequest) -> None:
+        if not request.logged and self._form is not None:
+            request.logged = True
+            _write_log_line(self._form, "INFO", request.line())
 
 
 _HEADS = ("http.response.start", "websocket.accept", "websocket.http.response.start")
@@ -129,8 +129,8 @@ class LoggedRequest:
         If the application has sent no status, the line has 499 if the client has left, 503 if the request was cancelled
         by a stop, else 500 as in uvicorn.
         """
-        without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
-        status = self.status or (_CLIENT_LEFT if self.left else without)
+        default = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
+        status = self.status or (_CLIENT_LEFT if self.left else default)
         return RequestLogLine(self._scope, status, perf_counter() - self._begun, self.name)
 
 
@@ -192,8 +192,8 @@ class FailedRequestLog:
         self._lines += 1
         if self._lines > _MAX_LINES:
             return
-        id_ = next((value for name, value in scope["headers"] if name == _NAME), b"")
-        name = id_.decode() if _GOOD.fullmatch(id_) else ""
+        id_ = next((value for name, value in scope["headers"] if name == _FIELD), b"")
+        name = id_.decode() if _VALID_ID.fullmatch(id_) else ""
         _write_log_line(self._form, "ERROR", RequestLogLine(scope, status, seconds, name))
 
 
@@ -239,10 +239,10 @@ def _print(line: str) -> None:
 
 
 def _assign_request_id(scope: Scope) -> str:
-    ids = [value for name, value in scope["headers"] if name == _NAME]
-    name = ids[0] if ids and _GOOD.fullmatch(ids[0]) else os.urandom(_SECRET_BYTES).hex().encode()
+    ids = [value for name, value in scope["headers"] if name == _FIELD]
+    name = ids[0] if ids and _VALID_ID.fullmatch(ids[0]) else os.urandom(_ID_BYTES).hex().encode()
     if ids != [name]:
-        scope["headers"] = [*(header for header in scope["headers"] if header[0] != _NAME), (_NAME, name)]
+        scope["headers"] = [*(header for header in scope["headers"] if header[0] != _FIELD), (_FIELD, name)]
     text: str = name.decode()
     scope.setdefault("state", {})["request_id"] = text
     return text

@@ -50,7 +50,7 @@ class RouteContexts:
         self._table: RouteTable | None = None
         self._key = ""
         self._trusted: tuple[str, ...] = ()
-        # By the header's value, of those that have the secret.
+        # By header value; only authentic values.
         self._contexts: dict[bytes, Context | None] = {}
 
     def replace_routes(self, fds: list[int], key: str = "", trusted: Iterable[str] = ()) -> None:
@@ -72,7 +72,7 @@ class RouteContexts:
             config.loaded_app = self._wrap(app)
 
     def _wrap(self, app: App) -> App:
-        """Wrap the application: the header with the secret is removed, and so are those that clients have sent."""
+        """Wrap the application: remove the header with the secret, and forged headers that clients have sent."""
 
         def serve(scope: Scope, receive: Receive, send: Send) -> Any:
             for name, _ in scope.get("headers", ()):
@@ -138,17 +138,17 @@ def is_of_gateway(scope: Scope) -> bool:
 def _client(hops: bytes, trusted: tuple[str, ...]) -> tuple[str, int] | None:
     """The last address in `X-Forwarded-For` that does not belong to a trusted proxy, with its port or 0.
 
-    As HAProxy finds it: what is no address ends the search, and with "*" any client could claim an address.
+    As in HAProxy, a malformed address ends the search. With "*" only the last address counts: clients can claim others.
     """
-    found = None
+    client = None
     for hop in reversed(hops.decode("latin-1").split(",") if hops else ()):
         address = _host_and_port(hop.strip())
         if trusted and not is_within(address[0], (EVERY,)):
             break
-        found = address
+        client = address
         if EVERY in trusted or not is_within(address[0], trusted):
             break
-    return found
+    return client
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

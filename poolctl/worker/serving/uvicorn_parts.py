@@ -128,7 +128,7 @@ def _members(kind: type) -> set[str]:
     return names
 
 
-# The parts of both classes.
+# Members used in the HTTP/1.1 classes of both parsers.
 HTTP1 = RequiredProtocolMembers(
     (
         "connection_made", "connection_lost", "data_received", "shutdown", "on_response_complete",
@@ -143,7 +143,7 @@ HTTP1 = RequiredProtocolMembers(
         "response_complete", "send", "send_500_response", "on_response", "keep_alive", "transport",
     ),
 )  # fmt: skip
-# Additional parts by parser.
+# Further members used in the class of one parser.
 HTTPTOOLS = RequiredProtocolMembers(
     (
         "on_headers_complete",
@@ -158,7 +158,7 @@ HTTPTOOLS = RequiredProtocolMembers(
 )
 H11 = RequiredProtocolMembers(("handle_events", "handle_websocket_upgrade"), ("config", "conn", "headers"))
 
-# The classes of WebSocket connections by name; only the one in use is imported.
+# By the name of a WebSocket class; uvicorn imports only the class in use.
 WEBSOCKETS = {
     "WebSocketsSansIOProtocol": RequiredProtocolMembers(
         ("shutdown", "stop_keepalive", "send_receive_event_to_app", "send_500_response"),

@@ -1,8 +1,8 @@
 """Serves WSGI applications (PEP 3333) by a2wsgi or, where that is not installed, by uvicorn's own middleware.
 
-The middlewares pass requests to threads and responses back. Each of them leaves out parts of PEP 3333 and of what users
-of gunicorn expect. These parts are here, for both: the environ, the file of the body, the rules of `start_response`,
-and the end of a response after its client has disconnected.
+The middlewares pass requests to threads and responses back. Both omit parts of PEP 3333 and of what users of gunicorn
+expect. This module adds them: the environ, the file of the body, the rules of `start_response`, and the end of a
+response after its client has disconnected.
 """
 
 from __future__ import annotations
@@ -349,6 +349,6 @@ class RequestThreads(Executor):
 def _perform_calls(calls: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
     while (call := calls.get()) is not None:
         call()
-        del call  # a waiting thread keeps no request alive
+        del call  # or the waiting thread would keep the request alive
         idle.release()
     calls.put(None)  # for the other threads
