@@ -32,6 +32,7 @@ from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns
 from tests.unit.runners.test_tallies import readings, writes_over_time
 from tests.unit.supervisor.test_reading_verbs import Recorded
+from tests.virtual_loop import run_hurried
 
 
 def seen(
@@ -154,7 +155,7 @@ class WithHistory(Recorded):
     """A desk that answers the verb `history`, too."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, 0.001)
+        super().__init__(directory)
         self.history = FigureHistory(self.core, self.statistics.send_samples_to, self.store)
         self.verbs.add("history", self.history.verb)
 
@@ -172,7 +173,7 @@ def scenario(tmp_path: Path) -> Callable[..., None]:
             await asyncio.sleep(0.01)
             desk.link.end()
 
-        run(whole())
+        run_hurried(100, whole())
 
     return begin
 
@@ -192,7 +193,7 @@ async def test_history_is_that_of_one_server_or_of_the_pool(desk: WithHistory, /
             await desk.ask("history", *targets, span=span)
     assert desk.core.take_changed() == []
     desk.clock.advance(61)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(3000):
         while b'"s1"' not in (await desk.store.read("history") or b""):
             await asyncio.sleep(0.001)
 
