@@ -23,7 +23,8 @@ from tests.real_pool import RealPool
 # What systemd does between fork and exec: LISTEN_PID is the pid of the program itself.
 _EXECUTE = """
 import fcntl, os, sys
-fds = [fcntl.fcntl(int(each), fcntl.F_DUPFD, 500) for each in sys.argv[1].split(",") if each]
+given = [int(each) for each in sys.argv[1].split(",") if each]
+fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 3 + len(given)) for fd in given]
 for number, fd in enumerate(fds, 3):
     os.dup2(fd, number)
     os.close(fd)
