@@ -96,6 +96,7 @@ class LocalWorker(LinkHandler):
         # Mark the exception as retrieved, because there may be no caller that awaits this future.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
+        self._kill_reason = ""
         self.missing_module = ""
         self.start: int | None = None  # the start time of its process (see process_start)
         # The inodes of the sockets that listened at its port before it was started.
@@ -247,8 +248,8 @@ class LocalWorker(LinkHandler):
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 
     async def kill_and_wait(self, reason: str) -> None:
-        """Kill the worker and its group, and wait for its exit, which has this reason."""
-        self.reason = reason
+        """Kill the worker and its group, and wait for its exit, which has this reason if it has not ended by itself."""
+        self._kill_reason = reason
         self._children.kill_group_after(self.process, self.exited, 0.0)
         await asyncio.wait({self.exited})
 
@@ -402,9 +403,9 @@ class LocalWorker(LinkHandler):
                 hint = f"{_fix_for_early_end(self.server)}; {hint}"
             if self.missing_module:
                 hint = f"{missing_module_hint(self.missing_module, self.server)}; {hint}"
-            self.answered.set_exception(
-                WorkerFailed(exit_.message_before_ready(self.reason), hint=hint, exit=exit_)
-            )
+            reason = self._kill_reason if exit_.signal == signal.SIGKILL else ""
+            message = exit_.message_before_ready(reason or self.reason)
+            self.answered.set_exception(WorkerFailed(message, hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()
         # Breaks a reference cycle, so that this object is freed without the garbage collector.

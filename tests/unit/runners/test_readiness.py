@@ -211,8 +211,16 @@ async def test_program_that_is_given_only_connections_with_data_is_ready_when_it
 
 
 @pytest.mark.parametrize("hidden_by", ["kernel", "deferred accept", "rights"])
+@pytest.mark.parametrize(
+    ("exit_", "message"),
+    [
+        (Exit.from_signal(signal.SIGKILL), "the system does not show which process accepts"),
+        (Exit.from_returncode(1), "^exited with status 1 before it was ready$"),
+    ],
+    ids=["killed", "had ended by itself"],
+)
 def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older_worker_runs(
-    short_path: Path, hidden_by: str
+    short_path: Path, hidden_by: str, exit_: Exit, message: str
 ) -> None:
     async def scenario() -> None:
         with listening("tcp", short_path) as listener:
@@ -232,8 +240,8 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
                 async with asyncio.timeout(60):
                     while not keeper.killed:
                         await asyncio.sleep(0.01)
-                program.record_exit(Exit.from_signal(signal.SIGKILL))
-                with pytest.raises(WorkerFailed, match="the system does not show which process accepts"):
+                program.record_exit(exit_)
+                with pytest.raises(WorkerFailed, match=message):
                     await waiting
 
                 notified = program_at(listener, generation=3)
