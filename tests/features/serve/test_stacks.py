@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from poolctl.features.serve._stacks import StacksSocket
+from poolctl.features.serve._stacks import THREAD, StacksSocket
 from tests.deadline import wait_until
 from tests.sandbox import run_as
 
@@ -42,6 +44,7 @@ def test_own_user_is_answered_until_the_socket_is_closed(listener: socket.socket
     answer = read(path)
     assert answer.startswith(b'{"name": "web"')
     assert b"Current thread" in answer
+    listener.shutdown(socket.SHUT_RDWR)  # ends its thread
     stacks.close()
     wait_until(lambda: not Path(path).exists())
 
@@ -49,15 +52,25 @@ def test_own_user_is_answered_until_the_socket_is_closed(listener: socket.socket
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize(("server", "client", "answered"), [(65534, 0, True), (0, 65534, False)])
 def test_other_users_than_root_are_not_answered(server: int, client: int, answered: bool) -> None:
-    # A socket without a file, that everybody can reach.
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
-        listener.bind("")
+    with (
+        tempfile.TemporaryDirectory() as directory,  # everybody can reach it
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as connection,
+    ):
+        path = f"{directory}/s"
+        listener.bind(path)
         listener.listen()
+        os.chmod(directory, 0o755)
+        os.chmod(path, 0o666)
+        stacks = StacksSocket(listener, SPEC)
         try:
-            run_as(client, lambda: connection.connect(listener.getsockname()))
-            run_as(server, StacksSocket(listener, SPEC).begin)
+            run_as(client, lambda: connection.connect(path))
+            run_as(server, stacks.begin)
             connection.settimeout(30)
             assert bool(connection.recv(1)) is answered
         finally:
-            # Else its thread may accept at the descriptor's number when another listener has it.
+            # Its thread ends: it may accept at the descriptor's number when another listener has it, and seteuid(2)
+            # aborts the process while a thread of another user runs.
             listener.shutdown(socket.SHUT_RDWR)
+            stacks.close()
+            wait_until(lambda: THREAD not in {thread.name for thread in threading.enumerate()})

@@ -24,7 +24,7 @@ from poolctl.runners.process_usage import (
 from tests import moments
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
-from tests.sandbox import run_in_namespace
+from tests.sandbox import run_as, run_in_namespace
 from tests.virtual_loop import VirtualLoop
 
 MIB = 1024 * 1024
@@ -243,11 +243,7 @@ def test_figures_of_processes_that_proc_hides_are_unknown() -> None:
     usages = ProcessUsages(clock)
 
     def hidden() -> Usage:
-        os.seteuid(65534)
-        try:
-            return measured(usages, process.pid)
-        finally:
-            os.seteuid(0)
+        return run_as(65534, lambda: measured(usages, process.pid))
 
     with worker("cat") as process:
         assert measured(usages, process.pid).memory_bytes
