@@ -125,7 +125,7 @@ def reason_to_skip(entry: Entry, due: float, now: float) -> str:
 
 
 def _must_replan(entry: Entry, set_back: float) -> bool:
-    """Whether to plan the job's next run anew after the clock has been set back by `set_back` seconds."""
+    """Whether to reschedule the job's next run after the clock has been set back by `set_back` seconds."""
     if set_back < MINUTE_SECONDS:
         return False
     return set_back > _SET_BACK_SECONDS or (

@@ -38,7 +38,7 @@ from poolctl.runners.worker_spec import Spec, exec_spec
 from poolctl.worker.process_setup import SetupFailed, become_program
 
 _STANDARD = (0, 1, 2)
-# The capabilities of CMD's terminal are those of the caller's.
+# CMD gets a terminal with the capabilities of the caller's.
 _TERMINAL_VARIABLES = ("TERM", "COLORTERM")
 _TERMINAL_BYTES = 64 * 1024  # about the size of a pty's buffer in Linux
 

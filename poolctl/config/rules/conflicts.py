@@ -121,7 +121,7 @@ def dependency_findings(
                 message = f"{dependency.name!r} runs at certain times (every), so nothing can wait for it"
                 yield server, Finding(path, message, f"take it out, or every of {dependency.name!r}")
             elif other is not None and dependency.condition == "completed" and not other.job:
-                message = f"{dependency.name!r} is no job, so it never is completed"
+                message = f"{dependency.name!r} is no job, so it never completes"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
     for cycle in cycles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in dependents}):
         message = "depends on itself" + (f": {' → '.join([*cycle, cycle[0]])}" if cycle[1:] else "")
