@@ -124,7 +124,8 @@ def test_a_failed_replacement_of_a_dead_worker_is_tried_again_and_a_failed_start
 
 def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> None:
     runner = ScriptedRunner()
-    pool = made(runner, config("a", scale={"min": 0}))
+    # The timer that closes waiting connections after the start_timeout keeps the pool alive.
+    pool = made(runner, config("a", scale={"min": 0}, start_timeout="1s"))
 
     def counted(what: str) -> list[str]:
         lines = pool.metrics().splitlines()
