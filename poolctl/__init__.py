@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         ServerError,
     )
     from poolctl.features.pytest_plugin.pools import PoolFactory, PoolUnderTest
+    from poolctl.pool.context import PoolContext
     from poolctl.pool.pool import Pool, PoolConfig
-    from poolctl.pool.server import Monitor, PoolContext, Server
+    from poolctl.pool.server import Monitor, Server
     from poolctl.runners.embedded_runner import ProcessRunner
     from poolctl.runners.runner_protocol import Runner
     from poolctl.selection.field_filter import Field
@@ -68,7 +69,7 @@ _MODULES = {
     "Pool": "pool.pool",
     "PoolClient": "control.pool_client",
     "PoolConfig": "pool.pool",
-    "PoolContext": "pool.server",
+    "PoolContext": "pool.context",
     "PoolFactory": "features.pytest_plugin.pools",
     "PoolUnderTest": "features.pytest_plugin.pools",
     "ProcessRunner": "runners.embedded_runner",

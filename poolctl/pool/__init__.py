@@ -4,8 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .context import PoolContext
     from .pool import Pool
-    from .server import Monitor, PoolContext, Server
+    from .server import Monitor, Server
 
 __all__ = ["Monitor", "Pool", "PoolContext", "Server"]
 

@@ -55,7 +55,6 @@ from poolctl.core.configuration_diff import (
     read_digests_by_key,
     server_changes,
 )
-from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -80,22 +79,18 @@ from poolctl.selection.url_of_server import url_of_server
 from poolctl.states import State
 
 from . import loop_thread
+from .context import Handler, PoolContext, Shared, error_about
+from .core_host import CoreHost, Future, Handle, order_stop
 from .loop_thread import LOCK
 from .server import (
-    Handle,
-    Handler,
     Holds,
     Monitor,
-    PoolContext,
     Server,
-    Shared,
     StartAndStop,
     StartOperation,
     Timeout,
     blocked_as,
-    error_about,
     handle_in_process,
-    order_stop,
     pools,
     resting_dependencies,
     seconds,
@@ -439,11 +434,8 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order these removed servers to stop, if they are active; does not wait. The caller must hold LOCK."""
-        busy = [
-            handle
-            for server in servers
-            if (handle := handle_in_process(server)) is not None and handle.is_active_or_ordered
-        ]
+        handles = filter(None, map(handle_in_process, servers))
+        busy = [handle for handle in handles if handle.is_active_or_ordered]
         if busy:
             order_stop(busy)
             self._departed.update(busy)
@@ -475,16 +467,12 @@ class Pool(Mapping[str, Server], StartAndStop):
             context.cancel()  # order the stops now: the watcher may not have noticed the event yet
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
-            present = [
-                handle
-                for server in self._servers.values()
-                if (handle := handle_in_process(server)) is not None
-            ]
+            present = filter(None, map(handle_in_process, self._servers.values()))
             endings = {handle: (*handle.stops, *handle.ending) for handle in (*self._departed, *present)}
             return {handle: futures for handle, futures in endings.items() if futures}
 
     @staticmethod
-    def _raise_stop_errors(futures: Iterable[concurrent.futures.Future[None]]) -> None:
+    def _raise_stop_errors(futures: Iterable[Future]) -> None:
         raised = [future.exception() for future in futures if future.done() and not future.cancelled()]
         errors = [child for error in raised if isinstance(error, PoolStopError) for child in error.exceptions]
         if errors:
@@ -641,8 +629,8 @@ class Pool(Mapping[str, Server], StartAndStop):
                 raise PoolParamError(message, hint="give it a list") from error
             configuration = Configuration(servers)
             configuration._problems, configuration._tls = problems, self._shared.tls
-        handles = [handle_in_process(server) for server in self.values()]
-        runs = self._started or any(handle is not None and handle.is_active_or_ordered for handle in handles)
+        handles = filter(None, map(handle_in_process, self.values()))
+        runs = self._started or any(handle.is_active_or_ordered for handle in handles)
         return ApplyOperation(self, configuration, runs=runs)
 
     # Running.
@@ -700,11 +688,16 @@ class Pool(Mapping[str, Server], StartAndStop):
                 "signals arrive in the main thread", hint="call it there, or use start and stop"
             )
         signalled = threading.Event()
+
+        def end_if_failed(starting: Future) -> None:
+            if not starting.cancelled() and starting.exception() is not None:
+                signalled.set()
+
         numbers = signal.SIGINT, signal.SIGTERM
         before = {number: signal.signal(number, lambda *_: signalled.set()) for number in numbers}
         try:
             starting = loop_thread.submit(self._operation(PoolStartError, None))
-            starting.add_done_callback(lambda done: _set_if_failed(done, signalled))
+            starting.add_done_callback(end_if_failed)
             signalled.wait()
             # A start interrupted by the signal has not failed.
             failure = starting.exception() if starting.done() and not starting.cancelled() else None
@@ -821,15 +814,20 @@ def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
         yield server.name if number == 1 else f"{server.name}~{number}", server
 
 
-def _pids_by_usages(servers: Iterable[Server]) -> dict[ProcessUsages, builtins.list[int | None]]:
-    """The pids of the servers' workers, by the object that measures their memory and processor time."""
-    pids: dict[ProcessUsages, builtins.list[int | None]] = {}
+def _entries(servers: Iterable[Server]) -> Iterator[tuple[Server, CoreHost, Entry]]:
+    """The servers that run or are being started, each with its core's host and its entry there."""
     for server in servers:
         handle = handle_in_process(server)
         if handle is not None and handle.host is not None and handle.entry is not None:
-            runner = handle.host.core.runner
-            if not runner.in_this_process:
-                pids.setdefault(runner.usages, []).extend(metrics.worker_pids([handle.entry]))
+            yield server, handle.host, handle.entry
+
+
+def _pids_by_usages(servers: Iterable[Server]) -> dict[ProcessUsages, builtins.list[int | None]]:
+    """The pids of the servers' workers, by the object that measures their memory and processor time."""
+    pids: dict[ProcessUsages, builtins.list[int | None]] = {}
+    for _, host, entry in _entries(servers):
+        if not host.core.runner.in_this_process:
+            pids.setdefault(host.core.runner.usages, []).extend(metrics.worker_pids([entry]))
     return pids
 
 
@@ -847,15 +845,11 @@ def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
 
 
 def _snapshot(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
-    if handle is None or handle.host is None or handle.entry is None:
-        return _snapshot_at_rest(server, handle)
-    return metrics.measure_server(handle.entry, [*handle.ended], handle.host.core.runner)
-
-
-def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
-    """The values for the metrics of a server that is not running, with the totals of its earlier runs."""
     if handle is None:
         return metrics.ServerSnapshot(Entry(server.config), [], [], counts=False)
+    if handle.host is not None and handle.entry is not None:
+        return metrics.measure_server(handle.entry, [*handle.ended], handle.host.core.runner)
+    # The server does not run: the totals of its earlier runs.
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
     observed = ObservedState(restarts=handle.restarts, failures=handle.failures)
     entry = Entry(server.config, desired, observed)
@@ -865,11 +859,7 @@ def _snapshot_at_rest(server: Server, handle: Handle | None) -> metrics.ServerSn
 def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
     stacks: list[WorkerStacks] = []
     remote: list[tuple[Runner, ServerConfig, Placement]] = []
-    for server in servers:
-        handle = handle_in_process(server)
-        host, entry = (None, None) if handle is None else (handle.host, handle.entry)
-        if host is None or entry is None:
-            continue
+    for server, host, entry in _entries(servers):
         runner = host.core.runner
         for worker in list(entry.observed.workers.values()):
             if worker.placement is None:
@@ -933,7 +923,7 @@ class ApplyOperation:
         self._certificates: list[Server] = []
         self._sockets: list[Server] = []  # their Unix sockets may get another mode or owner
         self._beside: list[Server] = []  # active servers without a change
-        self._stops: set[concurrent.futures.Future[None]] = set()
+        self._stops: set[Future] = set()
         tls = configuration._tls
         self._files = {server.name: read_digests_by_key(_with_tls(server, tls)) for server in configuration}
 
@@ -955,14 +945,14 @@ class ApplyOperation:
             await StartOperation(self._to_start, None, holds, PoolRestartError, live, self._beside).run()
         except PoolRestartError as error:
             self._errors += error.exceptions
-        for core, entry in _entries(self._sockets):
+        for _, host, entry in _entries(self._sockets):
             try:
-                core.change_socket_access(entry)
+                host.core.change_socket_access(entry)
             except ServerError as problem:
                 self._errors.append(problem)
-        for core, entry in _entries(self._certificates):
+        for _, host, entry in _entries(self._certificates):
             try:
-                await core.reload_tls(entry)
+                await host.core.reload_tls(entry)
             except ServerError as problem:
                 self._errors.append(problem)
         for future in self._stops:
@@ -1055,14 +1045,6 @@ class ApplyOperation:
                 self._to_start.append(server)
         elif change.kind is Kind.RESTART and server.state is State.FAILED:
             self._to_start.append(server)
-
-
-def _entries(servers: Iterable[Server]) -> Iterator[tuple[Core, Entry]]:
-    """The entries of the servers that run in this process, each with its core."""
-    for server in servers:
-        handle = handle_in_process(server)
-        if handle is not None and handle.host is not None and handle.entry is not None:
-            yield handle.host.core, handle.entry
 
 
 def _is_wanted(server: Server) -> bool:
@@ -1212,8 +1194,3 @@ class PoolConfig(Configuration):
 
 def _problem(server: ServerConfig, finding: Finding) -> Problem:
     return problem_of(finding, name=server.name, bind=server.bind)
-
-
-def _set_if_failed(future: concurrent.futures.Future[None], event: threading.Event) -> None:
-    if not future.cancelled() and future.exception() is not None:
-        event.set()

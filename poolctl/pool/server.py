@@ -1,42 +1,27 @@
-"""Servers of a pool: configuration, state, start and stop; and the settings that a pool's servers share.
+"""Servers of a pool: configuration, state, ports, start and restart.
 
-A start, stop or restart of several servers attempts all of them in dependency order, then raises one error with all
-failures.
+A start or restart of several servers attempts all of them in dependency order, then raises one error with all failures.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import gc
 import os
 import socket
-import threading
 import time
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
-from poolctl.clock import Clock
-from poolctl.config import (
-    AutomaticPort,
-    Dependency,
-    Recovery,
-    ServerConfig,
-    TLSConfig,
-    with_resolved_references,
-    wrong_references,
-)
+from poolctl.config import AutomaticPort, Dependency, ServerConfig
 from poolctl.core.command_goal import CommandGoal, wait_until
-from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
     PoolError,
@@ -46,175 +31,26 @@ from poolctl.errors import (
     PoolStartError,
     PoolStopError,
     ServerError,
-    hint_without,
 )
 from poolctl.listeners.port_ledger import is_free
-from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.units import parse_duration
-from poolctl.worker import tally
 
 from . import loop_thread
+from .context import Shared, error_about
+from .core_host import (
+    CoreHost,
+    Future,
+    Handle,
+    ServerRuntimeState,
+    dependencies_among,
+    ensure_core_host,
+    is_leaving,
+    order_stop,
+    raise_if_any,
+    translate_problem,
+)
 from .loop_thread import LOCK
-
-Handler = Callable[[], Mapping[str, object]]
-
-# The keys of the default handler in golib, whose configuration files can be loaded unchanged.
-_DEFAULT_KEYS = ("", "default")
-# How long the watcher thread lingers after the last server has detached.
-_LINGER_SECONDS = 5.0
-
-
-class PoolContext:
-    """Values passed to applications in ``scope["state"]``, and `cancel`, which stops all servers of a pool.
-
-    Setting `stop`, an event that may be shared with other parts of a program, stops them as well.
-    """
-
-    def __init__(
-        self, values: Mapping[str, object] | None = None, stop: threading.Event | None = None
-    ) -> None:
-        self.values: dict[str, object] = dict(values or {})
-        self.stop = stop if stop is not None else threading.Event()
-        self._callbacks: dict[object, Callable[[], object]] = {}
-        self._watcher: threading.Thread | None = None
-
-    def __repr__(self) -> str:
-        return f"<PoolContext {'cancelled' if self.cancelled else 'live'}, {len(self.values)} values>"
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called or `stop` is set. If so, servers of pools with this PoolContext do not start."""
-        return self.stop.is_set()
-
-    def cancel(self) -> None:
-        """Stop every server that runs under this context. Does not block; `Pool.join` awaits them."""
-        self.stop.set()
-        with LOCK:
-            endings = list(self._callbacks.values())
-            self._callbacks.clear()
-        for end in endings:
-            end()
-
-    def attach(self, key: object, callback: Callable[[], object]) -> None:
-        """Register `callback` for cancellation; call it at once if the context is already cancelled.
-
-        `detach` with the same `key` undoes this.
-        """
-        with LOCK:
-            self._callbacks[key] = callback
-            if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
-                self._watcher = threading.Thread(target=self._watch, name="poolctl-context", daemon=True)
-                self._watcher.start()
-        if self.stop.is_set():
-            self.cancel()
-
-    def detach(self, key: object) -> None:
-        """Remove the callback that `attach` registered under `key`."""
-        with LOCK:
-            self._callbacks.pop(key, None)
-
-    def _watch(self) -> None:
-        while True:
-            if self.stop.wait(_LINGER_SECONDS):
-                self.cancel()
-            with LOCK:
-                if not self._callbacks:
-                    self._watcher = None
-                    return
-
-
-_RUNS_ELSEWHERE = "run the pool with `poolctl start`, or Pool(…, runner=poolctl.ProcessRunner())"
-
-
-def _keys_of_supervisor(config: ServerConfig) -> list[str]:
-    """The configured keys that need a supervisor, whatever the runner."""
-    uses = {
-        "limits.memory": config.limits.memory is not None,
-        "mandatory": config.mandatory,
-        "reload_signal": config.reload_signal is not None,
-        "recovery": config.recovery != Recovery() and config.recovery.strategy != "none",
-        "scale.max": config.scale.max > config.workers,
-    }
-    return [key for key, used in uses.items() if used]
-
-
-class Shared:
-    """The settings that all servers of one pool share."""
-
-    __slots__ = ("context", "handler", "runner", "tls")
-
-    def __init__(self, context: PoolContext | None = None, runner: Runner | None = None) -> None:
-        self.context = context
-        self.runner = runner
-        self.handler: Handler | None = None
-        self.tls: TLSConfig | None = None
-
-    @property
-    def values(self) -> Mapping[str, object]:
-        """The values that applications find in ``scope["state"]``."""
-        return self.context.values if self.context is not None else {}
-
-    def startable_config(self, config: ServerConfig) -> ServerConfig:
-        """Complete `config` for a start: unescape literals, add the handler's app and the default TLS if needed.
-
-        Raises ServerError if the server cannot be started, for example because it is disabled.
-        """
-        if self.context is not None and self.context.cancelled:
-            raise error_about(config, "its context was cancelled", "make a new PoolContext")
-        if config.disabled:
-            raise error_about(config, "is disabled", "take `disabled = true` out of its configuration")
-        if config.every is not None and self.runner is None:
-            # Fail now: otherwise the job's first run would fail, perhaps hours later.
-            raise error_about(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
-        if used := _keys_of_supervisor(config):
-            keys = ", ".join(f"`{key}`" for key in used)
-            hint = "run the pool with `poolctl start`, or remove what only its supervisor does"
-            raise error_about(config, f"{keys} cannot be honoured inside a Python program", hint)
-        # A server that was never in a pool may refer to others; in a pool only literals `$${server.` are left.
-        for finding in wrong_references([config]).get(0, ()):
-            raise error_about(config, finding.message, finding.hint)
-        (config,) = with_resolved_references([config])
-        updates: dict[str, object] = {}
-        if config.tls is True:
-            if self.tls is None:
-                hint = "set_default_tls(TLSConfig(…))"
-                raise error_about(config, "asks for TLS, and there is no default", hint)
-            updates["tls"] = self.tls
-        if config.app is None and not config.command:
-            app = self._app_of(config)
-            if app is not None:
-                updates["app"] = app
-        return config.model_copy(update=updates) if updates else config
-
-    def _app_of(self, config: ServerConfig) -> object:
-        key = config.handler_key
-        if self.handler is None:
-            if config.handlers:
-                return None  # named in the file: the server's worker imports it
-            raise error_about(
-                config, "has no app, no command and no handler", "give it an `app`, or the pool a handler"
-            )
-        try:
-            handlers = self.handler()
-        except (Exception, SystemExit) as error:  # an exit would end the loop of the other servers
-            raise error_about(config, f"the handler failed: {type(error).__name__}: {error}", "") from error
-        if not isinstance(handlers, Mapping):
-            problem = f"the handler gives no mapping of applications, but {handlers!r}"
-            raise error_about(config, problem, "have it return {key: application}")
-        for name in (key,) if key else _DEFAULT_KEYS:
-            if name in handlers:
-                return handlers[name]
-        if not key and len(handlers) == 1:
-            return next(iter(handlers.values()))
-        known_keys = ", ".join(repr(name) for name in handlers) or "none"
-        raise error_about(config, f"the handler has nothing under {key!r}", f"it has: {known_keys}")
-
-
-def error_about(config: ServerConfig, message: str, hint: str = "") -> ServerError:
-    """An error that names the server with this configuration."""
-    return ServerError(message, name=config.name, bind=config.key, hint=hint)
-
 
 CONNECT_SECONDS = 1.0
 
@@ -392,9 +228,9 @@ class Server(StartAndStop):
         """Choose a port for `auto`. Raises ServerError if none is free, PoolParamError if not given a ServerConfig."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
-        self._set_config(with_port(config))
         self._shared = _NO_POOL
         self._handle: Handle | None = None
+        self._set_config(with_port(config))
 
     def __repr__(self) -> str:
         parts = [self.name, self.bind, str(self.state)]
@@ -538,9 +374,10 @@ class Server(StartAndStop):
         return handle.observed if handle is not None else ServerRuntimeState()
 
     def _set_config(self, config: ServerConfig) -> None:
-        self._config = config
-        self._name = config.name
-        self._expose = config.expose
+        with LOCK:  # a start may be creating the handle
+            self._config, self._name, self._expose = config, config.name, config.expose
+            if self._handle is not None:
+                self._handle.config = config
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Server cannot be pickled; pickle its config")
@@ -613,378 +450,10 @@ def move_from_taken_ports(servers: Iterable[Server]) -> list[Server]:
     return [*moved.values()]
 
 
-Future = concurrent.futures.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerRuntimeState:
-    """The observed state of a server at one time. Any thread may read it."""
-
-    state: State = State.STOPPED
-    ready: bool = False
-    probed: bool = False  # the health comes from its probes
-    health: Status = Status.UNKNOWN
-    message: str = ""
-    pids: tuple[int, ...] = ()
-    endpoints: tuple[str, ...] = ()
-    ready_since: float | None = None  # monotonic
-    config: ServerConfig | None = None  # the user's configuration that the server runs with
-
-
-class Handle:
-    """The runtime state of a server, created at its first start. `entry` is its state in the `Core`, None if inactive.
-
-    Only the loop thread changes it; any thread may read it. The thread keeps the handle alive, but the handle refers
-    weakly to its server: if the program drops a running server and its pool, the server is stopped.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._server = weakref.ref(server, self._stop_lost_server)
-        self._config = server.config
-        self.epoch = loop_thread.epoch
-        self.observed = ServerRuntimeState()
-        self.refusal: ServerError | None = None  # why the newest start has failed
-        self.availability = Availability()
-        self.host: CoreHost | None = None
-        self.entry: Entry | None = None
-        self.orders = 0  # the number of orders in progress
-        self.awaiting: set[object] = set()  # the orders that wait for it to be ready
-        self.stops: set[Future] = set()  # the orders that stop it
-        self.ending: set[concurrent.futures.Future[Any]] = set()  # further futures that `Pool.join` awaits
-        self.context: PoolContext | None = None  # the context that ends the server
-        # Pairs: a configuration given to the core, and the user's configuration from which it was made.
-        self.config_sources: list[tuple[ServerConfig, ServerConfig]] = []
-        # Totals for metrics, from forgotten entries and ended workers.
-        self.restarts = self.failures = self.wakes = 0
-        self.exits = 0  # how often it was ready and a worker then ended by itself
-        self.last_exit: Exit | None = None
-        self.ended = [0] * tally.COUNTED
-
-    def __repr__(self) -> str:
-        return f"<Handle of {self.name} {self.observed.state}>"
-
-    @property
-    def config(self) -> ServerConfig:
-        """The server's configuration, or the last known one if the server object was garbage-collected."""
-        server = self._server()
-        if server is not None:
-            self._config = server.config
-        return self._config
-
-    @property
-    def name(self) -> str:
-        """The name of the server."""
-        return self.config.name
-
-    def _stop_lost_server(self, _: object) -> None:
-        # Called by the garbage collector, at any moment and in any thread: must not take a lock.
-        host, entry = self.host, self.entry
-        if host is None or entry is None or not entry.wanted or self.stops or self.epoch != loop_thread.epoch:
-            return
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
-            host.loop_thread.loop.call_soon_threadsafe(host.stop, self)
-            warnings.warn(
-                f"{self._config.name} was running when the last reference to it and to its pool went: it is stopped; "
-                "call stop() before that, or use `async with`",
-                ResourceWarning,
-                stacklevel=2,
-            )
-
-    @property
-    def is_active_or_ordered(self) -> bool:
-        """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
-        entry = self.entry
-        return bool(self.orders or self.stops) or (entry is not None and not entry.is_fully_stopped)
-
-    def refuse_connections(self) -> None:
-        """Make a server in this process refuse connections from now on, even if the loop is blocked."""
-        from poolctl.runners.inline_runner import InlineRunner
-
-        host, entry = self.host, self.entry
-        bound = entry.listener.bound if entry is not None else None
-        if host is not None and bound is not None and isinstance(host.core.runner, InlineRunner):
-            host.core.runner.refuse_connections(bound, host.loop_thread.loop)
-
-    @property
-    def probe_problem(self) -> str:
-        """The problem found by the server's probes, or ""."""
-        host, entry = self.host, self.entry
-        return host.core.health.first_worker_problem(entry) if host is not None and entry is not None else ""
-
-    @property
-    def latency_seconds(self) -> float | None:
-        """The latency of the last answer to a probe, or None."""
-        host, entry = self.host, self.entry
-        return host.core.health.latency_seconds(entry) if host is not None and entry is not None else None
-
-    def availability_now(self) -> Availability:
-        """How long the server has been up and down, until now."""
-        with LOCK:
-            availability = replace(self.availability)
-            availability.add_elapsed(time.monotonic())
-        return availability
-
-    def record_observed_state(self, observed: ServerRuntimeState) -> None:
-        """Record `observed` as the server's current state, and update the times that it was up and down."""
-        with LOCK:
-            self.observed = observed
-            state, health, availability = observed.state.value, observed.health.value, self.availability
-            if (state, health) != (availability.state, availability.health):
-                availability.note(time.monotonic(), state=state, health=health)
-
-    def note_exit(self, entry: Entry) -> None:
-        """Count an unexpected exit of a worker, if the server was ready.
-
-        Exits of jobs and of idle socket-activated programs are expected.
-        """
-        exit_ = entry.observed.last_exit
-        if exit_ is None or exit_ is self.last_exit:
-            return
-        self.last_exit = exit_
-        self.exits += self.observed.ready and not entry.config.job and not (entry.sleepy and exit_.ok)
-
-    def record_start_failure(self, error: ServerError | None) -> None:
-        """Record why the newest order to start the server has failed. When a stop begins, None clears the record.
-
-        If the server is inactive, its observed state becomes FAILED for an error, and STOPPED for None.
-        """
-        self.refusal = error
-        if self.entry is None or self.entry.is_fully_stopped:
-            failed = None if error is None else ServerRuntimeState(State.FAILED, message=error.message)
-            self.record_observed_state(failed or ServerRuntimeState())
-
-
-class _NullRecorder:
-    """Discards the events that a core records, because a pool in a Python program has no journal."""
-
-    def record(self, kind: str, event: str, **detail: object) -> None:
-        """Do nothing: a pool in a Python program has no journal for the event."""
-
-
-class CoreHost(RunnerEventForwarder):
-    """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
-
-    def __init__(self, runner: Runner, on: loop_thread.LoopThread) -> None:
-        self.core = Core((), runner, Clock(), _NullRecorder(), trace=DecisionLogger.configured(os.environ))
-        self.loop_thread = on
-        self._handles: dict[str, Handle] = {}  # by their names in the core
-        self.core.observers.add(self._changed)
-        runner.events = self
-
-    def add_up_counts(self, server: str, worker: str, counts: tally.Counts) -> None:
-        if handle := self._handles.get(server):
-            tally.add(handle.ended, counts)
-
-    def register(self, handle: Handle) -> str:
-        """Register the server in the core; returns its name there: its own, or one like `web~2` if that is taken."""
-        if handle.entry is not None:
-            return handle.entry.name
-        if not self._handles:
-            self.loop_thread.hold()
-            self.loop_thread.on_exit[self] = self._stop_all
-        name = base_name = handle.name
-        number = 1
-        while name in self._handles:
-            number += 1
-            name = f"{base_name}~{number}"
-        self._handles[name] = handle
-        handle.host = self
-        return name
-
-    def with_configured_server_names(self, text: str) -> str:
-        """The text with the core's server names replaced by the user's names."""
-        for name, handle in self._handles.items():
-            if name != handle.name:
-                text = text.replace(name, handle.name)
-        return text
-
-    def add_or_update(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
-        """Create the server's entry in the core, or update it to `config`. Return False if neither is necessary.
-
-        An update is necessary if the user has changed the server's configuration. If only the application from the
-        pool's handler differs, a running server is updated only with `replace`. With `live`, the workers continue and
-        apply the new configuration.
-        """
-        source = handle.config
-        if handle.entry is None:
-            handle.entry = self.core.add(config, restarts=handle.restarts, failures=handle.failures)
-            handle.config_sources = [(config, source)]
-            return True
-        configs = [handle.entry.config, *(worker.config for worker in handle.entry.observed.workers.values())]
-        in_use = {id(config) for config in configs}
-        handle.config_sources = [pair for pair in handle.config_sources if id(pair[0]) in in_use]
-        runs = handle.entry.wanted and bool(handle.entry.observed.workers)
-        same = handle.entry.config == config or (runs and not replace)
-        if same and self._source(handle, handle.entry.config) is source:
-            self.set_dependencies(handle, config.depends_on)
-            return False
-        handle.config_sources.append((config, source))
-        self.core.change(handle.entry, config, live=live)
-        return True
-
-    def stop(self, handle: Handle) -> None:
-        """Order the core to stop the server; returns at once. Ignores a server that this core does not manage."""
-        if handle.host is self and handle.entry is not None:
-            self.core.stop(handle.entry)
-
-    async def _stop_all(self) -> None:
-        entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
-        for entry in entries:
-            self.core.stop(entry)
-        await wait_until(self.core, entries, lambda entry: entry.is_fully_stopped, None)
-
-    def _changed(self, entry: Entry) -> None:
-        handle = self._handles.get(entry.name)
-        if handle is not None and handle.entry is entry:
-            self.update_handle(handle)
-
-    def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
-        """Make the server depend on `dependencies`, with the names that `register` returned for the servers."""
-        assert handle.entry is not None
-        before = self._source(handle, handle.entry.config)
-        self.core.set_dependencies(handle.entry, dependencies)
-        if before is not None and self._source(handle, handle.entry.config) is None:
-            handle.config_sources.append((handle.entry.config, before))
-
-    def update_handle(self, handle: Handle) -> None:
-        """Copy the server's state from its core entry to its handle, and remove the entry if it is no longer needed.
-
-        An entry is needed while the server is active, has an order in progress, or has dependents. After a removal the
-        server's dependencies are updated, too, because their entries may no longer be needed.
-        """
-        pending = [handle]
-        while pending:
-            handle = pending.pop()
-            entry = handle.entry
-            if entry is None:
-                continue
-            handle.note_exit(entry)
-            was_asleep = handle.observed.state is State.SLEEPING
-            handle.record_observed_state(self._observed(handle, entry))
-            is_asleep = handle.observed.state is State.SLEEPING
-            if was_asleep and not is_asleep and entry.observed.has_pending_request and entry.wanted:
-                handle.wakes += 1
-            if handle.orders or not entry.is_fully_stopped or self.core.servers.dependents(entry):
-                continue
-            # Its dependencies may have been kept running for it.
-            dependencies = [
-                self._handles.get(dependency.name) for dependency in self.core.servers.dependencies(entry)
-            ]
-            pending += [dependency for dependency in dependencies if dependency is not None]
-            self.core.forget(entry)
-            del self._handles[entry.name]
-            handle.restarts, handle.failures = entry.observed.restarts, entry.observed.failures
-            handle.entry = handle.host = None
-            if handle.context is not None:
-                handle.context.detach(handle)
-                handle.context = None
-        if not self._handles and self.loop_thread.on_exit.pop(self, None) is not None:
-            self.loop_thread.release()
-
-    def _observed(self, handle: Handle, entry: Entry) -> ServerRuntimeState:
-        if entry.wants_no_worker and not entry.observed.workers and handle.refusal is not None:
-            return ServerRuntimeState(State.FAILED, message=handle.refusal.message)
-        state, is_ready = entry.state, entry.ready
-        ready = entry.observed.ready
-        probed = any(worker.config.health.probed for worker in ready)
-        listening = entry.listener.bound if entry.listener.state is ListenerState.OPEN else None
-        return ServerRuntimeState(
-            state=state,
-            ready=is_ready,
-            probed=probed,
-            health=entry.health if probed else Status.OK if is_ready else Status.UNKNOWN,
-            message=_message(entry, state),
-            pids=tuple(dict.fromkeys(entry.pids)),
-            endpoints=self.core.endpoints(listening) if listening is not None else (),
-            ready_since=min(
-                (worker.ready_at for worker in ready if worker.ready_at is not None), default=None
-            ),
-            config=self._source(handle, entry.config),
-        )
-
-    def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The user's configuration from which the core's `config` was derived; None if it is unknown."""
-        return next((source for derived, source in handle.config_sources if derived is config), None)
-
-
-def dependencies_among(
-    handles: Sequence[Handle], names: dict[Handle, str]
-) -> dict[Handle, tuple[Dependency, ...]]:
-    """Return, for each server in `handles`, its dependencies that are in `handles`, too.
-
-    `names` maps each server to its name in the core, and the returned dependencies have these names. A dependency that
-    would close a cycle is left out.
-    """
-    by_name = {handle.name: handle for handle in handles}
-    edges: dict[Handle, list[Handle]] = {}
-    dependencies: dict[Handle, tuple[Dependency, ...]] = {}
-    for handle in handles:
-        needed = []
-        for dependency in handle.config.depends_on:
-            other = by_name.get(dependency.name)
-            if other is not None and not _reaches(other, handle, edges):
-                edges.setdefault(handle, []).append(other)
-                renamed = names[other] != dependency.name
-                needed.append(dependency.model_copy(update={"name": names[other]}) if renamed else dependency)
-        dependencies[handle] = tuple(needed)
-    return dependencies
-
-
-def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> bool:
-    seen: set[Handle] = set()
-    pending = [start]
-    while pending:
-        handle = pending.pop()
-        if handle is goal:
-            return True
-        if handle not in seen:
-            seen.add(handle)
-            pending += edges.get(handle, ())
-    return False
-
-
-def is_leaving(entry: Entry) -> bool:
-    """Whether a worker of the server is draining or stopping."""
-    return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
-
-
-def _message(entry: Entry, state: State) -> str:
-    if state is State.FAILED and entry.observed.failure is not None:
-        return entry.observed.failure.message
-    ended = state is State.BACKOFF or (entry.completed and not entry.config.job)
-    return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
-
-
 def handle_in_process(server: Server) -> Handle | None:
     """The server's handle in this process; None before the first start, and in a forked child, which runs no server."""
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
-
-
-# The core host of each runner on the current loop thread, kept alive by its running servers. A host keeps its runner
-# alive; nothing else here may do that, or the runner would never be freed.
-_hosts: weakref.WeakValueDictionary[int, CoreHost] = weakref.WeakValueDictionary()
-_threads_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.LoopThread] = weakref.WeakKeyDictionary()
-
-
-def ensure_core_host(shared: Shared) -> CoreHost:
-    """Return the CoreHost for a pool's runner, created if necessary; all pools without a runner share one."""
-    current = loop_thread.get_or_start()
-    runner = shared.runner
-    if runner is None:
-        from poolctl.runners.inline_runner import InlineRunner
-
-        runner = current.own_runner = current.own_runner or InlineRunner()
-    elif _threads_of_runners.get(runner) is not current:
-        # The thread lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
-        _threads_of_runners[runner] = current
-        current.runners.add(runner)
-        current.hold()
-        weakref.finalize(runner, current.release).atexit = False
-    host = _hosts.get(id(runner))
-    if host is None or host.loop_thread is not current or host.core.runner is not runner:
-        host = _hosts[id(runner)] = CoreHost(runner, current)
-    return host
 
 
 Timeout = float | timedelta | str | None
@@ -1061,7 +530,7 @@ def blocked_as(
             hint = "await asyncio.to_thread(…) for what blocks, or run it as a process"
             errors.append(error_about(config, late, hint))
             errors[-1].__cause__ = blocked
-        _raise_if_any(errors, kind, len(servers))
+        raise_if_any(errors, kind, len(servers))
         if not stopping:
             raise kind(str(blocked)) from blocked
 
@@ -1077,65 +546,9 @@ def _with_handle(server: Server | Handle | ServerConfig) -> tuple[ServerConfig, 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
     """Stop the servers, dependents first; waits. `limit` (seconds) caps each `stop_timeout`. Raises PoolStopError."""
-    handles = [handle for server in servers if (handle := handle_in_process(server)) is not None]
-    if handles:
+    if handles := [*filter(None, map(handle_in_process, servers))]:
         # Shielded, so that no server is left half stopped if the caller gives up waiting.
         await asyncio.shield(asyncio.wrap_future(order_stop(handles, limit)))
-
-
-def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
-    """Order the servers to stop, from any thread; returns at once, with a future that is done when all have ended.
-
-    `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
-    """
-    with LOCK:
-        # On the loop thread, begin at once, so that a later start finds the servers stopping.
-        begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
-        future = loop_thread.submit(_stop(handles, limit, begun))
-        for handle in handles:
-            handle.stops.add(future)
-
-    def remove_stop(future: Future) -> None:
-        for handle in handles:
-            handle.stops.discard(future)
-
-    future.add_done_callback(remove_stop)
-    return future
-
-
-def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[CommandGoal, Handle]]:
-    hosts: dict[CoreHost, dict[Handle, str]] = {}
-    for handle in handles:
-        handle.record_start_failure(None)
-        if handle.host is not None and handle.entry is not None:
-            hosts.setdefault(handle.host, {})[handle] = handle.entry.name
-    goals: list[tuple[CommandGoal, Handle]] = []
-    for host, names in hosts.items():
-        # Servers stopped together end in the order of their dependencies, even if started without them.
-        for handle, needed in dependencies_among(list(names), names).items():
-            host.set_dependencies(handle, needed)
-        entries = [handle.entry for handle in names if handle.entry is not None]
-        goal = CommandGoal(host.core, PoolStopError, entries)
-        goals += [(goal, handle) for handle in names]
-        for entry in entries:
-            host.core.stop(entry, limit_seconds=limit)
-    return goals
-
-
-async def _stop(
-    handles: Sequence[Handle], limit: float | None, already_begun: list[tuple[CommandGoal, Handle]] | None
-) -> None:
-    goals = _begin_stop(handles, limit) if already_begun is None else already_begun
-    await asyncio.gather(*(goal.wait_until_settled(None) for goal in {goal for goal, _ in goals}))
-    errors = []
-    for goal, handle in goals:
-        entry = handle.entry
-        # A start waits for the stop to end, so a server that is wanted again was stopped.
-        if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
-            continue
-        if (problem := goal.problem(entry)) is not None:
-            errors.append(_translate_problem(handle, problem))
-    _raise_if_any(errors, PoolStopError, len(handles))
 
 
 @dataclass(slots=True)
@@ -1203,7 +616,7 @@ class StartOperation:
             await asyncio.shield(asyncio.wrap_future(future))
         failed = [server for server in self._servers if server in self._errors and self._is_held(server)]
         errors = [self._errors[server] for server in failed]
-        _raise_if_any(errors, self._kind, len(self._servers))
+        raise_if_any(errors, self._kind, len(self._servers))
 
     def _changed_by(self, moved: Iterable[Server]) -> list[Server]:
         """The servers to start again: moved ones, their referrers, and servers that only lacked a dependency."""
@@ -1243,7 +656,7 @@ class StartOperation:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
-                handle = server._handle = handle_in_process(server) or Handle(server)
+                handle = server._handle = handle_in_process(server) or Handle(server, server.config)
                 handle.orders += 1
                 self._handles.append(handle)
             config, startable = server.config, True
@@ -1278,7 +691,7 @@ class StartOperation:
         hosts: dict[CoreHost, list[_PendingServer]] = {}
         goals: dict[CoreHost, CommandGoal] = {}
         for pending in ordered:
-            host = pending.handle.host or ensure_core_host(pending.server._shared)
+            host = pending.handle.host or ensure_core_host(pending.server._shared.runner)
             hosts.setdefault(host, []).append(pending)
         for host, group in hosts.items():
             held = filter(self._is_held, self._servers)
@@ -1399,7 +812,7 @@ class StartOperation:
             return None
         if goal.is_overtaken(entry):
             return error_about(server.config, "was stopped before it was ready")
-        return _translate_problem(pending.handle, problem)
+        return translate_problem(pending.handle, problem)
 
     def _track_started_server(self, host: CoreHost, pending: _PendingServer) -> None:
         handle, entry = pending.handle, pending.entry
@@ -1416,33 +829,9 @@ class StartOperation:
             context.attach(handle, lambda: order_stop([handle]))
 
 
-def _translate_problem(handle: Handle, problem: ServerError) -> ServerError:
-    """The problem in terms of the Python API: with the pool's own server names, and without hints to run a command."""
-    message = problem.message
-    if handle.host is not None:
-        message = handle.host.with_configured_server_names(message)
-    error = error_about(handle.config, message, hint_without("poolctl ", problem.hint))
-    error.__cause__ = problem.__cause__
-    return error
-
-
 def _append_old_instance_note(problem: ServerError) -> ServerError:
     suffix = "; the old instance serves on"
     if not problem.message.endswith(suffix):
         problem.message += suffix
         problem.args = (problem.message,)
     return problem
-
-
-_FAILED = {
-    PoolStartError: "did not start",
-    PoolStopError: "did not stop",
-    PoolRestartError: "did not restart",
-    PoolMonitorError: "cannot be monitored",
-}
-
-
-def _raise_if_any(errors: list[ServerError], kind: type[PoolError], count: int) -> None:
-    if errors:
-        subject = errors[0].name if count == 1 else f"{len(errors)} of {count} servers"
-        raise kind(f"{subject} {_FAILED[kind]}", errors)

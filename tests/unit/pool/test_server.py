@@ -33,7 +33,8 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.pool.server import Shared, try_connect, with_port
+from poolctl.pool.context import Shared
+from poolctl.pool.server import try_connect, with_port
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
 from tests.deadline import wait_until
