@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from enum import IntEnum, auto
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -73,7 +74,7 @@ from .takeover.keeper_replacement import KeeperExitWatchdog, KeeperWatch, hand_o
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call, Daemon, VerbContext
 from .verbs.verbs import AUDITED, Verbs
-from .web_addresses import WebAddress, WebServer
+from .web_addresses import WebServer
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -108,6 +109,18 @@ def exit_at_once(status: int) -> NoReturn:
     os._exit(status)
 
 
+class Phase(IntEnum):
+    """The phases of a supervisor, in order; those after SERVING may be skipped."""
+
+    CONNECTING = auto()  # to the keeper; there are no parts yet
+    STARTING = auto()  # it reads the files, or adopts the workers; commands wait
+    SERVING = auto()
+    STOPPING = auto()  # all servers stop, then the pool ends
+    ENDED = auto()  # the pool has ended: only the last answers are sent
+    REPLACED = auto()  # another version takes over when the last answers have been sent
+    KEEPER_LOST = auto()  # everything goes to another keeper, and this process exits
+
+
 class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
@@ -122,12 +135,13 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.directory = directory
         self.files = list(files)
         self._runtime_files = RuntimeFiles(directory, files)
-        self._replacing = False
-        self._ending = self._terminating = self._terminated = self._mandatory_failed = False
+        self._phase = Phase.CONNECTING
+        self._terminating = (
+            False  # the keeper has asked for the end, perhaps before this process can begin it
+        )
         # The commands of the keeper and supervisor that take over when this process ends.
         self._replacement: tuple[list[str], list[str]] | None = None
         self._orders: set[asyncio.Task[object]] = set()  # commands of clients that left too early
-        self._metrics: WebAddress[MetricsTable] | None = None
         self._is_recording = False
         self._notifier: SystemdNotifier | None = None
 
@@ -217,10 +231,12 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._killed = KilledPool(self.events)
         self._damage = [f"{path} was damaged, and is not used" for path in damaged_files(state_directory)]
         self._web = WebServer(self._environment, self.events)
+        self._metrics = metrics_address(self._web)
         self._parts = FeatureParts(self._environment, self.events, features())
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
         for report in self._early_exits:
             self._helpers.handle_exit_report(report)
+        self._phase = Phase.STARTING
 
     def _ensure_state_directory(self) -> str:
         try:
@@ -262,6 +278,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await self._register_verbs_and_serve_metrics()
         if not self._is_first:
             self.control.replace_listener(listener)
+        self._phase = Phase.SERVING
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._importing = asyncio.ensure_future(self._run_deferred_startup())
@@ -346,9 +363,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self._verbs.add("metrics", metrics.verb)
         self._verbs.add("health", health.answer_health_verb)
         self._parts.add_to(self._verbs)
-        address = self._metrics = metrics_address(self._web)
-        self._configuration.subscribe(lambda tables: address.serve_table(tables.get(MetricsTable)))
-        await address.wait_for_opening_attempt()
+        self._configuration.subscribe(lambda tables: self._metrics.serve_table(tables.get(MetricsTable)))
+        await self._metrics.wait_for_opening_attempt()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             self._notifier = SystemdNotifier(
@@ -364,7 +380,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         asyncio.get_running_loop().call_later(_CALM_SECONDS, self._exit_for_successor)
 
     async def _handle(self, request: Request, progress: Progress) -> object:
-        if not self._begun.is_set():
+        if self._phase < Phase.SERVING:
             if request.verb == "ping":
                 return PingResult(**vars(self.identity()), reading=True)
             await self._wait_until_ready_for(request)
@@ -374,7 +390,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
                 return ended
             problems = tuple(self._configuration.problems)
             return replace(ended, errors=problems, exit_code=self._configuration.exit_code)
-        if self._ending:
+        if self._phase > Phase.STOPPING:
             # This process is about to exit: a client that gets no answer asks the next supervisor.
             raise ConnectionAbortedError
         with self._watch.report_problems_to(lambda problem: progress(ProgressLine(notice=problem))):
@@ -441,8 +457,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         await self.control.close()
         for part in reversed([*self._parts]):
             await part.stop_serving()
-        if self._metrics is not None:
-            await self._metrics.close()
+        await self._metrics.close()
         await self._web.aclose()
         await self.runner.aclose()
         if self._is_recording:
@@ -455,8 +470,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def _begin_to_stop(self) -> None:
         """Begin to stop every server in order, after which the supervisor ends. Repeated calls have no effect."""
-        if not self._terminated:
-            self._terminated = True
+        if self._phase is Phase.SERVING:
+            self._phase = Phase.STOPPING
             if self._notifier is not None:
                 self._notifier.notify_stopping()
             self._stopping = asyncio.ensure_future(self._stop_servers_and_shut_down())
@@ -470,11 +485,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         for part in self._parts:
             part.flush()
 
-    def _exit_reported(self, report: wire.Message) -> None:
-        """Handle the keeper's report that a child, or the rest of its process group, has exited."""
-        self._helpers.handle_exit_report(report)
-        self.runner.handle_exit_report(report)
-
     def add_up_counts(self, server: str, worker: str, counts: Counts) -> None:
         self._totals.add_up(server, worker, counts)
 
@@ -485,9 +495,8 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         """
         has_failed = entry.failed or entry.keeps_failing
         ends_pool = has_failed and entry.config.mandatory and not entry.removed
-        if self._mandatory_failed or not ends_pool:
+        if self.core.reason or not ends_pool:
             return
-        self._mandatory_failed = True
         why = f": {entry.observed.failure.message}" if entry.observed.failure else ""
         problem = "has failed" if entry.failed else "keeps failing"
         reason = f"{entry.name} {problem}, and it is mandatory{why}"
@@ -509,7 +518,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         self.shut_down_soon()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        self._ending = True
+        self._phase = Phase.REPLACED
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
@@ -527,10 +536,10 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             notices = (*self._killed.take_notices(), *self._damage)
             self._damage = []
             result = replace(result, warnings=(*result.warnings, *notices))
-        if verb not in OPENING_VERBS or call.options.get("dry_run") or self._metrics is None:
+        if verb not in OPENING_VERBS or call.options.get("dry_run"):
             return result
         await self._metrics.wait_for_opening_attempt()
-        return replace(result, warnings=(*result.warnings, *self._metrics_problems))
+        return replace(result, warnings=(*result.warnings, *self._metrics.warnings))
 
     async def finish(self) -> None:
         for part in self._parts:
@@ -542,13 +551,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             manager.stays_open = True
         return manager is not None
 
-    @property
-    def _metrics_problems(self) -> list[str]:
-        return self._metrics.warnings if self._metrics is not None else []
-
     def shut_down_soon(self) -> int:
-        if not self._ending:
-            self._ending = True
+        if self._phase < Phase.ENDED:
+            self._phase = Phase.ENDED
             if self._notifier is not None:
                 self._notifier.notify_stopping()
             # No further supervisor may be started: it would have nothing to do.
@@ -583,7 +588,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         """Return the identity of this supervisor and its pool. `keeper_problem` and `not_served` are None if empty."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
-        not_served = (*problems, *self._metrics_problems, *lost_events)
+        not_served = (*problems, *self._metrics.warnings, *lost_events)
         return SupervisorIdentity(
             name=self._configuration.name,
             files=tuple(self.files),
@@ -610,19 +615,20 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if event == "hello":
             self._hello.set_result(message)
         elif event in ("exit", "gone"):
-            if hasattr(self, "runner"):
-                self._exit_reported(message)
-            else:
+            if self._phase is Phase.CONNECTING:
                 self._early_exits.append(message)
+            else:
+                self._helpers.handle_exit_report(message)
+                self.runner.handle_exit_report(message)
         elif event == "ping":
             self._keeper.send({"op": "pong"})
         elif event == "terminate":
             self._terminating = True
-            if self._begun.is_set():
+            if self._phase >= Phase.SERVING:
                 self._confirm_termination_and_stop()
             else:
                 self._keeper.send({"op": "terminating"})
-                if hasattr(self, "_configuration"):
+                if self._phase is Phase.STARTING:
                     self._configuration.cancel_first_read()
 
     def _confirm_termination_and_stop(self) -> None:
@@ -648,7 +654,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def on_link_lost(self) -> None:
         """Handle the exit of the keeper."""
-        if self._runtime_files.withdrawn:
+        if self._phase is Phase.ENDED:
             self._over.set()
             return
         # This process does no more work from here on; the successor does the rest.
@@ -660,9 +666,9 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     def _replace_keeper_and_exit(self, hung_loop_frame: FrameType | None = None) -> None:
         """Pass all sockets and state to a new keeper, then exit. `hung_loop_frame` is where the loop hangs, or None."""
-        if self._replacing or self._runtime_files.withdrawn:
+        if self._phase in (Phase.ENDED, Phase.KEEPER_LOST):
             return
-        self._replacing = True
+        self._phase = Phase.KEEPER_LOST
         if self._keeper.whole:
             self.runner.kill_zygotes()
             command = bootstrap.command(sys.executable, "supervisor", self.directory, *self.files)
