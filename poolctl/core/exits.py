@@ -321,9 +321,31 @@ class ExitHandler:
         slot.refuses = not will_probably_succeed or delay_seconds > entry.config.start_timeout
 
     def record_start(self, entry: Entry, worker: Worker) -> None:
-        """Record from a ready worker which socket its program uses, and whether two processes of it can run at once."""
-        self._record_use_of_pool_socket(entry, worker)
-        self._record_overlap(entry, worker)
+        """Record from a ready worker which socket its program uses, and whether two processes of it can run at once.
+
+        Warn if it has started only without the pool's socket, or only after the end of the previous process.
+        """
+        config, observed = worker.config, entry.observed
+        if config.command and config.listens:
+            if observed.socket_found == "tried":
+                observed.socket_found = "program"
+                message = (
+                    f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
+                    'socket = "program" to its table: a restart ends the old process first'
+                )
+                record_warning(self._recorder, entry, "own socket", message)
+            elif not (observed.socket_found or config.binds_itself):
+                observed.socket_found = "pool"
+        if config.takes_pool_socket:
+            if observed.overlap_found == "tried":
+                observed.overlap_found = "no"
+                message = (
+                    "cannot start while its previous process runs, and was started again after its end; from now on a "
+                    "restart ends the old process first, and connections wait: overlap = false in its table says so"
+                )
+                record_warning(self._recorder, entry, "no overlap", message)
+            elif not observed.overlap_found and has_older_worker(entry, worker):
+                observed.overlap_found = "yes"
 
     # Programs that bind a socket of their own instead of using the pool's.
 
@@ -351,22 +373,6 @@ class ExitHandler:
         socket = "program" if finding == "tried" else "pool"
         self._servers.replace_config(entry, entry.config.model_copy(update={"socket": socket}))
         self._queue.touch(entry, progressed=True)
-
-    def _record_use_of_pool_socket(self, entry: Entry, worker: Worker) -> None:
-        """Record whether a ready program uses the pool's socket. Warn if the program did not start with that socket."""
-        if not worker.config.command or not worker.config.listens:
-            return
-        if entry.observed.socket_found != "tried":
-            entry.observed.socket_found = entry.observed.socket_found or (
-                "" if worker.config.binds_itself else "pool"
-            )
-            return
-        entry.observed.socket_found = "program"
-        message = (
-            f"opens {entry.config.key} itself, and was started again without the pool's socket; write "
-            'socket = "program" to its table: a restart ends the old process first'
-        )
-        record_warning(self._recorder, entry, "own socket", message)
 
     # Programs that cannot start while the previous process of their server runs.
 
@@ -403,20 +409,6 @@ class ExitHandler:
             entry.begin_generation()
         entry.observed.overlap_found = "tried"
         self._queue.touch(entry, progressed=True)
-
-    def _record_overlap(self, entry: Entry, worker: Worker) -> None:
-        """Record whether a ready program has started while an older process ran. Warn if it could not."""
-        if not worker.config.takes_pool_socket:
-            return
-        if entry.observed.overlap_found == "tried":
-            entry.observed.overlap_found = "no"
-            message = (
-                "cannot start while its previous process runs, and was started again after its end; from now on a "
-                "restart ends the old process first, and connections wait: overlap = false in its table says so"
-            )
-            record_warning(self._recorder, entry, "no overlap", message)
-        elif not entry.observed.overlap_found and has_older_worker(entry, worker):
-            entry.observed.overlap_found = "yes"
 
 
 def has_older_worker(entry: Entry, worker: Worker) -> bool:

@@ -15,7 +15,7 @@ from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.time_windows import NO_PERIOD, WindowState
 
 from . import decide
-from .decide import ASLEEP, AWAKE, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
+from .decide import ASLEEP, LEAVING, NO_OVERRIDES, Desired, ListenerState, Overrides, WorkerPhase
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
@@ -362,11 +362,6 @@ class Entry:
         return self.hooks.after_stop_due or self.hooks.running is not None
 
     @property
-    def awaits_hook(self) -> bool:
-        """Whether the next worker has to wait for a hook."""
-        return self.hooks.before_start_due or self.cleans_up
-
-    @property
     def has_worker_of_serving_generation(self) -> bool:
         """Whether the server is `wanted` and has at least one worker of the generation that should serve."""
         return self.wanted and any(map(self.is_current, self.observed.workers.values()))
@@ -374,10 +369,7 @@ class Entry:
     @property
     def awaits_replacement(self) -> bool:
         """Whether workers serve, and no worker of their next generation exists yet."""
-        return bool(self.observed.ready) and not any(
-            self.is_current(worker) or worker.generation >= self.desired.generation
-            for worker in self.observed.workers.values()
-        )
+        return bool(self.observed.ready) and self.view().awaits_replacement
 
     @property
     def is_being_replaced(self) -> bool:
@@ -432,9 +424,9 @@ class Entry:
     def view(
         self,
         *,
-        may_start: bool,
-        may_stop: bool,
-        may_open: bool,
+        may_start: bool = True,
+        may_stop: bool = True,
+        may_open: bool = True,
         may_accept: bool = True,
         may_leave: bool = True,
         abandoned: tuple[str, ...] = (),
@@ -447,7 +439,7 @@ class Entry:
             count=self.size,
             renewed={int(index): generation for index, generation in self.desired.renewed.items()},
             vacant=self._vacant_slots,
-            waiting=self._waiting_slots,
+            waiting={index for index, slot in self.observed.slots.items() if slot.backoff is not None},
             refuses=self.refuses,
             overlap=self.may_overlap,
             feasible=self.observed.feasible == self.desired.generation,
@@ -503,29 +495,13 @@ class Entry:
         A request at the watched listener, or a dependent that needs it, wakes a sleeping server. During an `asleep`
         window of the configuration, the server's listener is closed, and no request wakes the server.
         """
-        return self._may_sleep and not self.observed.staying
-
-    @property
-    def _may_sleep(self) -> bool:
-        is_needed = (
-            self.observed.has_pending_request
-            or self.observed.has_live_dependents
-            or self.window_demand == AWAKE
-            or self.awaits_hook
-        )
-        return self.sleepy and not is_needed
+        return self.sleepy and not self.observed.staying and self.view().should_sleep
 
     @property
     def in_backoff(self) -> bool:
         """Whether all indexes of the server are in backoff, so that no worker serves or starts."""
-        if self.desired.state is not Desired.RUN or self.observed.staying or self.should_sleep:
-            return False
-        waiting, vacant = self._waiting_slots, self._vacant_slots
-        return bool(waiting) and waiting.issuperset(set(range(self.size)) - vacant)
-
-    @property
-    def _waiting_slots(self) -> set[int]:
-        return {index for index, slot in self.observed.slots.items() if slot.backoff is not None}
+        is_delayed = any(slot.backoff is not None for slot in self.observed.slots.values())
+        return is_delayed and self.desired.state is Desired.RUN and self.view().in_backoff
 
     @property
     def _vacant_slots(self) -> set[int]:
@@ -547,7 +523,7 @@ class Entry:
     @property
     def keeps_dependencies_awake(self) -> bool:
         """Whether the server runs or should run and not sleep."""
-        return bool(self.observed.workers) or not (self.wants_no_worker or self._may_sleep)
+        return bool(self.observed.workers) or not (self.wants_no_worker or self.should_sleep)
 
     @property
     def state(self) -> State:
