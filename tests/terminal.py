@@ -1,4 +1,4 @@
-"""A command on a terminal of its own: what it shows there, and keys pressed."""
+"""Terminals: a command on one of its own, or streams of this process; what is shown there, and keys pressed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import select
 import shlex
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -100,3 +101,47 @@ class Terminal:
 
 def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Screen:
+    """`with Screen("stdin", "stderr") as screen`: these streams of this process are a terminal; stdout by default.
+
+    It is `columns` wide, or of unknown width if that is 0. Its keyboard has `typed` this text, and then Ctrl-D.
+    """
+
+    def __init__(self, *names: str, columns: int = 0, typed: str = "") -> None:
+        self._names = names or ("stdout",)
+        self._before: dict[str, Any] = {}
+        self._shown = b""
+        self._master, self._slave = pty.openpty()
+        modes = termios.tcgetattr(self._slave)
+        modes[1] &= ~termios.OPOST
+        modes[3] &= ~termios.ECHO
+        termios.tcsetattr(self._slave, termios.TCSANOW, modes)
+        termios.tcsetwinsize(self._slave, (24, columns))
+        os.write(self._master, f"{typed}\x04".encode())
+        self.stream = os.fdopen(self._slave, "w", encoding="utf-8")
+
+    def __enter__(self) -> Screen:
+        self._before = {name: getattr(sys, name) for name in self._names}
+        for name in self._names:
+            stream = os.fdopen(os.dup(self._slave), encoding="utf-8") if name == "stdin" else self.stream
+            setattr(sys, name, stream)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.text()
+        for name, stream in self._before.items():
+            getattr(sys, name).close()
+            setattr(sys, name, stream)
+        os.close(self._master)
+
+    def text(self) -> str:
+        """The text that was shown so far."""
+        if not self.stream.closed:
+            self.stream.flush()
+            os.write(self._slave, b"\0")  # the kernel passes it on later than it is written
+            while not self._shown.endswith(b"\0"):
+                self._shown += os.read(self._master, 65536)
+            self._shown = self._shown.replace(b"\0", b"")
+        return self._shown.decode()

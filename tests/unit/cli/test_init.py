@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.cli.commands.init import existing_app
+from tests.terminal import Screen
 
 from .conftest import Command, Said
 
@@ -78,26 +77,17 @@ def test_init_does_not_take_an_application_for_a_directory(poolctl: Command, dir
     assert not (directory / "hello:app").exists()
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.fixture
-def answered(
-    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, bool, str]]:
+def answered(poolctl: Command, directory: Path) -> Callable[..., tuple[int, bool, str]]:
     """`answered(typed, *args)`: exit code of init in a terminal, whether an application was written, what was asked."""
 
     def run(typed: str, *args: str) -> tuple[int, bool, str]:
-        asked = Terminal()
-        monkeypatch.setattr(sys, "stdin", Terminal(typed))
-        monkeypatch.setattr(sys, "stderr", asked)
-        said: Said = poolctl("init", "fresh", "--force", *args)
+        with Screen("stdin", "stderr", typed=typed) as screen:
+            said: Said = poolctl("init", "fresh", "--force", *args)
         app = directory / "fresh" / "hello.py"
         there = app.exists()
         app.unlink(missing_ok=True)
-        return said.code, there, asked.getvalue()
+        return said.code, there, screen.text()
 
     return run
 

@@ -116,7 +116,7 @@ def test_a_new_command_is_one_new_file_and_a_line_in_the_list(
     (tmp_path / "greet.py").write_text(GREET)
     monkeypatch.syspath_prepend(tmp_path)
     known = [*app.registered_commands]
-    monkeypatch.setitem(PoolGroup.modules, "greet", "greet")
+    PoolGroup.modules["greet"] = "greet"
     app.command("greet", help="Greet servers.", rich_help_panel="Look")(lambda: None)
     try:
         assert poolctl("greet", "users").out == "hello users\n"
@@ -126,4 +126,5 @@ def test_a_new_command_is_one_new_file_and_a_line_in_the_list(
         assert re.search(r"^  greet +Greet servers\.$", poolctl("help", "--all").out, re.MULTILINE)
     finally:
         app.registered_commands[:] = known
+        del PoolGroup.modules["greet"]
         sys.modules.pop("greet", None)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from poolctl.feature import FEATURES
 from poolctl.logs.log_line import stamp
 from poolctl.routing.context import KEY_CHARACTERS, context_value
 from tests.stand_in import Send, always, item, result
+from tests.terminal import Screen
 
 from .conftest import Command, Supervised
 
@@ -164,22 +164,15 @@ def test_lines_of_at_least_a_level(poolctl: Command, levels: Path, word: str, fo
     ]
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_terminal_shows_times_of_lines_that_show_none_and_levels_in_colours(
     poolctl: Command, levels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shown(*args: str) -> list[str]:
-        screen = Terminal()
-        with monkeypatch.context() as patched:
-            patched.setenv("TERM", "xterm")
-            patched.setattr("sys.stdout", screen)
+        with Screen() as screen:
             assert main(["logs", "users", *args]) == 0
-        return screen.getvalue().splitlines()
+        return screen.text().splitlines()
 
+    monkeypatch.setenv("TERM", "xterm")
     texts = shown("--tail", "all")
     prefix = "\x1b[36musers | \x1b[0m"
     faint_time = re.compile(r"\x1b\[2m([\d-]+ )?\d\d:\d\d:\d\d\.\d{3}\x1b\[0m ")
@@ -374,19 +367,16 @@ def test_options_that_exclude_each_other_are_named(poolctl: Command, args: list[
     assert poolctl("logs", *args).err == f"error: {message}\n"
 
 
-def test_terminal_is_told_why_nothing_is_shown(
-    poolctl: Command, logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_terminal_is_told_why_nothing_is_shown(poolctl: Command, logs: Path) -> None:
     for file in logs.iterdir():
         file.write_text("")
-    monkeypatch.setattr("sys.stdout", Terminal())
     for args, note in (
         ([], "no output yet"),
         (["--grep", "x"], "no line matches"),
         (["--since", "1m"], "no line matches"),
     ):
-        assert main(["logs", *args]) == 0
-        assert capsys.readouterr().err == f"note: {note}\n"
+        with Screen():
+            assert poolctl("logs", *args) == (0, "", f"note: {note}\n")
 
 
 def test_raw_lines_on_a_terminal_have_no_control_characters(
@@ -394,12 +384,10 @@ def test_raw_lines_on_a_terminal_have_no_control_characters(
 ) -> None:
     (logs / "users.log").write_text(f"{stamp(NOW)} a\x07b\x1b[31mc\n")
     for colours in (True, False):
-        screen = Terminal()
-        with monkeypatch.context() as patched:
-            patched.setenv("TERM", "xterm" if colours else "dumb")
-            patched.setattr("sys.stdout", screen)
+        monkeypatch.setenv("TERM", "xterm" if colours else "dumb")
+        with Screen() as screen:
             assert main(["logs", "users", "--raw"]) == 0
-        assert screen.getvalue() == terminal_text("a\x07b\x1b[31mc", colours=colours) + "\n"
+        assert screen.text() == terminal_text("a\x07b\x1b[31mc", colours=colours) + "\n"
     assert poolctl("logs", "users", "--raw").out == "a\x07b\x1b[31mc\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
 import io
 import json
 import os
@@ -13,14 +12,10 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from poolctl.cli.interrupts import install_ctrl_c, let_ctrl_c_raise
 from poolctl.cli.main import main
 from poolctl.cli.report import explain
 from poolctl.installation import reinstall_command
@@ -216,29 +211,23 @@ def test_traceback_is_shown_for_a_report(
 @pytest.mark.parametrize(("words", "code"), [(["list"], 0), (["list", "nothing", "-o", "json"], 4)])
 @pytest.mark.parametrize("is_full", [True, False])
 def test_output_that_cannot_be_written_keeps_the_exit_code_of_a_failure(
-    directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    code: int,
-    is_full: bool,
+    directory: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, is_full: bool
 ) -> None:
     read, write = os.pipe()
     os.close(read)
-    with open("/dev/full" if is_full else write, "w") as stdout, monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", stdout)
+    with open("/dev/full" if is_full else write, "w") as stdout, contextlib.redirect_stdout(stdout):
         assert main(words) == (code or int(is_full))
     said = "error: cannot write the output: No space left on device\n"
     assert capsys.readouterr().err == (said if is_full else "")
 
 
-def test_interrupt_while_another_one_is_reported_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_while_another_one_is_reported_is_130() -> None:
     class Interrupted(io.StringIO):
         def write(self, text: str) -> int:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "stdout", Interrupted())
-    assert explain(KeyboardInterrupt(), words=["-o", "json"]) == 130
+    with contextlib.redirect_stdout(Interrupted()):
+        assert explain(KeyboardInterrupt(), words=["-o", "json"]) == 130
 
 
 def test_changed_file_is_a_note(poolctl: Command, supervised: Supervised, directory: Path) -> None:
@@ -249,59 +238,46 @@ def test_changed_file_is_a_note(poolctl: Command, supervised: Supervised, direct
     assert said.err.startswith("note: pool.toml has changed since the pool read it")
 
 
-def test_closed_streams_are_replaced_and_unknown_characters_are_escaped(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closed_streams_are_replaced_and_unknown_characters_are_escaped(directory: Path) -> None:
     stderr = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", stderr)
-    assert main(["list", "ä"]) == 4
-    assert sys.stdout.name == os.devnull
-    sys.stdout.close()
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(stderr):
+        assert main(["list", "ä"]) == 4
+        assert sys.stdout.name == os.devnull
+        sys.stdout.close()
     stderr.flush()
     assert rb"\xe4" in stderr.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The exit codes with which Ctrl-C would have ended the process at once."""
-    codes: list[int] = []
-    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
-    monkeypatch.setattr(os, "_exit", codes.append)
-    install_ctrl_c()
-    yield codes
-    signal.signal(signal.SIGINT, before)
-    sys.unraisablehook = hook
+CTRL_C = """\
+import signal, weakref
+from poolctl.cli.interrupts import install_ctrl_c, let_ctrl_c_raise
+
+class Value: pass
+
+def press(_=None): signal.raise_signal(signal.SIGINT)
+def fail(_): raise ValueError("other error")
+
+install_ctrl_c()
+"""
 
 
-def test_first_ctrl_c_lets_a_command_clean_up_and_the_second_one_does_not(exits: list[int]) -> None:
-    let_ctrl_c_raise()
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    assert exits == []
-    with contextlib.suppress(KeyboardInterrupt):  # as `exits` does not end this process
-        signal.raise_signal(signal.SIGINT)
-    assert exits == [130]
-
-
-def test_ctrl_c_during_an_import_ends_the_process_at_once(
-    monkeypatch: pytest.MonkeyPatch, exits: list[int], directory: Path
+@pytest.mark.parametrize(
+    ("script", "out", "err"),
+    [
+        ("press()", "", ""),
+        ("let_ctrl_c_raise()\ntry: press()\nexcept KeyboardInterrupt: print('cleaned up', flush=True)\npress()",
+         "cleaned up\n", ""),
+        ("let_ctrl_c_raise()\ntry: import interrupted_module\nfinally: print('raised', flush=True)", "", ""),
+        ("let_ctrl_c_raise()\nvalue = Value()\nref = weakref.ref(value, press)\ndel value", "", ""),
+        ("value = Value()\nref = weakref.ref(value, fail)\ndel value\npress()", "", "ValueError: other error\n"),
+    ],
+    ids=["at once", "the second one", "during an import", "where it cannot be raised", "after another error"],
+)  # fmt: skip
+def test_ctrl_c_ends_the_process_unless_a_command_cleans_up(
+    directory: Path, script: str, out: str, err: str
 ) -> None:
     (directory / "interrupted_module.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    monkeypatch.syspath_prepend(directory)
-    let_ctrl_c_raise()
-    with contextlib.suppress(KeyboardInterrupt):
-        importlib.import_module("interrupted_module")
-    assert exits == [130]
-
-
-def test_interrupt_that_cannot_be_raised_ends_the_process_and_other_errors_are_printed(
-    monkeypatch: pytest.MonkeyPatch, exits: list[int]
-) -> None:
-    printed: list[object] = []
-    monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
-    failed: Any = SimpleNamespace(exc_value=ValueError())
-    sys.unraisablehook(failed)
-    assert (printed, exits) == ([failed], [])
-    sys.unraisablehook(SimpleNamespace(exc_value=KeyboardInterrupt()))  # type: ignore[arg-type]
-    assert exits == [130]
+    words = [sys.executable, "-c", f"{CTRL_C}{script}\nprint('goes on')"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, out)
+    assert done.stderr.endswith(err) if err else not done.stderr

@@ -18,9 +18,9 @@ from poolctl.cli.reload_plan import (
 from poolctl.control.answers import PlannedChange, ReloadResult, Result
 from poolctl.json_form import from_json
 from tests.stand_in import always, item, server
+from tests.terminal import Screen
 
 from .conftest import Command, Supervised
-from .test_render import Terminal
 
 CHANGED = "pool.toml has changed since the pool read it; `poolctl reload` applies it"
 
@@ -94,7 +94,8 @@ def test_each_kind_of_change_has_its_sign_and_detail(monkeypatch: pytest.MonkeyP
         "! a: 3 workers", "! a: a live change ends", "? a: x",
     ]  # fmt: skip
     monkeypatch.setenv("TERM", "xterm")
-    coloured = [*plan_lines(changes[:1], stream=Terminal())]
+    with Screen() as screen:
+        coloured = [*plan_lines(changes[:1], stream=screen.stream)]
     assert coloured != [*plan_lines(changes[:1])]
     assert coloured[0].endswith("+ a 127.0.0.1:1\x1b[0m")
 

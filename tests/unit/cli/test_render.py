@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import sys
-import termios
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +32,7 @@ from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import MeasuredServer
 from poolctl.json_form import from_json, to_json
 from tests.stand_in import always, item, server
+from tests.terminal import Screen
 
 from .conftest import Command, Supervised
 
@@ -43,11 +42,6 @@ OFF = server("off", 80, state="disabled", ready=False, health="unknown", pids=[]
 
 def failure(message: str, **where: Any) -> ErrorEntry:
     return from_json(ErrorEntry, {"code": 1, "error": "ErrorUnexpected", "message": message, **where})
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_table_shows_how_long_a_window_keeps_a_server_awake_or_asleep() -> None:
@@ -79,16 +73,12 @@ def test_table_shows_when_a_job_runs_next_and_a_wide_one_how_its_last_run_ended(
     assert render.last_run_outcome_line(backup) == "backup: failed after 1m30s"
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`screen(width)`: from now on standard output is a terminal of this width, without colors."""
-
-    def show(width: int) -> None:
-        monkeypatch.setattr(sys, "stdout", Screen())
-        monkeypatch.setenv("NO_COLOR", "1")
-        monkeypatch.setenv("COLUMNS", str(width))
-
-    return show
+def shown_on_terminal(monkeypatch: pytest.MonkeyPatch, items: Sequence[Item], form: str, width: int) -> str:
+    """The table for a terminal of this width, without colors."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Screen():
+        return render.text_of(items, form)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +91,10 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     ],
 )
 def test_table_leaves_out_columns_on_a_narrow_terminal_and_says_so(
-    screen: Callable[[int], None], width: int, left_out: str
+    monkeypatch: pytest.MonkeyPatch, width: int, left_out: str
 ) -> None:
     every = ["NAME", "STATE", "READY", "HEALTH", "BIND", "PIDS", "UPTIME", "RESTARTS"]
-    screen(width)
-    head, *rows = render.text_of([USERS, OFF], "table").splitlines()
+    head, *rows = shown_on_terminal(monkeypatch, [USERS, OFF], "table", width).splitlines()
     assert head.split() == [each for each in every if each not in left_out.split(", ")]
     assert max(map(len, [head, *rows[:2]])) <= width
     assert (left_out != "") == (len(rows) > 2)
@@ -115,22 +104,22 @@ def test_table_leaves_out_columns_on_a_narrow_terminal_and_says_so(
 LONG = server("a-name-of-more-than-sixty-letters-that-somebody-has-chosen-for-it", 82, pids=[7])
 
 
-def test_a_long_cell_is_shortened_before_a_column_is_left_out(screen: Callable[[int], None]) -> None:
+def test_a_long_cell_is_shortened_before_a_column_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LONG.name in render.text_of([LONG], "table"), "not for a reader that is no terminal"
-    screen(90)
-    head, users, _, long = render.text_of([USERS, OFF, LONG], "table").splitlines()
+    lines = shown_on_terminal(monkeypatch, [USERS, OFF, LONG], "table", 90).splitlines()
+    head, users, _, long = lines
     assert head.split() == ["NAME", "STATE", "READY", "HEALTH", "BIND", "PIDS", "UPTIME", "RESTARTS"]
     assert (len(long) <= 90, users[:5]) == (True, "users")
     assert re.match("a-name-of-.*…  running", long)
 
 
-def test_a_wide_table_fits_into_120_columns_of_a_terminal(screen: Callable[[int], None]) -> None:
+def test_a_wide_table_fits_into_120_columns_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     socket = replace(
         LONG, bind="unix:/run/a/long/directory/of/some/service/api.sock", pids=(70001, 70002, 70003)
     )
     for width in (80, 120):
-        screen(width)
-        head, *lines = render.text_of([USERS, OFF, LONG, socket], "wide").splitlines()
+        servers = [USERS, OFF, LONG, socket]
+        head, *lines = shown_on_terminal(monkeypatch, servers, "wide", width).splitlines()
         assert head.split()[4:8] == ["BIND", "EXPOSE", "PIDS", "WORKERS"]
         assert max(map(len, lines)) <= 120
 
@@ -191,33 +180,29 @@ def test_a_result_without_items_is_one_json_line(capsys: pytest.CaptureFixture[s
 
 
 def test_colours_are_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert render.coloured(Terminal())
     assert not render.coloured(io.StringIO())
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not render.coloured(Terminal())
-    monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setenv("TERM", "dumb")
-    assert not render.coloured(Terminal())
+    with Screen() as screen:
+        for term, no_color, coloured in (("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)):
+            monkeypatch.setenv("TERM", term)
+            monkeypatch.setenv("NO_COLOR", no_color)
+            assert render.coloured(screen.stream) is coloured
 
 
 def test_colours_change_nothing_but_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = render.text_of([USERS, OFF], "table")
-    monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    coloured = render.text_of([USERS, OFF], "table")
+    with Screen():
+        coloured = render.text_of([USERS, OFF], "table")
     assert "\x1b[32mrunning" in coloured
     uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert [line.rstrip() for line in uncoloured.splitlines()] == plain.splitlines()
 
 
-def test_what_a_server_is_called_is_never_markup(screen: Callable[[int], None]) -> None:
-    screen(100)
+def test_what_a_server_is_called_is_never_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     named = replace(USERS, name="[red]a[/red] :tada:")
-    assert named.name in render.text_of([named], "table")
+    assert named.name in shown_on_terminal(monkeypatch, [named], "table", 100)
 
 
 def test_quiet_leaves_results_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,35 +392,24 @@ def test_servers_at_rest_are_not_expected_to_be_ready() -> None:
     assert count_ready_and_expected([server("job", state="stopped")]) == (1, 1)
 
 
-class Screen(io.StringIO):
-    """A terminal of no known width."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 def test_width_is_that_of_the_terminal_or_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "77")
-    assert (terminal_width_or_zero(Screen()), terminal_width_or_zero(io.StringIO())) == (77, 0)
-    monkeypatch.setenv("COLUMNS", "wide")
-    assert terminal_width_or_zero(Screen()) == 0
-    monkeypatch.delenv("COLUMNS")
-    assert terminal_width_or_zero(Screen()) == 0
-    control, screen = os.openpty()
-    termios.tcsetwinsize(screen, (24, 91))
-    with open(screen, "w") as terminal:
-        assert terminal_width_or_zero(terminal) == 91
-    os.close(control)
+    with Screen(columns=91) as screen, Screen() as unknown:
+        for columns, width, width_of_unknown in (("77", 77, 77), ("wide", 0, 0), ("", 91, 0)):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert terminal_width_or_zero(screen.stream) == width
+            assert terminal_width_or_zero(unknown.stream) == width_of_unknown
+        monkeypatch.setenv("COLUMNS", "77")
+        assert terminal_width_or_zero(io.StringIO()) == 0
 
 
-def test_output_without_a_descriptor_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with (tmp_path / "output").open("w") as file:
-        monkeypatch.setattr(sys, "stdout", file)
+def test_output_without_a_descriptor_has_none(tmp_path: Path) -> None:
+    with (tmp_path / "output").open("w") as file, redirect_stdout(file):
         assert render.stdout_fd() == file.fileno()
-    assert render.stdout_fd() == -1
-    for other in (io.StringIO(), None):
-        monkeypatch.setattr(sys, "stdout", other)
+        file.close()
         assert render.stdout_fd() == -1
+    for other in (io.StringIO(), None):
+        with redirect_stdout(other):
+            assert render.stdout_fd() == -1
 
 
 def test_stacks_are_shown_with_their_worker_and_their_first_lines() -> None:
@@ -447,38 +421,30 @@ def test_stacks_are_shown_with_their_worker_and_their_first_lines() -> None:
     assert all(line.isprintable() for line in lines)
 
 
-def listed(
-    monkeypatch: pytest.MonkeyPatch, form: str, *lines: object, stream: io.StringIO | None = None
-) -> str | None:
-    monkeypatch.setattr(sys, "stdout", stream or io.StringIO())
-    monkeypatch.setenv("NO_COLOR", "1")
-    names = [str(getattr(each, "alias", "")) for each in lines]
-    return set_table_text(Outcome(), form or None, lines, ("alias", "last_seen"), names, ("last_seen",)).text
-
-
 def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(form: str, *lines: object) -> str | None:
+        names = [str(getattr(line, "alias", "")) for line in lines]
+        columns = ("alias", "last_seen")
+        return set_table_text(Outcome(), form or None, lines, columns, names, ("last_seen",)).text
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "10")
     line = SimpleNamespace(alias="a\x1b", last_seen="now")
-    assert listed(monkeypatch, "") == "ALIAS  LAST SEEN\n"
-    text = listed(monkeypatch, "", line)
+    assert listed("") == "ALIAS  LAST SEEN\n"
+    text = listed("", line)
     assert text is not None
     assert text.splitlines()[1].split()[-1] == "now"
-    monkeypatch.setenv("COLUMNS", "10")
-    assert (
-        listed(monkeypatch, "", line, stream=Screen())
-        == "ALIAS\na\\x1b\nLAST SEEN left out; -o wide shows all\n"
-    )
-    assert listed(monkeypatch, "wide", line, stream=Screen()) == text, "every column, on any terminal"
-    long = SimpleNamespace(alias="a" * 60, last_seen="now")
-    assert "a" * 60 in (listed(monkeypatch, "wide", long, stream=Screen()) or "")
-    assert listed(monkeypatch, "name", line) == "a\\x1b\n"
-    assert listed(monkeypatch, "json", line) is None
+    with Screen():
+        assert listed("", line) == "ALIAS\na\\x1b\nLAST SEEN left out; -o wide shows all\n"
+        assert listed("wide", line) == text, "every column, on any terminal"
+        assert "a" * 60 in (listed("wide", SimpleNamespace(alias="a" * 60, last_seen="now")) or "")
+    assert listed("name", line) == "a\\x1b\n"
+    assert listed("json", line) is None
     failed = Outcome.failed(1, "no")
     assert set_table_text(failed, None, [line], ("alias",), []).text is None
 
 
-def test_outcome_prints_one_result_in_its_form(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcome_prints_one_result_in_its_form(capsys: pytest.CaptureFixture[str]) -> None:
     def printed(outcome: Outcome) -> str:
         assert render.show(outcome) == outcome.exit_code
         return capsys.readouterr().out
@@ -500,16 +466,16 @@ def test_outcome_prints_one_result_in_its_form(
 
 @pytest.mark.parametrize(("form", "is_shown"), [("table", True), ("wide", True), ("name", False)])
 def test_footer_is_for_tables_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, form: str, is_shown: bool
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str, is_shown: bool
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    for stream in (Terminal(), io.StringIO()):
-        monkeypatch.setattr(sys, "stdout", stream)
-        outcome = Outcome([USERS], form=form)
-        outcome.footer = "foot\x1b\nand more"
+    outcome = Outcome([USERS], form=form)
+    outcome.footer = "foot\x1b\nand more"
+    with Screen() as screen:
         render.show(outcome)
-        end = "\n\nfoot\\x1b\nand more\n"
-        assert stream.getvalue().endswith(end) is (is_shown and isinstance(stream, Terminal))
+    assert screen.text().endswith("\n\nfoot\\x1b\nand more\n") is is_shown
+    render.show(outcome)
+    assert "foot" not in capsys.readouterr().out
 
 
 def test_password_of_an_address_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -519,18 +485,16 @@ def test_password_of_an_address_is_not_printed(capsys: pytest.CaptureFixture[str
     assert secret.expose == "http://me:secret@h"
 
 
-def test_path_is_relative_below_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getcwd", lambda: "/a/b/")
-    paths = ["/a/b/c", "/a/bc", "/a/b", "c"]
-    assert [render.relative_to_cwd(path) for path in paths] == ["c", "/a/bc", "/a/b", "c"]
-    monkeypatch.setattr("os.getcwd", lambda: "/")
+def test_path_is_relative_below_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [f"{tmp_path}/c", f"{tmp_path}c", str(tmp_path), "c"]
+    assert [render.relative_to_cwd(path) for path in paths] == ["c", *paths[1:]]
+    tmp_path.rmdir()
+    assert render.relative_to_cwd(paths[0]) == paths[0]
+    monkeypatch.chdir("/")
     assert render.relative_to_cwd("/a") == "/a"
-
-    def fail() -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr("os.getcwd", fail)
-    assert render.relative_to_cwd("/a/b/c") == "/a/b/c"
 
 
 @pytest.mark.parametrize(
@@ -576,12 +540,13 @@ def test_errors_are_coloured_by_their_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     place = {"file": "/etc/pool.toml", "line": 7, "key": "name"}
-    assert list(render.error_lines(failure("bad", hint="do so", **place), Terminal())) == [
-        "\x1b[1m/etc/pool.toml:7\x1b[0m: name: bad; do so"
-    ]
-    assert list(render.error_lines(failure("bad", hint="do\nso", name="web"), Terminal())) == [
-        "\x1b[1;31merror:\x1b[0m web: bad", "  \x1b[36mhint:\x1b[0m do", "        so",
-    ]  # fmt: skip
+    with Screen() as screen:
+        assert list(render.error_lines(failure("bad", hint="do so", **place), screen.stream)) == [
+            "\x1b[1m/etc/pool.toml:7\x1b[0m: name: bad; do so"
+        ]
+        assert list(render.error_lines(failure("bad", hint="do\nso", name="web"), screen.stream)) == [
+            "\x1b[1;31merror:\x1b[0m web: bad", "  \x1b[36mhint:\x1b[0m do", "        so",
+        ]  # fmt: skip
     assert list(render.error_lines(failure("web is bad", name="web"))) == ["error: web is bad"]
     assert list(render.error_lines(failure("was bad", name="w"))) == ["error: w: was bad"]
     assert list(render.error_lines(failure("bad", bind=":80"))) == ["error: :80: bad"]
@@ -589,27 +554,19 @@ def test_errors_are_coloured_by_their_parts(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("harmful", ["\x1b]0;title\x07", "\x9b2J", "\u202etxt", "\x1b[2J"])
-def test_outcome_is_escaped_on_a_terminal_wherever_it_comes_from(
-    monkeypatch: pytest.MonkeyPatch, harmful: str
-) -> None:
-    item = replace(USERS, tags=(harmful,))
-    failed = Outcome(errors=[failure("failed", name=harmful)])
+def test_outcome_is_escaped_on_a_terminal_wherever_it_comes_from(harmful: str) -> None:
     for outcome in (
         Outcome(text=f"\x1b[1mHEAD\x1b[0m\n{harmful}\n"),
         Outcome(message=harmful),
-        Outcome([item], form="name,tags"),
-        failed,
+        Outcome([replace(USERS, tags=(harmful,))], form="name,tags"),
+        Outcome(errors=[failure("failed", name=harmful)]),
     ):
-        out, err = Terminal(), Terminal()
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", err)
-        render.show(outcome)
-        shown = re.sub("\x1b\\[[0-9;]*m", "", out.getvalue() + err.getvalue())
+        with Screen("stdout", "stderr") as screen:
+            render.show(outcome)
+        shown = re.sub("\x1b\\[[0-9;]*m", "", screen.text())
         assert shown.replace("\n", "").replace("\t", "").isprintable()
 
 
-def test_text_for_another_program_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", stream)
+def test_text_for_another_program_is_not_changed(capsys: pytest.CaptureFixture[str]) -> None:
     render.show(Outcome(text="\u202ea\x1b[2J\n"))
-    assert stream.getvalue() == "\u202ea\x1b[2J\n"
+    assert capsys.readouterr().out == "\u202ea\x1b[2J\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,20 @@ from poolctl.cli.main import main
 from poolctl.cli.outcome import Failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
+from tests.terminal import Screen
 
 
-def test_requests_are_logged_in_a_terminal_unless_they_are_not_wanted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_requests_are_logged_in_a_terminal_unless_they_are_not_wanted() -> None:
     def added(*, no_access_log: bool = False, prints_logs: bool = True) -> dict[str, str]:
         found = supervisor_environment(no_access_log=no_access_log, prints_logs=prints_logs)
         return {name: value for name, value in found.items() if os.environ.get(name) != value}
 
     assert added() == {}
     assert added(no_access_log=True) == {NO_ACCESS_LOG_VARIABLE: "1"}
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert added() == {ACCESS_LOG_VARIABLE: "1"}
-    assert added(no_access_log=True) == {NO_ACCESS_LOG_VARIABLE: "1"}
-    assert added(prints_logs=False) == {}
+    with Screen():
+        assert added() == {ACCESS_LOG_VARIABLE: "1"}
+        assert added(no_access_log=True) == {NO_ACCESS_LOG_VARIABLE: "1"}
+        assert added(prints_logs=False) == {}
 
 
 def test_command_that_cannot_be_run_is_named_with_the_fix(directory: Path) -> None:

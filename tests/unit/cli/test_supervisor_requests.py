@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure
@@ -42,13 +39,9 @@ from poolctl.json_form import from_json
 from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
 from tests.stand_in import Send, always, item, result, stand_in
+from tests.terminal import Screen
 
 from .conftest import Command, Supervised
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def step(name: str, state: str) -> ProgressLine:
@@ -98,44 +91,21 @@ def test_verbose_says_every_step_once_wherever_it_goes(capsys: pytest.CaptureFix
 
 
 def test_a_terminal_sees_it_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with Progress("start") as shown:
-        shown(step("slow", "starting"))
-        wait_until(lambda: "waiting for slow" in terminal.getvalue())
-        shown(step("slow", "running"))
-        wait_until(lambda: "1 of 1" in terminal.getvalue())
-    assert terminal.getvalue().endswith("\x1b[2K") or "\x1b[?25h" in terminal.getvalue()
-
-
-def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    making, stepped = threading.Event(), threading.Event()
-    status = Console.status
-
-    def slow_status(console: Console, *args: Any, **keys: Any) -> Any:
-        making.set()
-        stepped.wait(60)
-        return status(console, *args, **keys)
-
-    monkeypatch.setattr(Console, "status", slow_status)
-    with Progress("start") as shown:
-        assert making.wait(60)
-        shown(step("slow", "starting"))
-        stepped.set()
-        wait_until(lambda: "waiting for slow" in terminal.getvalue())
+    with Screen("stderr") as screen:
+        with Progress("start") as shown:
+            shown(step("slow", "starting"))
+            wait_until(lambda: "waiting for slow" in screen.text())
+            shown(step("slow", "running"))
+            wait_until(lambda: "1 of 1" in screen.text())
+        assert screen.text().endswith("\x1b[2K") or "\x1b[?25h" in screen.text()
 
 
 def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with Progress("start") as shown:
+    with Screen("stderr") as screen, Progress("start") as shown:
         shown(step("quick", "running"))
-    assert terminal.getvalue() == ""
+    assert screen.text() == ""
 
 
 class Asked:
@@ -404,9 +374,9 @@ def test_steps_are_wanted_by_a_terminal_and_by_verbose_alone(monkeypatch: pytest
     assert not Progress("start").wanted
     assert Progress("start", verbose=True).wanted
     assert not Progress("start", verbose=True, quiet=True).wanted
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    assert Progress("start").wanted
-    assert not Progress("start", quiet=True).wanted
+    with Screen("stderr"):
+        assert Progress("start").wanted
+        assert not Progress("start", quiet=True).wanted
 
 
 def test_the_supervisors_own_words_about_usage_are_passed_on(

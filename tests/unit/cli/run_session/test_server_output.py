@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import select
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +96,20 @@ def test_lines_of_several_servers_are_printed_in_the_order_of_time_and_as_they_c
     assert read() == "api | a line\nweb | a line\nweb | added\n"
 
 
-def test_reader_that_is_gone_is_reported(pool: PoolRef, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_that_is_gone_is_reported(pool: PoolRef) -> None:
     read, write = os.pipe()
     os.close(read)
     reports: list[str] = []
-    with open(write, "w") as stdout, stand_in(Path(pool.socket), always(*logged(pool, "web"))):
-        monkeypatch.setattr(sys, "stdout", stdout)
+    with (
+        open(write, "w") as stdout,
+        stand_in(Path(pool.socket), always(*logged(pool, "web"))),
+        redirect_stdout(stdout),
+    ):
         print_output(pool, until=lambda: bool(reports), lost=lambda: reports.append("gone"))
-        monkeypatch.undo()
     assert reports == ["gone"]
 
 
-def test_end_does_not_wait_for_a_reader_that_has_stopped_reading(
-    pool: PoolRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_does_not_wait_for_a_reader_that_has_stopped_reading(pool: PoolRef) -> None:
     (server,) = logged(pool, "web")
     with open(f"{pool.directory}/web.log", "a") as log:
         log.write(f"{LATER}9Z {'x' * 100_000}\n")
@@ -119,19 +119,20 @@ def test_end_does_not_wait_for_a_reader_that_has_stopped_reading(
         open(write, "w") as stdout,
         stand_in(Path(pool.socket), always(server)),
     ):
-        monkeypatch.setattr(sys, "stdout", stdout)
-        print_output(pool, until=lambda: bool(select.select([read], [], [], 0)[0]))
-        monkeypatch.undo()
+        with redirect_stdout(stdout):
+            print_output(pool, until=lambda: bool(select.select([read], [], [], 0)[0]))
         assert len(reader.read(100_000)) == 100_000
 
 
 def test_lines_that_a_full_disk_has_lost_are_counted_at_the_end(
-    pool: PoolRef, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pool: PoolRef, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open("/dev/full", "w") as full, stand_in(Path(pool.socket), always(*logged(pool, "web"))) as asked:
-        monkeypatch.setattr(sys, "stdout", full)
+    with (
+        open("/dev/full", "w") as full,
+        stand_in(Path(pool.socket), always(*logged(pool, "web"))) as asked,
+        redirect_stdout(full),
+    ):
         print_output(pool, until=lambda: bool(asked))
-        monkeypatch.undo()
     said = "[poolctl: last lines of output lost: 1 (No space left on device)]\n"
     assert capsys.readouterr().err == said
 
