@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from poolctl.routing import match
 from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value, route_headers
 from poolctl.routing.networks import EVERY
-from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts, TrafficLimits
+from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts
 
 from ..program import user_and_group
 from ..settings import HTTP, Endpoint, GatewaySettings
@@ -77,6 +77,10 @@ PASSIVE_CHECK = "check observe layer4 error-limit 1 on-error mark-down rise 1 in
 WAIT = ":wait"  # ends the name of the server at which connections wait for another server
 # Effectively unlimited, so that only the program's own limits apply.
 _OWN_LIMITS = "24d"
+_ONCE_REPLACED = (
+    "    option idle-close-on-response",
+    "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
+)
 # Requests that may be executed twice (RFC 9110 §9.2.2).
 _IDEMPOTENT = "{ method GET HEAD OPTIONS PUT DELETE TRACE }"
 
@@ -196,24 +200,20 @@ class HaproxyConfiguration(NamedTuple):
 
     def with_addresses(self, addresses: Mapping[str, str]) -> HaproxyConfiguration:
         """A copy in which host names are replaced by these addresses, or by one where nothing listens."""
-        backends = (
-            backend._replace(servers=tuple(server.with_address(addresses) for server in backend.servers))
-            for backend in self.backends
+        return self._with_servers(
+            (server.with_address(addresses) for server in backend.servers) for backend in self.backends
         )
-        return self._replace(backends=tuple(backends))
 
     def without(self, refused: Collection[RefusableServer]) -> HaproxyConfiguration:
         """A copy without these servers."""
-        changed = {name for name, _ in refused}
-        backends = (
-            backend._replace(
-                servers=tuple(server for server in backend.servers if (backend.name, server) not in refused)
-            )
-            if backend.name in changed
-            else backend
+        return self._with_servers(
+            (server for server in backend.servers if (backend.name, server) not in refused)
             for backend in self.backends
         )
-        return self._replace(backends=tuple(backends))
+
+    def _with_servers(self, servers: Iterable[Iterable[HaproxyServer]]) -> HaproxyConfiguration:
+        pairs = zip(self.backends, servers, strict=True)
+        return self._replace(backends=tuple(backend._replace(servers=(*new,)) for backend, new in pairs))
 
 
 # A backend's name and one of its servers.
@@ -244,102 +244,141 @@ class ServerAddresses(NamedTuple):
     waiting: Mapping[str, str] = {}
     numbered: Mapping[str, Sequence[str]] = {}
 
+    def endpoint(self, target: Target) -> Endpoint | None:
+        """The address of this target; None if it is not known yet."""
+        return self.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
 
-def _route_backend(
-    route: Route,
-    names: set[str],
-    addresses: ServerAddresses,
-    keys: Mapping[str, str],
-    version: tuple[int, int],
-) -> HaproxyBackend:
-    name = unique_name(f"route:{route.alias}", names)
-    lines = [f"backend {name}", comment(_summary(route)), *_access_and_redirect_rules(route)]
-    if route.redirect is not None:
-        return HaproxyBackend(name, route.alias, False, (*lines, *_response_rules(route)), ())
-    lines += [
-        *_with_comment("waiting_page", sleeping_rules(route, name)),
-        *_with_comment("max_body_size", body_rules(route.max_body_bytes)),
-        *_with_comment("backend_limit", queue_rules(route.backend_limit, len(route.to))),
-        *_with_comment("limit", limit_rules(route, name)),
-        *_with_comment("policy", _balance(route)),
-        *_reuse(route, keys),
-    ]
-    if route.buffer_requests:
-        # Otherwise the timeout for the request's head would also apply to the buffered part of its body.
-        lines += [
-            comment("buffer_requests"),
-            "    option http-buffer-request",
-            f"    timeout http-request {duration(route.timeouts.idle)}",
+
+class _Backends:
+    """Makes the backend sections of one configuration, with unique names."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        addresses: ServerAddresses,
+        keys: Mapping[str, str],
+        places: ProcessPlaces,
+    ) -> None:
+        self._settings = settings
+        self._addresses = addresses
+        self._keys = keys
+        self._log = places.log
+        self._names = set[str]()
+
+    def route(self, route: Route) -> HaproxyBackend:
+        """The section of an HTTP route."""
+        name, times = unique_name(f"route:{route.alias}", self._names), route.timeouts
+        # The requests that it takes. Not its targets, which change at run time.
+        taken = [
+            f"{route.host or '*'}{route.path}",
+            *route.methods,
+            *(header.name for header in route.headers),
         ]
-    if route.sticky_cookie:
-        secure = " secure" if route.sticky_secure else ""
-        same_site = f"attr SameSite={route.sticky_same_site}"
-        cookie = quoted(route.sticky_cookie)
-        lines.append(comment("sticky"))
-        lines.append(f"    cookie {cookie} insert indirect nocache httponly{secure} {same_site}")
-    times = route.timeouts
-    lines += [
-        comment("timeouts"),
-        f"    timeout connect {duration(times.connect)}",
-        f"    timeout server {longest_duration((times.head, times.idle))}",
-        f"    timeout tunnel {duration(times.idle)}",
-    ]
-    lines += [
-        *_retries(route, addresses),
-        *_h2_rules(route, addresses),
-        *_http_rewrite_rules(route),
-        *_response_rules(route),
-        *_context_rules(route, keys),
-        *_with_comment(
-            "breaker.statuses",
-            _failure_rules(status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES),
-        ),
-        comment("to"),  # also if no service is registered yet
-    ]
-    servers = _servers(route, addresses, route.backend_limit, version, keys)
-    return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+        lines = [f"backend {name}", comment(" ".join(taken)), *_access_and_redirect_rules(route)]
+        if route.redirect is not None:
+            return HaproxyBackend(name, route.alias, False, (*lines, *_response_rules(route)), ())
+        lines += [
+            *_with_comment("waiting_page", sleeping_rules(route, name)),
+            *_with_comment("max_body_size", body_rules(route.max_body_bytes)),
+            *_with_comment("backend_limit", queue_rules(route.backend_limit, len(route.to))),
+            *_with_comment("limit", limit_rules(route, name)),
+            *_with_comment("policy", _balance(route)),
+        ]
+        if route.to and all(target.server in self._keys for target in route.to):
+            # Applications of the pool never close idle connections first. By default HAProxy sends a client's first
+            # request on a new connection: one that is too large to be repeated must not meet a closing one.
+            lines.append("    http-reuse always")
+        if route.buffer_requests:
+            # Otherwise the timeout for the request's head would also apply to the buffered part of its body.
+            lines += [
+                comment("buffer_requests"),
+                "    option http-buffer-request",
+                f"    timeout http-request {duration(times.idle)}",
+            ]
+        if route.sticky_cookie:
+            options = f"{' secure' if route.sticky_secure else ''} attr SameSite={route.sticky_same_site}"
+            cookie = f"    cookie {quoted(route.sticky_cookie)} insert indirect nocache httponly{options}"
+            lines += [comment("sticky"), cookie]
+        failures = (status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES)
+        lines += [
+            comment("timeouts"),
+            f"    timeout connect {duration(times.connect)}",
+            f"    timeout server {longest_duration((times.head, times.idle))}",
+            f"    timeout tunnel {duration(times.idle)}",
+            *_retries(route, self._addresses),
+            *_h2_rules(route, self._addresses),
+            *_http_rewrite_rules(route),
+            *_response_rules(route),
+            *_context_rules(route, self._keys),
+            *_with_comment("breaker.statuses", _failure_rules(failures)),
+            comment("to"),  # also if no service is registered yet
+        ]
+        servers = _servers(route, self._addresses, self._settings.version, self._keys)
+        return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
+
+    def passthrough(self, route: Route) -> HaproxyBackend | None:
+        """The section that passes TLS to the route's servers; None if one has no TLS, or a rule needs the requests."""
+        endpoints = self._addresses.endpoints
+        targets = [endpoints.get(target.server) for target in route.to]
+        if not (route.takes_whole_hosts and targets and all(target and target.tls for target in targets)):
+            return None
+        name = unique_name(f"tls:{route.alias}", self._names)
+        lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
+        if route.allow and EVERY not in route.allow:
+            lines += [f"    acl client_is_allowed src {networks}" for networks in network_groups(route.allow)]
+            lines.append("    tcp-request content reject unless client_is_allowed")
+        lines += [
+            f"    timeout connect {duration(route.timeouts.connect)}",
+            f"    timeout server {duration(route.timeouts.idle)}",
+        ]
+        stream = StreamRoute(alias=route.alias, bind="", to=route.to)
+        plain = {key: endpoint and endpoint._replace(tls=False) for key, endpoint in endpoints.items()}
+        addresses = ServerAddresses(plain, waiting=self._addresses.waiting)
+        servers = _servers(stream, addresses, self._settings.version)
+        return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
+
+    def stream(self, route: StreamRoute, listener: HaproxyListener) -> HaproxyBackend:
+        """The section of a stream, which listens itself."""
+        name, trusted = unique_name(f"stream:{route.alias}", self._names), self._settings.trusted_proxies
+        lines = [
+            f"listen {name}",
+            comment(route.bind),
+            f"    mode {route.protocol}",
+            *listener.bind_lines(),
+            *proxy_protocol_rules([listener], trusted),
+        ]
+        if route.protocol == HTTP:
+            lines += [
+                *head_rules(self._settings.table.max_head_size, self._log),
+                *forwarding_rules(trusted, needs_client=False),
+                # Without time limits: the program has its own.
+                f"    timeout http-request {_OWN_LIMITS}",
+                f"    timeout http-keep-alive {_OWN_LIMITS}",
+                "    http-reuse safe",
+                "    retries 3",
+                "    retry-on conn-failure empty-response",
+                *_single_execution_rules(),
+                *_ONCE_REPLACED,
+                *_h2_rules(route, self._addresses),
+            ]
+        else:
+            lines.append("    no option abortonclose")  # a client may close its side and still read
+        lines += [
+            *_balance(route),
+            *([f"    maxconn {route.max_connections}"] if route.max_connections else []),
+            f"    timeout connect {duration(route.timeouts.connect)}",
+            f"    timeout client {duration(route.timeouts.idle)}",
+            f"    timeout server {duration(route.timeouts.idle)}",
+            comment("to"),
+        ]
+        servers = _servers(route, self._addresses, self._settings.version)
+        return HaproxyBackend(name, route.alias, True, tuple(lines), servers)
 
 
-def _summary(route: Route) -> str:
-    """The requests that the route takes. Not its targets, which change at run time."""
-    return " ".join(
-        [f"{route.host or '*'}{route.path}", *route.methods, *(header.name for header in route.headers)]
-    )
-
-
-def _with_comment(key: str, lines: Iterable[str]) -> Iterator[str]:
-    """Precede the lines by a comment with the configuration key that they implement; yield nothing without lines."""
-    for number, line in enumerate(lines):
-        if not number:
-            yield comment(key)
-        yield line
-
-
-def _passthrough_backend(
-    route: Route, names: set[str], addresses: ServerAddresses, version: tuple[int, int]
-) -> HaproxyBackend | None:
-    """The section that passes TLS to the route's servers; None if one has no TLS, or a rule needs the requests."""
-    endpoints = [addresses.endpoints.get(target.server) for target in route.to]
-    can_pass = endpoints and all(endpoint and endpoint.tls for endpoint in endpoints)
-    if not (route.takes_whole_hosts and can_pass):
-        return None
-    name = unique_name(f"tls:{route.alias}", names)
-    lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
-    if route.allow and EVERY not in route.allow:
-        lines += [f"    acl client_is_allowed src {networks}" for networks in network_groups(route.allow)]
-        lines.append("    tcp-request content reject unless client_is_allowed")
-    lines += [
-        f"    timeout connect {duration(route.timeouts.connect)}",
-        f"    timeout server {duration(route.timeouts.idle)}",
-    ]
-    stream = StreamRoute(alias=route.alias, bind="", to=route.to)
-    endpoints_without_tls = {
-        key: endpoint and endpoint._replace(tls=False) for key, endpoint in addresses.endpoints.items()
-    }
-    servers = _servers(
-        stream, ServerAddresses(endpoints_without_tls, waiting=addresses.waiting), None, version
-    )
-    return HaproxyBackend(name, route.alias, False, tuple(lines), servers, passes_tls=True)
+def _with_comment(key: str, lines: Iterable[str]) -> list[str]:
+    """The lines below a comment with the configuration key that they implement; nothing without lines."""
+    implementing = [*lines]
+    return [comment(key), *implementing] if implementing else []
 
 
 def _passthrough_frontend(
@@ -370,54 +409,6 @@ def _passthrough_frontend(
     yield from ("", f"backend {_NOT_PASSED}", "    mode tcp")
 
 
-def _stream_backend(
-    route: StreamRoute,
-    listener: HaproxyListener,
-    names: set[str],
-    addresses: ServerAddresses,
-    version: tuple[int, int],
-    settings: GatewaySettings,
-    log: str,
-) -> HaproxyBackend:
-    name, trusted = unique_name(f"stream:{route.alias}", names), settings.trusted_proxies
-    lines = [
-        f"listen {name}",
-        comment(route.bind),
-        f"    mode {route.protocol}",
-        *listener.bind_lines(),
-        *proxy_protocol_rules([listener], trusted),
-    ]
-    if route.protocol == HTTP:
-        asks = listener.asks_for_certificate
-        lines += head_rules(settings.table.max_head_size, log)
-        lines += forwarding_rules(trusted, needs_client=False, asks_for_certificate=asks)
-        lines += [*_unlimited_forwarding_rules(), *_h2_rules(route, addresses)]
-    else:
-        lines.append("    no option abortonclose")  # a client may close its side and still read
-    lines += _balance(route)
-    if route.max_connections:
-        lines.append(f"    maxconn {route.max_connections}")
-    lines += [
-        f"    timeout connect {duration(route.timeouts.connect)}",
-        f"    timeout client {duration(route.timeouts.idle)}",
-        f"    timeout server {duration(route.timeouts.idle)}",
-    ]
-    lines.append(comment("to"))
-    return HaproxyBackend(name, route.alias, True, tuple(lines), _servers(route, addresses, None, version))
-
-
-def _unlimited_forwarding_rules() -> Iterator[str]:
-    """Lines for requests that are forwarded without time limits: the program has its own."""
-    yield f"    timeout http-request {_OWN_LIMITS}"
-    yield f"    timeout http-keep-alive {_OWN_LIMITS}"
-    yield "    http-reuse safe"
-    yield "    retries 3"
-    yield "    retry-on conn-failure empty-response"
-    yield from _single_execution_rules()
-    yield "    option idle-close-on-response"
-    yield "    http-after-response set-header Connection close if { stopping } !{ status 101 }"
-
-
 def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
     """Rules that send the route to the workers of its servers, and to all targets if configured.
 
@@ -438,21 +429,11 @@ def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping
 
 def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
     """Rules that count the responses of each server with these statuses; HAProxy itself counts only classes."""
-    if words := [*map(str, statuses)]:
-        for group in line_groups(words):
-            yield f"    acl is_failure status {group}"
-        condition = " if is_failure"
-        yield f"    http-response set-var(txn.server) srv_name{condition}"
-        yield f"    http-response track-sc2 be_name,concat(/,txn.server) table {FAILURES}{condition}"
-        yield f"    http-response sc-inc-gpc0(2){condition}"
-
-
-def _unanswered_rules() -> Iterator[str]:
-    """Rules that count the requests to each server that HAProxy answers with 502, after those of `_failure_rules`."""
-    yield "    http-after-response set-var(txn.broken) srv_name if { status 502 } !{ var(txn.server) -m found }"
-    key = "be_name,concat(/,txn.broken)"
-    count = f"%[{key}] %[{key},map_str_int({UNANSWERED},0),add(1)]"
-    yield f"    http-after-response set-map({UNANSWERED}) {count} if {{ var(txn.broken) -m found }}"
+    if groups := [*line_groups([*map(str, statuses)])]:
+        yield from (f"    acl is_failure status {group}" for group in groups)
+        yield "    http-response set-var(txn.server) srv_name if is_failure"
+        yield f"    http-response track-sc2 be_name,concat(/,txn.server) table {FAILURES} if is_failure"
+        yield "    http-response sc-inc-gpc0(2) if is_failure"
 
 
 def _balance(route: Route | StreamRoute) -> Iterator[str]:
@@ -461,16 +442,6 @@ def _balance(route: Route | StreamRoute) -> Iterator[str]:
     yield f"    balance {by_client or POLICIES[route.policy]}"
     if route.policy == IP_HASH:
         yield "    hash-type consistent"
-
-
-def _reuse(route: Route, applications: Collection[str]) -> Iterator[str]:
-    """`http-reuse always`, if all targets are applications of the pool, which never close idle connections first.
-
-    HAProxy's default sends a client's first request on a new connection: a request that is too large to be repeated
-    must not be sent on a connection that the backend is closing.
-    """
-    if route.to and all(target.server in applications for target in route.to):
-        yield "    http-reuse always"
 
 
 def _access_and_redirect_rules(route: Route) -> Iterator[str]:
@@ -532,11 +503,7 @@ def _single_execution_rules() -> Iterator[str]:
 
 def _h2_rules(route: Route | StreamRoute, addresses: ServerAddresses) -> Iterator[str]:
     """The rule that announces trailers to gRPC servers: HAProxy passes them on."""
-    endpoints = (
-        addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
-        for target in route.to
-    )
-    if any(endpoint is not None and endpoint.h2 for endpoint in endpoints):
+    if any((endpoint := addresses.endpoint(target)) is not None and endpoint.h2 for target in route.to):
         yield "    http-request set-header TE trailers"
 
 
@@ -606,18 +573,17 @@ def _prefix_rules(prefix: str) -> Iterator[str]:
 def _servers(
     route: Route | StreamRoute,
     addresses: ServerAddresses,
-    limit: TrafficLimits | None,
     version: tuple[int, int],
     keys: Mapping[str, str] = {},
 ) -> tuple[HaproxyServer, ...]:
     names, servers = set[str](), list[HaproxyServer]()
     max_weight = max([_MAX_WEIGHT, *(target.weight for target in route.to)])
-    limits = []
+    limits, limit = [], route.backend_limit if isinstance(route, Route) else None
     if limit is not None and limit.concurrency:
         limits = [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
     for target in route.to:
         weight = max(1, target.weight * _MAX_WEIGHT // max_weight)
-        endpoint = addresses.endpoints.get(target.server) if target.server else Endpoint.of_url(target.url)
+        endpoint = addresses.endpoint(target)
         options = [*_options(endpoint, target)]
         if isinstance(route, Route) and target.server not in keys:
             # HAProxy closes half of the idle connections in each interval, from the third one on.
@@ -719,103 +685,102 @@ def configuration_of(
     places: ProcessPlaces = ProcessPlaces(),  # noqa: B008  immutable
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `keys` are those by which workers recognize the gateway, by application."""
-    ordered, names = match.in_order(routes), set[str]()
+    ordered = match.in_order(routes)
     # Sorted by alias, because the order of precedence changes at run time.
     by_alias = sorted(ordered, key=lambda route: route.alias)
-    version = settings.version
-    backends = [(route, _route_backend(route, names, addresses, keys, version)) for route in by_alias]
-    section_names = {route.alias: section.name for route, section in backends}
-    routed_sections = [(route, section_names[route.alias]) for route in ordered]
+    backends = _Backends(settings, addresses, keys, places)
+    of_routes = {route.alias: backends.route(route) for route in by_alias}
     fronts = [listener for listener in listeners if not (listener.alias or listener.passes_tls)]
-    passthrough_listeners = [listener for listener in listeners if listener.passes_tls]
-    passthrough_backends = [
-        _passthrough_backend(route, names, addresses, version) for route in by_alias if passthrough_listeners
-    ]
-    resumes = not any(listener.asks_for_certificate for listener in listeners)
+    passing = [listener for listener in listeners if listener.passes_tls]
+    of_tls = {
+        section.alias: section for route in by_alias if passing and (section := backends.passthrough(route))
+    }
+    binds = {listener.alias: listener for listener in listeners if listener.alias}
+    of_streams = [backends.stream(stream, binds[stream.alias]) for stream in streams if stream.alias in binds]
+    chosen = [(route, of_routes[route.alias].name) for route in ordered]
+    asks_for_certificate = any(listener.asks_for_certificate for listener in listeners)
     refuses_uploads = any(route.max_body_bytes for route in ordered)
+    added_bytes = _added_bytes(ordered, asks_for_certificate=asks_for_certificate)
     lines = [
-        *_global(settings, places, resumes=resumes, added_bytes=_added_bytes(ordered, listeners)),
+        *_global(settings, places, resumes=not asks_for_certificate, added_bytes=added_bytes),
         *(loads_refusal() if refuses_uploads else ()),
-    ]
-    lines += _defaults(settings, ordered)
-    # Client certificates cannot be passed on.
-    can_forward_to_next = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
-    if fronts:
-        lines += ["", f"frontend {_FRONTEND}"]
-        lines.append(comment("bind"))
-        lines += [line for front in fronts for line in front.bind_lines(http2=settings.table.http2)]
-        lines += _with_comment("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
-        if settings.table.access_log:
-            lines.append(comment("access_log"))
-            lines += access_log_rules(places.access_log, as_json=settings.table.access_log == "json")
-        # Browsers open connections in advance, and would take a 408 for the response to a later request.
-        lines.append("    option http-ignore-probes")
-        lines += [
-            comment("Once replaced, it answers the next request of each client, and closes the connection."),
-            "    option idle-close-on-response",
-            "    http-after-response set-header Connection close if { stopping } !{ status 101 }",
-            *(_passing_on_rules(places) if can_forward_to_next else ()),
-            *_request_rules_before_routing(settings, fronts, ordered, places),
-            comment("Counters of failures, for the breakers."),
-            *_failure_rules(_ALWAYS_FAILURES),
-            *_unanswered_rules(),
-            comment("Which route: see routes.map."),
-            *choice_rules(routed_sections, NO_ROUTE, [_TO_NEXT] if can_forward_to_next else []),
-        ]
-        lines += [
-            f"    default_backend {NO_ROUTE}",
-            *(_next_section(places) if can_forward_to_next else ()),
-            "",
-            f"backend {NO_ROUTE}",
-            "    http-request return status 404 content-type text/plain string 'Not Found'",
-        ]
-    lines += [
+        *_defaults(settings, ordered),
+        *(_frontend(settings, fronts, chosen, places) if fronts else ()),
         "",
         f"backend {FAILURES}",
         f"    stick-table type string len {FAILURES_KEY_BYTES} size {_FAILURES_SIZE} store gpc0",
+        *(_passthrough_frontend(settings, passing, ordered, of_tls) if passing else ()),
     ]
-    if passthrough_listeners:
-        passing_sections = {section.alias: section for section in passthrough_backends if section is not None}
-        lines += _passthrough_frontend(settings, passthrough_listeners, ordered, passing_sections)
-    for route, section in backends:
-        if table := [*route_table(route, section.name)]:
+    for route in by_alias:
+        if table := [*route_table(route, of_routes[route.alias].name)]:
             lines += ["", *table]
-    sections = [section for _, section in backends] + [
-        section for section in passthrough_backends if section is not None
-    ]
-    binds = {listener.alias: listener for listener in listeners if listener.alias}
-    sections += [
-        _stream_backend(stream, binds[stream.alias], names, addresses, version, settings, places.log)
-        for stream in streams
-        if stream.alias in binds
-    ]
     files = {name: text for listener in listeners for name, text in listener.files.items()}
+    maps: dict[str, Mapping[str, str]] = {}
     if refuses_uploads:
         files[REFUSE_FILE] = REFUSE_UPLOADS
     if fronts:
         files[UNANSWERED] = ""
-    maps: dict[str, Mapping[str, str]] = {}
-    if fronts and (entries := route_entries(routed_sections)):
-        maps[ROUTES] = entries
+        if entries := route_entries(chosen):
+            maps[ROUTES] = entries
     if any(map(answers_for_sleeping, ordered)):
         maps[SLEEPING] = {}
     if any(route.waiting_page for route in ordered):
         files |= {WAKING: "", PAGE_FILE: PAGE}
-    return HaproxyConfiguration(tuple(lines), tuple(sections), files, maps)
+    sections = (*of_routes.values(), *of_tls.values(), *of_streams)
+    return HaproxyConfiguration(tuple(lines), sections, files, maps)
 
 
-def _added_bytes(routes: Iterable[Route], listeners: Iterable[HaproxyListener]) -> int:
+def _frontend(
+    settings: GatewaySettings,
+    fronts: Sequence[HaproxyListener],
+    chosen: Sequence[tuple[Route, str]],
+    places: ProcessPlaces,
+) -> Iterator[str]:
+    """The frontend of the gateway's listeners, and the sections that belong to it."""
+    # Client certificates cannot be passed on.
+    passes_on = bool(places.next) and not any(front.asks_for_certificate for front in fronts)
+    yield from ("", f"frontend {_FRONTEND}", comment("bind"))
+    for front in fronts:
+        yield from front.bind_lines(http2=settings.table.http2)
+    yield from _with_comment("trusted_proxies", proxy_protocol_rules(fronts, settings.trusted_proxies))
+    if settings.table.access_log:
+        yield comment("access_log")
+        yield from access_log_rules(places.access_log, as_json=settings.table.access_log == "json")
+    # Browsers open connections in advance, and would take a 408 for the response to a later request.
+    yield "    option http-ignore-probes"
+    yield comment("Once replaced, it answers the next request of each client, and closes the connection.")
+    yield from _ONCE_REPLACED
+    if passes_on:
+        yield from _passing_on_rules(places)
+    yield from _request_rules_before_routing(settings, fronts, [route for route, _ in chosen], places)
+    yield comment("Counters of failures, for the breakers.")
+    yield from _failure_rules(_ALWAYS_FAILURES)
+    # HAProxy's own responses with 502.
+    yield "    http-after-response set-var(txn.broken) srv_name if { status 502 } !{ var(txn.server) -m found }"
+    key = "be_name,concat(/,txn.broken)"
+    count = f"%[{key}] %[{key},map_str_int({UNANSWERED},0),add(1)]"
+    yield f"    http-after-response set-map({UNANSWERED}) {count} if {{ var(txn.broken) -m found }}"
+    yield comment("Which route: see routes.map.")
+    to_next = f"    use_backend {NEXT} if {{ stopping }} has_next"
+    yield from choice_rules(chosen, NO_ROUTE, [to_next] if passes_on else [])
+    yield f"    default_backend {NO_ROUTE}"
+    if passes_on:  # the server is enabled when this process is replaced
+        yield from ("", f"backend {NEXT}")
+        yield f"    http-request set-header {_NEXT_KEY} {places.key}"
+        yield f"    http-request set-header {_NEXT_TLS} 1 if {{ ssl_fc }}"
+        yield f"    server {NEXT} {places.next} send-proxy-v2 disabled"
+    yield from ("", f"backend {NO_ROUTE}")
+    yield "    http-request return status 404 content-type text/plain string 'Not Found'"
+
+
+def _added_bytes(routes: Iterable[Route], *, asks_for_certificate: bool) -> int:
     """The maximum number of bytes that the gateway adds to the head of a request or response."""
     added = (
         sum(len(header.name) + len(header.value.encode()) + 16 for header in headers)
         for route in routes
         for headers in ((*route.set_headers, *route.add_headers), route.response_headers)
     )
-    certificate = _CERTIFICATE_BYTES * any(listener.asks_for_certificate for listener in listeners)
-    return _ADDED_BYTES + certificate + max(added, default=0)
-
-
-_TO_NEXT = f"    use_backend {NEXT} if {{ stopping }} has_next"
+    return _ADDED_BYTES + _CERTIFICATE_BYTES * asks_for_certificate + max(added, default=0)
 
 
 def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
@@ -831,14 +796,6 @@ def _passing_on_rules(places: ProcessPlaces) -> Iterator[str]:
     tls = f"{{ req.fhdr({_NEXT_TLS.lower()}) -m found }}"
     yield f"    http-request set-var(txn.tls) bool(true) if {{ so_name {NEXT} }} {tls}"
     yield "    acl uses_tls var(txn.tls) -m bool"
-
-
-def _next_section(places: ProcessPlaces) -> Iterator[str]:
-    """The section for passing on requests; its server is enabled when this process is replaced."""
-    yield from ("", f"backend {NEXT}")
-    yield f"    http-request set-header {_NEXT_KEY} {places.key}"
-    yield f"    http-request set-header {_NEXT_TLS} 1 if {{ ssl_fc }}"
-    yield f"    server {NEXT} {places.next} send-proxy-v2 disabled"
 
 
 def _global(
