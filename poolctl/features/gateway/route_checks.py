@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, h
 from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route, Target
 from poolctl.units import format_duration
 
-from ._route_values import TAG, UNIX
+from ._route_values import TAG
 from .program import INSTALL, WHEEL, program_of_wheel, program_path, program_problem, user_of_program
 from .routes import (
     PREFIX,
@@ -84,8 +85,7 @@ def route_problems(
     ):
         message = "no listen address is configured for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')
-    for finding in (*_proxy_protocol_problems(gateway, streams), *_socket_file_problems(gateway, streams)):
-        yield None, finding
+    yield from ((None, finding) for finding in _listener_problems(gateway, streams))
     probed = probed_targets(tables)
     configs: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *streams]
     for table in configs:
@@ -108,10 +108,9 @@ def route_problems(
     paths = [config.path for _, config in served]
     for route, config in served:
         for finding in (
-            *_limit_problems(config),
+            *_key_problems(config),
             *_header_change_problems(config),
-            *_redirect_problems(config, paths),
-            *_cookie_problems(config),
+            *_redirect_loops(config, paths),
             *_passthrough_problems(config, index, gateway),
         ):
             yield locate_finding(route, finding)
@@ -164,22 +163,16 @@ def _listeners(
         yield ("stream", stream.index), stream
 
 
-def _socket_file_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Report keys for the file of a Unix socket at another kind of address."""
+def _listener_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
+    """Report keys of a Unix socket's file at other addresses, and where the PROXY protocol cannot be accepted."""
     for place, table in _listeners(gateway, streams):
-        address = parse(table.bind)
+        address, path = parse(table.bind), (*place, "accept_proxy_protocol")
         for key in ("mode", "owner"):
             if key in table.model_fields_set and address.kind != "unix":
                 yield no_socket_file((*place, key), address)
-
-
-def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Report the addresses where the PROXY protocol cannot be accepted."""
-    for place, table in _listeners(gateway, streams):
         if not table.accept_proxy_protocol:
             continue
-        path: KeyPath = (*place, "accept_proxy_protocol")
-        if table.bind.lower().startswith(UNIX):
+        if address.kind == "unix":
             message = "the PROXY protocol is not accepted on a Unix socket"
             fix = (
                 'take it out, and let the proxy send X-Forwarded-For: trusted_proxies = ["unix"] in [gateway]'
@@ -284,23 +277,36 @@ def is_own_address(target: str, binds: Iterable[Address]) -> bool:
     )
 
 
-def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
-    """Report limits that never apply."""
-    if route.backend_limit.queue and not route.backend_limit.concurrency:
-        message = "a queue without a limit is never used"
-        yield Finding(("backend_limit", "queue"), message, "add concurrency")
-    bursts: tuple[tuple[KeyPath, ClientLimit], ...] = (
-        (("limit",), route.limit),
-        (("limit", "per_client"), route.limit.per_client),
-    )
-    for path, limit in bursts:
-        if limit.burst and not limit.requests_per_second:
-            message = "a burst without a rate has no effect"
-            yield Finding((*path, "burst"), message, "add requests_per_second")
+def _key_problems(route: RouteConfig) -> Iterator[Finding]:
+    """Report keys without effect beside the other keys of the route, and values that it cannot have with them."""
+    limit, client, backend, sticky = route.limit, route.limit.per_client, route.backend_limit, route.sticky
     breaker: StreamBreaker = route.breaker  # for mypy, an inherited key has the types that may be given
-    if breaker.rate and breaker.window < _COUNTED_SECONDS:
-        message = "failures are counted once a second"
-        yield Finding(("breaker", "window"), message, 'write window = "1s", or more')
+    no_rate = "a burst without a rate has no effect", "add requests_per_second"
+    rules: tuple[tuple[KeyPath, object, str, str], ...] = (
+        (
+            ("backend_limit", "queue"), backend.queue and not backend.concurrency,
+            "a queue without a limit is never used", "add concurrency",
+        ),
+        (("limit", "burst"), limit.burst and not limit.requests_per_second, *no_rate),
+        (("limit", "per_client", "burst"), client.burst and not client.requests_per_second, *no_rate),
+        (
+            ("breaker", "window"), breaker.rate and breaker.window < _COUNTED_SECONDS,
+            "failures are counted once a second", 'write window = "1s", or more',
+        ),
+        (
+            ("sticky", "same_site"), sticky and sticky.same_site == "none" and not sticky.secure,
+            "browsers refuse a cookie with same_site = none that is not secure", "add secure = true",
+        ),
+        *(
+            (
+                (key,), route.redirect and getattr(route, key),
+                f"a route that redirects asks no server, and {key} has no effect",
+                "take one of them out, or make two routes of it",
+            )
+            for key in ("to", "register", "waiting_page", "probe_responses")
+        ),
+    )  # fmt: skip
+    yield from (Finding(path, message, fix) for path, is_wrong, message, fix in rules if is_wrong)
 
 
 def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
@@ -324,25 +330,14 @@ def _header_change_problems(route: RouteConfig) -> Iterator[Finding]:
             yield Finding(path, "HAProxy sends no header without a value", fix, name)
 
 
-def _redirect_problems(route: RouteConfig, paths: Sequence[str]) -> Iterator[Finding]:
-    """Report keys without effect, and a redirect to itself. `paths` are the paths of all routes."""
-    if route.redirect is not None:
-        to = re.split("[?#]", route.redirect.to)[0]
-        takes_all = to.startswith("/") and not route.methods and covers_path(route.path, to)
-        if takes_all and sum(covers_path(path, to) for path in paths) == 1:
-            message = f"the route redirects {shortened_printable(to)} to itself for ever"
-            fix = f'add a route with path = "{shortened_printable(to)}" for what is there'
-            yield Finding(("redirect",), message, fix, to)
-        for key in ("to", "register", "waiting_page", "probe_responses"):
-            if getattr(route, key):
-                message = f"a route that redirects asks no server, and {key} has no effect"
-                yield Finding((key,), message, "take one of them out, or make two routes of it")
-
-
-def _cookie_problems(route: RouteConfig) -> Iterator[Finding]:
-    if route.sticky is not None and route.sticky.same_site == "none" and not route.sticky.secure:
-        message = "browsers refuse a cookie with same_site = none that is not secure"
-        yield Finding(("sticky", "same_site"), message, "add secure = true")
+def _redirect_loops(route: RouteConfig, paths: Sequence[str]) -> Iterator[Finding]:
+    """Report a redirect to itself. `paths` are the paths of all routes."""
+    to = re.split("[?#]", route.redirect.to)[0] if route.redirect is not None else ""
+    takes_all = to.startswith("/") and not route.methods and covers_path(route.path, to)
+    if takes_all and sum(covers_path(path, to) for path in paths) == 1:
+        message = f"the route redirects {shortened_printable(to)} to itself for ever"
+        fix = f'add a route with path = "{shortened_printable(to)}" for what is there'
+        yield Finding(("redirect",), message, fix, to)
 
 
 def _passthrough_problems(
@@ -605,7 +600,9 @@ def check_program_and_certificates(
             problems += [error._replace(path=(*place, *error.path[1:])) for error in errors]
             warnings += [doubt._replace(path=(*place, *doubt.path[1:])) for doubt in found_warnings]
             if not errors:
-                names.setdefault(listener.bind, []).extend(_names_of(tls))
+                of_listener = names.setdefault(listener.bind, [])
+                with contextlib.suppress(Problem):
+                    of_listener += certificate_names(read_text(tls.cert))
     for route in tables.all(RouteConfig):
         problems += [
             problem._replace(path=("route", route.index, *problem.path))
@@ -639,8 +636,16 @@ def startup_problems(servers: Iterable[ServerConfig], tables: Tables) -> Iterato
     if gateway is None:
         return
     servers = list(servers)
-    yield from _program_problems(servers, gateway, tables)
-    yield from ((None, finding) for finding in _password_problems(gateway))
+    if problem := program_problem(program_path(gateway.program)):
+        owner, path = _place_of_gateway(servers, gateway, tables)
+        yield owner, Finding(path, *problem)
+    for index, listener in enumerate(gateway.bind):
+        for number, tls in enumerate(_certificates(listener)):
+            if tls.password_env and shutil.which("openssl") is None:
+                path = ("gateway", "bind", index, "tls", number, "password_env")
+                message = "the program openssl, which decrypts the key for HAProxy, is not installed"
+                fix = "apt install openssl, or store the key without a password, mode 0600"
+                yield None, Finding(path, message, fix)
     message, fix = (
         "HAProxy has no limit for a whole request",
         "take it out: head and idle limit the time without data",
@@ -652,35 +657,22 @@ def startup_problems(servers: Iterable[ServerConfig], tables: Tables) -> Iterato
             yield locate_finding(written, Finding(("timeouts", "total"), message, fix))
 
 
-def _password_problems(gateway: GatewayConfig) -> Iterator[Finding]:
-    for index, listener in enumerate(gateway.bind):
-        for number, tls in enumerate(_certificates(listener)):
-            if tls.password_env and shutil.which("openssl") is None:
-                path = ("gateway", "bind", index, "tls", number, "password_env")
-                message = "the program openssl, which decrypts the key for HAProxy, is not installed"
-                yield Finding(
-                    path, message, "apt install openssl, or store the key without a password, mode 0600"
-                )
-
-
-def _program_problems(
+def _place_of_gateway(
     servers: Iterable[ServerConfig], gateway: GatewayConfig, tables: Tables
-) -> Iterator[Located]:
-    """Report a HAProxy that cannot run, at the first table that needs it: a route, a stream or a proxied server."""
-    if problem := program_problem(program_path(gateway.program)):
-        listed = [("route", route.index) for route in tables.all(RouteConfig)]
-        listed += [("stream", stream.index) for stream in tables.all(StreamConfig)]
-        proxied = next((server for server in servers if server.is_proxied), None)
-        # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
-        is_written = gateway.model_fields_set and (gateway.bind or gateway.model_fields_set != {"bind"})
-        if gateway.program:
-            yield None, Finding(("gateway", "program"), *problem)
-        elif listed and not is_written:
-            yield None, Finding(listed[0], *problem)
-        elif proxied and not is_written:
-            yield proxied, Finding(("socket",), *problem)
-        else:
-            yield None, Finding(("gateway",), *problem)
+) -> tuple[ServerConfig | None, KeyPath]:
+    """Where the gateway is written: [gateway], or the first table that needs it (a route, stream or proxied server)."""
+    # A [gateway] that is made for streams or proxied servers alone has only the key `bind`, which is empty.
+    is_written = gateway.model_fields_set and (gateway.bind or gateway.model_fields_set != {"bind"})
+    if gateway.program:
+        return None, ("gateway", "program")
+    if not is_written:
+        listed: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
+        for table in listed:
+            return None, (table.table_name, table.index)
+        for server in servers:
+            if server.is_proxied:
+                return server, ("socket",)
+    return None, ("gateway",)
 
 
 def _wheel_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
@@ -699,13 +691,6 @@ def _wheel_warnings(gateway: GatewayConfig) -> Iterator[Finding]:
 
 def _certificates(listener: GatewayListener) -> tuple[TLSConfig, ...]:
     return () if isinstance(listener.tls, bool) else listener.tls
-
-
-def _names_of(tls: TLSConfig) -> list[str]:
-    try:
-        return certificate_names(read_text(tls.cert))
-    except Problem:
-        return []
 
 
 def _missing_certificate_warnings(
@@ -729,13 +714,11 @@ def _missing_certificate_warnings(
         if not uncovered:
             continue
         first, hosts = uncovered[0], list(dict.fromkeys(route.host for route in uncovered))
-        its_names = f"its names are {_join_names(covered_names)}" if covered_names else "it names no host"
+        more = ", …" if len(covered_names) > SHOWN_NAMES else ""
+        shown = f"{', '.join(covered_names[:SHOWN_NAMES])}{more}"
+        its_names = f"its names are {shown}" if covered_names else "it names no host"
         others = len(hosts) - SHOWN_NAMES
         more = f" and {others} more host{'s' * (others > 1)}" if others > 0 else ""
         message = f"{listener} has no certificate for {', '.join(hosts[:SHOWN_NAMES])}{more}: {its_names}"
         path = places[first.alias] if first.provider == FILE else ("gateway", "bind")
         yield Finding(path, message, "add one to the list of its tls", first.host)
-
-
-def _join_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN_NAMES]) + (", …" if len(names) > SHOWN_NAMES else "")
