@@ -368,7 +368,7 @@ class Machines(GatewayPart):
     def connect(self, gateway: GatewayManager) -> None:
         self._inventory = ProxmoxInventory(
             self.context.events,
-            gateway.report_machines,
+            gateway.update,
             gateway.fetch_activity_by_host,
             self.context.environment.state_directory,
         )

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from poolctl.core.core import Core
 from poolctl.json_form import to_json
+from poolctl.monitor.event_queue import EventBus
+from poolctl.supervisor.active_configuration import SupervisorContext
 
 from ..forwarder.waiting import AwaitedTarget
 from ..settings import Endpoint
 from ..target import MachineState, ServerFacts, TargetState
-from .forwarding import Order, WaitingListeners
+from .forwarding import Forwarding, Order, WaitingListeners
 from .outside_targets import MachineSource
 from .targets import Targets
 
@@ -24,53 +26,85 @@ _DOWN = (MachineState.STOPPED, MachineState.STARTING)
 
 
 class AwaitedTargets:
-    """The targets of the current routes for which connections wait, and their states for the forwarder.
+    """The targets of the current routes for which connections wait in the forwarder, with their listeners.
 
-    Set `machines` to the feature that knows the machines behind URLs.
+    Set `machines` to the feature that knows the machines behind URLs. `changed` is called when connections begin to
+    wait for a target.
     """
 
-    def __init__(self, listeners: WaitingListeners, core: Core, targets: Targets) -> None:
+    def __init__(
+        self,
+        environment: SupervisorContext,
+        events: EventBus,
+        core: Core,
+        targets: Targets,
+        changed: Callable[[], None],
+    ) -> None:
         self.machines: MachineSource | None = None
+        self.listeners = WaitingListeners(environment)
+        self._forwarding = Forwarding(environment, events)
+        self._forwarding.on_wake = self._on_wake
         self._core = core
         self._targets = targets
-        self._listeners = listeners
+        self._changed = changed
         # By machine: the number of the last wake, and the machine's `answers` at that time.
         self._wakes: dict[str, tuple[int, int]] = {}
         self._answered: dict[str, int] = {}  # by target: see AwaitedTarget
-        # Targets of an earlier supervisor with an unknown state: connections may be waiting for them.
-        self.unknown: set[str] = set()
         # The times until which services of started machines may not accept connections yet.
         self._starting_until: dict[str, float] = {}
 
-    def open_listeners(self, facts: Mapping[str, ServerFacts]) -> Mapping[str, str]:
-        """Open a listener for each target, and close all others; returns their addresses in HAProxy's syntax.
+    async def adopt(self) -> None:
+        """Take over the listeners and the forwarder of an earlier supervisor. Raises LinkLost."""
+        await self.listeners.adopt()
+        self._targets.unknown = {*self.listeners.keys}  # connections may be waiting for them
+        await self._forwarding.adopt()
 
-        `facts` are about the routed servers, by name.
+    def follow(self, facts: Mapping[str, ServerFacts], uids: Sequence[int]) -> Mapping[str, str]:
+        """Await the targets of the current routes, and no others; returns where, in HAProxy's syntax, by target.
+
+        `facts` are about the routed servers, by name. Processes of the users `uids` may connect.
         """
-        machines = self.machines.states.keys() if self.machines is not None else self.unknown
-        woken = self.unknown & machines & self._wakes.keys()
-        self.unknown -= machines | self._core.entries.keys()
-        for key in woken:
+        unknown, targets = self._targets.unknown, self._targets
+        states = targets.machines = self._states
+        known = states.keys() if self.machines is not None else unknown
+        targets.unknown = unknown - known - self._core.entries.keys()
+        for key in unknown & known & self._wakes.keys():
             self.start(key)
-        keys = [*self._keys(facts)]
-        self._listeners.close_others(keys)
-        return {key: self._listeners.of(key).address for key in keys}
-
-    def orders(self, facts: Mapping[str, ServerFacts], uids: list[int]) -> Iterator[tuple[str, Order]]:
-        """The forwarder's orders, by target. Processes of the users `uids` may connect."""
-        for key in self._keys(facts):
-            server = facts.get(key)
+        keys = [
+            key
+            for key in targets.keys
+            if key in states or key in targets.unknown or (key in facts and facts[key].is_awaited)
+        ]
+        self.listeners.close_others(keys)
+        orders, addresses = dict[str, Order](), dict[str, str]()
+        for key in keys:
+            server, listener = facts.get(key), self.listeners.of(key)
             target = self._awaited_machine(key) if server is None else self._awaited_server(key, server)
-            yield key, Order(to_json(target), self._listeners.of(key).sock, uids)
+            orders[key], addresses[key] = Order(to_json(target), listener.sock, uids), listener.address
+        self._forwarding.apply(orders)
+        return addresses
 
-    def wake(self, key: str, number: int) -> None:
+    def forget(self) -> None:
+        """Await no target any more."""
+        self._forwarding.apply({})
+
+    async def aclose(self) -> None:
+        """End the forwarder, and close all listeners."""
+        await self._forwarding.aclose()
+        self.listeners.close()
+
+    @property
+    def _states(self) -> Mapping[str, MachineState]:
+        return {} if self.machines is None else self.machines.states
+
+    def _on_wake(self, key: str, number: int) -> None:
         """Start the target if it is stopped: a connection waits. `number` is that of the forwarder's wake."""
         if key in self._core.entries:
             self._answered[key] = number
         elif self.machines is not None:
-            machine = self.machines.states.get(key)
-            self._wakes[key] = number, 0 if machine is None else machine.answers
+            self._wakes[key] = number, self._states.get(key, MachineState()).answers
         self.start(key)
+        self._changed()
 
     def start(self, key: str) -> None:
         """Start the target if it is stopped."""
@@ -78,12 +112,6 @@ class AwaitedTargets:
             self._core.wake(entry)
         elif self.machines is not None:
             self.machines.start_machine(key)
-
-    def _keys(self, facts: Mapping[str, ServerFacts]) -> Iterator[str]:
-        states = self.machines.states if self.machines is not None else {}
-        for key in self._targets.keys:
-            if key in states or key in self.unknown or (key in facts and facts[key].is_awaited):
-                yield key
 
     def _awaited_server(self, key: str, facts: ServerFacts) -> AwaitedTarget:
         # A program may open its address before it is ready. Do not connect until then, unless an earlier process still
@@ -102,8 +130,7 @@ class AwaitedTargets:
 
     def _awaited_machine(self, key: str) -> AwaitedTarget:
         now = asyncio.get_running_loop().time()
-        states = self.machines.states if self.machines is not None else {}
-        machine = states.get(key, MachineState())
+        machine = self._states.get(key, MachineState())
         if machine.state in _DOWN:
             self._starting_until[key] = now + machine.start_seconds
         number, answers = self._wakes.get(key, (0, 0))

@@ -35,8 +35,8 @@ from poolctl.units import format_duration
 
 from ..haproxy.host_names import HostNames
 from ..haproxy.process import GATEWAY, HaproxyProcess, HaproxyProcesses, HaproxyRefusal
-from ..haproxy.setup import Certificate, HaproxySetup, HeldListener, change, host_names, parts_of
-from ..program import program_problem, uid_of
+from ..haproxy.setup import HaproxySetup, HeldListener, change, host_names, parts_of
+from ..program import uid_of
 from ..repeated_work import RepeatedWork
 from ..settings import ListenerSettings
 from ..table import GatewayConfig
@@ -44,15 +44,9 @@ from ..target import ServerFacts, TargetState, facts_of, serving_state
 from .awaited_targets import AwaitedTargets
 from .counts import TrafficCounts
 from .figures import GatewayFigures
-from .forwarding import NEXT_PROCESS, Forwarding, WaitingListeners
+from .forwarding import NEXT_PROCESS
 from .hosts import HostStates
-from .listeners import (
-    GatewayListeners,
-    GatewayPlan,
-    certificates_from_json,
-    certificates_to_json,
-    plan_of,
-)
+from .listeners import GatewayPlan, GatewayPlanner
 from .outside_targets import Activity, MachineSource, TargetProbes
 from .route_tables import RouteTableManager
 from .targets import Targets
@@ -73,8 +67,6 @@ _DRAIN_TIMEOUT = 5.0
 _SETTLE_DELAY = 0.05
 # How often HAProxy is asked for waiting pages: it does not report events.
 _WAKE_INTERVAL = 0.2
-# Intervals for retrying addresses that could not be opened, and for rereading certificates.
-_RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
 # After this number of exits within this time, HAProxy is reported as unstable.
 _UNSTABLE_EXITS, _UNSTABLE_SECONDS = 3, 600.0
 
@@ -100,7 +92,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.tables = Tables()
         self.machines: MachineSource | None = None
         self._environment = environment
-        self._keeper = environment.keeper
         self._core = core
         self._routing = routing
         self._events = events
@@ -108,8 +99,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         now = asyncio.get_running_loop().time
         self.hosts, self.counts = HostStates(now, self._on_host_changed), TrafficCounts()
         self.targets = Targets(self.facts_of_server, self.hosts, self.counts, self._record_event, now)
-        self.figures = GatewayFigures(self.targets, lambda: self.gateway, self._update, now)
-        self.probes = TargetProbes(self._update)
+        self.figures = GatewayFigures(self.targets, lambda: self.gateway, self.update, now)
+        self.probes = TargetProbes(self.update)
         self.routes = RouteTableManager(
             lambda: ([entry.config for entry in core.entries.values()], self.tables),
             self._on_routes_computed,
@@ -122,34 +113,26 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
             lambda kind, message: events.record("pool", kind, message=message),
         )
         self._helper = environment.helpers.add(GATEWAY, self, self.processes)
-        self._listeners = GatewayListeners(environment.keeper, environment.opener)
-        self._waiting = WaitingListeners(environment)
+        self._planner = GatewayPlanner(environment, store, events)
+        self._awaited = AwaitedTargets(environment, events, core, self.targets, self.update)
         self._names = HostNames(self._on_address_found)
-        self.forwarding = Forwarding(environment, events)
-        self.forwarding.on_wake = self._on_wake
-        self._awaited = AwaitedTargets(self._waiting, core, self.targets)
         self._built: HaproxySetup | None = None  # the last setup, without states
-        self._current: GatewayPlan | None = None
-        self._certificates: list[Certificate] = []  # in use
-        self._plan_errors: tuple[ServerError, ...] = ()
-        self._reported_problem = ""  # by the last event
-        self._reported_addresses: tuple[str, ...] = ()  # by the last event
-        self._revision = -1
-        self._adopted = self._stopping = self._hosts_changed = False
+        self._revision = -1  # of the servers, at the last computation of routes
+        self._adopted = self._stopping = False
         # Whether the plan has to be made again, and whether the targets have changed since the last setup.
         self._is_outdated = self._has_changed = True
         self._exit_times: deque[float] = deque(maxlen=_UNSTABLE_EXITS)
         self._postponed: asyncio.Task[None] | None = None
         self._waking: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._following_hosts: asyncio.Handle | None = None  # soon, or when one becomes active again
         self.first_command = asyncio.Event()  # which says what servers are to run
         core.observers.add(self._on_server_changed)
 
     @property
     def failures(self) -> tuple[ServerError, ...]:
         """Why part of the configuration is not in force."""
-        failures, failure = [*self._plan_errors], self._helper.failure
+        failures, failure = [*self._planner.failures], self._helper.failure
         if isinstance(failure, HaproxyRefusal) and self.gateway is not None:
             message = f"the configuration before is in use, as HAProxy refuses this one: {failure.message}"
             failures.append(ServerError(message))
@@ -197,7 +180,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     @property
     def listeners(self) -> Collection[ListenerSettings]:
         """The listeners that are open or should be."""
-        return () if self._current is None else self._current.listeners.values()
+        return () if self._planner.plan is None else self._planner.plan.listeners.values()
 
     @property
     def is_configured(self) -> bool:
@@ -251,7 +234,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _settle(self) -> None:
         """Wait until HAProxy runs with the current routes and targets, or cannot."""
         await self.routes.wait_until_current()
-        self._update()
+        self.update()
         await self._helper.wait_until_settled()
         while (postponed := self._postponed) is not None:
             await asyncio.wait({postponed})
@@ -277,10 +260,6 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.machines = self._awaited.machines = machines
         machines.set_routes(self.routes.routes.served)
 
-    def report_machines(self) -> None:
-        """Apply the current states of the machines behind routes' URLs."""
-        self._update()
-
     async def announce_workers_exit(self, server: str) -> None:
         """Stop sending requests to the server, whose workers will exit; returns once that is done, or after 5 s."""
         with contextlib.suppress(TimeoutError):
@@ -294,11 +273,11 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._revision != self._core.servers.revision:
             self._schedule_recomputation()
         if entry.name in self.routes.routes.servers:
-            if (plan := self._current) is not None and entry.config.is_proxied:
+            if (plan := self._planner.plan) is not None and entry.config.is_proxied:
                 is_listening = entry.config.address.bind in plan.listeners
                 if is_listening == entry.wants_no_worker:
                     self._reconcile()
-            self._update()
+            self.update()
 
     def _open_streams(self) -> list[StreamRoute]:
         """The streams to listen for: the address of a proxied server is closed while it should not run."""
@@ -329,23 +308,24 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def _on_address_found(self) -> None:
         content = json.dumps(self._names.addresses).encode()
         self._store.store_for_successor(fd_store.GATEWAY_ADDRESSES, content)
-        self._update()
+        self.update()
 
     def _on_host_changed(self, host: str, state: RequestedBackendState, why: str) -> None:
         self._record_event(f"host {state}", host, why)
-        if not self._hosts_changed:  # a command may change thousands
-            self._hosts_changed = True
-            asyncio.get_running_loop().call_soon(self._follow_hosts)
+        self._follow_hosts_soon()
+
+    def _follow_hosts_soon(self) -> None:
+        # Once for all changes of a command, which may change thousands.
+        if self._following_hosts is not None:
+            self._following_hosts.cancel()
+        self._following_hosts = asyncio.get_running_loop().call_soon(self._follow_hosts)
 
     def _follow_hosts(self) -> None:
-        self._hosts_changed = False
         self._store.store_for_successor(fd_store.GATEWAY_HOSTS, json.dumps(self.hosts.to_json()).encode())
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
         if (expiry := self.hosts.next_expiry) < math.inf:
-            self._expiry = asyncio.get_running_loop().call_at(expiry, self.hosts.enable_expired)
-        self._update()
+            loop = asyncio.get_running_loop()
+            self._following_hosts = loop.call_at(expiry, self.hosts.enable_expired)
+        self.update()
 
     # Changes of HAProxy.
 
@@ -355,7 +335,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if not self._stopping:
             self._helper.reconcile()
 
-    def _update(self) -> None:
+    def update(self) -> None:
         """Apply changes to the running HAProxy soon; without one, the next is started with them."""
         self._has_changed = True
         if self.gateway is not None and not self._stopping:
@@ -370,13 +350,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if self._is_outdated:
             self._is_outdated = False
             try:
-                await self._open_listeners()
+                await self._apply_plan()
             except BaseException:
                 self._is_outdated = True
                 raise
-        if (plan := self._current) is None:
-            self.forwarding.apply({})
-            await self._listeners.close_others(())
+        if (plan := self._planner.plan) is None:
+            self._awaited.forget()
+            await self._planner.close_outdated()
             return None
         # Without a process, another attempt follows if there is a fallback.
         self._has_changed = self.gateway is None and self.processes.fallback is not None
@@ -386,13 +366,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         if setup.shows_waiting_page and self._waking is None:
             self._waking = asyncio.ensure_future(self._wake_for_waiting_pages())
         if not plan.listeners:
-            await self._listeners.close_others(())
+            await self._planner.close_outdated()
             return None
         if (process := self.gateway) is None:
             if self.processes.fallback is None:
-                await self._listeners.close_others(plan.listeners)
+                await self._planner.close_outdated()
         elif await self._change(process, setup):
-            await self._listeners.close_others(plan.listeners)
+            await self._planner.close_outdated()
             self._helper.note_settings(setup.digest)
         elif process.setup is not None and self._postpone_replacement(process):
             return process.setup.digest
@@ -447,11 +427,10 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _update_later(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._postponed = None
-        self._update()
+        self.update()
 
     async def _build_setup(self, plan: GatewayPlan) -> HaproxySetup:
         self.targets.probed = self.probes.targets
-        self.targets.machines = self.machines.states if self.machines is not None else {}
         routes = self.routes.routes
         facts = self.targets.facts()
         names = host_names(self.targets.keys, facts)
@@ -460,16 +439,13 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         held = [
             HeldListener(listener, plan.streams.get(key), sockets, plan.certificates.get(key, ()))
             for key, listener in plan.listeners.items()
-            if (sockets := self._listeners.of(key))
+            if (sockets := self._planner.listeners.of(key))
         ]
-        keys, addresses, waiting = (
-            self.routes.context_keys, self._names.addresses, self._awaited.open_listeners(facts)
-        )  # fmt: skip
-        self.targets.unknown = self._awaited.unknown
         uids = [*dict.fromkeys((0, os.geteuid(), uid_of(plan.settings.user)))]
-        self.forwarding.apply(dict(self._awaited.orders(facts, uids)))
-        successor = self._waiting.of(NEXT_PROCESS)
+        waiting = self._awaited.follow(facts, uids)
+        successor = self._awaited.listeners.of(NEXT_PROCESS)
         handover = successor.address, successor.sock, self.routes.next_process_key
+        keys, addresses = self.routes.context_keys, self._names.addresses
         parts = parts_of(plan.settings, held, routes.http, facts, keys, addresses, waiting, handover)
         if (setup := self._built) is None or setup.parts != parts:
             setup = await in_daemon_thread(parts.build)
@@ -499,22 +475,18 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
                 if serving_state(targets.values()) is TargetState.SLEEPING:
                     self._awaited.start(next(key for key, target in targets.items() if target.serves))
 
-    def _on_wake(self, key: str, number: int) -> None:
-        self._awaited.wake(key, number)
-        self._update()
-
     def use(self, process: HaproxyProcess, *, is_new: bool) -> None:
         self.figures.begin_process(process, is_new=is_new)
         self.processes.fallback = None
         if is_new:
-            self._report_addresses()
+            self._planner.report_addresses()
         if self._has_changed:
-            self._update()
+            self.update()
 
     async def retire(self, process: HaproxyProcess) -> None:
         await self.figures.follow_replaced(process)
         # Close listeners first, so that no connection waits where nobody accepts.
-        await self._listeners.close_others(() if self._current is None else self._current.listeners)
+        await self._planner.close_outdated()
         await self.processes.retire(process)
 
     def on_lost(self, process: HaproxyProcess) -> None:
@@ -524,77 +496,25 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     def on_event(self, event: str, message: str, **detail: Any) -> None:
         self._events.record("pool", event, message=message, **detail)
 
-    # The listeners.
-
-    async def _open_listeners(self) -> None:
-        """Make the plan, and open its listeners. Raises ServerError if that fails and no plan is in force."""
+    async def _apply_plan(self) -> None:
+        """Open the listeners, and try again later what has failed. Raises ServerError if no plan is in force."""
         if not self._adopted:
             await self._adopt()
-        streams, tables = self._open_streams(), self.tables
-        env, used = self._environment.configuration.environment, self._certificates
-        problems: list[ServerError] = []
-        try:
-            plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, used))
-        except ServerError as error:
-            if self._current is None:
-                raise
-            plan, problems = self._current, [error]
-        self._store_certificates([] if plan is None else plan.all_certificates)
-        if plan is None:
-            self._current, self._plan_errors, self._reported_addresses = None, (), ()
-            return
-        if self.gateway is None:
-            # Before listeners are opened, so that clients are refused instead of waiting.
-            program = plan.settings.program
-            if (problem := await in_daemon_thread(lambda: program_problem(program))) is not None:
-                await self._listeners.close_others(())
-                raise ServerError("; ".join(problem))
-        problems += await self._listeners.open_missing(plan.listeners)
-        problems += filter(None, (certificate.problem for certificate in self._certificates))
-        self._plan_errors = tuple(problems)
-        self._report_plan_errors()
-        self._current = plan.limited_to(self._listeners.settings)
+        await self._planner.apply(self.tables, self._open_streams(), is_serving=self.gateway is not None)
         if self._retry is not None:
             self._retry.cancel()
-        if problems or plan.certificates:
-            seconds = _RETRY_SECONDS if problems else _RENEWAL_SECONDS
+        if (seconds := self._planner.recheck_seconds) < math.inf:
             self._retry = asyncio.get_running_loop().call_later(seconds, self._reconcile)
 
-    def _store_certificates(self, used: list[Certificate]) -> None:
-        if (rows := certificates_to_json(used)) != certificates_to_json(self._certificates):
-            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, json.dumps(rows).encode())
-        self._certificates = used
-
-    def _report_plan_errors(self) -> None:
-        problem = "; ".join(error.message for error in self._plan_errors)
-        if problem and problem != self._reported_problem:
-            logger.error("%s: %s", GATEWAY.label, problem)
-            self._events.record("pool", f"{GATEWAY.name} failed", message=problem)
-        self._reported_problem = problem
-
-    def _report_addresses(self) -> None:
-        addresses = tuple(listener.bind for listener in self.listeners)
-        if addresses and addresses != self._reported_addresses:
-            kind = "gateway moved" if self._reported_addresses else "gateway started"
-            self._events.record("pool", kind, message=f"the gateway serves {', '.join(addresses)}")
-        self._reported_addresses = addresses
-
     async def _adopt(self) -> None:
-        """Take over what an earlier supervisor has left."""
-        await self._listeners.adopt()
-        await self._waiting.adopt()
-        self._awaited.unknown = {*self._waiting.keys}
-        await self.forwarding.adopt()
-        self._adopted = True
-        if self.gateway is not None:
-            self._reported_addresses = tuple(self._listeners.settings)
-        self._certificates = certificates_from_json(
-            json.loads(await self._store.read(fd_store.GATEWAY_CERTIFICATES) or b"[]")
-        )
+        """Take over what an earlier supervisor has left. Raises LinkLost."""
+        await self._planner.adopt(is_serving=self.gateway is not None)
+        await self._awaited.adopt()
         self._names.addresses = json.loads(await self._store.read(fd_store.GATEWAY_ADDRESSES) or b"{}")
         if (content := await self._store.read(fd_store.GATEWAY_HOSTS)) is not None:
             self.hosts.restore(json.loads(content))
-            self._follow_hosts()
+            self._follow_hosts_soon()
+        self._adopted = True
 
     async def finish(self) -> None:
         """Refuse new connections; returns when the open ones have ended, at most after `drain_timeout`."""
@@ -602,8 +522,8 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         # The sockets of a process that is being started must not be closed before they are sent.
         self._helper.stop_attempts()
         await self._helper.wait_until_settled()
-        process, plan = self._helper.release(), self._current
-        await self._listeners.close_others(())
+        process, plan = self._helper.release(), self._planner.plan
+        await self._planner.listeners.close_others(())
         if plan is not None:
             await self.processes.finish_requests(
                 process,
@@ -616,7 +536,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         """End HAProxy; from now on connections are refused."""
         self._stop_changing()
         await self._end_processes()
-        await self._listeners.close_others(())
+        await self._planner.listeners.close_others(())
         self.probes.close()
         self.routes.close()
 
@@ -625,7 +545,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self.first_command.set()
         self.figures.close()  # a replaced process does not end before its figures are read
         self._names.close()
-        for work in (self._retry, self._expiry, self._postponed, self._waking):
+        for work in (self._retry, self._following_hosts, self._postponed, self._waking):
             if work is not None:
                 work.cancel()
         self._postponed = None
@@ -633,8 +553,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
     async def _end_processes(self) -> None:
         await self._helper.aclose()
         await self.processes.end_all(self._helper.log)
-        await self.forwarding.aclose()
-        self._waiting.close()
+        await self._awaited.aclose()
 
 
 class GatewayPart(FeaturePart):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
+import math
 import os
 import socket
 import ssl
@@ -17,7 +20,7 @@ from poolctl.address import overlaps, parse
 from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
 from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
-from poolctl.json_form import Table, from_json, to_json
+from poolctl.json_form import from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import (
     PRIVATE,
@@ -25,41 +28,26 @@ from poolctl.listeners.open_listener import (
     change_access,
     socket_file_identity,
 )
+from poolctl.monitor.event_queue import EventBus
 from poolctl.platform import memory_file
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.listener_opener import Opener
 from poolctl.runners.process_link import Link, LinkLost, stored_entries
 from poolctl.runners.socket_access import socket_access
+from poolctl.supervisor.active_configuration import SupervisorContext
+from poolctl.supervisor.takeover.state_store import StateStore
 
+from ..haproxy.process import GATEWAY
 from ..haproxy.setup import Certificate
+from ..program import program_problem
 from ..settings import GatewaySettings, ListenerSettings, settings_of
 from ..table import GatewayConfig, GatewayListener, StreamConfig
 
 _OPENSSL_SECONDS = 10.0
+# Intervals for retrying addresses that could not be opened, and for rereading certificates.
+_RETRY_SECONDS, _RENEWAL_SECONDS = 5.0, 30.0
 
-
-def certificates_to_json(certificates: Iterable[Certificate]) -> list[Table]:
-    """The certificates, with their keys, for the next supervisor."""
-    return [
-        {
-            "tls": certificate.tls.to_dict(),
-            "names": certificate.names,
-            "contents": [content.decode("latin-1") for content in certificate.contents],
-        }
-        for certificate in certificates
-    ]
-
-
-def certificates_from_json(rows: Iterable[Table]) -> list[Certificate]:
-    """The certificates that an earlier supervisor has used, which `plan_of` takes as `used`."""
-    return [
-        Certificate(
-            TLSConfig(**row["tls"]),
-            tuple(row["names"]),
-            [content.encode("latin-1") for content in row["contents"]],
-        )
-        for row in rows
-    ]
+logger = logging.getLogger("poolctl.supervisor")
 
 
 class GatewayPlan(NamedTuple):
@@ -72,11 +60,6 @@ class GatewayPlan(NamedTuple):
     listeners: Mapping[str, ListenerSettings]
     streams: Mapping[str, StreamRoute] = MappingProxyType({})
     certificates: Mapping[str, Sequence[Certificate]] = MappingProxyType({})
-
-    @property
-    def all_certificates(self) -> list[Certificate]:
-        """The certificates of all listeners."""
-        return [*chain.from_iterable(self.certificates.values())]
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """A copy of the plan with only open listeners.
@@ -297,3 +280,102 @@ class GatewayListeners:
             self._opener.close(parse(key).key, sockets, self._identities.pop(key))
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
+
+
+class GatewayPlanner:
+    """Makes the gateway's plan, opens its listeners, and reads its certificates.
+
+    The `plan` in force has only open listeners; None before the first, and for a pool without a gateway. `failures` are
+    the reasons why a part of the tables is not in force.
+    """
+
+    def __init__(self, environment: SupervisorContext, store: StateStore, events: EventBus) -> None:
+        self.plan: GatewayPlan | None = None
+        self.failures: tuple[ServerError, ...] = ()
+        self.listeners = GatewayListeners(environment.keeper, environment.opener)
+        self._environment = environment
+        self._store = store
+        self._events = events
+        self._certificates: list[Certificate] = []  # in use
+        self._reported_failure = ""  # by the last event
+        self._reported_addresses: tuple[str, ...] = ()  # by the last event
+
+    @property
+    def recheck_seconds(self) -> float:
+        """The time after which addresses have to be tried again, or certificates read again; infinity for never."""
+        if self.failures:
+            return _RETRY_SECONDS
+        return _RENEWAL_SECONDS if self.plan is not None and self.plan.certificates else math.inf
+
+    async def adopt(self, *, is_serving: bool) -> None:
+        """Take over what an earlier supervisor has left; `is_serving`: with a HAProxy that serves. Raises LinkLost."""
+        await self.listeners.adopt()
+        if is_serving:
+            self._reported_addresses = tuple(self.listeners.settings)
+        rows = json.loads(await self._store.read(fd_store.GATEWAY_CERTIFICATES) or b"[]")
+        self._certificates = [
+            Certificate(
+                TLSConfig(**row["tls"]),
+                tuple(row["names"]),
+                [content.encode("latin-1") for content in row["contents"]],
+            )
+            for row in rows
+        ]
+
+    async def apply(self, tables: Tables, streams: Sequence[StreamRoute], *, is_serving: bool) -> None:
+        """Make the plan, and open its listeners. Raises ServerError if that fails and no plan is in force."""
+        env, used = self._environment.configuration.environment, self._certificates
+        failures: list[ServerError] = []
+        try:
+            plan = await in_daemon_thread(lambda: plan_of(tables, streams, env, used))
+        except ServerError as error:
+            if self.plan is None:
+                raise
+            plan, failures = self.plan, [error]
+        self._use_certificates([] if plan is None else [*chain.from_iterable(plan.certificates.values())])
+        if plan is None:
+            self.plan, self.failures, self._reported_addresses = None, (), ()
+            return
+        if not is_serving:
+            # Before listeners are opened, so that clients are refused instead of waiting.
+            program = plan.settings.program
+            if (problem := await in_daemon_thread(lambda: program_problem(program))) is not None:
+                await self.listeners.close_others(())
+                raise ServerError("; ".join(problem))
+        failures += await self.listeners.open_missing(plan.listeners)
+        failures += filter(None, (certificate.problem for certificate in self._certificates))
+        self.plan, self.failures = plan.limited_to(self.listeners.settings), tuple(failures)
+        failure = "; ".join(error.message for error in failures)
+        if failure and failure != self._reported_failure:
+            logger.error("%s: %s", GATEWAY.label, failure)
+            self._events.record("pool", f"{GATEWAY.name} failed", message=failure)
+        self._reported_failure = failure
+
+    def report_addresses(self) -> None:
+        """Report the addresses where a new HAProxy serves, if they have changed."""
+        addresses = () if self.plan is None else tuple(self.plan.listeners)
+        if addresses and addresses != self._reported_addresses:
+            kind = "gateway moved" if self._reported_addresses else "gateway started"
+            self._events.record("pool", kind, message=f"the gateway serves {', '.join(addresses)}")
+        self._reported_addresses = addresses
+
+    async def close_outdated(self) -> None:
+        """Close the listeners that are not in the plan. HAProxy has closed its descriptors, or is about to."""
+        await self.listeners.close_others(() if self.plan is None else self.plan.listeners)
+
+    def _use_certificates(self, certificates: list[Certificate]) -> None:
+        """Use these certificates, and store them, with their keys, for the next supervisor."""
+        before, after = (
+            [
+                {
+                    "tls": certificate.tls.to_dict(),
+                    "names": certificate.names,
+                    "contents": [content.decode("latin-1") for content in certificate.contents],
+                }
+                for certificate in of_one_time
+            ]
+            for of_one_time in (self._certificates, certificates)
+        )
+        if after != before:
+            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, json.dumps(after).encode())
+        self._certificates = certificates

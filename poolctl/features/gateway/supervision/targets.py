@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ class Targets:
         self.routes: tuple[AnyServedRoute, ...] = ()
         self.probed: Mapping[str, Target] = {}  # the results of probes, by URL
         self.machines: Mapping[str, MachineState] = {}
-        self.unknown: Collection[str] = ()  # targets that may have a machine, which is not known yet
+        self.unknown: Set[str] = frozenset()  # targets that may have a machine, which is not known yet
         self.unresolved: Collection[str] = ()  # host names without a known address
         self._facts = facts
         self._event = event
