@@ -336,26 +336,33 @@ def _counts(rows: Sequence[MeasuredServer], pool: str, words: bool) -> Text:
 def _totals(rows: Sequence[MeasuredServer], width: int) -> Text:
     wide = width >= _MIN_WIDE_WIDTH
     chart = 24 if width >= 140 else 12 if wide else 8
-    all_stats = [row.stats for row in rows]
+
+    def total(figure: str) -> float | None:
+        return _sum(getattr(row.stats, figure) for row in rows)
+
+    def charted(figure: str, *, from_zero: bool = True) -> str:
+        # The histories are aligned at their last values.
+        series = (reversed(getattr(row.stats.history, figure)) for row in rows)
+        values = [_sum(at_once) for at_once in zip_longest(*series, fillvalue=0.0)]
+        return " " + sparkline(values[::-1], chart, from_zero=from_zero)
+
     line = Text(" ")
-    _add(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
-    rates = _summed_series([stats.history.requests_per_second for stats in all_stats])
-    line.append(" " + sparkline(rates, chart), "green")
-    slowest = max((stats.latency_p99_seconds or 0.0 for stats in all_stats), default=0.0)
+    _add(line, "req/s", format_count(total("requests_per_second")))
+    line.append(charted("requests_per_second"), "green")
+    slowest = max((row.stats.latency_p99_seconds or 0.0 for row in rows), default=0.0)
     _add(line, "p99", format_seconds(slowest or None))
-    _add(line, "mem", format_size(_sum(stats.memory_bytes for stats in all_stats)))
+    _add(line, "mem", format_size(total("memory_bytes")))
     if wide:
-        memory = _summed_series([stats.history.memory_bytes for stats in all_stats])
-        line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
-    _add(line, "cpu", format_percent(_sum(stats.cpu_percent for stats in all_stats)))
-    _add(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
+        line.append(charted("memory_bytes", from_zero=False), "blue")
+    _add(line, "cpu", format_percent(total("cpu_percent")))
+    _add(line, "busy", format_count(total("in_flight")))
     if wide:
-        _add(line, "conn", format_count(_sum(stats.connections for stats in all_stats)))
-    rate = _sum(stats.errors_per_second for stats in all_stats)
+        _add(line, "conn", format_count(total("connections")))
+    rate = total("errors_per_second")
     _add(line, "err/s", format_count(rate), "bold red" if rate else "bold")
-    total = line.copy()
-    _add(total, "errors", format_count(_sum(stats.errors_total for stats in all_stats)))
-    return total if total.cell_len <= width else line
+    longer = line.copy()
+    _add(longer, "errors", format_count(total("errors_total")))
+    return longer if longer.cell_len <= width else line
 
 
 # Parts of the gateway's line omitted on a narrow screen, in this order.
@@ -377,16 +384,15 @@ def _gateway(gateway: GatewayStatus, width: int) -> Text:
         "cpu": format_percent(stats.cpu_percent),
         "conn": format_count(stats.connections),
     }
-    omitted = 0
-    while True:
+    for omitted in ("", *_DISPENSABLE):
+        figures.pop(omitted, None)
         line = start.copy()
         for title, value in figures.items():
-            if title not in _DISPENSABLE[:omitted]:
-                failing = title == "err/s" and stats.errors_per_second
-                _add(line, title, value, "bold red" if failing else "bold")
-        if line.cell_len <= width or omitted == len(_DISPENSABLE):
-            return line
-        omitted += 1
+            failing = title == "err/s" and stats.errors_per_second
+            _add(line, title, value, "bold red" if failing else "bold")
+        if line.cell_len <= width:
+            break
+    return line
 
 
 def _add(line: Text, title: str, value: str, style: str = "bold") -> None:
@@ -401,12 +407,6 @@ def _sum(figures: Iterable[float | None]) -> float | None:
     return sum(numbers) if numbers or not values else None
 
 
-def _summed_series(series: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The sum of several histories, aligned at their last values."""
-    newest_first = zip_longest(*(reversed(values) for values in series), fillvalue=0.0)
-    return [_sum(values) for values in newest_first][::-1]
-
-
 Hints = Sequence[tuple[str, str]]
 
 _MIN_HEIGHT_FOR_HEAD = 10  # on a screen with fewer lines, the head is one line
@@ -415,6 +415,7 @@ HINTS = (
     _FILTER, ("l", "logs"), ("r", "restart"), ("s", "stop"), _SORT, ("d", "drain"), ("+-", "workers"), _PAUSE, _SELECT,
 )  # fmt: skip
 _ROUTE_HINTS = (("Tab", "servers"), _FILTER, _SORT, _PAUSE, _SELECT)
+_TYPING_HINTS = (("Enter", "keep the filter"), ("Esc", "show all"), _SELECT)
 ALWAYS = (("?", "help"), ("q", "quit"))
 
 
@@ -464,21 +465,19 @@ def table_frame(
         lines.append(Text(" loading …", FAINT))
     lines += [Text()] * (height - 1 - len(lines))
     hints = _ROUTE_HINTS if routes is not None else HINTS if gateway is None else (("Tab", "routes"), *HINTS)
-    return [*lines, _last_line(board, hints, notice, typing, width)]
+    if notice is not None:
+        last = Text(f" {notice.text}", notice.style or "bold")
+    elif typing:
+        last = hints_line(_TYPING_HINTS, "", width)
+    else:
+        position = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
+        last = hints_line(hints, position, width, ALWAYS)
+    return [*lines, last]
 
 
 def _end_line(server: MeasuredServer) -> Text:
     """How the server has ended by itself."""
     return Text(f" {printable(f'{server.name} {server.end_text}')}", "yellow")
-
-
-def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: bool, width: int) -> Text:
-    if notice is not None:
-        return Text(f" {notice.text}", notice.style or "bold")
-    if typing:
-        return hints_line([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
-    position = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return hints_line(hints, position, width, ALWAYS)
 
 
 def hints_line(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:

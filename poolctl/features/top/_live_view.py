@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +70,29 @@ def action_of(key: str, item: Item) -> ServerAction | None:
     return ServerAction("scale", name, "scaling", f"has {workers}", question, workers_wanted)
 
 
+class NoticeLine:
+    """The notice in place of the key hints, if there is one; `changed` is called when it changes."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.notice: Notice | None = None
+        self._changed = changed
+        self._end: asyncio.TimerHandle | None = None
+
+    def show(self, text: str, style: str = "", seconds: float | None = _NOTICE_SECONDS) -> None:
+        """Show this text for a time, or, if `seconds` is None, until the next call."""
+        self.clear()
+        self.notice = Notice(text, style)
+        if seconds is not None:
+            self._end = asyncio.get_running_loop().call_later(seconds, self.clear)
+
+    def clear(self) -> None:
+        """Show the key hints again."""
+        if self._end is not None:
+            self._end.cancel()
+        self.notice = None
+        self._changed()
+
+
 class LiveView:
     """One view of one pool, until the user leaves it."""
 
@@ -83,10 +106,9 @@ class LiveView:
         self._typing = False
         self._paused = False
         self._question: ServerAction | None = None
-        self._notice: Notice | None = None
-        self._notice_end: asyncio.TimerHandle | None = None
         self._problem = ""
         self._redraw = asyncio.Event()  # set when the screen must be redrawn
+        self._notices = NoticeLine(self._redraw.set)
         self._update_now = asyncio.Event()  # set to request an update before the interval ends
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_ended = False
@@ -124,9 +146,10 @@ class LiveView:
         if self._pane is not None:
             return log_frame(self._pane, size)
         problem = self._problem or ("paused: press Space to resume" if self._paused else "")
+        view = self._view
         return table_frame(
-            self._view.servers, self._view.pool, size, notice=self._notice, typing=self._typing, trouble=problem,
-            gateway=self._view.gateway, routes=self._view.routes,
+            view.servers, view.pool, size, notice=self._notices.notice, typing=self._typing, trouble=problem,
+            gateway=view.gateway, routes=view.routes,
         )  # fmt: skip
 
     # The terminal and signals.
@@ -216,17 +239,17 @@ class LiveView:
             self._redraw.set()
 
     async def _act(self, action: ServerAction) -> None:
-        self._notify(f"{action.doing} {action.name} …", "yellow", _LONG_NOTICE_SECONDS)
+        self._notices.show(f"{action.doing} {action.name} …", "yellow", _LONG_NOTICE_SECONDS)
         try:
             result = await self._ask(Result, action.verb, action.body(), _ACTION_SECONDS)
         except ControlError as error:
-            self._notify(f"{action.name}: {error.message}", "bold red")
+            self._notices.show(f"{action.name}: {error.message}", "bold red")
             return
         if result.errors:
             message = (result.errors[0].message or "failed").splitlines()[0]
-            self._notify(f"{action.name}: {message}", "bold red", _LONG_NOTICE_SECONDS)
+            self._notices.show(f"{action.name}: {message}", "bold red", _LONG_NOTICE_SECONDS)
         else:
-            self._notify(f"{action.name} {action.done}", "green")
+            self._notices.show(f"{action.name} {action.done}", "green")
         self._update_now.set()
 
     async def _open_log(self, name: str) -> None:
@@ -234,13 +257,13 @@ class LiveView:
             answer = await self._ask(ShowResult, "show", {"selector": {"targets": [name]}})
             path = log_paths(answer.items, self._view.ref.logs_directory).get(name)
             if path is None:
-                self._notify(f"{name}: it has been removed", "bold red")
+                self._notices.show(f"{name}: it has been removed", "bold red")
             elif self._pane is None:
                 self._pane = LogPane(name, path)
                 if self._pane.fileno() >= 0:
                     self._loop.add_reader(self._pane.fileno(), self._redraw.set)
         except (ControlError, OSError) as error:
-            self._notify(f"{name}: {error}", "bold red")
+            self._notices.show(f"{name}: {error}", "bold red")
         self._redraw.set()
 
     def _close_pane(self) -> None:
@@ -249,17 +272,6 @@ class LiveView:
                 self._loop.remove_reader(self._pane.fileno())
             self._pane.close()
             self._pane = None
-
-    def _notify(self, text: str, style: str = "", seconds: float = _NOTICE_SECONDS) -> None:
-        self._set_notice(Notice(text, style))
-        self._notice_end = self._loop.call_later(seconds, self._set_notice, None)
-
-    def _set_notice(self, notice: Notice | None) -> None:
-        """Show `notice` in place of the key hints; if `notice` is None, show the key hints again."""
-        if self._notice_end is not None:
-            self._notice_end.cancel()
-        self._notice = notice
-        self._redraw.set()
 
     # Keys.
 
@@ -276,7 +288,7 @@ class LiveView:
             self._screen.resize()
         elif self._question is not None:
             action, self._question = self._question, None
-            self._set_notice(None)
+            self._notices.clear()
             if key in ("y", "Y"):
                 self._start_task(self._act(action))
         elif self._help is not None:
@@ -310,23 +322,23 @@ class LiveView:
             self._is_ended = True
         elif key == "/":
             self._typing = True
-            self._set_notice(None)
+            self._notices.clear()
         elif key == "escape":
             board.set_filter("")
-            self._set_notice(None)
+            self._notices.clear()
         elif key in ("?", "h"):
             self._help = 0
         elif key in ("<", ">", "left", "right"):
             board.sort_next(1 if key in (">", "right") else -1)
-            self._notify(f"sorted by {board.sort}")
+            self._notices.show(f"sorted by {board.sort}")
         elif sort := next((name for name, order in board.orders.items() if order.key == key), ""):
             board.toggle_sort(sort)
-            self._notify(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
+            self._notices.show(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
             self._update_now.set()
         elif key == "tab" and view.routes is None and view.gateway is None:
-            self._notify("the pool has no gateway")
+            self._notices.show("the pool has no gateway")
         elif key == "tab":
             view.routes = RouteBoard() if view.routes is None else None
             self._start_task(self._update_routes())
@@ -339,7 +351,7 @@ class LiveView:
         elif (action := action_of(key, row)) is not None:
             if action.question:
                 self._question = action
-                self._set_notice(Notice(f"{action.question}  y: yes, any other key: no", "bold yellow"))
+                self._notices.show(f"{action.question}  y: yes, any other key: no", "bold yellow", None)
             else:
                 self._start_task(self._act(action))
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pyte
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import MeasuredServer
 from poolctl.features.top._frames import Notice
-from poolctl.features.top._live_view import LiveView, ServerAction, action_of
+from poolctl.features.top._live_view import NoticeLine, ServerAction, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -360,18 +360,18 @@ def test_the_last_worker_is_not_scaled_away() -> None:
 
 @pytest.mark.loop(run=run_in_virtual_time)
 async def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
-    view: Any = LiveView(cast(Any, None))
-    view._notify("first")
+    line = NoticeLine(lambda: None)
+    line.show("first")
     await asyncio.sleep(3)
-    view._notify("second", "green")
+    line.show("second", "green")
     for seconds, notice in ((3.9, Notice("second", "green")), (0.2, None)):
         await asyncio.sleep(seconds)
-        assert view._notice == notice
-    view._notify("third", "red", 60)
+        assert line.notice == notice
+    line.show("third", "red", 60)
     await asyncio.sleep(59)
-    view._set_notice(Notice("Stop web?"))
+    line.show("Stop web?", seconds=None)
     await asyncio.sleep(600)
-    assert view._notice == Notice("Stop web?")
+    assert line.notice == Notice("Stop web?")
 
 
 PAGE_DOWN, PAGE_UP, LEFT, RIGHT, BACKSPACE, ESCAPE = "\x1b[6~", "\x1b[5~", "\x1b[D", "\x1b[C", "\x7f", "\x1b"
