@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
 
 from poolctl.config.files.read_file import Stamp, stamp_of
@@ -242,18 +242,14 @@ class Certificate:
 
     def _load(self) -> ssl.SSLContext:
         assert self.tls is not None
-        with self._opened() as fds:
-            return ssl_context(self.tls, fds)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(path, "rb")) for path in self._paths]
+            return ssl_context(self.tls, [file.fileno() for file in files])
 
     @property
     def _paths(self) -> Sequence[str]:
         tls = self.tls or {}
         return [path for path in (tls["cert"], tls["key"] or tls["cert"], tls["ca"]) if path]
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[list[int]]:
-        with contextlib.ExitStack() as stack:
-            yield [stack.enter_context(open(path, "rb")).fileno() for path in self._paths]
 
 
 def _same_sockets(listeners: Sequence[socket.socket], others: Sequence[socket.socket]) -> bool:

@@ -47,7 +47,8 @@ class Forwarder(SupervisedProcess):
             self._give_waiting(message["id"])
         elif message["t"] == "waiting":
             for key, fd in zip(message["keys"], fds, strict=True):
-                self._admit(key, socket.socket(fileno=fd))
+                client, (room, _) = socket.socket(fileno=fd), self._rooms.get(key, (None, 0))
+                room.admit(client) if room is not None else client.close()
         else:
             self._await(message, socket.socket(fileno=fds[0]))
 
@@ -62,7 +63,11 @@ class Forwarder(SupervisedProcess):
             room.stop_accepting()
         listener.setblocking(False)
         target = from_json(AwaitedTarget, order["value"])
-        room = WaitingRoom(listener, target, frozenset(order["uids"]), self._wake, self._connections)
+
+        def wake(key: str, number: int) -> None:
+            self.link.send({"t": "wake", "key": key, "number": number})
+
+        room = WaitingRoom(listener, target, frozenset(order["uids"]), wake, self._connections)
         self._rooms[key] = room, inode
 
     def _drop_others(self, keys: set[str]) -> None:
@@ -77,16 +82,6 @@ class Forwarder(SupervisedProcess):
         self.link.send({"t": "waiting", "id": number, "keys": keys}, [client.fileno() for client in clients])
         for client in clients:
             client.close()
-
-    def _admit(self, key: str, client: socket.socket) -> None:
-        room, _ = self._rooms.get(key, (None, 0))
-        if room is not None:
-            room.admit(client)
-        else:
-            client.close()
-
-    def _wake(self, key: str, number: int) -> None:
-        self.link.send({"t": "wake", "key": key, "number": number})
 
     async def end_service(self) -> None:
         self._drop_others(set())

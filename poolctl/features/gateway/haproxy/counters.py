@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -51,7 +52,8 @@ class CounterRow(NamedTuple):
 def rows_of(text: str) -> list[CounterRow]:
     """The rows in the responses to READ_COUNTERS (management guide, "show stat" and "show table")."""
     statistics, _, table = text.partition(f"# table: {FAILURES}")
-    bad, unanswered = dict(_bad_statuses(table)), dict(_unanswered_requests(table))
+    bad = dict(re.findall(r"^\S+ key=(\S+) .*\bgpc0=(\d+)", table, re.MULTILINE))
+    unanswered = dict(re.findall(r"^\S+ (\S+) (\d+)$", table, re.MULTILINE))
     lines = statistics.lstrip("# ").splitlines()
     columns = lines[0].split(",") if lines else []
     rows = []
@@ -59,29 +61,13 @@ def rows_of(text: str) -> list[CounterRow]:
         values = dict(zip(columns, line.split(",", _COLUMNS_READ), strict=False))
         proxy, name = values["pxname"], values["svname"]
         counts = {column: int(values[column] or 0) for column in _COUNTS}
-        bad_gateway = unanswered.get(f"{proxy}/{name}", 0)
+        bad_gateway = int(unanswered.get(f"{proxy}/{name}", 0))
         # HAProxy counts a request that it answers with 502 twice, but not if the response is invalid.
         counts[_FAILED] = max(counts["eresp"] - bad_gateway, bad_gateway)
-        counts[_BAD_STATUS] = bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0)
+        counts[_BAD_STATUS] = int(bad.get(f"{proxy}/{name}"[:FAILURES_KEY_BYTES], 0))
         now, queued, max_queued = (int(values[column] or 0) for column in ("scur", "qcur", "qmax"))
         rows.append(CounterRow(proxy, name, now, queued, max_queued > 0, counts))
     return rows
-
-
-def _bad_statuses(table: str) -> Iterator[tuple[str, int]]:
-    """The number of bad responses by "BACKEND/SERVER"."""
-    for line in table.splitlines():
-        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "key" in words:
-            yield words["key"], int(words["gpc0"])
-
-
-def _unanswered_requests(text: str) -> Iterator[tuple[str, int]]:
-    """The number of requests that HAProxy has answered with 502, by "BACKEND/SERVER"."""
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2].isdigit():
-            yield words[1], int(words[2])
 
 
 class CounterReader:

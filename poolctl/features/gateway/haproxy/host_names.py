@@ -59,20 +59,18 @@ class HostNames:
         resolving = RepeatedWork(f"the addresses of {name}")
         while True:
             with resolving.attempt(), contextlib.suppress(OSError, RuntimeError, UnicodeError):
-                addresses, port = await in_daemon_thread(lambda: _resolve(name)), self._ports[name]
+                resolve = partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM)
+                addresses = [str(address[0]) for *_, address in await in_daemon_thread(resolve)]
                 if address not in addresses or not is_reached:
                     previous = address
-                    address, is_reached = await in_daemon_thread(partial(_choose, addresses, port))
+                    address, is_reached = await in_daemon_thread(
+                        partial(_choose, addresses, self._ports[name])
+                    )
                     if address != previous:
                         self.addresses[name] = address
                         self._changed()
             was_tried.set()
             await asyncio.sleep(_RESOLVE_INTERVAL)
-
-
-def _resolve(name: str) -> list[str]:
-    """The addresses of a host name. Blocks; raises OSError."""
-    return [str(address[0]) for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
 
 
 def _choose(addresses: Sequence[str], port: int) -> tuple[str, bool]:

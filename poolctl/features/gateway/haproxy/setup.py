@@ -343,6 +343,10 @@ def _endpoint_of_url(url: str) -> Endpoint | None:
     return None
 
 
+class _NeedsReplacement(Exception):
+    """Runtime commands do not suffice."""
+
+
 def change(old: HaproxySetup, new: HaproxySetup) -> tuple[list[str], HaproxySetup] | None:
     """The runtime commands that change one setup into the other, and the resulting setup; None if they do not suffice.
 
@@ -354,12 +358,12 @@ def change(old: HaproxySetup, new: HaproxySetup) -> tuple[list[str], HaproxySetu
     for name, entries in new.maps.items():
         commands += _map_commands(name, old.maps[name], entries)
     unused = dict(old.left)
-    for old_backend, new_backend in zip(old.configuration.backends, new.configuration.backends, strict=True):
-        if old_backend.servers != new_backend.servers:
-            backend_commands = _backend_commands(old_backend, new_backend, unused)
-            if backend_commands is None:
-                return None
-            commands += backend_commands
+    try:
+        for before, after in zip(old.configuration.backends, new.configuration.backends, strict=True):
+            if before.servers != after.servers:
+                commands += _backend_commands(before, after, unused)
+    except _NeedsReplacement:
+        return None
     if len(unused) > _MAX_LEFT:
         return None
     for place, state in new.states.items():
@@ -380,39 +384,35 @@ def _map_commands(name: str, before: Mapping[str, str], after: Mapping[str, str]
 
 def _backend_commands(
     before: HaproxyBackend, after: HaproxyBackend, left: dict[tuple[str, str], HaproxyServer]
-) -> list[str] | None:
+) -> Iterator[str]:
+    """Yield the commands that change the servers; adds to `left` those that remain unused. Raises _NeedsReplacement."""
     old, new = ({server.name: server for server in backend.servers} for backend in (before, after))
     if old.keys() != new.keys() and any(line.startswith(_FIXED) for line in after.lines):
-        return None
-    commands: list[str] = []
+        raise _NeedsReplacement
     for name, server in old.items():
         if name not in new:
             left[after.name, name] = server
-            commands.append(f"set server {after.name}/{name} state {MAINTENANCE}")
+            yield f"set server {after.name}/{name} state {MAINTENANCE}"
     for name, server in new.items():
         place = f"{after.name}/{name}"
         if (previous := old.get(name) or left.pop((after.name, name), None)) is not None:
-            of_server = [*_server_commands(place, previous, server)]
-            if None in of_server:
-                return None
-            commands += filter(None, of_server)
+            yield from _server_commands(place, previous, server)
             continue
         command = f"add server {place} {server.address} {server.arguments}".rstrip()
         if "'" in command:  # the runtime socket does not support quotes
-            return None
-        commands.append(command)
-        commands += [f"enable health {place}"] if PASSIVE_CHECK in server.options else []
-    return commands
+            raise _NeedsReplacement
+        yield command
+        if PASSIVE_CHECK in server.options:
+            yield f"enable health {place}"
 
 
-def _server_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str | None]:
-    """Yield the commands that change the server; None if runtime commands do not suffice."""
+def _server_commands(place: str, before: HaproxyServer, after: HaproxyServer) -> Iterator[str]:
     if (before.key, before.options, before.cookie) != (after.key, after.options, after.cookie):
-        yield None
+        raise _NeedsReplacement
     if before.weight != after.weight:
         yield f"set server {place} weight {after.weight}"
     if before.address != after.address:
         if not (_is_ip_address(before.address) and _is_ip_address(after.address)):
-            yield None  # the path of a socket cannot be set at run time
+            raise _NeedsReplacement  # the path of a socket cannot be set at run time
         host, _, port = after.address.rpartition("@")[2].rpartition(":")
         yield f"set server {place} addr {host} port {port}"

@@ -155,7 +155,11 @@ class GatewayVerbs:
     async def hosts(self, call: Call) -> HostsResult:
         """Every host with its state."""
         if not await self._read_figures():
-            return self._unavailable()
+            if not self.gateway.is_configured:
+                return HostsResult()
+            message = f"the gateway does not answer: {self.gateway.why_unavailable}"
+            problem = failure(PoolMonitorError, message, "poolctl events")
+            return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
         rows = {row.host: row for row in self.backends()}
         for service in self.gateway.routes.services or ():
             url, status = service.url, service.health.status
@@ -211,13 +215,6 @@ class GatewayVerbs:
     async def _figures(self) -> RouteReporter:
         answered = await self._read_figures()
         return RouteReporter(self.gateway, self._core, self._totals, answered=answered)
-
-    def _unavailable(self) -> HostsResult:
-        if not self.gateway.is_configured:
-            return HostsResult()
-        message = f"the gateway does not answer: {self.gateway.why_unavailable}"
-        problem = failure(PoolMonitorError, message, "poolctl events")
-        return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
 
 
 async def _in_portions(routes: Sequence[AnyServedRoute]) -> AsyncIterator[AnyServedRoute]:
@@ -282,6 +279,11 @@ class PoolGateway(FeaturePart):
             verbs.gateway.apply_tables(tables)
 
     @property
+    def _configured(self) -> GatewayVerbs | None:
+        """The commands of the gateway; None for a pool without one."""
+        return self._verbs if self._verbs is not None and self._verbs.gateway.is_configured else None
+
+    @property
     def verbs(self) -> Mapping[str, Verb]:
         if (verbs := self._verbs) is None:
             return {
@@ -296,7 +298,7 @@ class PoolGateway(FeaturePart):
         }
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
+        if (verbs := self._configured) is None:
             return result
         if verb == "show":
             return await verbs.with_routes(result)
@@ -334,14 +336,14 @@ class PoolGateway(FeaturePart):
         return {} if pid is None else {"gateway": pid}
 
     async def metrics(self) -> Iterable[Family]:
-        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
+        if (verbs := self._configured) is None:
             return []
         answered = await verbs.gateway.figures.read()
         healths, hosts = await verbs.healths(), verbs.backends()
         return [*gateway_metrics(verbs.gateway, hosts, healths, self._parts, answered=answered)]
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        if (verbs := self._verbs) is None or not verbs.gateway.is_configured:
+        if (verbs := self._configured) is None:
             return {}
         return await verbs.healths()
 
@@ -390,7 +392,6 @@ class PoolGateway(FeaturePart):
 
 
 async def _empty_answer(call: Call) -> Result:
-    """The answer of a pool without a gateway: no routes and no backends."""
     return Result()
 
 
