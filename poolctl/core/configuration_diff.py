@@ -192,6 +192,11 @@ def changes_socket_access(keys: Iterable[str]) -> bool:
     return not _SOCKET_ACCESS.isdisjoint(keys)
 
 
+def changes_certificates(keys: Iterable[str]) -> bool:
+    """Whether a change of these keys may change a server's certificates."""
+    return any(key.partition(".")[0] == "tls" for key in keys)
+
+
 def _loads_certificates_live(config: ServerConfig) -> bool:
     return bool(config.tls) and config.tls is not True and not config.command
 

@@ -51,6 +51,7 @@ from poolctl.core.configuration_diff import (
     Change,
     CurrentServer,
     Kind,
+    changes_certificates,
     changes_socket_access,
     read_digests_by_key,
     server_changes,
@@ -1036,7 +1037,7 @@ class ApplyOperation:
             self._to_start.append(server)
             if change.kind is Kind.UPDATE or config.every is not None:
                 self._live.add(server)
-            if change.kind is Kind.UPDATE and any(key.partition(".")[0] == "tls" for key in change.keys):
+            if change.kind is Kind.UPDATE and changes_certificates(change.keys):
                 self._certificates.append(server)
             if changes_socket_access(change.keys):
                 self._sockets.append(server)

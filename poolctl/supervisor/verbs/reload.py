@@ -1,27 +1,18 @@
-"""The verb `reload`: applies the files, and changes only servers whose configuration differs.
-
-Before a reload, other commands report how changed files differ from the active configuration.
-"""
+"""The verb `reload`: applies the files, and changes only servers whose configuration differs."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import logging
-import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 from signal import Signals
 from typing import NamedTuple
 
-from poolctl.config import Section, ServerConfig, Stamp, Table, changed_files, stamp_of
+from poolctl.config import Section, ServerConfig, Table
 from poolctl.control.answers import (
-    ChangedFiles,
     ErrorEntry,
     Item,
     PlannedChange,
     ReloadResult,
-    Result,
     failure,
     item_from_config,
 )
@@ -29,24 +20,23 @@ from poolctl.core.configuration_diff import (
     Change,
     CurrentServer,
     Kind,
+    changes_certificates,
     changes_socket_access,
-    digest_of,
     key_list_text,
     planned_changes,
     read_digests_by_key,
 )
 from poolctl.core.core import Core
-from poolctl.core.decide import NO_OVERRIDES, Desired
+from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.workqueue import CURRENT_CAUSE
-from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
-from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT
-from poolctl.json_form import to_json
+from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
+from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_variables
-from poolctl.selection.selector import NothingMatched, Selector, select
+from poolctl.selection.selector import select
 
-from ..configuration_reader import ReaderFailed, Reading
+from ..configuration_reader import Reading
 from .changing_verbs import check_pool_file_limit, expired_certificate_error
 from .verb import (
     Call,
@@ -64,17 +54,6 @@ from .verb import (
 POOL = "[pool]"
 
 AnyTable = Table | tuple[Table, ...] | None
-# Commands that always report changed files; quick ones do not wait long for the numbers of changes.
-_REPORTING = frozenset({"start", "restart", "show", "list", "status"})
-_QUICK = frozenset({"list", "status", "stats"})
-# How long a command waits for the search of changed files, whose disk may hang, and for the numbers of changes.
-_SEARCH_SECONDS, _QUICK_SECONDS, _NUMBERS_SECONDS = 2.0, 0.1, 10.0
-# The limit for comparing files, because reloads wait for it.
-_COMPARE_SECONDS = 60.0
-# A watcher (--watch) applies a change within this time.
-_WATCHER_SECONDS = 5.0
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class PlannedReload(NamedTuple):
@@ -85,9 +64,21 @@ class PlannedReload(NamedTuple):
     problems: list[ErrorEntry]
 
     @property
+    def counts(self) -> tuple[int, int, int]:
+        """The numbers of servers and tables that are added, removed and changed.
+
+        A reload also undoes changes that commands have made; servers that differ only in this are not counted.
+        """
+        kinds = ((Kind.ADD,), (Kind.REMOVE,), (Kind.RESTART, Kind.UPDATE))
+        added, removed, changed = (
+            len({change.name for change in self.changes if change.kind in kind}) for kind in kinds
+        )
+        return added, removed, changed
+
+    @property
     def is_empty(self) -> bool:
         """Whether the files have neither problems nor changes, except of live changes."""
-        return not (any(_counted(self.changes)) or self.problems)
+        return not (any(self.counts) or self.problems)
 
 
 class Reload:
@@ -133,7 +124,7 @@ class Reload:
             previous = self._configuration.marks
             exposed = self._activate(reading, call.options.get("env"), applied, names)
             unhandled = await self._send_signals(signals)
-            renewal = [*applied.change_socket_access(), *await applied.renew_changed_certificates()]
+            unapplied = await applied.apply_to_running_servers()
         code, errors, warnings = await applied.wait_for_changes(call)
         if names is not None and not await self._all_changes(reading):
             self._configuration.marks = reading.marks
@@ -142,7 +133,7 @@ class Reload:
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.note_revision()
-        errors += [*renewal, *unhandled]
+        errors += [*unapplied, *unhandled]
         warnings += [*self._exposed_variable_warnings(exposed, applied.replaced), *reading.remarks]
         return ReloadResult(
             items=self._all_items(),
@@ -159,7 +150,7 @@ class Reload:
         """
         if call.selector.selects_all or self._configuration_errors(reading):
             return None
-        candidates = [*self._all_items(), *_new_items(reading, self._core)]
+        candidates = [*self._all_items(), *new_items(reading, self._core)]
         return {item.name for item in select(candidates, call.selector)}
 
     def _limited(self, servers: Iterable[ServerConfig], names: Collection[str]) -> list[ServerConfig]:
@@ -292,7 +283,7 @@ class Reload:
         reading = {
             change.name
             for change in changes
-            if change.kind is Kind.RESTART or any(key.partition(".")[0] == "tls" for key in change.keys)
+            if change.kind is Kind.RESTART or changes_certificates(change.keys)
         }
         now, entries = self._core.clock.time(), self._core.entries
         errors = [
@@ -417,32 +408,23 @@ class _ReloadRun:
                 self._core.start(entry)
         return entry
 
-    def change_socket_access(self) -> list[ErrorEntry]:
-        """Give the files of open Unix sockets their changed modes and owners; returns the errors."""
-        errors: list[ErrorEntry] = []
+    async def apply_to_running_servers(self) -> list[ErrorEntry]:
+        """Give open Unix sockets their changed access, and running servers changed certificates; returns the errors."""
+        errors: list[ServerError] = []
         for name, keys in self._keys.items():
-            entry = self._core.entries.get(name)
-            if entry is None or not changes_socket_access(keys):
+            if (entry := self._core.entries.get(name)) is None:
                 continue
             try:
-                self._core.change_socket_access(entry)
+                if changes_socket_access(keys):
+                    self._core.change_socket_access(entry)
             except ServerError as problem:
-                errors.append(error_of_kind(PoolRestartError, problem))
-        return errors
-
-    async def renew_changed_certificates(self) -> list[ErrorEntry]:
-        """Load changed certificates into running servers; returns the errors."""
-        errors: list[ErrorEntry] = []
-        for name, keys in self._keys.items():
-            entry = self._core.entries.get(name)
-            certificates = any(key.partition(".")[0] == "tls" for key in keys)
-            if entry is None or not certificates or Kind.UPDATE not in self._kinds[name]:
-                continue
+                errors.append(problem)
             try:
-                await self._core.reload_tls(entry)
+                if changes_certificates(keys) and Kind.UPDATE in self._kinds[name]:
+                    await self._core.reload_tls(entry)
             except ServerError as problem:
-                errors.append(error_of_kind(PoolRestartError, problem))
-        return errors
+                errors.append(problem)
+        return [error_of_kind(PoolRestartError, problem) for problem in errors]
 
     async def forget_removed_when_stopped(self, call: Call) -> None:
         """Wait until the servers that were removed from the files have stopped, and forget them."""
@@ -477,7 +459,8 @@ def _plan_lines(changes: Iterable[Change]) -> tuple[PlannedChange, ...]:
     )
 
 
-def _new_items(reading: Reading, core: Core) -> list[Item]:
+def new_items(reading: Reading, core: Core) -> list[Item]:
+    """The servers of the files that the pool does not have."""
     return [item_from_config(server) for server in reading.servers if server.name not in core.entries]
 
 
@@ -500,225 +483,3 @@ def _values_by_name(table: AnyTable) -> dict[str, object]:
     if isinstance(table, tuple):
         return {item.label: item for item in table}
     return table.to_dict() if table is not None else {}
-
-
-class _ChangedInputs(NamedTuple):
-    """The changed files with their stat stamps, the servers' revision, and digests of the env files in use."""
-
-    files: tuple[str, ...]
-    stamps: tuple[Stamp, ...]
-    revision: int
-    variables: frozenset[tuple[str, str]]  # server names with the digests of their workers' env files
-
-
-def _works(entry: Entry) -> bool:
-    """Whether the server serves, sleeps, is scheduled, or starts without failures so far."""
-    workers = entry.observed.workers
-    starts = bool(workers) and not entry.observed.failures
-    is_ready = any(worker.ready_at is not None for worker in workers.values())
-    return entry.is_asleep or entry.on_schedule or starts or is_ready
-
-
-class ConfigurationDrift:
-    """Detects changed files, and computes the effect of a reload once per change."""
-
-    def __init__(self, context: VerbContext) -> None:
-        self._core = context.core
-        self._configuration = context.configuration
-        self._reload = Reload(context)
-        self._is_saving = False
-        self._search: asyncio.Future[_ChangedInputs | None] | None = None
-        self._comparing: tuple[_ChangedInputs, asyncio.Task[PlannedReload | None]] | None = None
-        # By the paths of env files: their stamps from stat(2), and the digest of their contents.
-        self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
-
-    async def add_changed_files(self, verb: str, call: Call, result: Result) -> Result:
-        """The result, with the changed files added if the command reports them and there are any."""
-        if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
-            return result
-        if (inputs := await self._find_changes()) is None:
-            return result
-        quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
-        seconds = _QUICK_SECONDS if quick else _NUMBERS_SECONDS
-        difference = await self._difference_within_seconds(inputs, seconds)
-        if self._is_saving and difference is not None and difference.is_empty:
-            self._is_saving = False
-            self._configuration.marks = difference.reading.marks
-            self._core.servers.note_revision()
-            return result
-        return replace(result, changed=to_json(_summarize_changed_files(inputs.files, difference)))
-
-    async def apply_if_at_rest(self, call: Call) -> Result | None:
-        """Apply changed files whose servers are all at rest, or fail; return the errors or, in `changed`, the changes.
-
-        Return None, and apply nothing, if the files change a server that works, the pool is empty, or no file has
-        changed. Also return None if commands have changed servers, because such changes stay in effect until a reload.
-        """
-        entries = self._core.entries.values()
-        is_changed_live = bool(self._configuration.missing) or any(
-            entry.added or entry.desired.overrides != NO_OVERRIDES for entry in entries
-        )
-        if not entries or is_changed_live or (inputs := await self._find_changes()) is None:
-            return None
-        working = [entry.name for entry in entries if _works(entry)]
-        plan = await self._reload.apply_to_servers_at_rest(call, working)
-        if plan is None:
-            return None
-        if plan.problems:
-            return Result(errors=tuple(plan.problems), exit_code=INVALID_CONFIGURATION)
-        if plan.is_empty:
-            return Result()
-        return Result(changed=to_json(replace(_summarize_changed_files(inputs.files, plan), applied=True)))
-
-    async def explain_missing_servers(self, call: Call, result: Result) -> Result:
-        """If the files now have all selected servers that the pool lacks, return an error for each; else `result`."""
-        if not call.selector.targets or (inputs := await self._find_changes()) is None:
-            return result
-        difference = await self._difference_within_seconds(inputs, _NUMBERS_SECONDS)
-        if difference is None:
-            return result
-        in_pool = items(self._core, self._core.entries.values())
-        new = _new_items(difference.reading, self._core)
-        names: dict[str, None] = {}
-        for target in call.selector.targets:
-            if not _names_matching(in_pool, target):
-                if not (in_files := _names_matching(new, target)):
-                    return replace(
-                        result, changed=to_json(_summarize_changed_files(inputs.files, difference))
-                    )
-                names.update(dict.fromkeys(in_files))
-        file = self._configuration.files[0]
-        errors = []
-        for name in names:
-            written = os.path.basename(difference.reading.files.get(name, file))
-            message = f"{name} is in {written} but not in the running pool: poolctl reload"
-            errors.append(failure(PoolParamError, message))
-        return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
-
-    def ignore_next_change(self) -> None:
-        """Do not report the next change of the files, because a command is about to save its own change there."""
-        self._is_saving = True
-
-    async def _find_changes(self) -> _ChangedInputs | None:
-        """Return the changed files; None if there are none, if `--watch` applies them, or if the disk hangs."""
-        if self._configuration.marks is None:
-            return None
-        if self._search is None or self._search.done():
-            reading = [
-                entry
-                for entry in self._core.entries.values()
-                if entry.config.env_file and entry.observed.workers and "env_file" in entry.observed.files
-            ]
-            in_use = {(entry.config.env_file_paths, entry.observed.files["env_file"]) for entry in reading}
-            variables = frozenset((entry.name, entry.observed.files["env_file"]) for entry in reading)
-            work = asyncio.to_thread(
-                self._find_changed_inputs, in_use, self._core.servers.revision, variables
-            )
-            self._search = asyncio.ensure_future(work)
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._search), _SEARCH_SECONDS)
-        except TimeoutError:
-            return None
-
-    def _find_changed_inputs(
-        self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
-    ) -> _ChangedInputs | None:
-        """Return the changed files; None if there are none, or if a `--watch` process is about to apply the changes.
-
-        Each pair in `in_use` has the paths of env files, and the digest of the contents that running workers have read.
-        """
-        named = self._configuration.files
-        files = changed_files(self._configuration.marks or {}, named)
-        # A missing env file is reported by every command that would read it.
-        files = [path for path in files if path not in named or os.path.lexists(path)]
-        files += dict.fromkeys(
-            path for paths, digest in in_use for path in self._modified_env_files(paths, digest)
-        )
-        if not files:
-            return None
-        stamps = tuple(map(stamp_of, files))
-        newest = max((stamp[1] for stamp in stamps if stamp is not None), default=0)
-        young = 0 <= self._core.clock.time() * 1e9 - newest < _WATCHER_SECONDS * 1e9
-        if young and _has_watch_process(self._configuration.runtime_directory):
-            return None
-        return _ChangedInputs(tuple(files), stamps, revision, variables)
-
-    def _modified_env_files(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """The env files in `paths` that were modified; empty if their combined contents still have this digest."""
-        stamps_before, current = self._variables.get(paths, ([], ""))
-        stamps = [stamp_of(path) for path in paths]
-        if stamps != stamps_before:
-            current = digest_of(paths)
-        if current == digest:
-            self._variables[paths] = stamps, current
-            return []
-        return [path for path, stamp in zip(paths, stamps, strict=True) if stamp not in stamps_before] or [
-            *paths
-        ]
-
-    async def _difference_within_seconds(
-        self, inputs: _ChangedInputs, seconds: float
-    ) -> PlannedReload | None:
-        """The changes that a reload of these files would make; None if they are not computed within `seconds`."""
-        if self._comparing is None or self._comparing[0] != inputs:
-            self._comparing = inputs, asyncio.ensure_future(self._compare())
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._comparing[1]), seconds)
-        except TimeoutError:
-            return None
-
-    async def _compare(self) -> PlannedReload | None:
-        try:
-            async with asyncio.timeout(_COMPARE_SECONDS):
-                return await self._reload.difference()
-        except (ReaderFailed, TimeoutError):
-            return None  # the reason is reported by a reload
-        except Exception:
-            logger.exception("the changed files cannot be compared with the configuration in force")
-            return None
-
-
-def _counted(changes: Sequence[Change]) -> tuple[int, int, int]:
-    """Return the numbers of servers and tables that are added, removed and changed.
-
-    A reload also undoes changes that commands have made; servers that differ only in this are not counted.
-    """
-    kinds = ((Kind.ADD,), (Kind.REMOVE,), (Kind.RESTART, Kind.UPDATE))
-    added, removed, changed = (
-        len({change.name for change in changes if change.kind in kind}) for kind in kinds
-    )
-    return added, removed, changed
-
-
-def _has_watch_process(directory: str) -> bool:
-    """Whether a `--watch` process watches the pool's files; such a process locks the pool's runtime directory."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _names_matching(servers: Iterable[Item], target: str) -> list[str]:
-    """The names of the servers that `target` selects; empty if it matches none."""
-    try:
-        return [item.name for item in select(servers, Selector([target]))]
-    except NothingMatched:
-        return []
-
-
-def _summarize_changed_files(files: tuple[str, ...], difference: PlannedReload | None) -> ChangedFiles:
-    if difference is None:
-        return ChangedFiles(files=files)
-    if difference.problems:
-        return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
-    added, removed, changed = _counted(difference.changes)
-    return ChangedFiles(files=files, added=added, removed=removed, changed=changed)

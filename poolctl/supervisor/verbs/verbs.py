@@ -21,7 +21,8 @@ from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 from ..configuration_reader import ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
-from .reload import ConfigurationDrift, Reload
+from .configuration_drift import ConfigurationDrift
+from .reload import Reload
 from .upgrade import Upgrade
 from .verb import Call, Verb, VerbContext, match_expressions
 
