@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from poolctl import ServerConfig
 from poolctl.errors import PoolParamError
 from poolctl.features.pytest_plugin.pools import PoolFactory, pool_failure
 from tests.deadline import wait_until
@@ -544,46 +543,48 @@ def pools(tmp_path: Path) -> Iterator[PoolFactory]:
     found.remove_files()
 
 
-def test_directory_and_ports_are_given_back_at_the_end(pools: PoolFactory) -> None:
-    directory, port = Path(pools._private_directory()), pools._claim_port()
-    assert pools._private_directory() == str(directory)
-    assert directory.is_dir()
+def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(pools: PoolFactory) -> None:
+    servers: dict[str, tuple[dict[str, Any], str]] = {
+        "app": ({"app": "a:b"}, "a port"),
+        "bound": ({"app": "a:b", "bind": "127.0.0.1:80"}, "127.0.0.1:80"),
+        "listening": ({"app": "a:b", "listen": ":80", "expose": "http://x"}, "0.0.0.0:80"),
+        "program": ({"command": ["x"]}, "process:program"),
+        "job": ({"command": ["x"], "job": True}, "job:job"),
+        "told": ({"command": ["x", "{port}"]}, "a port"),
+        "told-in-env": ({"command": ["x"], "env": {"PORT": "{port}"}}, "a port"),
+        "given": ({"command": ["x", "--fd={fd}"]}, "a port"),
+    }
+    for name, (table, bind) in servers.items():
+        server = pools(**{name: {**table, "on_demand": True}}).server(name)
+        is_free = server.bind.startswith("127.0.0.1:") and server.address.port not in (80, 0)
+        assert ("a port" if is_free else server.bind) == bind, name
+
+
+def test_server_of_a_file_is_at_a_free_address_of_its_kind_until_the_end(
+    pools: PoolFactory, tmp_path: Path
+) -> None:
+    (tmp_path / "pool.toml").write_text(
+        """
+        defaults = { on_demand = true }
+        server = [
+            { name = "web", bind = "0.0.0.0:80", app = "a:b" },
+            { name = "files", bind = "unix:/run/files.sock", app = "a:b" },
+            { name = "job", command = ["x"], job = true },
+        ]
+        """
+    )
+    pool = pools()
+    assert pool.server("job").bind == "job:job"
+    web, files = pool.server("web").address, Path(str(pool.server("files").address.path))
+    assert (web.host, web.port not in (80, 0)) == ("127.0.0.1", True)
+    assert (files.name, files.parent.is_dir()) == ("0-files.sock", True)
     with socket.socket() as sock, pytest.raises(OSError, match="in use"):
-        sock.bind(("127.0.0.1", port))
+        sock.bind((web.host, web.port))
     pools.stop()
     pools.remove_files()
-    assert not directory.exists()
+    assert not files.parent.exists()
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", port))
-
-
-@pytest.mark.parametrize(
-    ("table", "gets_a_port"),
-    [
-        ({"app": "a:b"}, True), ({"app": "a:b", "bind": "127.0.0.1:80"}, False),
-        ({"app": "a:b", "listen": ":80"}, False),
-        ({"command": ["x"]}, False), ({"command": ["x"], "job": True}, False), ({"command": ["x", "{port}"]}, True),
-        ({"command": ["x"], "env": {"PORT": "{port}"}}, True), ({"command": ["x", "--fd={fd}"]}, True),
-    ],
-)  # fmt: skip
-def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
-    pools: PoolFactory, table: dict[str, Any], gets_a_port: bool
-) -> None:
-    found = pools._with_free_port_if_unset(table)
-    assert (found.get("bind") != table.get("bind")) is gets_a_port
-    assert found.get("bind", "127.0.0.1:").startswith("127.0.0.1:")
-    assert {key: value for key, value in found.items() if key != "bind" or not gets_a_port} == table
-
-
-def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: PoolFactory) -> None:
-    tcp = ServerConfig(name="web", bind="0.0.0.0:80", app="a:b")
-    moved = pools._at_free_address(tcp).address
-    assert (moved.kind, moved.host, moved.port not in (80, 0)) == ("tcp", "127.0.0.1", True)
-    unix = ServerConfig(name="files", bind="unix:/run/files.sock", app="a:b")
-    path = pools._at_free_address(unix).address.path
-    assert path == f"{pools._private_directory()}/0-files.sock"
-    job = ServerConfig(name="job", command=["x"])
-    assert pools._at_free_address(job) is job
+        sock.bind((web.host, web.port))
 
 
 def test_each_error_of_a_pool_is_a_line_with_its_hint() -> None:

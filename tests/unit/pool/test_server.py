@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -37,7 +37,7 @@ from poolctl.pool.context import Shared
 from poolctl.pool.server import try_connect, with_port
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
-from tests.deadline import wait_until
+from tests.deadline import until, wait_until
 from tests.descriptors import free_descriptors
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
 
@@ -56,6 +56,13 @@ def on_loop(work: Any) -> Any:
         return work()
 
     return loop_thread.run_sync(call())
+
+
+async def ordered(order: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """The order, which the loop thread has got before anything that it is given later."""
+    task = asyncio.ensure_future(order)
+    await asyncio.sleep(0)
+    return task
 
 
 def only(pool: Pool) -> Server:
@@ -442,47 +449,40 @@ def test_a_start_after_a_stop_was_ordered_waits_for_it() -> None:
     pool.stop_sync()
 
 
-def test_a_start_after_a_stop_that_ends_no_worker_starts_another_one() -> None:
+async def test_a_start_after_a_stop_that_ends_no_worker_starts_another_one() -> None:
     runner = ScriptedRunner()
     runner.deaf, runner.may_stop = {"a"}, asyncio.Event()
     pool = made(runner, config("a", stop_timeout=0))
-    pool.start_sync()
-    stopping = threading.Thread(target=_quietly(pool.stop_sync))
-    stopping.start()
-    wait_until(lambda: "stop a.1.0 0" in runner.log)
-    starting = threading.Thread(target=pool.start_sync)
-    starting.start()
-    wait_until(lambda: only(pool)._handle.orders == 1)  # type: ignore[union-attr]
+    await pool.start()
+    stopping = await ordered(pool.stop())
+    await until(lambda: "stop a.1.0 0" in runner.log)
+    starting = await ordered(pool.start())
     on_loop(runner.may_stop.set)
-    for thread in (stopping, starting):
-        thread.join(60)
+    await asyncio.gather(stopping, starting, return_exceptions=True)
     assert "place a.2.0" in runner.log
     assert only(pool).is_running
     runner.deaf.clear()
-    pool.stop_sync()
+    await pool.stop()
 
 
-def test_a_restart_with_another_configuration_waits_for_a_stop_under_way() -> None:
+async def test_a_restart_with_another_configuration_waits_for_a_stop_under_way() -> None:
     runner = ScriptedRunner()
     runner.may_stop = asyncio.Event()
     pool = made(runner, config("a"), config("b", depends_on=["a"]))
-    pool.start_sync()
-    stopping = threading.Thread(target=pool.stop_sync)
-    stopping.start()
-    wait_until(lambda: "stop b.1.0 10" in runner.log)
+    await pool.start()
+    stopping = await ordered(pool.stop())
+    await until(lambda: "stop b.1.0 10" in runner.log)
     pool.merge(made(runner, config("a", tags=["new"])))
-    restarting = threading.Thread(target=pool.restart_sync)
-    restarting.start()
-    wait_until(lambda: all(server._handle.orders == 1 for server in pool.values()))  # type: ignore[union-attr]
+    restarting = await ordered(pool.restart())
+    on_loop(lambda: None)
     assert {server.state for server in pool.values()} == {State.STOPPING}
     on_loop(runner.may_stop.set)
-    for thread in (stopping, restarting):
-        thread.join(60)
+    await asyncio.gather(stopping, restarting)
     assert [line for line in runner.log if line.startswith(("stop", "place"))][2:] == [
         "stop b.1.0 10", "stop a.1.0 10", "place a.1.0", "place b.1.0",
     ]  # fmt: skip
     assert all(server.is_running and not server.stale for server in pool.values())
-    pool.stop_sync()
+    await pool.stop()
 
 
 def test_servers_of_one_name_in_one_pool_start_and_stop() -> None:
@@ -551,19 +551,15 @@ def test_an_order_that_gives_up_leaves_the_server_to_another_one_that_waits_for_
     assert (runner.running, runner.opened) == ({}, set())
 
 
-def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too() -> None:
+async def test_a_worker_that_was_being_made_when_the_start_was_cut_short_is_ended_too() -> None:
     runner = ScriptedRunner()
     runner.may_place = asyncio.Event()
     pool = made(runner, config("a"))
-    starting = threading.Thread(target=_quietly(pool.start_sync))
-    starting.start()
-    wait_until(lambda: "place a.1.0" in runner.log)
-    stopping = threading.Thread(target=pool.stop_sync)
-    stopping.start()
-    wait_until(lambda: len(only(pool)._handle.stops) == 1)  # type: ignore[union-attr]
+    starting = await ordered(pool.start())
+    await until(lambda: "place a.1.0" in runner.log)
+    stopping = await ordered(pool.stop())
     on_loop(runner.may_place.set)
-    starting.join(60)
-    stopping.join(60)
+    await asyncio.gather(starting, stopping, return_exceptions=True)
     assert "stop a.1.0 10" in runner.log
     assert runner.running == {}
     assert only(pool).state is State.STOPPED
@@ -584,23 +580,20 @@ async def _turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_second_stop_does_not_cut_the_cleanup_short() -> None:
+async def test_second_stop_does_not_cut_the_cleanup_short() -> None:
     runner = ScriptedRunner(a=NEVER)
     runner.may_stop = asyncio.Event()
     pool = made(runner, config("a"))
-    starting = threading.Thread(target=_quietly(pool.start_sync))
-    starting.start()
-    wait_until(lambda: "place a.1.0" in runner.log)
-    orders = [threading.Thread(target=pool.stop_sync) for _ in range(3)]
-    for number, order in enumerate(orders, 1):
-        order.start()
-        wait_until(lambda enough=number: len(only(pool)._handle.stops) == enough)  # type: ignore[union-attr]
-    wait_until(lambda: "stop a.1.0 10" in runner.log)
+    starting = await ordered(pool.start())
+    await until(lambda: "place a.1.0" in runner.log)
+    stops = [await ordered(pool.stop()) for _ in range(3)]
+    await until(lambda: "stop a.1.0 10" in runner.log)
     loop_thread.run_sync(_turns(20))
     assert runner.opened, "the address is not given up while a worker is there"
     on_loop(runner.may_stop.set)
-    for thread in (starting, *orders):
-        thread.join(60)
+    await asyncio.gather(*stops)
+    await asyncio.wait([starting])
+    assert isinstance(starting.exception(), PoolStartError)
     assert (runner.running, runner.opened) == ({}, set())
 
 
