@@ -486,8 +486,6 @@ def _resolve_host(address: Address, host: str) -> list[tuple[int, int, int, str,
         return [*socket.getaddrinfo(host.encode(), 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
         raise unresolved_host_error(address, str(error.strerror)) from error
-    except UnicodeError as error:
-        raise unresolved_host_error(address, str(error)) from error
 
 
 def inherited_descriptors(env: Mapping[str, str]) -> dict[str, list[int]]:

@@ -46,7 +46,7 @@ from tests import moments
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
 from tests.programs import program
-from tests.sandbox import BIND, CHOWN, NO_IPV6, NO_NETLINK, UNLINKAT, run_without
+from tests.sandbox import BIND, CHOWN, NO_IPV6, NO_NETLINK, UNLINKAT, run_in_namespace, run_without
 
 FreePort = Callable[[], int]
 
@@ -146,31 +146,30 @@ def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
-def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hosts = ["10.0.0.7", "127.0.1.1", "127.0.0.1"]
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in hosts]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert [target.host for target in resolve_bind_targets(parse("localhost:80"))] == [
-        "127.0.1.1",
-        "127.0.0.1",
-    ]
+def hosts(tmp_path: Path, name: str, addresses: list[str]) -> str:
+    """Shell commands after which only these addresses have the name (see `run_in_namespace`)."""
+    (tmp_path / "hosts").write_text("".join(f"{address} {name}\n" for address in addresses))
+    (tmp_path / "host.conf").write_text("multi on\n")
+    return f"for file in hosts host.conf; do mount --bind {tmp_path}/$file /etc/$file; done"
 
 
-def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 1))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(tmp_path: Path) -> None:
+    names = hosts(tmp_path, "localhost", ["10.0.0.7", "127.0.1.1", "127.0.0.1"])
+    targets = run_in_namespace(names, lambda: resolve_bind_targets(parse("localhost:80")))
+    assert {target.host for target in targets} == {"127.0.1.1", "127.0.0.1"}
+
+
+def test_localhost_without_a_loopback_address_is_reported(tmp_path: Path) -> None:
+    names = hosts(tmp_path, "localhost", ["10.0.0.7"])
     with pytest.raises(ListenError, match="localhost has no loopback address on this machine") as caught:
-        resolve_bind_targets(parse("localhost:80"))
+        run_in_namespace(names, lambda: resolve_bind_targets(parse("localhost:80")))
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
 def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
-    free_port: FreePort, monkeypatch: pytest.MonkeyPatch
+    free_port: FreePort, tmp_path: Path
 ) -> None:
     port = free_port()
-    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (host, 1, 0, 0)) for host in ("fd00::1", "fd00::2")]
 
     def work() -> None:
         with opened(f":{port}") as sockets:
@@ -178,12 +177,12 @@ def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
         with pytest.raises(ListenError, match=r"\[::1\]:") as caught, no_descriptor_left():
             open_listener(parse(f"[::1]:{port}"))
         assert "IPv4" in caught.value.hint
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
         with pytest.raises(ListenError) as caught:
             open_listener(parse(f"shop:{port}"))
         assert "IPv4" in caught.value.hint
 
-    run_without(NO_IPV6, work)
+    names = hosts(tmp_path, "shop", ["fd00::1", "fd00::2"])
+    run_in_namespace(names, lambda: run_without(NO_IPV6, work))
 
 
 def test_listener_that_refuses_takes_no_connection_though_another_process_holds_it(
@@ -314,21 +313,9 @@ def test_error_of_the_system_is_explained(address: str, error: OSError, message:
     assert (message in found.message, hint in found.hint) == (True, True)
 
 
-def test_target_keeps_the_interface_of_a_link_local_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 1, 0, 7))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    assert [target.sockaddr(80) for target in resolve_bind_targets(parse("shop:80"))] == [
-        ("fe80::1", 80, 0, 7)
-    ]
-
-
-def test_host_name_that_cannot_be_encoded_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise UnicodeError("label too long")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    with pytest.raises(ListenError, match=r"'shop' cannot be resolved.*label too long"):
-        resolve_bind_targets(parse("shop:80"))
+def test_target_keeps_the_interface_of_a_link_local_address() -> None:
+    (target,) = resolve_bind_targets(parse("[fe80::1%lo]:80"))
+    assert target.sockaddr(80) == ("fe80::1", 80, 0, socket.if_nametoindex("lo"))
 
 
 class TestUnixSockets:
