@@ -8,9 +8,10 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from errno import EAFNOSUPPORT, EPERM, EPROTONOSUPPORT
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -23,7 +24,8 @@ class Call(NamedTuple):
     argument: int | None = None
 
 
-BIND, MKDIR, READLINK, CHOWN, UNLINKAT = Call(49), Call(83), Call(89), Call(92), Call(263)
+BIND, RENAME, MKDIR, READLINK, CHOWN = Call(49), Call(82), Call(83), Call(89), Call(92)
+GETDENTS, UNLINKAT = Call(217), Call(263)
 CLONE, PIDFD_OPEN = Call(56), Call(434)
 SPLICE, INOTIFY_INIT = Call(275), Call(294)
 NO_NETLINK = {Call(41, socket.AF_NETLINK): EPROTONOSUPPORT}
@@ -31,7 +33,7 @@ NO_IPV6 = {Call(41, socket.AF_INET6): EAFNOSUPPORT}
 # pidfd_send_signal, pidfd_open, close_range, pidfd_getfd and faccessat2, which filters of containers may not know yet.
 NEW_CALLS = (424, 434, 436, 438, 439)
 FILES, FILES_AND_NETWORK = 0x20000, 0x40020000  # CLONE_NEWNS, CLONE_NEWNET
-_SETRESUID = 117
+_SETGROUPS, _SETRESUID, _SETRESGID = 116, 117, 119
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 
 
@@ -55,14 +57,33 @@ def run_in_namespace(script: str, work: Callable[[], T], kind: int = FILES) -> T
         return thread.submit(enter_and_work).result()
 
 
-def run_as(uid: int, work: Callable[[], T]) -> T:
-    """Run this in a thread of this user, who has no privileges."""
+def run_with_hosts(directory: Path, names: Mapping[str, Sequence[str]], work: Callable[[], T]) -> T:
+    """Run this in a thread for which these names have these addresses, and no others."""
+    lines = [f"{address} {name}\n" for name, addresses in names.items() for address in addresses]
+    (directory / "hosts").write_text("".join(lines))
+    (directory / "host.conf").write_text("multi on\n")
+    (directory / "nsswitch.conf").write_text("hosts: files\n")
+    mounts = [
+        f"mount --bind {directory}/{name} /etc/{name}" for name in ("hosts", "host.conf", "nsswitch.conf")
+    ]
+    return run_in_namespace("; ".join(mounts), work)
+
+
+def run_as(uid: int, work: Callable[[], T], groups: Sequence[int] | None = None) -> T:
+    """Run this in a thread of this user, who has no privileges; `groups` begin with the user's own.
+
+    Without `groups` they stay those of this process.
+    """
     _skip_unless(os.geteuid() == 0, "only root can become another user")
     _skip_unless(os.uname().machine == "x86_64", "system calls have other numbers on this machine")
 
     def become_and_work() -> T:
         # Not os.setresuid(), which changes all threads.
-        assert ctypes.CDLL(None).syscall(_SETRESUID, uid, uid, uid) == 0
+        syscall = ctypes.CDLL(None).syscall
+        if groups is not None:
+            ids = (ctypes.c_uint32 * len(groups))(*groups)
+            assert syscall(_SETGROUPS, len(groups), ids) == syscall(_SETRESGID, *[groups[0]] * 3) == 0
+        assert syscall(_SETRESUID, uid, uid, uid) == 0
         return work()
 
     with ThreadPoolExecutor(1) as thread:

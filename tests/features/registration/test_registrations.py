@@ -48,6 +48,7 @@ from poolctl.web.site_server import SiteServer
 from tests.coroutines import staged_by
 from tests.deadline import until
 from tests.manual_clock import ManualClock
+from tests.sandbox import run_with_hosts
 from tests.temporary_directory import temporary_directory
 from tests.unit.supervisor.desk import part_context
 from tests.unit.web.greeter import Direct
@@ -845,25 +846,24 @@ def test_other_addresses_are_not(url: str) -> None:
     assert problem(url) == ""
 
 
-def test_name_is_refused_for_each_address_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts: dict[str, list[tuple[Any, ...]]] = {
-        "own.example": [("10.0.0.8", 0), ("10.0.0.7", 0)],
-        "mapped.example": [("::ffff:10.0.0.7", 0, 0, 0)],
-        "near.example": [("2001:db8::1", 0, 0, 0), ("fe80::1%eth0", 0, 0, 2)],
-        "other.example": [("10.0.0.8", 0)],
+def test_name_is_refused_for_each_address_that_it_has(tmp_path: Path) -> None:
+    hosts = {
+        "own.example": ["10.0.0.8", "10.0.0.7"],
+        "mapped.example": ["::ffff:10.0.0.7"],
+        "near.example": ["2001:db8::1", "fe80::1"],
+        "other.example": ["10.0.0.8"],
     }
-    monkeypatch.setattr(
-        socket,
-        "getaddrinfo",
-        lambda host, *_, **__: [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", each) for each in hosts[host]],
-    )
-    assert GATEWAY in problem("http://own.example:8443")
-    assert problem("http://own.example:8444") == ""
-    assert GATEWAY in problem("http://mapped.example:8443")
-    assert "is a link-local address" in problem("http://near.example:80")
-    assert problem("http://other.example:8443") == ""
-    found = registrations.resolve_addresses("near.example")
-    assert found == [ip_address("2001:db8::1"), ip_address("fe80::1")]
+
+    def refuse() -> None:
+        assert GATEWAY in problem("http://own.example:8443")
+        assert problem("http://own.example:8444") == ""
+        assert GATEWAY in problem("http://mapped.example:8443")
+        assert "is a link-local address" in problem("http://near.example:80")
+        assert problem("http://other.example:8443") == ""
+        addresses = registrations.resolve_addresses("near.example")
+        assert {*addresses} == {ip_address("2001:db8::1"), ip_address("fe80::1")}
+
+    run_with_hosts(tmp_path, hosts, refuse)
 
 
 def test_name_that_cannot_be_one_has_no_address() -> None:

@@ -25,6 +25,7 @@ from poolctl.config.rules.conflicts import (
 )
 from poolctl.config.values.toml_text import escaped, table_text
 from tests.config_files import SERVER, load_text, told
+from tests.sandbox import run_as
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'
 
@@ -321,9 +322,8 @@ def test_users_are_accounts_whatever_their_spelling() -> None:
     assert found == {"a": me, "b": "nobody", "c": "no-such", "d": me}
 
 
-def test_user_without_an_account_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
-    assert os_users_by_server([server("a")]) == {"a": "4000000"}
+def test_user_without_an_account_is_its_number() -> None:
+    assert run_as(4_000_000, lambda: os_users_by_server([server("a")])) == {"a": "4000000"}
 
 
 def test_stop_takes_as_long_as_the_longest_chain() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from poolctl.config.edit import Draft, FileChanged, replace_file_content
 from poolctl.errors import PoolValidateError
 from tests.descriptors import no_descriptor_left
+from tests.sandbox import RENAME, run_without
 
 POOL = """\
 #:schema ./pool.schema.json
@@ -517,15 +519,8 @@ def test_difference_names_the_file_and_masks_secrets(tmp_path: Path) -> None:
     assert '"x"' not in draft.difference()
 
 
-def test_file_that_cannot_be_replaced_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", "a = 1\n")
-
-    def fail(source: str, target: str) -> None:
-        raise PermissionError(13, "no")
-
-    monkeypatch.setattr(os, "rename", fail)
     with no_descriptor_left(), pytest.raises(PermissionError):
-        replace_file_content(str(file), "a = 1\n", "a = 2\n")
+        run_without({RENAME: errno.EACCES}, lambda: replace_file_content(str(file), "a = 1\n", "a = 2\n"))
     assert (file.read_text(), os.listdir(tmp_path)) == ("a = 1\n", ["pool.toml"])

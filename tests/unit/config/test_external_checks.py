@@ -6,11 +6,9 @@ import grp
 import os
 import pwd
 import sys
-import tempfile
 import time
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,17 +262,14 @@ def test_owner_of_a_socket_that_does_not_exist_is_reported(tmp_path: Path, owner
     [("nobody", False), ("daemon", True), ("daemon:mail", True), ("daemon:www-data", False)],
 )
 def test_socket_for_another_user_or_a_foreign_group_needs_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str, works: bool
+    open_directory: Path, owner: str, works: bool
 ) -> None:
     text = (
         f'[[server]]\nname = "a"\nbind = "unix:a"\ncommand = ["true", "{{fd}}"]\nsocket_owner = "{owner}"\n'
     )
-    config = load_text(tmp_path, text)
-    daemon = pwd.getpwnam("daemon")
-    monkeypatch.setattr("os.geteuid", lambda: daemon.pw_uid)
-    monkeypatch.setattr("os.getegid", lambda: daemon.pw_gid)
-    monkeypatch.setattr("os.getgroups", lambda: [grp.getgrnam("mail").gr_gid])
-    assert config.check_external() == []
+    config, daemon = load_text(open_directory, text), pwd.getpwnam("daemon")
+    groups = [daemon.pw_gid, grp.getgrnam("mail").gr_gid]
+    assert run_as(daemon.pw_uid, config.check_external, groups) == []
     expected = f"socket_owner: only root can give the socket to '{owner}'; start the pool as root"
     assert [expected in str(each) for each in config.warnings] == [True] * (not works)
 
@@ -384,14 +379,6 @@ def test_variables_of_a_server_are_in_no_argument(tmp_path: Path) -> None:
     )
     env = (("KEY", "hidden"), ("PYTHONHASHSEED", "1"))
     assert messages(job(tmp_path, "looks:app", env=env)) == []
-
-
-@pytest.fixture
-def open_directory() -> Iterator[Path]:
-    """A directory that every user can enter."""
-    with tempfile.TemporaryDirectory(prefix="poolctl-open-") as directory:
-        os.chmod(directory, 0o755)
-        yield Path(directory)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

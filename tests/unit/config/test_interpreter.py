@@ -20,6 +20,7 @@ from poolctl.config.checks.interpreter import (
     with_virtual_environment,
 )
 from tests.config_files import load_text
+from tests.sandbox import run_as
 
 NOBODY = 65534
 
@@ -27,14 +28,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fi
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Path:
+def python(open_directory: Path) -> Path:
     """The interpreter of a virtual environment that only we can change; so is the one that it stands for."""
-    base = tmp_path / "base"
+    base = open_directory / "base"
     for directory in (base / "bin", base / "lib/python3.11/lib-dynload"):
         directory.mkdir(parents=True)
     (base / "bin/python3.11").touch()
     (base / "lib/python3.11/os.py").touch()
-    venv = tmp_path / "venv"
+    venv = open_directory / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "lib/python3.11/site-packages/uvicorn").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
@@ -53,14 +54,11 @@ def test_environment_that_only_root_can_change_is_entered_as_root(python: Path) 
     assert start_options(str(python), "nobody", {}) == {}
 
 
-def test_what_root_owns_is_trusted_by_every_user(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert find_path_others_may_change(str(python), {}) == ""
-    assert ids_to_start_interpreter_as(str(python), (NOBODY, NOBODY), {}) is None
-    os.chown(python.parents[1] / "lib", 12345, 0)
-    assert find_path_others_may_change(str(python), {}) == ""
-    os.chown(python.parents[1] / "lib", 1, 0)
-    assert find_path_others_may_change(str(python), {}) == str(python.parents[1] / "lib")
+def test_what_root_owns_is_trusted_by_every_user(python: Path) -> None:
+    library = python.parents[1] / "lib"
+    for owner, changeable in ((0, ""), (12345, ""), (1, str(library))):
+        os.chown(library, owner, 0)
+        assert run_as(12345, lambda: find_path_others_may_change(str(python), {})) == changeable
 
 
 @pytest.mark.parametrize(
@@ -98,14 +96,14 @@ def test_directory_that_others_can_write_is_entered_as_the_servers_user(python: 
 
 
 def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
-    python: Path, tmp_path: Path
+    python: Path, open_directory: Path
 ) -> None:
     venv = python.parents[1]
     text = f'[[server]]\nname = "web"\nbind = "127.0.0.1:80"\napp = "a:b"\npython = "{venv}"\n'
     servers = text + text.replace("web", "own").replace(":80", ":81") + 'user = "nobody"\n'
 
     def found() -> list[str]:
-        config = load_text(tmp_path, servers)
+        config = load_text(open_directory, servers)
         config.check_external()
         return [str(warning) for warning in config.warnings if "python" in str(warning)]
 
@@ -118,7 +116,7 @@ def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
     venv.chmod(0o755)
     give(venv)
     (warning,) = found()
-    assert warning.startswith(f"{tmp_path}/pool.toml:5:")
+    assert warning.startswith(f"{open_directory}/pool.toml:5:")
     assert (
         f": server[0].python: user nobody can modify {venv}, whose code this server runs as root; " in warning
     )
@@ -126,16 +124,16 @@ def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
 
 
 def test_path_for_which_an_environment_comes_last_in_roots_path_is_named_with_the_fix(
-    python: Path, tmp_path: Path
+    python: Path, open_directory: Path
 ) -> None:
     venv = python.parents[1]
-    config = load_text(tmp_path, f'[[server]]\nname = "work"\ncommand = ["sh"]\npython = "{venv}"\n')
-    give(tmp_path)
+    config = load_text(open_directory, f'[[server]]\nname = "work"\ncommand = ["sh"]\npython = "{venv}"\n')
+    give(open_directory)
     config.check_external()
     (warning,) = [str(warning) for warning in config.warnings if "PATH" in str(warning)]
     assert warning.endswith(
-        f"user nobody can modify {tmp_path}, so {venv}/bin is at the end of root's PATH; "
-        f"chown -R root {tmp_path}, or user = 'nobody'"
+        f"user nobody can modify {open_directory}, so {venv}/bin is at the end of root's PATH; "
+        f"chown -R root {open_directory}, or user = 'nobody'"
     )
 
 
@@ -147,17 +145,17 @@ def test_path_for_which_an_environment_comes_last_in_roots_path_is_named_with_th
     ],
 )  # fmt: skip
 def test_packages_of_system_and_user_count_where_the_interpreter_sees_them(
-    python: Path, tmp_path: Path, name: str
+    python: Path, open_directory: Path, name: str
 ) -> None:
-    packages = tmp_path / name
+    packages = open_directory / name
     packages.mkdir(parents=True)
     give(packages)
-    env = {"HOME": f"{tmp_path}/home"}
+    env = {"HOME": f"{open_directory}/home"}
     if name.startswith("user"):
-        env["PYTHONUSERBASE"] = f"{tmp_path}/user"
-    assert find_path_others_may_change(f"{tmp_path}/base/bin/python3.11", env) == str(packages)
+        env["PYTHONUSERBASE"] = f"{open_directory}/user"
+    assert find_path_others_may_change(f"{open_directory}/base/bin/python3.11", env) == str(packages)
     assert find_path_others_may_change(str(python), env) == "", "an environment without them"
-    (tmp_path / "venv/pyvenv.cfg").write_text("Include-System-Site-Packages = true\nhome = /usr/bin\n")
+    (open_directory / "venv/pyvenv.cfg").write_text("Include-System-Site-Packages = true\nhome = /usr/bin\n")
     assert find_path_others_may_change(str(python), env) == str(packages)
 
 
@@ -198,9 +196,9 @@ def in_python_home(venv: Path, path: Path) -> dict[str, str]:
     ],
 )
 def test_directory_that_is_put_on_the_path_counts(
-    python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]
+    python: Path, open_directory: Path, name_it: Callable[[Path, Path], dict[str, str]]
 ) -> None:
-    source = tmp_path / "source"
+    source = open_directory / "source"
     source.mkdir()
     (python.parents[1] / "lib/python3.11/site-packages/directory.pth").mkdir()
     env = name_it(python.parents[1], source)
@@ -216,9 +214,9 @@ def test_directory_that_is_put_on_the_path_counts(
 
 @pytest.mark.parametrize("name_it", [in_a_pth_file, in_the_environment])
 def test_archive_that_is_put_on_the_path_counts(
-    python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]
+    python: Path, open_directory: Path, name_it: Callable[[Path, Path], dict[str, str]]
 ) -> None:
-    archive = tmp_path / "modules.zip"
+    archive = open_directory / "modules.zip"
     archive.touch(0o644)
     env = name_it(python.parents[1], archive)
     assert find_path_others_may_change(str(python), env) == ""
@@ -226,11 +224,11 @@ def test_archive_that_is_put_on_the_path_counts(
     assert find_path_others_may_change(str(python), env) == str(archive)
 
 
-def test_sticky_directory_of_root_on_the_path_is_accepted(tmp_path: Path, python: Path) -> None:
-    tmp_path.chmod(0o1777)
+def test_sticky_directory_of_root_on_the_path_is_accepted(open_directory: Path, python: Path) -> None:
+    open_directory.chmod(0o1777)
     assert find_path_others_may_change(str(python), {}) == ""
-    tmp_path.chmod(0o777)
-    assert find_path_others_may_change(str(python), {}) == str(tmp_path)
+    open_directory.chmod(0o777)
+    assert find_path_others_may_change(str(python), {}) == str(open_directory)
 
 
 def test_interpreter_of_the_tests_is_judged_within_a_moment() -> None:
@@ -254,26 +252,26 @@ def test_path_that_another_user_may_change_is_named_with_the_fix(python: Path) -
     assert (problem.partition(" can")[0], fix) == ("user 4000000", f"chown -R root {site}")
 
 
-def test_interpreter_is_a_file_that_of_an_environment_or_poolctls_own(tmp_path: Path) -> None:
-    assert interpreter(str(tmp_path)) == f"{tmp_path}/bin/python"
+def test_interpreter_is_a_file_that_of_an_environment_or_poolctls_own(open_directory: Path) -> None:
+    assert interpreter(str(open_directory)) == f"{open_directory}/bin/python"
     assert interpreter("/usr/bin/python3") == "/usr/bin/python3"
     assert interpreter(None) == sys.executable
 
 
-def test_the_path_of_programs_begins_with_their_environment(tmp_path: Path) -> None:
-    own, python = f"{tmp_path}/bin", f"{tmp_path}/bin/python"
-    (tmp_path / "bin").mkdir()
+def test_the_path_of_programs_begins_with_their_environment(open_directory: Path) -> None:
+    own, python = f"{open_directory}/bin", f"{open_directory}/bin/python"
+    (open_directory / "bin").mkdir()
     env = {"PATH": f"/usr/bin:{own}:/bin"}
     server = ServerConfig(name="a", bind="127.0.0.1:1", command=["b"])
     named = server.replace(python=python)
     assert with_virtual_environment(server, {}, env) == with_virtual_environment(named, {}, env) == {}
-    (tmp_path / "pyvenv.cfg").touch()
-    first = {"PATH": f"{own}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)}
+    (open_directory / "pyvenv.cfg").touch()
+    first = {"PATH": f"{own}:/usr/bin:/bin", "VIRTUAL_ENV": str(open_directory)}
     assert with_virtual_environment(named, {}, env) == first
     assert with_virtual_environment(named, {"A": "1"}, env) == {**first, "A": "1"}
     assert with_virtual_environment(named, {"PATH": "/bin"}, env) == {"PATH": "/bin"}
     if os.geteuid() == 0:
-        (tmp_path / "bin").chmod(0o777)
+        (open_directory / "bin").chmod(0o777)
         assert with_virtual_environment(named, {}, env) == {**first, "PATH": f"/usr/bin:/bin:{own}"}
         assert with_virtual_environment(named.replace(user="nobody"), {}, env) == first
 
@@ -302,17 +300,17 @@ def test_the_path_of_programs_begins_with_their_environment(tmp_path: Path) -> N
     ],
 )
 def test_program_is_looked_for_as_the_server_would(
-    tmp_path: Path, words: list[str], message: str, hint: str
+    open_directory: Path, words: list[str], message: str, hint: str
 ) -> None:
     for name, shell in (("run", "/bin/sh"), ("job", "/no/python")):
-        (tmp_path / name).write_text(f"#!{shell}\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "plain").touch(0o644)
-    (tmp_path / "folder").mkdir()
-    server = ServerConfig(name="a", command=["sh"], cwd=str(tmp_path))
+        (open_directory / name).write_text(f"#!{shell}\n")
+        (open_directory / name).chmod(0o755)
+    (open_directory / "plain").touch(0o644)
+    (open_directory / "folder").mkdir()
+    server = ServerConfig(name="a", command=["sh"], cwd=str(open_directory))
     found = missing_program(server, {"PATH": "/bin"}, ("hooks",), words)
-    assert ((found.message, found.hint, found.path) if found else ("", "", ())) == (
-        message.format(directory=tmp_path), hint.format(directory=tmp_path), ("hooks", 0) if message else (),
-    )  # fmt: skip
+    message, hint = (text.format(directory=open_directory) for text in (message, hint))
+    path = ("hooks", 0) if message else ()
+    assert ((found.message, found.hint, found.path) if found else ("", "", ())) == (message, hint, path)
     assert missing_program(server, {"PATH": "/bin"}) is None
     assert missing_program(server, {"PATH": "/nowhere"}) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -44,6 +45,7 @@ from poolctl.platform import user_name
 from tests.config_files import SERVER, told
 from tests.deadline import wait_until
 from tests.growth import grows_too_fast, repeated
+from tests.sandbox import GETDENTS, run_without
 
 
 @pytest.mark.parametrize(
@@ -378,15 +380,9 @@ def test_empty_name_is_reported() -> None:
         find_config([""], {}, "/")
 
 
-def test_directory_that_cannot_be_listed_is_a_problem_with_its_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(path: str) -> list[str]:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "listdir", fail)
+def test_directory_that_cannot_be_listed_is_a_problem_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(Problem) as caught:
-        files_of(str(tmp_path))
+        run_without({GETDENTS: errno.EIO}, lambda: files_of(str(tmp_path)))
     assert (caught.value.file, caught.value.message) == (
         str(tmp_path),
         "cannot be listed: Input/output error",

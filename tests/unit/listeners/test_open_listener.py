@@ -46,7 +46,7 @@ from tests import moments
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
 from tests.programs import program
-from tests.sandbox import BIND, CHOWN, NO_IPV6, NO_NETLINK, UNLINKAT, run_in_namespace, run_without
+from tests.sandbox import BIND, CHOWN, NO_IPV6, NO_NETLINK, UNLINKAT, run_with_hosts, run_without
 
 FreePort = Callable[[], int]
 
@@ -146,23 +146,16 @@ def test_single_ipv6_address_accepts_nothing_else(free_port: FreePort) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
-def hosts(tmp_path: Path, name: str, addresses: list[str]) -> str:
-    """Shell commands after which only these addresses have the name (see `run_in_namespace`)."""
-    (tmp_path / "hosts").write_text("".join(f"{address} {name}\n" for address in addresses))
-    (tmp_path / "host.conf").write_text("multi on\n")
-    return f"for file in hosts host.conf; do mount --bind {tmp_path}/$file /etc/$file; done"
-
-
 def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(tmp_path: Path) -> None:
-    names = hosts(tmp_path, "localhost", ["10.0.0.7", "127.0.1.1", "127.0.0.1"])
-    targets = run_in_namespace(names, lambda: resolve_bind_targets(parse("localhost:80")))
+    names = {"localhost": ["10.0.0.7", "127.0.1.1", "127.0.0.1"]}
+    targets = run_with_hosts(tmp_path, names, lambda: resolve_bind_targets(parse("localhost:80")))
     assert {target.host for target in targets} == {"127.0.1.1", "127.0.0.1"}
 
 
 def test_localhost_without_a_loopback_address_is_reported(tmp_path: Path) -> None:
-    names = hosts(tmp_path, "localhost", ["10.0.0.7"])
+    names = {"localhost": ["10.0.0.7"]}
     with pytest.raises(ListenError, match="localhost has no loopback address on this machine") as caught:
-        run_in_namespace(names, lambda: resolve_bind_targets(parse("localhost:80")))
+        run_with_hosts(tmp_path, names, lambda: resolve_bind_targets(parse("localhost:80")))
     assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
 
 
@@ -181,8 +174,8 @@ def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
             open_listener(parse(f"shop:{port}"))
         assert "IPv4" in caught.value.hint
 
-    names = hosts(tmp_path, "shop", ["fd00::1", "fd00::2"])
-    run_in_namespace(names, lambda: run_without(NO_IPV6, work))
+    names = {"shop": ["fd00::1", "fd00::2"]}
+    run_with_hosts(tmp_path, names, lambda: run_without(NO_IPV6, work))
 
 
 def test_listener_that_refuses_takes_no_connection_though_another_process_holds_it(
