@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 import venv
-from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -98,9 +97,11 @@ def test_module_is_installed_by_the_name_of_its_distribution() -> None:
     ],
 )
 def test_poolctl_is_installed_again_from_where_it_came(
-    monkeypatch: pytest.MonkeyPatch, origin: dict[str, object], arguments: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object], arguments: str
 ) -> None:
-    monkeypatch.setattr(PathDistribution, "read_text", lambda self, name: json.dumps(origin))
+    (tmp_path / "poolctl-1.0.dist-info").mkdir()
+    (tmp_path / "poolctl-1.0.dist-info/direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(tmp_path)
     command = f"{sys.executable} -m pip install --force-reinstall {arguments}"
     assert reinstall_command() == (command if arguments else "")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import grp
 import importlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from poolctl.private_directory import UnsafeDirectory, check_private_directory, ensure_private_directory
 from tests.other_user import AS_OTHER_USER, python_for_others
+from tests.sandbox import run_as, run_in_namespace
+
+T = TypeVar("T")
 
 ME, OTHER = os.geteuid(), 54321
 as_root = pytest.mark.skipif(ME != 0, reason="only root can make files of other users")
@@ -191,18 +194,24 @@ def test_a_group_with_another_user_may_not_write(as_user: None, short_path: Path
     )
 
 
+@as_root
 def test_a_group_that_seems_to_have_no_members_is_private_if_it_has_the_users_name(
-    as_user: None, short_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, tmp_path: Path
 ) -> None:
+    os.chown(short_path, OTHER, OTHER)
     short_path.chmod(0o775)
-    name = ["staff"]  # of a directory service, which does not list its users
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((name[0], "x", gid, [])))
-    assert refusal(short_path / "state", ensure_private_directory)[0] == str(short_path)
-    name[0] = str(OTHER)
-    os.seteuid(0)
-    os.setegid(33)  # as Group=www-data of a systemd unit
-    os.seteuid(OTHER)
-    ensure_private_directory(f"{short_path}/state")
+
+    def named(group: str, work: Callable[[], T]) -> T:
+        """The result as the user, in the group of a systemd unit, if the directory's group has this name."""
+        (tmp_path / "group").write_text(
+            f"{group}:x:{OTHER}:\n"
+        )  # as a directory service, which lists no users
+        names = f"mount --bind {tmp_path}/group /etc/group"
+        return run_in_namespace(names, lambda: run_as(OTHER, work, [33]))
+
+    state = short_path / "state"
+    assert named("staff", lambda: refusal(state, ensure_private_directory))[0] == str(short_path)
+    named(str(OTHER), lambda: ensure_private_directory(str(state)))
 
 
 def test_roots_group_may_write(as_user: None, short_path: Path) -> None:
