@@ -38,7 +38,6 @@ class Core:
         recorder: Recorder,
         *,
         calm: bool = False,
-        trace: decide.DecisionLogger | None = None,
     ) -> None:
         self.runner = runner
         self.clock = clock
@@ -50,7 +49,6 @@ class Core:
         self.health = HealthChecks(runner, self._queue, recorder)
         self.observers: set[Callable[[Entry], None]] = {self.health.update_probes_and_health}
         self.calm = calm
-        self._trace = trace
         self._executor = Executor(
             runner, clock, self._queue, self._addresses, self.servers, self.health, recorder
         )
@@ -122,13 +120,10 @@ class Core:
             self._executor.exits.roll_back(entry)
 
     def _decide(self, entry: Entry) -> list[decide.Action]:
-        view = self.view(entry)
-        decided = actions = decide.decide(view)
+        actions = decide.decide(self.view(entry))
         if self.calm and entry.name not in self._queue.commanded:
             # Arm is harmless: it starts no worker, and the request that later wakes the server counts as a command.
-            actions = [action for action in decided if isinstance(action, decide.Arm)]
-        if self._trace is not None:
-            self._trace.log_decision(entry.name, view, actions, withheld=bool(decided) and not actions)
+            return [action for action in actions if isinstance(action, decide.Arm)]
         return actions
 
     def _update_sleep(self, entry: Entry) -> None:
@@ -432,8 +427,6 @@ class Core:
         """Remove a server that has no active worker, hook or listener."""
         self.servers.forget(entry)
         self._dependency_facts.pop(entry.name, None)
-        if self._trace is not None:
-            self._trace.forget(entry.name)
 
     def set_dependencies(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these servers instead of those in its configuration."""

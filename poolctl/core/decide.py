@@ -1,24 +1,20 @@
 """Decides the next actions for one server, and the consequence of a worker's exit. Pure functions.
 
 They read no clock and do no I/O: the caller passes times and the results of earlier actions as facts. `decide` is
-called again after every change until it returns no action. With POOLCTL_TRACE=decisions each decision is logged with
-its reasons.
+called again after every change until it returns no action.
 """
 
 from __future__ import annotations
 
-import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
-
-logger = logging.getLogger("poolctl.supervisor")
 
 
 class Desired(StrEnum):
@@ -584,102 +580,3 @@ def judge_exit(
     if not recent and situation.was_ready:
         return ExitDecision(StepAfterExit.RESTART)
     return ExitDecision(StepAfterExit.RESTART, limits.backoff.delay_seconds(len(recent), jitter))
-
-
-class DecisionLogger:
-    """Logs the actions for each server, and the facts that have changed since the previous decision."""
-
-    def __init__(self) -> None:
-        self._views: dict[str, ServerView] = {}
-
-    @classmethod
-    def configured(cls, environment: Mapping[str, str]) -> DecisionLogger | None:
-        """Return a DecisionLogger if the environment has POOLCTL_TRACE=decisions, else None."""
-        return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
-
-    def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the server's actions and changed facts, if there are any.
-
-        `withheld` means that actions were decided but are not performed, because the core is `calm` (see `Core`).
-        """
-        changed = ", ".join(_changes(self._views.get(name), view))
-        self._views[name] = view
-        if not (changed or actions):
-            return
-        if withheld:
-            outcome = "nothing: automatic actions are paused"
-        elif actions:
-            outcome = ", ".join(map(_action_text, actions))
-        else:
-            outcome = f"nothing: {reason_for_no_action(view)}"
-        logger.info("decision: %s: %s => %s", name, changed or "nothing has changed", outcome)
-
-    def forget(self, name: str) -> None:
-        """Forget a server that has been removed."""
-        self._views.pop(name, None)
-
-
-def _changes(before: ServerView | None, after: ServerView) -> Iterator[str]:
-    if before is None:
-        yield f"desired {after.desired}"
-        before = ServerView(after.desired, after.generation, feasible=after.feasible)
-    yield from _field_changes(before, after)
-    workers_before = {worker.id: worker for worker in before.workers}
-    for worker in after.workers:
-        worker_before = workers_before.pop(worker.id, None)
-        if worker_before is None:
-            yield f"{worker.id} new, {worker.phase}"
-        elif worker_before != worker:
-            yield f"{worker.id} {' '.join(_field_changes(worker_before, worker))}"
-    for exited in workers_before:
-        yield f"{exited} gone"
-
-
-def _field_changes(before: ServerView | WorkerView, after: ServerView | WorkerView) -> Iterator[str]:
-    for attribute in fields(before):
-        old, new = getattr(before, attribute.name), getattr(after, attribute.name)
-        if old != new and attribute.name != "workers":
-            name = "" if attribute.name == "phase" else f"{attribute.name} "
-            yield f"{name}{_value_text(old)} -> {_value_text(new)}"
-
-
-def _value_text(value: object) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
-
-
-def _action_text(action: Action) -> str:
-    values = [str(getattr(action, attribute.name)) for attribute in fields(action)]
-    return " ".join([type(action).__name__.lower(), *values])
-
-
-def reason_for_no_action(view: ServerView) -> str:
-    """The reason why the server needs no action now."""
-    leaving = _ids_of_workers_in(view, *LEAVING)
-    if view.desired.wants_no_worker:
-        if view.workers and not view.may_stop:
-            return "what depends on it has to stop first"
-        return f"waits for the end of {leaving}" if leaving else f"it is {view.desired}"
-    if view.in_backoff:
-        return "it is in backoff"
-    if view.listener is ListenerState.CLOSED:
-        return "its address is in use" if not view.may_open else "what it depends on is not ready"
-    if view.listener is not ListenerState.OPEN:
-        return f"its listener is {view.listener}"
-    if view.must_reopen_listener and leaving:
-        return f"waits for the end of {leaving}"
-    if view.should_sleep:
-        return f"waits for the end of {leaving}" if leaving else "asleep until the next request"
-    if view.checking:
-        return "waits until it is known whether a worker can start"
-    if starting := _ids_of_workers_in(view, WorkerPhase.PLACING, WorkerPhase.STARTING):
-        return f"waits for {starting} to become ready"
-    if not view.may_leave:
-        return "waits for the servers with which it exchanges addresses"
-    present = {worker.index for worker in view.workers if view.is_current(worker)}
-    if not view.may_start and not present.issuperset(view.indexes):
-        return "what it depends on is not ready"
-    return f"waits for the end of {leaving}" if leaving else "it is in its desired state"
-
-
-def _ids_of_workers_in(view: ServerView, *phases: WorkerPhase) -> str:
-    return ", ".join(worker.id for worker in view.workers if worker.phase in phases)

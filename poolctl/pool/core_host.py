@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import os
 import time
 import warnings
 import weakref
@@ -20,7 +19,7 @@ from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.command_goal import CommandGoal, wait_until
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import LEAVING, DecisionLogger, ListenerState
+from poolctl.core.decide import LEAVING, ListenerState
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
     PoolError,
@@ -183,7 +182,7 @@ class CoreHost(RunnerEventForwarder):
     """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the loop thread only."""
 
     def __init__(self, runner: Runner, on: loop_thread.LoopThread) -> None:
-        self.core = Core((), runner, Clock(), _NullRecorder(), trace=DecisionLogger.configured(os.environ))
+        self.core = Core((), runner, Clock(), _NullRecorder())
         self.loop_thread = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
         self.core.observers.add(self._changed)

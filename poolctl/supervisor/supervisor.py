@@ -28,7 +28,7 @@ from poolctl.control.pool_lock import PoolLocks, user_locks
 from poolctl.control.pool_paths import SOCKET_NAME, restore_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import DecisionLogger, WorkerPhase
+from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.workqueue import caused_by
 from poolctl.daemon_threads import in_daemon_thread
@@ -289,8 +289,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
 
     async def _create_core_with_parts(self, servers: list[ServerConfig]) -> None:
         self._configuration.subscribe(self._set_journal)
-        trace = DecisionLogger.configured(os.environ)
-        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm, trace=trace)
+        self.core = Core(servers, self.runner, self._clock, self.events, calm=self._calm)
         self._lost = LostOutputReporter(self.core, self.events)
         self._totals = Totals(self.core, self.runner.tallies, self.events, self._store)
         await self._totals.resume()

@@ -10,7 +10,6 @@ from typing import Any
 from poolctl import ServerConfig, ServerError
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.core import Core
-from poolctl.core.decide import DecisionLogger
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStopError
 from tests.coroutines import run as run
@@ -29,11 +28,11 @@ class RecordedEvents(list[Any]):
 class OrderedCore:
     """Orders select servers by name, all without names, and return the problems of those that did not arrive."""
 
-    def __init__(self, *servers: ServerConfig, trace: DecisionLogger | None = None, **script: str) -> None:
+    def __init__(self, *servers: ServerConfig, **script: str) -> None:
         self.runner = SlowRunner(**script)
         self.clock = ManualClock()
         self.events = RecordedEvents()
-        self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
+        self.core = Core(servers, self.runner, self.clock, self.events)
         self._begun: set[asyncio.Task[list[ServerError]]] = set()
 
     def begin(self, order: Coroutine[Any, Any, list[ServerError]]) -> asyncio.Task[list[ServerError]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import Action, DecisionLogger, Desired, Overrides, ServerView, WorkerPhase
+from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -1346,35 +1346,3 @@ async def test_hook_of_a_previous_supervisor_is_followed_to_its_end() -> None:
     pool.runner.end(placement.id, Exit.from_returncode(0))
     await turns(40)
     assert (entry.hooks.running, pool.states()) == (None, {"web": "running"})
-
-
-class RecordedTrace(DecisionLogger):
-    """Keeps the names of the actions of each decision."""
-
-    def __init__(self) -> None:
-        self.decisions: list[tuple[str, list[str], bool]] = []
-        self.forgotten: list[str] = []
-
-    def log_decision(self, name: str, view: ServerView, actions: Sequence[Action], *, withheld: bool) -> None:
-        self.decisions.append((name, [type(action).__name__ for action in actions], withheld))
-
-    def forget(self, name: str) -> None:
-        self.forgotten.append(name)
-
-
-async def test_trace_has_the_decisions_and_what_a_calm_core_withholds() -> None:
-    trace = RecordedTrace()
-    pool = OrderedCore(web(), trace=trace)
-    entry = pool.core.entries["web"]
-    pool.core.calm = True
-    pool.core.start(entry)
-    await turns()
-    assert trace.decisions == [("web", [], True)]
-    pool.core.calm = False
-    pool.core.touch(entry)
-    await turns()
-    assert ("web", ["Open"], False) in trace.decisions[1:]
-    assert trace.decisions[-1] == ("web", [], False)
-    pool.core.schedule_removal(entry)
-    await turns(40)
-    assert trace.forgotten == ["web"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from poolctl.core.decide import (
     Arm,
     Check,
     Close,
-    DecisionLogger,
     Desired,
     Disarm,
     Drain,
@@ -41,12 +38,10 @@ from poolctl.core.decide import (
     WorkerView,
     decide,
     judge_exit,
-    reason_for_no_action,
 )
 from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
-from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 
 def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase.READY) -> WorkerView:
@@ -447,98 +442,6 @@ def test_delays_stay_within_what_is_configured(
     decision = judge_exit("always", limits, BAD, ExitSituation(now, was_ready, restarts), jitter=jitter)
     assert decision.next is StepAfterExit.RESTART
     assert 0 <= decision.delay_seconds <= 30 * (1 + share)
-
-
-# The log of decisions: what has changed, what is done about it, or why nothing is.
-
-
-RECOVERY = Path(__file__).parents[3] / "docs" / "recovery.md"
-
-
-def test_only_the_environment_turns_it_on() -> None:
-    assert DecisionLogger.configured({}) is None
-    assert DecisionLogger.configured({"POOLCTL_TRACE": "everything"}) is None
-    assert DecisionLogger.configured({"POOLCTL_TRACE": "decisions"}) is not None
-
-
-def test_the_documented_trace_of_a_restart_is_a_real_one(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        pool = OrderedCore(web("api"), trace=DecisionLogger())
-        await pool.start()
-        await turns()
-        caplog.clear()
-        await pool.restart()
-        await turns()
-
-    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
-        run(scenario())
-    section = RECOVERY.read_text().partition("## Trace decisions")[2]
-    assert caplog.messages == section.split("```")[1].strip().splitlines()
-
-
-def test_decisions_are_not_logged_unless_traced(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        await OrderedCore(web()).start()
-
-    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
-        run(scenario())
-    assert caplog.messages == []
-
-
-def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionLogger()
-    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
-        trace.log_decision("web", view, [], withheld=False)
-        trace.log_decision("web", view, [], withheld=False)
-        trace.log_decision("web", replace(view, may_stop=False), [], withheld=True)
-    assert caplog.messages == [
-        "decision: web: desired run, listener closed -> opening => nothing: its listener is opening",
-        "decision: web: may_stop yes -> no => nothing: automatic actions are paused",
-    ]
-
-
-def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.LogCaptureFixture) -> None:
-    view, trace = ServerView(Desired.RUN, 1, listener=ListenerState.OPENING), DecisionLogger()
-    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
-        for _ in range(2):
-            trace.log_decision("web", view, [], withheld=False)
-            trace.forget("web")
-    assert len(caplog.messages) == 2
-    assert len(set(caplog.messages)) == 1
-
-
-STARTING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STARTING),)
-STOPPING = (WorkerView("web.1.0", 1, 0, WorkerPhase.STOPPING),)
-OPEN = {"listener": ListenerState.OPEN}
-REASONS: list[tuple[ServerView, str]] = [
-    (ServerView(Desired.STOPPED, 1), "it is stopped"),
-    (ServerView(Desired.STOPPED, 1, workers=STOPPING), "waits for the end of web.1.0"),
-    (
-        ServerView(Desired.STOPPED, 1, workers=STARTING, may_stop=False),
-        "what depends on it has to stop first",
-    ),
-    (ServerView(Desired.RUN, 1, waiting={0}), "it is in backoff"),
-    (ServerView(Desired.RUN, 1, may_open=False), "its address is in use"),
-    (ServerView(Desired.RUN, 1, may_start=False), "what it depends on is not ready"),
-    (ServerView(Desired.RUN, 1, listener=ListenerState.CLOSING), "its listener is closing"),
-    (ServerView(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
-    (ServerView(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
-    (ServerView(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
-    (ServerView(Desired.RUN, 1, sleepy=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
-    (
-        ServerView(Desired.RUN, 1, must_reopen_listener=True, workers=STOPPING, **OPEN),
-        "waits for the end of web.1.0",
-    ),
-    (
-        ServerView(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
-        "waits until it is known whether a worker can start",
-    ),
-]
-
-
-@pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
-def test_trace_gives_the_reason_why_nothing_is_done(view: ServerView, reason: str) -> None:
-    assert reason_for_no_action(view) == reason
 
 
 def test_verdict_after_too_many_restarts_has_their_number() -> None:

@@ -11,7 +11,6 @@ from poolctl import ServerConfig
 from poolctl.config import Tables
 from poolctl.control.answers import ErrorEntry, Result, SupervisorIdentity
 from poolctl.core.core import Core
-from poolctl.core.decide import DecisionLogger
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.event_queue import EventBus
 from poolctl.selection.selector import Selector
@@ -61,14 +60,13 @@ class Desk:
     def __init__(
         self,
         *servers: ServerConfig,
-        trace: DecisionLogger | None = None,
         runner: SlowRunner | None = None,
         **script: str,
     ) -> None:
         self.runner: Any = runner or SlowRunner(**script)
         self.clock = ManualClock()
         self.events = EventBus(self.clock)
-        self.core = Core(servers, self.runner, self.clock, self.events, trace=trace)
+        self.core = Core(servers, self.runner, self.clock, self.events)
         self.over = False
         self.supervisor_over = asyncio.Event()
         self.use(Files(servers))
