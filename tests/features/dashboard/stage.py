@@ -54,7 +54,8 @@ class Stage:
     def begin(self) -> None:
         settings = {
             "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": self.token,
-            "hosts": (), "secure": self.tls is not None, "ended_path": str(self.logs / "dashboard.ended"),
+            "hosts": ("Page.Example",), "secure": self.tls is not None,
+            "ended_path": str(self.logs / "dashboard.ended"),
         }  # fmt: skip
         begun = threading.Event()
 

@@ -130,22 +130,36 @@ def test_an_action_of_another_site_is_refused_even_with_the_tokens(
     client: Client, stage: Stage, headers: dict[str, str]
 ) -> None:
     client.login()
-    client.headers |= {**headers, "X-CSRF-Token": client.csrf}
-    refusal = client.act("restart", ["web-1"])
+    token = {"X-CSRF-Token": client.csrf}
+    refusal = client.act("restart", ["web-1"], **headers, **token)
     assert (refusal.status, refusal.headers["x-content-type-options"]) == (403, "nosniff")
     assert stage.pool.asked == []
+    assert client.send("GET", "/poolctl/session", **headers).status == 200
+    for own in ({"Sec-Fetch-Site": "none"}, {"Origin": f"http://127.0.0.1:{stage.port}"}):
+        assert client.act("restart", ["web-1"], **own, **token).status == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:9465", "127.0.0.1.evil.example", "", "a@127.0.0.1", "[::1"]
+    "host",
+    [
+        "evil.example",
+        "page.example.evil:9465",
+        "127.0.0.1.evil.example",
+        "",
+        "a@page.example",
+        "page.example/",
+        "[::1",
+    ],
 )
 def test_foreign_host_name_is_refused(client: Client, host: str) -> None:
     assert client.send("GET", "/", Host=host).status == 421
     assert client.send("POST", "/poolctl/login", {"token": TOKEN}, Host=host).status == 421
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:9465", "10.0.0.7"])
-def test_addresses_and_localhost_are_accepted(client: Client, host: str) -> None:
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:9465", "10.0.0.7", "PAGE.example:8443"]
+)
+def test_addresses_and_known_names_are_accepted(client: Client, host: str) -> None:
     assert client.send("GET", "/", Host=host).status == 200
 
 

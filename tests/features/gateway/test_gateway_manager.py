@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
-from poolctl.features.gateway.supervision.gateway import GatewayManager
-from poolctl.runners.helper_process import Helpers
-from poolctl.runners.listener_opener import Opener
-from poolctl.supervisor.active_configuration import SupervisorContext
-from poolctl.supervisor.takeover.state_store import StateStore
-from tests.coroutines import staged_by
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.features.gateway.other_machine import backend
@@ -30,9 +21,6 @@ from tests.load.load import Load
 from tests.ports import claim_port
 from tests.processes import freeze
 from tests.real_pool import RealPool, pool_in
-from tests.temporary_directory import temporary_directory
-from tests.unit.core.ordered_core import web
-from tests.unit.supervisor.desk import Desk
 
 
 def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> Load:
@@ -91,6 +79,7 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
         assert (status["state"], status["pid"], status["routes"]) == ("running", gateway.process(), 3)
         assert status["addresses"] == [f"http://127.0.0.1:{gateway.port}"]
         assert "gateway" not in gateway.pool.ok("list", "one", "-o", "json").json, "nothing selects it"
+        assert gateway.pool.ok("list", "-o", "json").json["gateway"]["state"] == "running"
         assert (
             f"[gateway] running, http://127.0.0.1:{gateway.port}, 3 routes"
             in gateway.pool.ok("status").stdout
@@ -279,6 +268,7 @@ def test_taken_address_fails_the_start_and_is_tried_again(gateway: GatewayPool) 
         assert done.code == 1, done
         (error,) = done.json["errors"]
         assert (error["name"], error["bind"]) == ("[gateway]", f"127.0.0.1:{gateway.port}")
+        assert error["error"] == "ErrorPoolStart"
         assert f"port {gateway.port} is in use" in error["message"]
         assert [each["ready"] for each in done.json["items"]] == [True, True]
         # Of a selection of servers it is no part.
@@ -393,60 +383,3 @@ def status_of(gateway: GatewayPool, path: str) -> int | None:
         return gateway.get(path).status
     except OSError:
         return None
-
-
-class Manager(GatewayManager):
-    """The manager of a pool without a keeper."""
-
-    def __init__(self) -> None:
-        self.desk = Desk(web("one"), web("two"))
-        keeper: Any = SimpleNamespace(send=lambda *message: None)
-        place = temporary_directory(self)
-        environment = SupervisorContext(
-            self.desk.files, keeper, place, place, Helpers(keeper, place), Opener()
-        )
-        routing: Any = SimpleNamespace(publish=lambda *routes: None)
-        output: Any = None
-        super().__init__(
-            environment, self.desk.core, routing, output, self.desk.events, StateStore(keeper, "")
-        )
-
-
-def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
-    async def work() -> None:
-        manager = Manager()
-        try:
-            await scene(manager)
-        finally:
-            manager.probes.close()
-            manager.routes.close()
-
-    asyncio.run(asyncio.wait_for(work(), 60))
-
-
-@staged_by(with_manager)
-async def test_pool_without_a_gateway_is_not_waited_for(manager: Manager, /) -> None:
-    assert await manager.wait_until_serving() is None
-    assert await manager.fetch_activity_by_host() is None
-    assert (manager.listeners, manager.problem) == ((), "")
-    assert manager.why_unavailable == "its process is starting"
-
-
-@staged_by(with_manager)
-async def test_routes_that_cannot_be_computed_at_first_are_not_taken_for_none(manager: Manager, /) -> None:
-    class Services:
-        tried = False
-
-        async def route_extender(self) -> Any:
-            if not self.tried:
-                self.tried = True
-                raise OSError("no memory")
-            return lambda routes, servers, tables: routes
-
-    services: Any = Services()
-    manager.routes.services = services
-    manager.routes.schedule_computation()
-    with pytest.raises(ServerError, match="its route table cannot be made: no memory"):
-        await manager.settings()
-    await manager.routes.wait_until_current()
-    assert (manager.routes.problem, manager.routes.table is None) == ("", False)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import stat
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from poolctl.features.gateway.supervision.listeners import (
     plan_of,
 )
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
-from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
 from poolctl.runners.listener_opener import Opener
 from tests.certificates import certificate
@@ -45,26 +41,6 @@ class Store:
     async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         self.names.discard(message["name"])
         return {}, []
-
-
-class Predecessors(Store):
-    """A keeper that holds listeners' sockets and others, and lists two at a time."""
-
-    def __init__(self, *listeners: ListenerSettings) -> None:
-        super().__init__()
-        self.kept = {f"gateway listener {each.bind}": each for each in listeners}
-        self.got: list[str] = []
-
-    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        if message["op"] == "list":
-            names = sorted(each for each in [*self.kept, "a", "z"] if each > message["after"])
-            return {"entries": [(name, {}) for name in names[:2]]}, []
-        if message["op"] == "drop":
-            del self.kept[message["name"]]
-            return {}, []
-        self.got.append(message["name"])
-        with socket.create_server(("127.0.0.1", 0)) as made:
-            return {"meta": to_json(self.kept[message["name"]])}, [os.dup(made.fileno())]
 
 
 def http(bind: str, *, tls: bool = False) -> ListenerSettings:
@@ -97,54 +73,6 @@ def listen(listeners: GatewayListeners, key: str) -> None:
     """What HAProxy does when it has accepted its file."""
     for sock in listeners.of(key):
         sock.listen()
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", ""), ("", "0.0.0.0"), ("", "127.0.0.1")],
-)
-async def test_listener_at_an_overlapping_address_serves_until_the_next_haproxy_listens(
-    before: str, after: str
-) -> None:
-    port = claim_port()
-    old, new = http(f"{before}:{port}"), http(f"{after}:{port}")
-    store: Any = Store()
-    listeners = GatewayListeners(store, Opener())
-    assert await listeners.open_missing(by_key(old)) == []
-    assert accepting(listeners, port) == []
-    listen(listeners, old.bind)
-    assert await listeners.open_missing(by_key(new)) == []
-    assert listeners.settings == by_key(old, new)
-    for _ in range(8):
-        assert accepting(listeners, port) == [old.bind]
-    listen(listeners, new.bind)
-    await listeners.close_others(by_key(new))
-    assert store.names == {f"gateway listener {new.bind}"}
-    assert accepting(listeners, port) == [new.bind]
-    assert bool(accepting(listeners, port, "127.0.0.2")) == (after != "127.0.0.1")
-    await listeners.close_others(())
-
-
-async def test_unix_sockets_have_their_modes_and_follow_changes(tmp_path: Path) -> None:
-    listeners, path = GatewayListeners(Store(), Opener()), tmp_path / "g.sock"
-    inodes = set()
-    for mode in ("0666", "0600", "0660"):
-        tables = Tables(
-            gateway=GatewayConfig(bind=({"bind": f"unix:{path}", "mode": mode},)),
-            stream=(StreamConfig(bind=f"unix:{path}2", mode=mode, to=("127.0.0.1:1",)),),
-        )
-        streams = [StreamRoute(alias="db", bind=f"unix:{path}2")]
-        found = plan_of(tables, streams, {})
-        assert found is not None
-        assert await listeners.open_missing(found.listeners) == []
-        statuses = [os.stat(each) for each in (path, f"{path}2")]
-        assert [f"{stat.S_IMODE(each.st_mode):04o}" for each in statuses] == [mode, mode]
-        inodes.update(each.st_ino for each in statuses)
-    assert len(inodes) == 2, "the sockets stay"
-    os.unlink(path)
-    (error,) = await listeners.open_missing(found.listeners)
-    assert error.message.startswith(f"the mode of {path} cannot be set")
-    await listeners.close_others(())
 
 
 async def test_socket_whose_owner_does_not_exist_is_not_opened_but_an_open_one_stays(tmp_path: Path) -> None:
@@ -254,40 +182,3 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=f"cannot read {first[1]}: No such file or directory") as failed:
         made()
     assert failed.value.hint == "check `tls` of [gateway]"
-
-
-async def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
-    listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
-    store: Any = Predecessors(*listeners)
-    made = GatewayListeners(store, Opener())
-    await made.adopt()
-    assert made.settings == by_key(*listeners)
-    sockets = {each.bind: made.of(each.bind) for each in listeners}
-    assert all(len(each) == 1 for each in sockets.values())
-    got = [*store.got]
-    assert sorted(got) == sorted(store.kept)
-    await made.adopt()
-    assert (store.got, {each.bind: made.of(each.bind) for each in listeners}) == (got, sockets)
-    assert made.of("other") == []
-    first = listeners[0]
-    await made.close_others([first.bind])
-    assert (made.settings, {*store.kept}) == (by_key(first), {f"gateway listener {first.bind}"})
-    assert (made.of(first.bind), made.of(listeners[1].bind)) == (sockets[first.bind], [])
-    await made.close_others(())
-
-
-async def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
-    store: Any = Store()
-    listeners, plain = GatewayListeners(store, Opener()), http(f"127.0.0.1:{claim_port()}")
-    assert await listeners.open_missing(by_key(plain)) == []
-    sockets = [*listeners.of(plain.bind)]
-    secure = replace(plain, tls=True)
-    assert await listeners.open_missing(by_key(secure)) == []
-    assert await listeners.open_missing(by_key(secure)) == []
-    assert (listeners.settings, listeners.of(plain.bind)) == (by_key(secure), sockets)
-    fds = [each.fileno() for each in listeners.of(plain.bind)]
-    name = f"gateway listener {plain.bind}"
-    assert store.sent == [
-        ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
-    ]
-    await listeners.close_others(())

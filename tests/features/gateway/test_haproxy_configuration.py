@@ -83,18 +83,6 @@ def check(configuration: HaproxyConfiguration, directory: Path) -> None:
     assert "WARNING" not in done.stderr
 
 
-BALANCE = {
-    "round-robin": "roundrobin", "weighted": "roundrobin", "sticky": "roundrobin", "least-connections": "leastconn",
-    "ip-hash": "hash", "random-two": "random(2)", "first": "first",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("policy", BALANCE)
-def test_each_policy_has_its_own_word_of_haproxy(policy: str) -> None:
-    lines = made(Route(alias="a", to=WEB, policy=policy)).text().splitlines()
-    assert [each.split()[1] for each in lines if each.startswith("    balance ")] == [BALANCE[policy]]
-
-
 def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp_path: Path) -> None:
     addresses = ServerAddresses(
         LOCAL,
@@ -125,16 +113,20 @@ def test_haproxy_warns_of_nothing_in_a_process_that_passes_requests_on_once_repl
     check(found, tmp_path)
 
 
-def test_unknown_policy_is_no_other_one_silently() -> None:
-    with pytest.raises(KeyError):
-        made(Route(alias="a", to=WEB, policy="nearest"))
-
-
-RULES = [
+RULES: list[tuple[Route, list[str]]] = [
     (Route(alias="a", to=WEB), ["balance roundrobin", "server web 127.0.0.1:8081"]),
-    (Route(alias="a", to=WEB, policy="least-connections"), ["balance leastconn"]),
-    (Route(alias="a", to=WEB, policy="ip-hash"), ["balance hash var(txn.client)", "hash-type consistent"]),
-    (Route(alias="a", to=WEB, policy="random-two"), ["balance random(2)"]),
+    *(
+        (Route(alias="a", to=WEB, policy=policy), [f"balance {word}"])
+        for policy, word in (
+            ("round-robin", "roundrobin"),
+            ("weighted", "roundrobin"),
+            ("sticky", "roundrobin"),
+            ("least-connections", "leastconn"),
+            ("random-two", "random(2)"),
+            ("first", "first"),
+            ("ip-hash", "hash var(txn.client)\n    hash-type consistent"),
+        )
+    ),
     (
         Route(alias="a", to=(Target(server="web", weight=1000), Target(server="new"))),
         [f"server web 127.0.0.1:8081 {IDLE} weight 256", f"server new ipv4@127.0.0.1:1 {IDLE}"],
@@ -423,19 +415,6 @@ def test_names_that_differ_only_in_other_characters_stay_apart(tmp_path: Path) -
     configuration = made(first, second)
     assert [each.name for each in configuration.backends] == ["route:a_b", "route:a_b:2"]
     check(configuration, tmp_path)
-
-
-def test_listener_of_a_stream_offers_no_http2() -> None:
-    listener = HaproxyListener((":8443",), "pg", "pg.crt-list", (HaproxyCertificate("pg.pem"),))
-    assert list(listener.bind_lines()) == ["    bind :8443 ssl crt-list pg.crt-list alpn http/1.1"]
-    assert list(listener.bind_lines(http2=True)) == [
-        "    bind :8443 ssl crt-list pg.crt-list alpn h2,http/1.1"
-    ]
-
-
-def test_disabled_server_is_written_as_such() -> None:
-    text = made(Route(alias="a", to=WEB)).text([("route:a", "web")])
-    assert f"server web 127.0.0.1:8081 {IDLE} disabled" in text
 
 
 def every_rule() -> HaproxyConfiguration:

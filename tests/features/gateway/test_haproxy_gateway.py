@@ -391,51 +391,6 @@ async def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_c
         assert len([each for each in stage.keeper.spawned if "-D" in each["argv"]]) == 2
 
 
-@pytest.mark.loop(run=run)
-async def test_listener_moves_to_another_address_and_haproxy_ends_without_one(short: Path) -> None:
-    async with gateway(short) as stage:
-        first, before = stage.manager.gateway, stage.port
-        assert first is not None
-        stage.port = claim_port()
-        await stage.configure()
-        assert await stage.answers() == {"one", "two"}
-        second = stage.manager.gateway
-        assert second is not None
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", before)
-        stage.manager.apply_tables(Tables())
-        await asyncio.gather(first.exited, second.exited)
-        with pytest.raises(ConnectionRefusedError):
-            await stage.get()
-        assert [kind for kind, _ in stage.events] == ["gateway started", "gateway moved"]
-        assert (stage.manager.problem, stage.manager.restarts) == ("", 0)
-
-
-@pytest.mark.loop(run=run)
-async def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_follows_its_servers(
-    short: Path,
-) -> None:
-    cert, key = certificate(short)
-    async with gateway(short, (cert, key)) as stage:
-        first = stage.pid
-        bad = short / "bad.pem"
-        bad.write_text("no certificate")
-        stage.tls.append(TLSConfig(cert=str(bad), key=str(key)))
-        await stage.configure()
-        why, _, refusal = stage.manager.problem.partition(": ")
-        assert why == "the configuration before is in use, as HAProxy refuses this one"
-        assert "unable to load certificate from file" in refusal
-        assert [each.message for each in stage.manager.failures] == [stage.manager.problem]
-        assert ("gateway failed", refusal) in stage.events
-        assert stage.pid == first
-        assert await stage.answers(ssl=context()) == {"one", "two"}
-        await stage.change("one", target=server(TargetState.DOWN).target)
-        assert await stage.answers(ssl=context()) == {"two"}
-        stage.tls.pop()
-        await stage.configure()
-        assert stage.manager.problem == ""
-
-
 @pytest.mark.parametrize("files", ["another key", "no certificate", "none"])
 @pytest.mark.loop(run=run)
 async def test_certificate_is_used_until_its_files_have_another_one(short: Path, files: str) -> None:
@@ -544,24 +499,6 @@ async def test_failures_before_a_successor_took_over_open_no_breaker(short: Path
         assert await stage.manager.figures.read()
         (found,) = (each for each in stage.manager.figures.backends() if each.host == url)
         assert (found.breaker, found.requests, found.errors) == ("closed", 10, 10)
-
-
-@pytest.mark.loop(run=run)
-async def test_killed_haproxy_is_replaced_and_connections_wait_meanwhile(short: Path) -> None:
-    async with gateway(short) as stage:
-        for number in range(1, 4):
-            before = stage.manager.gateway
-            assert before is not None
-            await stage.change(
-                "one", target=server(TargetState.READY if number % 2 else TargetState.DOWN).target
-            )
-            os.kill(before.pid, signal.SIGKILL)
-            await before.exited
-            assert await stage.answers() == ({"one", "two"} if number % 2 else {"two"})
-            assert stage.manager.restarts == number
-        message = "the gateway's process has ended; another one is started"
-        assert stage.events.count(("gateway ended", message)) == 3
-        assert stage.manager.instability == "its process has ended 3 times within 10m"
 
 
 @pytest.mark.slow
@@ -741,37 +678,6 @@ def test_certificate_is_renewed(short: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.loop(run=run)
-async def test_end_of_the_pool_answers_what_was_begun_and_refuses_the_rest(short: Path) -> None:
-    async with gateway(short) as stage:
-        held: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
-
-        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            held.set_result(writer)
-
-        slow = await start_server(hold, "127.0.0.1", 0)
-        stage.backends.append(slow)
-        port = slow.sockets[0].getsockname()[1]
-        stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
-        slowly = Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),))
-        await stage.route(slowly, streams=[stream])
-        host, _, stream_port = stream.bind.rpartition(":")
-        reader, of_stream = await asyncio.open_connection(host, int(stream_port))
-        answer = asyncio.ensure_future(stage.get())
-        writer = await held
-        finishing = asyncio.ensure_future(stage.manager.finish())
-        while await accepts(stage.port):
-            pass
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
-        assert await answer == "late"
-        writer.close()
-        await finishing
-        assert await reader.read() == b"", "a stream is not waited for"
-        of_stream.close()
-
-
-@pytest.mark.slow
-@pytest.mark.loop(run=run)
 async def test_streams_are_copied(short: Path) -> None:
     async with gateway(short) as stage:
         stream = StreamRoute(alias="tcp", bind=f"127.0.0.1:{claim_port()}", to=(Target(server="one"),))
@@ -807,18 +713,6 @@ async def test_stream_copies_what_a_client_has_sent_that_leaves_before_its_targe
             connection, _ = await loop.sock_accept(target)
             with connection:
                 assert await loop.sock_recv(connection, 100) == b"requests 1\n"
-
-
-@pytest.mark.loop(run=run)
-async def test_missing_program_is_a_problem_before_listeners_are_opened(short: Path) -> None:
-    stage = Stage(str(short))
-    listener = GatewayListener(bind=f"127.0.0.1:{stage.port}")
-    stage.manager.apply_tables(Tables(gateway=GatewayConfig(bind=(listener,), program="/no/haproxy")))
-    assert await stage.manager.wait_until_applied() == ""
-    assert "/no/haproxy is not installed" in stage.manager.problem
-    with pytest.raises(ConnectionRefusedError):
-        await stage.get()
-    await stage.close()
 
 
 @pytest.mark.loop(run=run)

@@ -348,15 +348,6 @@ def test_connections_to_a_target_that_is_not_ready_wait(
     assert made.maps["sleeping.map"] == {"route:r": page}
 
 
-def test_adopted_haproxy_is_recognized_by_everything_but_the_states(held: Held) -> None:
-    digest = held.made().digest
-    held.stage.hosts.disable("one")
-    assert held.made().digest == digest
-    for rule in ({"path": "/v1"}, {"retries": 2}):
-        held.routes = [replace(held.routes[0], **rule)]
-        assert held.made().digest != digest
-
-
 def test_server_with_a_host_name_is_reached_at_the_address_that_is_known(held: Held) -> None:
     held.routes = [
         Route(alias="r", to=(Target(url="https://a.example:8443"), Target(url="http://b.example")))
@@ -394,18 +385,3 @@ def test_servers_that_sleep_or_start_are_in_the_map(held: Held) -> None:
         {"route:r": "starts"},
         False,
     )
-
-
-def test_access_log_is_written_to_the_descriptor_after_the_listeners(held: Held) -> None:
-    held.access_log = "json"
-    made = held.made()
-    assert "    log fd@9 len 4096 format raw local0 err" in made.configuration.lines
-
-
-def test_listener_with_tls_and_no_certificate_passes_it(held: Held) -> None:
-    held.listeners[0] = held.listeners[0]._replace(certificates=[])
-    held.routes = [Route(alias="r", to=(TWO,))]
-    held.stage.servers["two"] = replace(held.stage.servers["two"], target=server().target)
-    made = held.made()
-    assert "frontend passing" in made.configuration.lines
-    assert made.states["tls:r", "two"].state == "ready"

@@ -14,7 +14,6 @@ import pytest
 
 from poolctl.config import Probe, Tables, load
 from poolctl.features.gateway.supervision.outside_targets import (
-    ProbedTarget,
     TargetProbes,
     UrlProbes,
     probe_url,
@@ -120,20 +119,6 @@ async def test_target_is_out_after_its_failures_and_back_after_a_success(
     assert stage.probes.targets == {url: Target(answers=None)}
     stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\n'))
     assert stage.probes.targets == {}
-
-
-@pytest.mark.slow
-@staged_by(run)
-async def test_only_a_changed_result_is_reported(stage: Stage, service: Service, /) -> None:
-    url = f"http://127.0.0.1:{service.port}"
-    stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-    await stage.until(url, Target())
-    stage.changed.clear()
-    asked = service.asked
-    async with asyncio.timeout(60):
-        while service.asked < asked + 5:
-            await asyncio.sleep(0)
-    assert not stage.changed.is_set()
 
 
 class Listener:
@@ -396,19 +381,6 @@ def test_at_most_32_probes_run_at_once(loop: VirtualLoop, probing: Probing, list
     assert {found[1] for found in probing.results} == {*services}
 
 
-def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing, listener: Listener) -> None:
-    listener.answer = b""
-    for _ in range(140):
-        probing.watch(Watched(listener.url, probe(timeout=1.0)))
-    loop.pass_time(0.5)
-    assert listener.open == 32
-    probing.probes.close()
-    loop.pass_time()
-    assert listener.open == 0
-    loop.pass_time(10.0)
-    assert (probing.times(), len(listener.heads)) == ([], 32)
-
-
 async def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate(tmp_path))
@@ -435,33 +407,3 @@ async def test_target_without_tls_is_told_from_one_with_another_certificate(answ
         found = await probe_url(f"https://127.0.0.1:{port}", probe(timeout=60.0))
         await ended.wait()
     assert found == "no connection: the target does not speak TLS: write http://"
-
-
-@staged_by(run)
-async def test_probes_list_the_targets_of_the_tables(stage: Stage, service: Service, /) -> None:
-    url = f"http://127.0.0.1:{service.port}"
-    stage.probes.apply_tables(tables(""))
-    assert stage.probes.targets == {}
-    stage.changed.clear()
-    stage.probes.apply_tables(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-    assert [*stage.probes.targets] == [url]
-    assert stage.changed.is_set()
-    assert stage.probes.latency_seconds("http://other") is None
-
-
-def test_result_of_a_target_is_reported_to_the_gateway() -> None:
-    target = ProbedTarget("http://web", probe(fall_count_warn=1, fall_count_ko=1))
-    assert (target.result, target.latency_seconds) == (Target(answers=None), None)
-    target.record("no connection", 0.1)
-    assert target.result == Target(answers=None), "it gets requests until enough probes have failed"
-    assert target.latency_seconds is None
-    target.record("no answer", 0.2)
-    assert target.result == Target(TargetState.DOWN, "no answer")
-    target.record("refused", 0.2)
-    assert target.result == Target(TargetState.DOWN, "refused")
-    target.record("", 0.3)
-    assert (target.result, target.latency_seconds) == (Target(), 0.3)
-    target.record("", 0.3)
-    target.record("no answer", 0.2)
-    assert target.result == Target()
-    assert target.latency_seconds is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,24 +15,18 @@ import pytest
 
 from poolctl.config import Tables
 from poolctl.control.answers import Result
-from poolctl.errors import ServerError
-from poolctl.exit_codes import DONE, FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED
+from poolctl.exit_codes import DONE, NOT_AS_DESIRED, NOTHING_MATCHED
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway, parse_host_change
 from poolctl.features.gateway.supervision.route_tables import RouteSet
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.features.gateway.table import GatewayConfig
 from poolctl.features.gateway.target import TargetState
 from poolctl.json_form import Table
 from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
-from poolctl.runners.helper_process import Helpers
-from poolctl.runners.listener_opener import Opener
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.active_configuration import SupervisorContext
-from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
 from tests.coroutines import staged_by
 from tests.serving import blank_page
-from tests.temporary_directory import temporary_directory
 from tests.unit.core.ordered_core import run, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.unit.supervisor.desk import Desk, part_context
@@ -236,28 +229,6 @@ async def test_routes_that_a_request_may_take_are_explained(
 
 
 @staged_by(staged)
-async def test_registry_is_the_table_as_a_descriptor_or_the_generations_as_lines(stage: Stage, /) -> None:
-    attached: list[int] = []
-    lines: list[Any] = []
-    call = Call(Selector.from_dict({}), {}, lines.append, attach=attached.append)
-    assert (await stage.part.verbs["registry"](call)).generation == 7
-    assert attached == []
-    with socket.socket() as table:
-        stage.manager.routes.table = table
-        await stage.part.verbs["registry"](call)
-        assert attached == [table.fileno()]
-    following = asyncio.ensure_future(stage.part.verbs["registry"](call._replace(options={"follow": True})))
-    while not lines:
-        await asyncio.sleep(0)
-    (report,) = stage.manager.reported
-    report(8)
-    assert [line.generation for line in lines] == [7, 8]
-    stage.site.over.set()
-    assert (await following).generation == 7
-    assert stage.manager.reported == []
-
-
-@staged_by(staged)
 async def test_hosts_are_the_targets_of_routes_with_the_connections_of_workers(stage: Stage, /) -> None:
     await stage.ask("start")
     page = blank_page()
@@ -316,18 +287,6 @@ async def test_ordered_hosts_are_returned_and_unknown_ones_are_errors(stage: Sta
 
 
 @staged_by(staged)
-async def test_list_status_and_stats_of_the_whole_pool_have_the_gateway(stage: Stage, /) -> None:
-    for verb, has_stats in [("list", False), ("status", True), ("stats", True)]:
-        gateway = (await stage.extended(verb)).gateway
-        assert gateway["state"] == "running"
-        assert ("stats" in gateway) is has_stats
-        assert (await stage.extended(verb, "web")).gateway is None, "nothing selects it"
-    assert (await stage.extended("start")).gateway is None
-    stage.manager.tables = Tables()
-    assert (await stage.extended("list")).gateway is None
-
-
-@staged_by(staged)
 async def test_status_warns_of_routes_that_do_not_serve(stage: Stage, /) -> None:
     stage.figures.servers["web"] = server(TargetState.FAILED, "the server is failed")
     (warning,) = (await stage.extended("status", result=Result(warnings=()))).warnings
@@ -339,122 +298,3 @@ async def test_status_warns_of_routes_that_do_not_serve(stage: Stage, /) -> None
     stage.figures.servers["web"] = server()
     stage.manager.routes.routes = ROUTES._replace(http=ROUTES.http[:1], streams=())
     assert (await stage.extended("status")).warnings == ()
-
-
-@pytest.mark.parametrize(
-    ("verb", "targets", "has"),
-    [("start", (), True), ("start", ("web",), False), ("reload", (), False), ("restart", (), False)],
-)
-@staged_by(staged)
-async def test_start_of_the_whole_pool_waits_for_the_gateway_and_shows_it(
-    stage: Stage, /, verb: str, targets: tuple[str, ...], has: bool
-) -> None:
-    found = await stage.concluded(verb, *targets, timeout=5.0)
-    assert stage.manager.calls == [5.0]
-    assert (found.gateway is not None) is has
-    assert found.warnings == ()
-    stage.manager.tables = Tables()
-    assert (await stage.concluded(verb, *targets)).gateway is None
-
-
-@pytest.mark.parametrize(
-    ("verb", "targets", "error"),
-    [
-        ("start", (), "ErrorPoolStart"),
-        ("restart", (), "ErrorPoolRestart"),
-        ("reload", (), "ErrorPoolRestart"),
-        ("reload", ("web",), "ErrorPoolRestart"),
-        ("start", ("web",), ""),
-        ("stop", (), ""),
-    ],
-)
-@staged_by(staged)
-async def test_failures_of_the_gateway_are_errors_of_commands_to_the_whole_pool(
-    stage: Stage, /, verb: str, targets: tuple[str, ...], error: str
-) -> None:
-    stage.manager.problem = "port 80 is in use"
-    stage.manager.failures = [ServerError("port 80 is in use", hint="choose another")]
-    found = await stage.concluded(verb, *targets)
-    assert [(each.error, each.name, each.message) for each in found.errors] == (
-        [(error, "[gateway]", "port 80 is in use")] if error else []
-    )
-    assert found.exit_code == (FAILED if error else DONE)
-    assert found.warnings == (("[gateway]: port 80 is in use",) if verb == "start" and not error else ())
-    if error:
-        failed = await stage.concluded(verb, *targets, result=Result(exit_code=NOTHING_MATCHED))
-        assert failed.exit_code == NOTHING_MATCHED
-
-
-@staged_by(staged)
-async def test_command_that_does_not_wait_gets_warnings_only(stage: Stage, /) -> None:
-    stage.manager.problem = "port 80 is in use"
-    found = await stage.concluded("start", wait=False)
-    assert (found.warnings, found.errors) == (("[gateway]: port 80 is in use",), ())
-    assert stage.manager.calls == ["attempted"]
-    for options, result in [({"dry_run": True}, Result()), ({}, Result(exit_code=INVALID_CONFIGURATION))]:
-        assert await stage.concluded("start", result=result, **options) is result
-    assert stage.manager.calls == ["attempted"]
-
-
-@staged_by(staged)
-async def test_changes_that_are_not_in_force_in_time_are_a_warning(stage: Stage, /) -> None:
-    stage.manager.late = "not ready within 5 s"
-    assert (await stage.concluded("reload")).warnings == ("not ready within 5 s",)
-
-
-@staged_by(staged)
-async def test_problems_are_those_of_the_gateway_and_of_the_parts_behind_it(stage: Stage, /) -> None:
-    assert stage.part.problems == []
-    stage.manager.instability = "restarted 3 times"
-    part = SimpleNamespace(not_served=["[registration]: no disk"], connect=lambda gateway: None)
-    stage.connected.append(part)
-    stage.part.apply_tables(stage.manager.tables)
-    assert stage.part.problems == ["[gateway]: restarted 3 times", "[registration]: no disk"]
-    assert stage.part.pids == {"gateway": os.getpid()}
-    await stage.part.finish()
-    await stage.part.stop_serving()
-    assert stage.manager.calls == ["finish", "close"]
-
-
-@staged_by(staged)
-async def test_pool_of_routes_alone_is_served(stage: Stage, /) -> None:
-    assert not stage.part.serves_without_servers
-    stage.core.entries.clear()
-    assert not stage.part.serves_without_servers
-    stage.manager.tables = Tables(route=[RouteConfig(to="http://10.0.0.7:80")])
-    assert stage.part.serves_without_servers
-
-
-@pytest.mark.slow
-@staged_by(staged)
-async def test_gateway_of_a_changed_file_answers_from_now_on(stage: Stage, /) -> None:
-    # It does not answer, and so the gateway does not get any further.
-    keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
-    place = temporary_directory(stage)
-    environment = SupervisorContext(stage.files, keeper, place, place, Helpers(keeper, place), Opener())
-    parts = FeatureParts(environment, stage.events, ())
-    stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
-    stage.part.apply_tables(Tables(gateway=GatewayConfig()))
-    found = await stage.perform("hosts")
-    assert found.errors[0].message == "the gateway does not answer: its process is starting"
-    assert found.exit_code == NOT_AS_DESIRED
-
-
-@staged_by(staged)
-async def test_pool_without_a_gateway_has_no_routes_and_changes_none(stage: Stage, /) -> None:
-    part = stage.part = PoolGateway(stage.site)
-    for verb in ("routes", "hosts", "registry"):
-        assert await stage.perform(verb) == Result()
-    refused = await stage.perform("host")
-    assert (refused.exit_code, refused.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
-    assert (refused.errors[0].code, refused.errors[0].error) == (NOTHING_MATCHED, "ErrorUsage")
-    assert refused.errors[0].hint == "a [gateway] or [[route]] in the file adds one"
-    result = Result(exit_code=3)
-    assert await stage.extended("status", result=result) is result
-    assert await stage.concluded("start", result=result) is result
-    assert (part.problems, part.pids, part.serves_without_servers) == ([], {}, False)
-    assert (await part.metrics(), await part.route_healths()) == ([], {})
-    part.apply_tables(Tables())
-    assert await stage.perform("routes") == Result()
-    await part.finish()
-    await part.stop_serving()

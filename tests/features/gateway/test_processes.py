@@ -83,17 +83,6 @@ def test_replaced_haproxy_is_not_woken_by_the_connections_of_its_successor(gatew
         assert watched_descriptors(pid) <= descriptors(pid).keys()
 
 
-@pytest.mark.capability
-def test_killed_haproxy_is_replaced(gateway: GatewayPool) -> None:
-    gateway.start()
-    for _ in range(3):
-        pid = gateway.until(gateway.process)
-        assert gateway.get("/one").status == 200
-        os.kill(pid, signal.SIGKILL)
-        gateway.until(lambda: status_of(gateway, "/one") == 200)
-        gateway.until(lambda pid=pid: gateway.process() not in (None, pid))
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user of a process")
 def test_haproxy_of_a_pool_of_root_runs_as_an_ordinary_user_unless_the_file_says_root(
     gateway: GatewayPool,

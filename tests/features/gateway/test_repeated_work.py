@@ -6,34 +6,18 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from poolctl.config import Probe
 from poolctl.features.gateway.haproxy.host_names import HostNames
 from poolctl.features.gateway.repeated_work import RepeatedWork
-from poolctl.features.gateway.supervision.outside_targets import ProbedTarget, UrlProbes
-from poolctl.routing.route import Route, Target
 from tests.deadline import until
-from tests.features.gateway.scripted_haproxy import FiguresStage
 from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
 
 FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
-
-
-class Failing:
-    """Fails when it is called for the first time, and counts the calls."""
-
-    calls = 0
-
-    def __call__(self, *arguments: Any) -> None:
-        self.calls += 1
-        if self.calls == 1:
-            raise ArithmeticError("not expected")
 
 
 def test_first_of_several_exceptions_in_a_row_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,42 +35,6 @@ def test_first_of_several_exceptions_in_a_row_is_logged(caplog: pytest.LogCaptur
 def test_expected_ends_of_work_pass() -> None:
     with pytest.raises(asyncio.CancelledError), RepeatedWork("the counters").attempt():
         raise asyncio.CancelledError
-
-
-def with_calls(begin: Callable[[Failing], Any]) -> None:
-    """Begin work that calls back, and wait until it has done so again after it failed."""
-
-    async def scene() -> None:
-        failing = Failing()
-        work = begin(failing)
-        await until(lambda: failing.calls >= 2)
-        work.close()
-
-    with closing(VirtualLoop()) as loop:
-        loop.run_until_complete(scene())
-
-
-def test_counters_are_read_on() -> None:
-    def begin(failing: Failing) -> Any:
-        stage = FiguresStage(Route(alias="web", to=(Target(server="one"),)))
-        haproxy: Any = stage.haproxy
-        stage.figures.counted = failing
-        stage.figures.begin_process(haproxy, is_new=True)
-        return stage.figures
-
-    with_calls(begin)
-
-
-def test_host_names_are_resolved_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = ([(0, 0, 0, "", (f"127.0.0.{number}", 0))] for number in range(1, 255))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *names, **hints: next(addresses))
-
-    def begin(failing: Failing) -> Any:
-        names = HostNames(failing)
-        names.following = asyncio.ensure_future(names.follow({"one.example": 80}))  # type: ignore[attr-defined]
-        return names
-
-    with_calls(begin)
 
 
 @pytest.mark.parametrize("family", ["127.0.0.1", "::1"])
@@ -112,13 +60,3 @@ def test_host_with_two_families_is_reached_where_it_listens_later(
 
     with closing(VirtualLoop()) as loop:
         loop.run_until_complete(scene(claim_port()))
-
-
-def test_targets_are_probed_on() -> None:
-    def begin(failing: Failing) -> Any:
-        probe = Probe(tcp=True, interval=0.1)
-        probes = UrlProbes[ProbedTarget](failing)
-        probes.watch(ProbedTarget("http://127.0.0.1:1", probe), probe)
-        return probes
-
-    with_calls(begin)

@@ -233,25 +233,3 @@ async def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
     await publisher.compute("web")
     assert len((tmp_path / CONTEXT_SECRET).read_bytes()) == 32
     publisher.published.close()
-
-
-@pytest.mark.loop(run=run)
-async def test_same_routes_from_the_same_source_make_no_other_table() -> None:
-    publisher = Publisher()
-    routes = publisher.published
-    await publisher.compute("web")
-    table = routes.table
-    routes.schedule_computation()
-    await routes.wait_until_current()
-    assert (len(publisher.generations), routes.table) == (1, table)
-    seen: list[int] = []
-    with routes.subscribed(seen.append):
-        await publisher.compute("web", "other", route="other")
-    await publisher.compute("web", "other")
-    assert seen == publisher.generations[1:2]
-    assert table is not None
-    assert table.fileno() == -1, "the table before is closed"
-    before = routes.table
-    routes.close()
-    assert before is not None
-    assert (routes.table, before.fileno()) == (None, -1)

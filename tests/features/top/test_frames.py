@@ -413,47 +413,6 @@ def lines_of(size: tuple[int, int], **options: Any) -> list[str]:
     return [line.plain for line in table_frame(ServerBoard(), "shop", size, **options)]
 
 
-def test_routes_that_do_not_serve_come_first() -> None:
-    board = routes_of(sort=RouteBoard().sort)
-    assert [row.name for row in board.shown] == ["out", "shop", "shop (stream)"]
-
-
-def test_rates_are_those_between_two_results() -> None:
-    board = routes_of()
-    assert [row.requests_per_second for row in board.rows] == [None, None, None]
-    board.receive(
-        [replace(ROUTES[0], requests=920), replace(ROUTES[1], requests=1), replace(ROUTES[2], requests=12)],
-        102.0,
-    )
-    assert [row.requests_per_second for row in board.rows] == [10.0, 0.0, 5.0], "a new process counts from 0"
-    assert [row.errors_per_second for row in board.rows] == [0.0, 0.0, 0.0]
-    board.receive([replace(ROUTES[0], errors=3), replace(ROUTES[1], errors=4)], 104.0)
-    board.toggle_sort("errors")
-    assert [(row.name, row.errors_per_second) for row in board.shown] == [("shop", 1.5), ("out", 0.5)]
-
-
-@pytest.mark.parametrize(
-    ("sort", "aliases"),
-    [("name", ["out", "shop", "shop"]), ("requests", ["shop", "out", "shop"]), ("errors", ["out", "shop", "shop"]),
-     ("waiting", ["shop", "out", "shop"]),
-     ("latency", ["out", "shop", "shop"]), ("file", ["shop", "out", "shop"])],
-)  # fmt: skip
-def test_each_order_has_every_route(sort: str, aliases: list[str]) -> None:
-    assert [row.report.alias for row in routes_of(sort=sort).shown] == aliases
-
-
-def test_filter_finds_hosts_and_targets() -> None:
-    board = routes_of()
-    for words, found in (
-        ("9000", ["out"]),
-        ("example", ["out"]),
-        ("stream", ["shop"]),
-        ("shop", ["shop", "shop"]),
-    ):
-        board.set_filter(words)
-        assert [row.report.alias for row in board.shown] == found
-
-
 @pytest.mark.parametrize("size", [(60, 10), (80, 24), (120, 40), (200, 60)])
 def test_routes_and_the_line_of_the_gateway_fit(size: tuple[int, int]) -> None:
     frame = lines_of(size, routes=routes_of())

@@ -39,26 +39,6 @@ def test_json_of_each_kind_of_route_has_its_values() -> None:
     assert ExcludedRoute(alias="a", reason="r").to_json()["reason"] == "r"
 
 
-def test_defaults_are_the_documented_ones() -> None:
-    route, stream = Route(alias="a"), StreamRoute(alias="a", bind="b")
-    assert (route.path, route.policy, route.provider, route.retries) == (
-        "/", "round-robin", "file", 0,
-    )  # fmt: skip
-    assert (route.timeouts.connect, route.timeouts.head, route.timeouts.idle) == (5, 60, 60)
-    assert (stream.protocol, stream.policy, stream.timeouts.idle, stream.max_connections) == (
-        "tcp", "round-robin", 600, 0,
-    )  # fmt: skip
-    breaker = route.breaker
-    assert (breaker.failures, breaker.rate, breaker.minimum_requests, breaker.probes) == (5, 0.5, 20, 1)
-    assert (breaker.window_seconds, breaker.open_seconds, breaker.max_open) == (10, 10, 0.5)
-    assert (TrafficLimits().queue_seconds, Redirect(to="https").status, Target().weight) == (5, 308, 1)
-
-
-def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for() -> None:
-    assert StreamRoute(alias="a", bind="b").accept_proxy is False
-    assert StreamRoute(alias="a", bind="b", accept_proxy=True) != StreamRoute(alias="a", bind="b")
-
-
 TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "keep_alive": 1.0}
 BREAKER = {
     "failures": 5, "rate": 0.5, "minimum_requests": 20, "window_seconds": 10.0, "open_seconds": 10.0, "probes": 1,

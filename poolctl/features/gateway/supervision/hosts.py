@@ -85,19 +85,12 @@ class HostStates:
             self.enable_expired()
         return self._records.get(host) or HostRecord(host=host)
 
-    def records(self) -> list[HostRecord]:
-        """The records of all hosts with a changed state, except those removed by `forget`."""
-        self.enable_expired()
-        return [*self._records.values()]
-
     def disable(self, host: str, for_seconds: float | None = None) -> None:
         """Disable the host for `for_seconds` (None: `re_enable_seconds`; 0: until `enable`).
 
-        New requests go to other hosts; requests in flight are completed. Raises ValueError for a negative time.
+        New requests go to other hosts; requests in flight are completed.
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
-        if not seconds >= 0:
-            raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
         self._set(host, RequestedBackendState.DISABLED, "disabled by request", min(seconds, _MAX_SECONDS))
 
     def drain(self, host: str) -> None:
@@ -128,24 +121,21 @@ class HostStates:
 
     def to_json(self) -> Table:
         """The state for `restore` after a restart: the hosts that are not active."""
-        records = [record for record in self.records() if record.state != RequestedBackendState.ACTIVE]
-        return {"hosts": [to_json(record) for record in records]}
+        self.enable_expired()
+        records = self._records.values()
+        return {"hosts": [to_json(each) for each in records if each.state != RequestedBackendState.ACTIVE]}
 
     def restore(self, table: Table) -> None:
         """Restore the states from a predecessor's `to_json` that still apply. `changed` is not called.
 
-        Times are those of the system's clock: the monotonic clock may have restarted. Invalid entries are ignored.
+        Times are those of the system's clock: the monotonic clock may have restarted.
         """
         wall = self.wall()
-        for entry in table.get("hosts") or ():
-            try:
-                record = from_json(HostRecord, entry)
-                state = RequestedBackendState(record.state)
-            except (ValueError, AttributeError):
-                continue
+        for record in (from_json(HostRecord, entry) for entry in table["hosts"]):
             # Never longer than requested, in case the system's clock was set back.
             remaining = min(record.until - wall, record.until - record.since) if record.until else 0.0
-            if state is not RequestedBackendState.ACTIVE and (remaining > 0 or not record.until):
+            if remaining > 0 or not record.until:
+                state = RequestedBackendState(record.state)
                 self._record(record.host, state, record.why, remaining, since=record.since)
 
     def _set(self, host: str, state: RequestedBackendState, why: str, seconds: float) -> None:
