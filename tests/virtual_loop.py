@@ -102,6 +102,11 @@ def run_hurried(times: float, work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
-    """Run this to its end on a loop of its own; returns its result."""
+    """Run this to its end on a loop of its own, which runs in one thread; returns its result."""
+
+    async def in_one_thread() -> T:
+        asyncio.get_running_loop().set_default_executor(SameThread())
+        return await work
+
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
+        return runner.run(in_one_thread())

@@ -61,10 +61,11 @@ class Desk:
         self,
         *servers: ServerConfig,
         runner: SlowRunner | None = None,
+        clock: Any = None,
         **script: str,
     ) -> None:
         self.runner: Any = runner or SlowRunner(**script)
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.events = EventBus(self.clock)
         self.core = Core(servers, self.runner, self.clock, self.events)
         self.over = False

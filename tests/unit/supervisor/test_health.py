@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.clock import Clock
 from poolctl.config import Recovery, RecoveryBackoff
 from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry, Worker
@@ -36,7 +37,7 @@ from poolctl.supervisor.worker_recovery import (
 )
 from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedUsages, SlowRunner
-from tests.virtual_loop import SameThread, VirtualLoop
+from tests.virtual_loop import SameThread, VirtualLoop, run_in_virtual_time
 
 from .desk import Desk
 
@@ -460,16 +461,40 @@ class Bodies:
         return placement.id in self.idle
 
 
+class LoopClock(Clock):
+    """The time of the loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def time(self) -> float:
+        return 1_700_000_000.0 + self._loop.time()
+
+
+virtual = pytest.mark.loop(run=run_in_virtual_time)
+
+
 class HeartbeatScenario:
-    """Servers under a heartbeat, and a clock that the test advances."""
+    """Servers under a heartbeat, on a loop whose time passes at once."""
 
     def __init__(self, *servers: ServerConfig) -> None:
-        self.desk = Desk(*servers)
-        self.bodies = Bodies()
+        self.desk = Desk(*servers, clock=LoopClock())
+        self.bodies = bodies = Bodies()
         self.stuck: list[str] = []
         self.events: list[str] = []
         core = self.desk.core
-        self.heartbeat = HeartbeatMonitor(self.bodies, core, self.desk.events, self)
+        self.wakings = wakings = list[int]()  # how many it asked at each
+
+        class Watched(HeartbeatMonitor):
+            def tick(self) -> None:
+                before = len(bodies.asked)
+                super().tick()
+                wakings.append(len(bodies.asked) - before)
+
+        self.heartbeat = Watched(self.bodies, core, self.desk.events, self)
         core.observers.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
@@ -478,19 +503,9 @@ class HeartbeatScenario:
     def report_worker_problem(self, entry: Entry, worker: Worker, kind: str, description: str) -> None:
         self.stuck.append(f"{worker.id}: {description}")
 
-    async def pass_by(self, seconds: float, *, step: float = 0.25) -> None:
-        left = seconds
-        while left > 0:
-            self.desk.clock.advance(min(step, left))
-            left -= step
-            if self.desk.clock.monotonic() >= self.heartbeat._timer_at:
-                self.heartbeat.tick()
+    async def pass_by(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
         await turns()
-
-    def wake(self) -> None:
-        """Let time pass until its timer is due."""
-        self.desk.clock.advance(max(0.0, self.heartbeat._timer_at - self.desk.clock.monotonic()))
-        self.heartbeat.tick()
 
     def asked(self) -> list[str]:
         asked, self.bodies.asked = self.bodies.asked, []
@@ -521,6 +536,7 @@ def slow(workers: int = 1, **recovery: Any) -> ServerConfig:
     return web(workers=workers, recovery={"heartbeat": 5, "stuck_after": 15} | recovery)
 
 
+@virtual
 async def test_each_ready_worker_is_asked_once_an_interval() -> None:
     it = await heartbeats_begun(
         web("a", workers=2), web("b"), web("c", command=["sleep", "{port}"], app=None)
@@ -532,6 +548,7 @@ async def test_each_ready_worker_is_asked_once_an_interval() -> None:
     assert it.stuck == []
 
 
+@virtual
 async def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
     it = await heartbeats_begun(slow())
     await it.pass_by(10)
@@ -547,6 +564,7 @@ async def test_one_that_does_not_answer_is_found_and_not_asked_again() -> None:
     assert it.desk.core.entries["web"].observed.workers["web.1.0"].stuck
 
 
+@virtual
 async def test_a_server_with_a_stuck_worker_is_not_well() -> None:
     it = await heartbeats_begun(slow(workers=2))
     entry = it.desk.core.entries["web"]
@@ -560,6 +578,7 @@ async def test_a_server_with_a_stuck_worker_is_not_well() -> None:
     assert events == ["warn", "ko"]
 
 
+@virtual
 async def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
     it = await heartbeats_begun(slow())
     it.bodies.old.add("web.1.0")
@@ -568,6 +587,7 @@ async def test_a_worker_that_knows_of_no_heartbeat_is_not_stuck() -> None:
     assert (it.asked(), it.stuck) == ([], [])
 
 
+@virtual
 async def test_a_full_socket_is_no_question() -> None:
     it = await heartbeats_begun(slow())
     it.bodies.deaf.add("web.1.0")
@@ -576,17 +596,21 @@ async def test_a_full_socket_is_no_question() -> None:
     assert it.stuck == []
 
 
+@virtual
 async def test_pause_of_the_supervisor_is_no_silence_of_workers() -> None:
+    loop: Any = asyncio.get_running_loop()
     it = await heartbeats_begun(slow())
     await it.pass_by(10)
     it.bodies.dead.add("web.1.0")
     await it.pass_by(6)
-    await it.pass_by(3600, step=3600)
+    loop.pause(3600)
+    await turns()
     assert it.stuck == []
     await it.pass_by(16)
     assert len(it.stuck) == 1, "but then it has had its time"
 
 
+@virtual
 async def test_without_an_interval_no_worker_is_probed_until_a_reload_sets_one() -> None:
     it = await heartbeats_begun(slow(heartbeat=0))
     await it.pass_by(60)
@@ -600,6 +624,7 @@ async def test_without_an_interval_no_worker_is_probed_until_a_reload_sets_one()
         assert bool(it.asked()) is some
 
 
+@virtual
 async def test_worker_that_has_ended_is_probed_no_more() -> None:
     it = await heartbeats_begun(web())
     await it.pass_by(10)
@@ -613,6 +638,7 @@ async def test_worker_that_has_ended_is_probed_no_more() -> None:
     assert it.asked() == []
 
 
+@virtual
 async def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> None:
     it = await heartbeats_begun(web(restart="on-failure"))
     await it.pass_by(10)
@@ -623,6 +649,7 @@ async def test_one_that_has_come_in_the_place_of_another_is_asked_as_well() -> N
     assert len(it.asked()) >= 2
 
 
+@virtual
 async def test_idle_worker_is_not_asked_until_it_runs_again() -> None:
     it = await heartbeats_begun(slow())
     await it.pass_by(10)
@@ -635,6 +662,7 @@ async def test_idle_worker_is_not_asked_until_it_runs_again() -> None:
     assert it.asked(), "it has work again"
 
 
+@virtual
 async def test_worker_that_hangs_after_it_was_idle_is_found_in_time() -> None:
     it = await heartbeats_begun(slow())
     it.bodies.idle.add("web.1.0")
@@ -645,6 +673,7 @@ async def test_worker_that_hangs_after_it_was_idle_is_found_in_time() -> None:
     assert len(it.stuck) == 1
 
 
+@virtual
 async def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
     it = await heartbeats_begun(slow())
     await it.pass_by(10)
@@ -656,44 +685,36 @@ async def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
 
 
 @pytest.mark.slow
+@virtual
 async def test_idle_workers_are_checked_in_one_waking_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     it = thousand(monkeypatch)
     it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
-    for _ in range(50):
-        it.wake()
-    at = it.desk.clock.monotonic()
-    for _ in range(20):
-        it.wake()
-    assert it.desk.clock.monotonic() - at == pytest.approx(20 * 5)
+    await it.pass_by(60)
+    it.wakings.clear()
+    await it.pass_by(100)
+    assert len(it.wakings) == 100 / 5
 
 
 @pytest.mark.slow
+@virtual
 async def test_workers_that_have_work_again_at_one_moment_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     it = thousand(monkeypatch)
     it.bodies.idle.update(Placement.of("web", 1, n).id for n in range(1000))
-    for _ in range(50):
-        it.wake()
+    await it.pass_by(60)
     it.bodies.idle.clear()
-    it.asked()
-    it.wake()
-    assert len(it.asked()) == 1000
-    most = 0
-    for _ in range(100):
-        it.wake()
-        most = max(most, len(it.asked()))
-    assert most < 300
+    it.wakings.clear()
+    await it.pass_by(25)
+    first, *later = it.wakings
+    assert first == 1000
+    assert max(later) < 300
 
 
+@virtual
 async def test_a_thousand_are_asked_in_a_few_wakings_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     it = thousand(monkeypatch)
-    wakings = 0
-    for _ in range(200):
-        it.wake()
-        wakings += 1
-        if it.desk.clock.monotonic() > 25:
-            break
-    assert len(it.asked()) >= 4000
-    assert wakings <= 25 * 4 + 4
+    await it.pass_by(25)
+    assert sum(it.wakings) >= 4000
+    assert len(it.wakings) <= 25 * 4 + 4
 
 
 def seen(*histories: list[float], **facts: Any) -> RecoverySituation:
@@ -770,10 +791,8 @@ class Watched:
         self.loop.run_until_complete(self._begin(servers))
 
     async def _begin(self, servers: tuple[ServerConfig, ...]) -> None:
-        self.desk = Desk(*servers, runner=self.runner)
-        self.core, clock = self.desk.core, self.desk.clock
-        clock.monotonic = self.loop.time  # type: ignore[method-assign]
-        clock.time = lambda: 1_700_000_000.0 + self.loop.time()  # type: ignore[method-assign]
+        self.desk = Desk(*servers, runner=self.runner, clock=LoopClock())
+        self.core = self.desk.core
         self.recorded: list[dict[str, Any]] = []
         self.desk.events.subscribe(
             lambda event: (
@@ -1078,6 +1097,7 @@ async def test_recovery_by_disabling_is_interrupted_when_the_server_is_enabled_a
     await enabling
 
 
+@virtual
 async def test_stuck_worker_is_not_called_so_once_no_heartbeat_is_configured() -> None:
     it = await heartbeats_begun(slow())
     it.bodies.dead.add("web.1.0")

@@ -14,7 +14,8 @@ from poolctl.control.answers import ProgressLine
 from poolctl.core.configuration_diff import expired_message
 from poolctl.json_form import from_json
 from poolctl.keeper.store import Store
-from poolctl.monitor.journal import Journal
+from poolctl.monitor.event_queue import EventBus
+from poolctl.monitor.journal import Journal, JournalEvent
 from poolctl.runners.runner_protocol import Exit
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.selector import Selector, SelectorError
@@ -249,9 +250,27 @@ class Following:
         self.answer = asyncio.ensure_future(desk.verbs.perform("events", call))
 
 
+class CountedSubscriptions(EventBus):
+    """`subscribed` is the number of subscriptions that have not ended."""
+
+    subscribed = 0
+
+    def subscribe(self, fn: Callable[[JournalEvent], None]) -> Callable[[], None]:
+        end = super().subscribe(fn)
+        self.subscribed += 1
+
+        def end_and_count() -> None:
+            self.subscribed -= 1
+            end()
+
+        return end_and_count
+
+
 def recorded(directory: Path) -> Desk:
     """A desk with a journal of four events."""
     desk = Desk(web("a"), web("b"))
+    desk.events = CountedSubscriptions(desk.clock)
+    desk.use(desk.files)
     desk.events.write_to(Journal(str(directory / "events.jsonl")))
     desk.events.record("lifecycle", "started", server="a")
     desk.events.record("config", "reloaded")
@@ -296,7 +315,7 @@ async def test_new_events_follow_until_the_supervisor_ends(tmp_path: Path) -> No
         over.set()
         await client.answer
     assert client.seen == [(3, "b", "started"), (6, "b", "stopped")]
-    assert desk.events._subscribers == []
+    assert desk.events.subscribed == 0
 
 
 async def test_client_that_leaves_while_it_follows_leaves_no_subscription_and_no_task(tmp_path: Path) -> None:
@@ -311,7 +330,7 @@ async def test_client_that_leaves_while_it_follows_leaves_no_subscription_and_no
         await asyncio.wait({client.answer})
     await turns()
     assert asyncio.all_tasks() == others
-    assert desk.events._subscribers == []
+    assert desk.events.subscribed == 0
 
 
 @pytest.mark.parametrize(

@@ -423,23 +423,33 @@ def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
     shop = Shop(web(), web("gone"))
     begin(loop, shop)
 
-    async def order(verb: str, name: str) -> None:
-        await shop.desk.ask(verb, name)
+    def ask(verb: str, name: str) -> dict[str, Any]:
+        return loop.run_until_complete(shop.desk.ask(verb, name))
 
-    def sample() -> tuple[set[str], list[int]]:
+    def sampled_pids() -> list[int]:
         shop.desk.clock.advance(2.0)
         loop.pass_time(2.0)
-        return set(shop.statistics._histories), shop.runner.usages.requested[-1]
+        return shop.runner.usages.requested[-1]
+
+    def samples(name: str) -> int:
+        (item,) = ask("stats", name)["items"]
+        return len(item["stats"]["history"]["requests_per_second"])
 
     async def take() -> None:
         shop.statistics.send_samples_to(lambda now, snapshots: None)
 
+    async def add_again() -> None:
+        shop.desk.core.add(web("gone"))
+
     loop.run_until_complete(take())
-    assert sample() == ({"web", "gone"}, [1001, 1001])
-    loop.run_until_complete(order("remove", "gone"))
-    assert sample() == ({"web"}, [1001])
-    loop.run_until_complete(order("stop", "web"))
-    assert sample() == ({"web"}, [])
+    assert sampled_pids() == [1001, 1001]
+    ask("remove", "gone")
+    assert sampled_pids() == [1001]
+    loop.run_until_complete(add_again())
+    assert (samples("web"), samples("gone")) == (2, 0)
+    ask("stop", "web")
+    assert sampled_pids() == []
+    assert (samples("web"), samples("gone")) == (3, 0)
     shop.statistics.send_samples_to(None)
     shop.link.end()
     loop.run_until_complete(shop.runner.aclose())

@@ -15,7 +15,9 @@ from tests.notify_socket import NotifySocket
 from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
-from tests.virtual_loop import VirtualLoop
+from tests.virtual_loop import VirtualLoop, run_in_virtual_time
+
+pytestmark = pytest.mark.loop(run=run_in_virtual_time)
 
 
 @pytest.fixture
@@ -39,10 +41,7 @@ class Served:
 
     async def lines(self) -> list[str]:
         """The lines since the last call, after what is to be sent soon."""
-        async with asyncio.timeout(20):
-            while self.notifier._timer is not None:
-                await asyncio.sleep(0.005)
-        await turns()
+        await asyncio.sleep(1)
         lines = self.notified.lines
         self.notified.forget()
         return lines
