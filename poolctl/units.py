@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from poolctl.errors import PoolParamError
+
 if TYPE_CHECKING:
     from datetime import timedelta
 
@@ -37,6 +39,14 @@ def parse_duration(value: float | str | timedelta) -> float:
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         raise ValueError(f"{shown} is not a duration; write {DURATION_ALLOWED}")
     return _checked_seconds(total_seconds(), value)
+
+
+def timeout_seconds(argument: str, value: float | str | timedelta | None) -> float | None:
+    """The value of this argument in seconds, None for None. Raises PoolParamError if it is not a duration."""
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise PoolParamError(f"{argument}: {error}") from None
 
 
 def _checked_seconds(seconds: float, written: object) -> float:

@@ -28,7 +28,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.routing.route_health import FULL, SIMPLE, SUMMARY
 from poolctl.routing.route_report import with_absolute_socket_path
 from poolctl.selection.url_of_server import url_of_server
-from poolctl.units import parse_duration
+from poolctl.units import timeout_seconds
 
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
@@ -541,7 +541,7 @@ class PoolClient:
         The default is the gateway's `traffic_re_enable`. `disable_host`, `enable_host` and `drain_host` raise
         PoolParamError for an unknown host.
         """
-        return self._change_hosts("disable", hosts, seconds_of("for_seconds", for_seconds))
+        return self._change_hosts("disable", hosts, timeout_seconds("for_seconds", for_seconds))
 
     def enable_host(self, *hosts: str) -> Table:
         """Send traffic to the named hosts again, at once."""
@@ -584,7 +584,7 @@ class PoolClient:
         the end. If no route `name` exists, `host` and `path` define it. `probe` is a health check: a path, or a table.
         Raises PoolParamError if no route fits, PoolValidateError if invalid, ControlError (exit code 8) if refused.
         """
-        settings = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
+        settings = {"ttl": timeout_seconds("ttl", ttl), "host": host, "path": path, "probe": probe}
         options = {"name": name, "to": with_absolute_socket_path(to), "weight": weight, **settings}
         service = RegisteredAs(self, {key: value for key, value in options.items() if value is not None})
         service.heartbeat()
@@ -675,18 +675,10 @@ class RegisteredAs:
                 self.heartbeat()
 
 
-def seconds_of(argument: str, value: Timeout) -> float | None:
-    """The value of this argument in seconds; None for None. Raises PoolParamError for an invalid value."""
-    try:
-        return None if value is None else parse_duration(value)
-    except ValueError as error:
-        raise PoolParamError(f"{argument}: {error}") from None
-
-
 def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
     """The JSON body of a request, with the timeout in seconds. Raises PoolParamError if the timeout is invalid."""
     if "timeout" in options:
-        options = {**options, "timeout": seconds_of("timeout", options["timeout"])}
+        options = {**options, "timeout": timeout_seconds("timeout", options["timeout"])}
     return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}
 
 

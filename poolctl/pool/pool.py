@@ -78,6 +78,7 @@ from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.selection.url_of_server import url_of_server
 from poolctl.states import State
+from poolctl.units import timeout_seconds
 
 from . import loop_thread
 from .context import Handler, PoolContext, Shared, error_about
@@ -94,7 +95,6 @@ from .server import (
     handle_in_process,
     pools,
     resting_dependencies,
-    seconds,
     with_port,
 )
 from .server import stop as stop_in_order
@@ -666,7 +666,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         self._started = kind is not PoolStopError
         if self._started:
             return super()._operation(kind, timeout)
-        return self._stop_with_runner(self._ordered(kind), seconds(timeout))
+        return self._stop_with_runner(self._ordered(kind), timeout_seconds("timeout", timeout))
 
     async def _stop_with_runner(self, servers: Sequence[Server], limit: float | None) -> None:
         try:

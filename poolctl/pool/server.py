@@ -34,7 +34,7 @@ from poolctl.errors import (
 )
 from poolctl.listeners.port_ledger import is_free
 from poolctl.states import TRANSITIONAL, State, Status
-from poolctl.units import parse_duration
+from poolctl.units import timeout_seconds
 
 from . import loop_thread
 from .context import Shared, error_about
@@ -159,7 +159,7 @@ class StartAndStop:
 
     def _operation(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
         """The operation that raises `kind`, for the loop thread."""
-        servers, limit = self._ordered(kind), seconds(timeout)
+        servers, limit = self._ordered(kind), timeout_seconds("timeout", timeout)
         if kind is PoolStopError:
             return stop(servers, limit)
         return StartOperation(servers, limit, self._targets()[1], kind).run()
@@ -463,16 +463,6 @@ Holds = Callable[["Server"], bool]
 _KILL_SECONDS = 5.0
 
 
-def seconds(timeout: Timeout) -> float | None:
-    """Convert a timeout to seconds; None means no limit. Raises PoolParamError if it is not a duration."""
-    if timeout is None:
-        return None
-    try:
-        return parse_duration(timeout)
-    except ValueError as error:
-        raise PoolParamError(f"timeout: {error}") from error
-
-
 def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
     """The `members` that start on demand, do not run, and are needed by servers in `starting`, directly or not.
 
@@ -506,7 +496,7 @@ def blocked_as(
     """
     stopping = kind is PoolStopError
     key = "stop_timeout" if stopping else "start_timeout"
-    if (requested := seconds(timeout)) is None:
+    if (requested := timeout_seconds("timeout", timeout)) is None:
         configs = (_with_handle(server)[0] for server in concerned())
         longest = max((float(getattr(config, key)) for config in configs), default=0.0)
         busy = 0.0 if stopping else longest

@@ -152,6 +152,11 @@ class RecoveryState:
         self.jitter = jitter
         self.timer: asyncio.TimerHandle | None = None
 
+    def cancel_timer(self) -> None:
+        """Cancel the next decision, if one is due at a time."""
+        if self.timer is not None:
+            self.timer.cancel()
+
 
 class WorkerRecovery:
     """Recovers workers whose liveness probe fails, and workers that are reported to `report_worker_problem`."""
@@ -227,7 +232,7 @@ class WorkerRecovery:
         state.problems = {name: problem for name, problem in problems if _is_unresolved(entry, problem)}
         state.notified &= state.problems.keys()
         if not state.problems:
-            _cancel_timer(state)
+            state.cancel_timer()
             del self._states[entry.name]
 
     def _decide_and_recover(self, entry: Entry, state: RecoveryState) -> None:
@@ -262,7 +267,7 @@ class WorkerRecovery:
             elif step in (RecoveryStep.RESTART, RecoveryStep.REPLACE, RecoveryStep.DISABLE):
                 self._begin(entry, step, [problems[index] for index in chosen])
             delays.append(again)
-        _cancel_timer(state)
+        state.cancel_timer()
         if again := min(filter(None, delays), default=0.0):
             state.timer = asyncio.get_running_loop().call_later(again, self.update_recovery, entry)
 
@@ -427,9 +432,3 @@ def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
     if problem.kind == HEARTBEAT:
         return worker.stuck
     return problem.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
-
-
-def _cancel_timer(state: RecoveryState) -> None:
-    if state.timer is not None:
-        state.timer.cancel()
-        state.timer = None

@@ -96,6 +96,10 @@ async def test_server_drained_before_it_runs_starts_out_of_rotation() -> None:
     desk.runner.script.clear()
     await desk.ask("restart", "web")
     assert desk.states() == {"web": "draining"}
+    (error,) = (await desk.ask("start", "web"))["errors"]
+    assert (error["name"], error["message"], error["hint"]) == (
+        "web", "is drained: it runs, out of rotation", "poolctl undrain web",
+    )  # fmt: skip
     starting.cancel()
 
 
@@ -535,6 +539,7 @@ async def test_restart_of_a_disabled_server_is_an_error_if_it_was_named() -> Non
     assert (await desk.ask("restart"))["errors"] == []
     (error,) = (await desk.ask("restart", "off"))["errors"]
     assert (error["name"], error["message"], error["code"]) == ("off", "is disabled", 1325)
+    assert error["hint"] == "poolctl enable off, or remove `disabled = true` from its table"
 
 
 async def test_restart_with_an_environment_is_saved_for_a_successor() -> None:
