@@ -144,16 +144,18 @@ class Configuration(Sequence[ServerConfig]):
         else:
             checks.check([server for server in servers if server.name in names], import_apps=import_apps)
             checks.collect_warnings([server for server in servers if server.name not in names])
-        table_problems, warnings = check_tables(self.tables, os.environ, self._servers)
-        if names is not None:
-            # The servers of the pool run without a journal, too.
-            warnings += [finding for finding in table_problems if finding.path == JOURNAL_PATH]
-            table_problems = [finding for finding in table_problems if finding.path != JOURNAL_PATH]
+        table_findings = check_tables(self.tables, os.environ, self._servers)
+        warnings = [
+            finding
+            for finding in table_findings
+            # The servers of a running pool run without a journal, too.
+            if finding.is_warning or (names is not None and finding.path == JOURNAL_PATH)
+        ]
         self._external_warnings = _distinct(self.located(checks.warnings))
         self.wsgi_middleware = {server.name: middleware for server, middleware in checks.wsgi}
         self._external_warnings += self.located((None, finding) for finding in warnings)
         problems = _distinct(self.located(checks.problems))
-        problems += self.located((None, finding) for finding in table_problems)
+        problems += self.located((None, finding) for finding in table_findings if finding not in warnings)
         if names is None:
             # Skip another program's complaint about a place that a check above has explained.
             explained = {

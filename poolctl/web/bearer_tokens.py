@@ -135,7 +135,10 @@ def short_token_warnings(path: KeyPath, token: str, where: str, fix: str) -> lis
     message = f"the token in {where} has {len(token)} characters, and can be guessed"
     return [
         Finding(
-            path, f"{message}: it has to wait, too, while clients send wrong ones", f"make it longer: {fix}"
+            path,
+            f"{message}: it has to wait, too, while clients send wrong ones",
+            f"make it longer: {fix}",
+            is_warning=True,
         )
     ]
 

@@ -17,10 +17,8 @@ from poolctl.config.values.problems import Finding, Problem
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
-def check_certificates(
-    tls: TLSConfig, env: Mapping[str, str], now: datetime
-) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of one TLS table; `env` has the password of the key. Blocks on the disk."""
+def check_certificates(tls: TLSConfig, env: Mapping[str, str], now: datetime) -> list[Finding]:
+    """The findings of one TLS table; `env` has the password of the key. Blocks on the disk."""
     texts: dict[str, str] = {}
     problems: list[Finding] = []
     for field, path in (("cert", tls.cert), ("key", tls.key), ("ca", tls.ca)):
@@ -35,10 +33,9 @@ def check_certificates(
         hint = f"export {tls.password_env}=…"
         message = f"the environment variable {tls.password_env} is not set"
         problems.append(Finding(("tls", "password_env"), message, hint))
-    if problems:
-        return problems, []
-    problems += [*_check_key_pair(tls, texts, password), *_check_ca_and_ciphers(tls)]
-    return problems, [] if problems else _expiry_warnings(tls, texts["cert"], now)
+    if not problems:
+        problems += [*_check_key_pair(tls, texts, password), *_check_ca_and_ciphers(tls)]
+    return problems or _expiry_warnings(tls, texts["cert"], now)
 
 
 def _check_key_pair(tls: TLSConfig, texts: dict[str, str], password: str | None) -> list[Finding]:
@@ -113,7 +110,8 @@ def _expiry_warnings(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
         message = f"the certificate expires on {ends:%Y-%m-%d}"
     else:
         return []
-    return [Finding(("tls", "cert"), f"{os.path.basename(tls.cert)}: {message}", "renew it", tls.cert)]
+    text = f"{os.path.basename(tls.cert)}: {message}"
+    return [Finding(("tls", "cert"), text, "renew it", tls.cert, is_warning=True)]
 
 
 def certificate_validity(text: str) -> tuple[datetime, datetime] | None:

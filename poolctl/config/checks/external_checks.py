@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -32,8 +32,6 @@ from poolctl.errors import ServerError
 from poolctl.installation import install_command
 from poolctl.safe_open import UnsafePath, check_appendable
 
-# Problems and warnings.
-Findings = tuple[list[Finding], list[Finding]]
 _LOG_PATH = ("log", "path")
 JOURNAL_PATH = ("events", "path")
 
@@ -60,7 +58,7 @@ class ExternalChecks:
         self.problems: list[tuple[ServerConfig, Finding]] = []
         self.warnings: list[tuple[ServerConfig, Finding]] = []
         self.wsgi: list[tuple[ServerConfig, str]] = []
-        self._seen: dict[Hashable, Findings] = {}
+        self._seen: dict[Hashable, list[Finding]] = {}
 
     def check(self, servers: Sequence[ServerConfig], *, import_apps: bool = False) -> None:
         """Check everything the servers refer to; with `import_apps` also import their apps. Blocks until done."""
@@ -100,7 +98,7 @@ class ExternalChecks:
         if tls := server.tls if server.tls is not True else self.default_tls:
             self._check_once(server, self._check_certificates, tls)
         if server.log.path:
-            self._check_once(server, _check_log, server.log.path)
+            self._check_once(server, unwritable_file_findings, _LOG_PATH, server.log.path)
         if server.limits.open_files:
             self._check_once(server, _check_open_files, server.limits.open_files)
         if isinstance(server.app, str):
@@ -125,13 +123,14 @@ class ExternalChecks:
             variables = {**server.env}
         return {**self.env, **interpreter.with_virtual_environment(server, variables, self.env)}
 
-    def _check_once(self, server: ServerConfig, check: Callable[..., Findings], *at: Hashable) -> None:
+    def _check_once(
+        self, server: ServerConfig, check: Callable[..., Iterable[Finding]], *at: Hashable
+    ) -> None:
         key = (check.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
-            self._seen[key] = check(*at)
-        problems, warnings = self._seen[key]
-        self.problems += [(server, finding) for finding in problems]
-        self.warnings += [(server, finding) for finding in warnings]
+            self._seen[key] = [*check(*at)]
+        for finding in self._seen[key]:
+            (self.warnings if finding.is_warning else self.problems).append((server, finding))
 
     def _inherited_environment(self) -> dict[str, str]:
         return {name: value for name, value in self.env.items() if name not in self.withheld}
@@ -141,8 +140,7 @@ class ExternalChecks:
         files: tuple[str | EnvFile, ...],
         environment: frozenset[tuple[str, str]],
         for_another_user: bool,
-    ) -> Findings:
-        problems, warnings = [], []
+    ) -> Iterator[Finding]:
         lookup = {**self._inherited_environment(), **dict(environment)}
         variables: dict[str, str] = {}
         for index, file in enumerate(files):
@@ -152,19 +150,19 @@ class ExternalChecks:
                 variables, unset = read_env_file(file, lookup, variables, for_another_user=for_another_user)
             except EnvFileError as problem:
                 fix = "fix the file, or take it out; env_file = [] is none"
-                problems.append(Finding(key, str(problem), fix, path))
+                yield Finding(key, str(problem), fix, path)
                 continue
             for line, name in unset:
                 message = f"{path}:{line}: {name} is not set, so ${{{name}}} is empty"
                 fix = f"set it, or give a default: ${{{name}:-…}}; single quotes keep the text"
-                warnings.append(Finding(key, message, fix, path))
-        return problems, warnings
+                yield Finding(key, message, fix, path, is_warning=True)
 
-    def _check_trust(self, python: str) -> Findings:
+    def _check_trust(self, python: str) -> Iterator[Finding]:
         message, fix = interpreter.root_trust_problem(python, self.env)
-        return [], [Finding(("python",), message, fix, python)] if message else []
+        if message:
+            yield Finding(("python",), message, fix, python, is_warning=True)
 
-    def _check_certificates(self, tls: TLSConfig) -> Findings:
+    def _check_certificates(self, tls: TLSConfig) -> list[Finding]:
         from poolctl.config.checks.certificate_checks import check_certificates
 
         return check_certificates(tls, self.env, self.now)
@@ -223,37 +221,38 @@ def runs_python_as_root(server: ServerConfig) -> bool:
     return not server.command and not callable(server.app) and interpreter.runs_as_root(server.user)
 
 
-def _check_environment(environment: str) -> Findings:
-    path = interpreter.find_program_others_may_change(f"{environment}/bin")
-    if not path:
-        return [], []
-    who, fix = interpreter.who_may_change(path)
-    message = f"{who} can modify {path}, so {environment}/bin is at the end of root's PATH"
-    return [], [Finding(("python",), message, fix, environment)]
+def _check_environment(environment: str) -> Iterator[Finding]:
+    if path := interpreter.find_program_others_may_change(f"{environment}/bin"):
+        who, fix = interpreter.who_may_change(path)
+        message = f"{who} can modify {path}, so {environment}/bin is at the end of root's PATH"
+        yield Finding(("python",), message, fix, environment, is_warning=True)
 
 
-def _check_directory(key: str, path: str) -> Findings:
-    if os.path.isdir(path):
-        return [], []
-    what = "is not a directory" if os.path.exists(path) else "is not there"
-    return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
+def _check_directory(key: str, path: str) -> Iterator[Finding]:
+    if not os.path.isdir(path):
+        what = "is not a directory" if os.path.exists(path) else "is not there"
+        yield Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)
 
 
-def _check_open_files(limit: int) -> Findings:
+def _check_import_path(key: str, path: str) -> Iterator[Finding]:
+    if not (os.path.isdir(path) or _is_in_archive(path)):
+        yield from _check_directory(key, path)
+
+
+def _check_open_files(limit: int) -> Iterator[Finding]:
     """A warning if the kernel refuses this limit: setrlimit(2), RLIMIT_NOFILE."""
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/fs/nr_open") as file:
         maximum = int(file.read())
         if limit > maximum:
             message = f"{limit} is above the kernel's limit of {maximum} open files (fs.nr_open)"
             fix = f"write {maximum}, or raise it: sysctl fs.nr_open={limit}"
-            return [], [Finding(("limits", "open_files"), message, fix)]
-    return [], []
+            yield Finding(("limits", "open_files"), message, fix, is_warning=True)
 
 
 _PATCHES = r"(?m)^\s*(?:from gevent import .*\bmonkey\b|(?:import|from) gevent\.monkey\b)"
 
 
-def _check_patching(app_dir: str, module: str) -> Findings:
+def _check_patching(app_dir: str, module: str) -> Iterator[Finding]:
     """A warning if the application's module applies gevent's monkey patches, which break asyncio."""
     path = os.path.join(app_dir, *module.split("."))
     for file in (f"{path}.py", f"{path}/__init__.py"):
@@ -261,13 +260,8 @@ def _check_patching(app_dir: str, module: str) -> Findings:
             if re.search(_PATCHES, source.read()):
                 message = f"{file} patches the standard library for gevent, and an app is served by asyncio"
                 fix = f'run it as a program: command = ["gunicorn", "-k", "gevent", "{module}:…"]'
-                return [], [Finding(("app",), message, fix)]
-    return [], []
-
-
-def _check_import_path(key: str, path: str) -> Findings:
-    findings = _check_directory(key, path)
-    return ([], []) if any(findings) and _is_in_archive(path) else findings
+                yield Finding(("app",), message, fix, is_warning=True)
+                return
 
 
 def _is_in_archive(path: str) -> bool:
@@ -283,25 +277,25 @@ def _is_in_archive(path: str) -> bool:
         return False
 
 
-def check_user(path: KeyPath, user: str) -> Findings:
-    """Problems and warnings of the user, or user and group, that a program should run as."""
+def check_user(path: KeyPath, user: str) -> list[Finding]:
+    """The findings about the user, or user and group, that a program should run as."""
     missing = _missing_accounts(path, user)
     if missing or os.geteuid() in (0, interpreter.ids_of(user)[0]):
-        return missing, []
-    name = user.partition(":")[0]
-    return [], [Finding(path, f"only root can run it as {name!r}", "start the pool as root", user)]
+        return missing
+    message = f"only root can run it as {user.partition(':')[0]!r}"
+    return [Finding(path, message, "start the pool as root", user, is_warning=True)]
 
 
-def check_socket_owner(path: KeyPath, owner: str) -> Findings:
-    """Problems and warnings of the user, or user and group, that the file of a Unix socket should belong to."""
+def check_socket_owner(path: KeyPath, owner: str) -> list[Finding]:
+    """The findings about the user, or user and group, that the file of a Unix socket should belong to."""
     missing = _missing_accounts(path, owner)
     if missing or os.geteuid() == 0:
-        return missing, []
+        return missing
     uid, gid = interpreter.ids_of(owner)
     if uid == os.geteuid() and gid in (os.getegid(), *os.getgroups()):
-        return [], []
+        return []
     fix = "start the pool as root, or name its own user and one of its groups"
-    return [], [Finding(path, f"only root can give the socket to {owner!r}", fix, owner)]
+    return [Finding(path, f"only root can give the socket to {owner!r}", fix, owner, is_warning=True)]
 
 
 def _missing_accounts(path: KeyPath, account: str) -> list[Finding]:
@@ -323,31 +317,20 @@ def _missing_accounts(path: KeyPath, account: str) -> list[Finding]:
     return missing
 
 
-def check_tables(
-    tables: Tables, env: Mapping[str, str], servers: Sequence[ServerConfig]
-) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of all tables except servers. The path of a finding begins with the table's name.
+def check_tables(tables: Tables, env: Mapping[str, str], servers: Sequence[ServerConfig]) -> list[Finding]:
+    """The findings of all tables except servers. The path of a finding begins with the table's name.
 
     Blocks on the disk.
     """
-    problems: list[Finding] = []
-    warnings: list[Finding] = []
+    findings: list[Finding] = []
     for rules in rules_of(tables.by_name()):
-        errors, doubts = rules.check(servers, tables, env, datetime.now(UTC))
-        problems += errors
-        warnings += doubts
+        findings += rules.check(servers, tables, env, datetime.now(UTC))
     if (events := tables.get(EventsTable)) and events.path:
-        problems += unwritable_file_findings(JOURNAL_PATH, events.path)
+        findings += unwritable_file_findings(JOURNAL_PATH, events.path)
     names = tables.by_name().keys()
     for path, table in tables:
-        errors, doubts = table.check(env, names)
-        problems += [finding._replace(path=(*path, *finding.path)) for finding in errors]
-        warnings += [finding._replace(path=(*path, *finding.path)) for finding in doubts]
-    return problems, warnings
-
-
-def _check_log(path: str) -> Findings:
-    return unwritable_file_findings(_LOG_PATH, path), []
+        findings += [finding._replace(path=(*path, *finding.path)) for finding in table.check(env, names)]
+    return findings
 
 
 def unwritable_file_findings(key: tuple[str | int, ...], path: str) -> list[Finding]:

@@ -268,9 +268,9 @@ class TableRules:
 
     def check(
         self, servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
-    ) -> tuple[list[Finding], list[Finding]]:
-        """Check files, variables and the like that tables refer to; return (problems, warnings). Blocks on the disk."""
-        return [], []
+    ) -> Iterable[Finding]:
+        """Check files, variables and the like that tables refer to. Blocks on the disk."""
+        return ()
 
     def routes(self, servers: Iterable[ServerConfig], tables: Tables) -> Iterable[AnyRoute] | None:
         """Return the routes of servers and tables in order of precedence; None if the subclass defines no routes."""

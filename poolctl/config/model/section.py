@@ -326,9 +326,9 @@ class Table(Section, frozen=True):
         """Whether `check` may find something to warn about at startup."""
         return False
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Check files, variables and the like to which the table refers; return (problems, warnings).
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterable[Finding]:
+        """Check files, variables and the like to which the table refers.
 
         `names` has the names of all tables in the pool's files. Blocks on the disk.
         """
-        return [], []
+        return ()

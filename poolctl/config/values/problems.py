@@ -60,7 +60,8 @@ NO_PLACE = Place()
 class Finding(NamedTuple):
     """A problem of a value, before file and line of the value are known.
 
-    `path` has the keys that lead to the value from its server's table, such as `("http", "loop")`.
+    `path` has the keys that lead to the value from its server's table, such as `("http", "loop")`. A warning does not
+    prevent a start.
     """
 
     path: KeyPath
@@ -68,6 +69,7 @@ class Finding(NamedTuple):
     hint: str = ""
     found: str = ""
     allowed: str = ""
+    is_warning: bool = False
 
 
 class Problem(ServerError):
@@ -116,7 +118,7 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
 
 def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
     """The finding as a Problem: at `place` (None if it is in no file), of the server `name` ("" if of no server)."""
-    path, message, hint, found, allowed = finding
+    path, message, hint, found, allowed, _ = finding
     place = place if place and place.key else (place or NO_PLACE)._replace(key=dotted(path))
     return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
 

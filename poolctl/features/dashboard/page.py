@@ -111,9 +111,9 @@ def load_settings(table: Dashboard, context: SupervisorContext) -> SiteSettings:
     # Importing this loads OpenSSL, which most supervisors do not need.
     from poolctl.config.checks.certificate_checks import check_certificates
 
-    problems, _ = check_certificates(table.tls, env, datetime.now(UTC))
-    for finding in problems:
-        raise ServerError(f"{'.'.join(map(str, finding.path))}: {finding.message}", hint=finding.hint)
+    for finding in check_certificates(table.tls, env, datetime.now(UTC)):
+        if not finding.is_warning:
+            raise ServerError(f"{'.'.join(map(str, finding.path))}: {finding.message}", hint=finding.hint)
     return SiteSettings(values, tls_settings(table.tls, env))
 
 

@@ -57,32 +57,29 @@ class Dashboard(Table, frozen=True):
             message = f"the token of {self.token_env} is also sent to the operator of [operator]"
             yield Finding(("token_env",), message, "give the dashboard a token of its own", self.token_env)
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterator[Finding]:
         """Report a missing or unreadable token, and problems with the certificate. Blocks on the disk."""
-        problems: list[Finding] = []
-        warnings: list[Finding] = []
+        yield from self._check_token(env)
         if self.tls:
             from poolctl.config.checks.certificate_checks import check_certificates
 
-            problems, warnings = check_certificates(self.tls, env, datetime.now(UTC))
-        token_problems, token_warnings = self._check_token(env)
-        return [*token_problems, *problems], [*token_warnings, *warnings]
+            yield from check_certificates(self.tls, env, datetime.now(UTC))
 
-    def _check_token(self, env: Mapping[str, str]) -> tuple[list[Finding], list[Finding]]:
+    def _check_token(self, env: Mapping[str, str]) -> list[Finding]:
         from poolctl.web.bearer_tokens import short_token_warnings
 
         if name := self.token_env:
             path, token = ("token_env",), env.get(name, "").strip()
             if not token:
-                return [Finding(path, f"the environment variable {name} is not set", f"export {name}=…")], []
-            return [], short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")
+                return [Finding(path, f"the environment variable {name} is not set", f"export {name}=…")]
+            return short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")
         if name := self.token_file:
             path = ("token_file",)
             try:
                 token = read_text(name).strip()
             except Problem as problem:
-                return [Finding(path, f"{name}: {problem.message}", problem.hint)], []
+                return [Finding(path, f"{name}: {problem.message}", problem.hint)]
             if not token:
-                return [Finding(path, f"{name}: there is no token in it", "write one into it")], []
-            return [], short_token_warnings(path, token, name, f"openssl rand -hex 32 > {quote(name)}")
-        return [], []
+                return [Finding(path, f"{name}: there is no token in it", "write one into it")]
+            return short_token_warnings(path, token, name, f"openssl rand -hex 32 > {quote(name)}")
+        return []

@@ -580,40 +580,37 @@ def _no_effect_warnings(
 
 def check_program_and_certificates(
     servers: Iterable[ServerConfig], tables: Tables, env: Mapping[str, str], now: datetime
-) -> tuple[list[Finding], list[Finding]]:
-    """Return errors and warnings about HAProxy, users and certificates, with full key paths. Blocks on files."""
+) -> Iterator[Finding]:
+    """Findings about HAProxy, users and certificates, with full key paths. Blocks on files."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
-        return [], []
-    problems: list[Finding] = []
-    warnings = [*_wheel_warnings(gateway)]
+        return
     names: dict[str, list[str]] = {}  # of the certificates of each listener
     servers = list(servers)
+    yield from map(_as_warning, _wheel_warnings(gateway))
     if gateway.user:
-        problems, user_warnings = check_user(("gateway", "user"), gateway.user)
-        warnings += user_warnings
-    warnings += _shared_user_warnings(gateway, servers)
+        yield from check_user(("gateway", "user"), gateway.user)
+    yield from map(_as_warning, _shared_user_warnings(gateway, servers))
     for index, listener in enumerate(gateway.bind):
         for number, tls in enumerate(_certificates(listener)):
-            errors, found_warnings = check_certificates(tls, env, now)
+            findings = check_certificates(tls, env, now)
             place = ("gateway", "bind", index, "tls", number)
-            problems += [error._replace(path=(*place, *error.path[1:])) for error in errors]
-            warnings += [doubt._replace(path=(*place, *doubt.path[1:])) for doubt in found_warnings]
-            if not errors:
+            yield from (finding._replace(path=(*place, *finding.path[1:])) for finding in findings)
+            if all(finding.is_warning for finding in findings):
                 of_listener = names.setdefault(listener.bind, [])
                 with contextlib.suppress(Problem):
                     of_listener += certificate_names(read_text(tls.cert))
     for route in tables.all(RouteConfig):
-        problems += [
-            problem._replace(path=("route", route.index, *problem.path))
-            for problem in _authority_problems(route)
-        ]
+        for problem in _authority_problems(route):
+            yield problem._replace(path=("route", route.index, *problem.path))
     for path, table in _listeners(gateway, tables.all(StreamConfig)):
         if table.owner:
-            errors, found_warnings = check_socket_owner((*path, "owner"), table.owner)
-            problems += errors
-            warnings += found_warnings
-    return problems, [*warnings, *_missing_certificate_warnings(tables, servers, names)]
+            yield from check_socket_owner((*path, "owner"), table.owner)
+    yield from map(_as_warning, _missing_certificate_warnings(tables, servers, names))
+
+
+def _as_warning(finding: Finding) -> Finding:
+    return finding._replace(is_warning=True)
 
 
 def _shared_user_warnings(gateway: GatewayConfig, servers: Iterable[ServerConfig]) -> Iterator[Finding]:

@@ -139,21 +139,16 @@ class Notify(Table, frozen=True):
     def has_startup_warnings(self) -> bool:
         return True
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return no problems, but warnings about unreadable files and variables missing from `env`: ([], warnings)."""
-        return [], [*self._missing_variables(env), *self._missing_files()]
-
-    def _missing_variables(self, env: Mapping[str, str]) -> Iterator[Finding]:
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterator[Finding]:
+        """Warn of variables missing from `env`, and of unreadable files."""
         for key in ("url_env", "token_env"):
             name = getattr(self, key)
             if name and not env.get(name):
                 message = f"the environment variable {name} is not set here"
                 hint = "set it where the pool is started; poolctl doctor --notify shows whether it is"
-                yield Finding((key,), message, hint, name)
-
-    def _missing_files(self) -> Iterator[Finding]:
+                yield Finding((key,), message, hint, name, is_warning=True)
         for key in ("url_file", "token_file", "ca"):
             path = getattr(self, key)
             if path and not os.access(path, os.R_OK):
                 what = "cannot be read" if os.path.exists(path) else "is not there"
-                yield Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)
+                yield Finding((key,), f"{path} {what}", f"create it, or fix {key}", path, is_warning=True)

@@ -118,28 +118,28 @@ class OperatorTable(Table, frozen=True):
             message = f"the token of {self.token_env} is sent to the operator, and opens [registration] of this pool"
             yield Finding(("token_env",), message, "give the operator a token of its own", self.token_env)
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return (problems, warnings) about the token, the CA file and the certificates of the table [operator]."""
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterator[Finding]:
+        """Check the token, the CA file and the certificates of the table [operator]."""
         from poolctl.config.checks.certificate_checks import check_certificates
         from poolctl.config.files.read_file import read_text
         from poolctl.web.bearer_tokens import short_token_warnings
 
-        problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
+        if self.tls:
+            yield from check_certificates(self.tls, env, datetime.now(UTC))
         if name := self.token_env:
             token = env.get(name, "").strip()
             if not token:
                 message = f"the environment variable {name} is not set"
-                problems.append(Finding(("token_env",), message, f"export {name}=…"))
+                yield Finding(("token_env",), message, f"export {name}=…")
             elif self.bind is not None:
-                warnings += short_token_warnings(
+                yield from short_token_warnings(
                     ("token_env",), token, name, f"export {name}=$(openssl rand -hex 32)"
                 )
         if self.ca is not None:
             try:
                 read_text(self.ca)
             except Problem as problem:
-                problems.append(Finding(("ca",), f"{self.ca}: {problem.message}", problem.hint, self.ca))
-        return problems, warnings
+                yield Finding(("ca",), f"{self.ca}: {problem.message}", problem.hint, self.ca)
 
     def _bind_findings(self, bind: str, keys_set: set[str]) -> Iterator[Finding]:
         if "*" in self.trusted:

@@ -110,38 +110,33 @@ class ProxmoxTable(Table, frozen=True):
             hint = f"add token_env or token_file; the token has the form {_TOKEN_ALLOWED}"
             yield Finding((), "the API token is missing", hint)
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return ([], warnings): each warning says why no route can be linked to a machine, such as a missing token."""
-        return [], [*_no_route_findings(names), *self._token_findings(env), *self._ca_findings()]
-
-    def _token_findings(self, env: Mapping[str, str]) -> Iterator[Finding]:
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterator[Finding]:
+        """Warn of what prevents every route from being linked to a machine, such as a missing token."""
+        if "gateway" not in names:
+            hint = "add a [[route]] to a URL, or remove this"
+            yield Finding((), "there is no route that could be linked", hint, is_warning=True)
         if name := self.token_env:
             if not env.get(name):
                 message = f"the environment variable {name} is not set here"
-                yield Finding(("token_env",), message, "set it where the pool is started", name)
+                fix = "set it where the pool is started"
+                yield Finding(("token_env",), message, fix, name, is_warning=True)
             elif not is_token(env[name].strip()):
                 yield _malformed("token_env", f"what {name} holds")
         if path := self.token_file:
             try:
                 text = read_text(path)
             except Problem as problem:
-                yield Finding(("token_file",), f"{path}: {problem.message}", problem.hint, path)
+                message = f"{path}: {problem.message}"
+                yield Finding(("token_file",), message, problem.hint, path, is_warning=True)
             else:
                 if not is_token(text.strip()):
                     yield _malformed("token_file", f"what {path} holds")
-
-    def _ca_findings(self) -> Iterator[Finding]:
         if isinstance(self.verify, str) and not os.access(self.verify, os.R_OK):
             what = "cannot be read" if os.path.exists(self.verify) else "is not there"
             hint = "copy the CA of the cluster there, or fix verify"
-            yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify)
-
-
-def _no_route_findings(table_names: Collection[str]) -> Iterator[Finding]:
-    if "gateway" not in table_names:
-        hint = "add a [[route]] to a URL, or remove this"
-        yield Finding((), "there is no route that could be linked", hint)
+            yield Finding(("verify",), f"{self.verify} {what}", hint, self.verify, is_warning=True)
 
 
 def _malformed(key: str, what: str) -> Finding:
-    return Finding((key,), f"{what} is not an API token", f"write it as {_TOKEN_ALLOWED}")
+    message = f"{what} is not an API token"
+    return Finding((key,), message, f"write it as {_TOKEN_ALLOWED}", is_warning=True)

@@ -91,22 +91,22 @@ class RegistrationTable(Table, frozen=True):
                     fix = f'add [[route]] with alias = "{shortened_printable(alias)}" and register = true'
                     yield Finding(("client", index, "routes", at), message, fix, alias)
 
-    def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Check the certificate and the clients' tokens of [registration]. Return the problems, and the warnings."""
+    def check(self, env: Mapping[str, str], names: Collection[str]) -> Iterator[Finding]:
+        """Check the certificate and the clients' tokens of [registration]."""
         from poolctl.config.checks.certificate_checks import check_certificates
         from poolctl.web.bearer_tokens import short_token_warnings
 
-        problems, warnings = check_certificates(self.tls, env, datetime.now(UTC)) if self.tls else ([], [])
+        if self.tls:
+            yield from check_certificates(self.tls, env, datetime.now(UTC))
         tokens: dict[str, str] = {}
         for index, client in enumerate(self.client):
             path = ("client", index, "token_env")
             token, name = env.get(client.token_env, "").strip(), client.token_env
             if not token:
                 message = f"the environment variable {name} is not set"
-                problems.append(Finding(path, message, f"export {name}=…"))
+                yield Finding(path, message, f"export {name}=…")
             elif tokens.setdefault(token, name) != name:
                 message = f"the token in {name} is that of {tokens[token]} too"
-                problems.append(Finding(path, message, "give each client a token of its own"))
+                yield Finding(path, message, "give each client a token of its own")
             else:
-                warnings += short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")
-        return problems, warnings
+                yield from short_token_warnings(path, token, name, f"export {name}=$(openssl rand -hex 32)")

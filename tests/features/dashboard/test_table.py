@@ -90,38 +90,40 @@ def test_successor_is_left_the_table(tmp_path: Path) -> None:
 def test_file_without_a_token_is_named_with_its_fix(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" \n")
     table = Dashboard(bind="127.0.0.1:9465", token_file=str(tmp_path / "token"))
-    (finding,), warnings = table.check({}, ())
+    (finding,) = table.check({}, ())
     assert (finding.path, finding.message, finding.hint) == (
         ("token_file",), f"{tmp_path}/token: there is no token in it", "write one into it",
     )  # fmt: skip
-    assert warnings == []
+    assert not finding.is_warning
     (tmp_path / "token").write_text("x" * 40)
-    assert table.check({}, ()) == ([], [])
+    assert [*table.check({}, ())] == []
     missing = Dashboard(bind="127.0.0.1:9465", token_file=str(tmp_path / "none"))
-    (finding,), _ = missing.check({}, ())
+    (finding,) = missing.check({}, ())
     assert (finding.path, finding.message.startswith(f"{tmp_path}/none: ")) == (("token_file",), True)
 
 
 def test_variable_without_a_token_is_named_with_its_fix() -> None:
     table = Dashboard(bind="127.0.0.1:9465", token_env="TOKEN")
     for env in ({}, {"TOKEN": " "}):
-        (finding,), _ = table.check(env, ())
+        (finding,) = table.check(env, ())
         assert (finding.path, finding.message, finding.hint) == (
             ("token_env",), "the environment variable TOKEN is not set", "export TOKEN=…",
         )  # fmt: skip
-    assert table.check({"TOKEN": "x" * 32}, ()) == ([], [])
+    assert [*table.check({"TOKEN": "x" * 32}, ())] == []
 
 
 def test_a_short_token_that_somebody_chose_is_a_warning(tmp_path: Path) -> None:
-    _, (warning,) = Dashboard(bind="127.0.0.1:9465", token_env="TOKEN").check({"TOKEN": "x" * 31}, ())
-    assert (warning.path, warning.hint) == (
+    (warning,) = Dashboard(bind="127.0.0.1:9465", token_env="TOKEN").check({"TOKEN": "x" * 31}, ())
+    assert (warning.is_warning, warning.path, warning.hint) == (
+        True,
         ("token_env",),
         "make it longer: export TOKEN=$(openssl rand -hex 32)",
     )
     path = tmp_path / "my token"
     path.write_text("short\n")
-    _, (warning,) = Dashboard(bind="127.0.0.1:9465", token_file=str(path)).check({}, ())
-    assert (warning.path, warning.hint) == (
+    (warning,) = Dashboard(bind="127.0.0.1:9465", token_file=str(path)).check({}, ())
+    assert (warning.is_warning, warning.path, warning.hint) == (
+        True,
         ("token_file",),
         f"make it longer: openssl rand -hex 32 > '{path}'",
     )

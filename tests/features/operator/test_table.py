@@ -153,12 +153,16 @@ def test_a_token_that_is_sent_to_the_operator_opens_no_address_of_this_pool(tmp_
 
 def test_a_short_token_of_clients_is_a_warning(tmp_path: Path) -> None:
     accepting = table(tmp_path, 'bind = ":8013"', 'token_env = "T"')
-    assert accepting.check({"T": "x" * 32}, ()) == ([], [])
-    problems, (warning,) = accepting.check({"T": "x" * 31}, ())
-    assert (problems, warning.path, "31 characters" in warning.message) == ([], ("token_env",), True)
+    assert [*accepting.check({"T": "x" * 32}, ())] == []
+    (warning,) = accepting.check({"T": "x" * 31}, ())
+    assert (warning.is_warning, warning.path, "31 characters" in warning.message) == (
+        True,
+        ("token_env",),
+        True,
+    )
     assert warning.hint == "make it longer: export T=$(openssl rand -hex 32)"
     reporting = table(tmp_path, 'url = "https://a"', 'token_env = "T"')
-    assert reporting.check({"T": "x"}, ()) == ([], []), "the operator judges it"
+    assert [*reporting.check({"T": "x"}, ())] == [], "the operator judges it"
 
 
 def test_client_without_a_gateway_is_a_problem(tmp_path: Path) -> None:
@@ -180,17 +184,17 @@ def test_check_finds_token_certificate_and_authorities(tmp_path: Path) -> None:
     tls = f'tls = {{ cert = "{cert}", key = "{key}" }}'
     (tmp_path / "ca.pem").write_bytes(cert.read_bytes())
     whole = table(tmp_path, 'url = "https://a"', 'token_env = "T"', 'ca = "ca.pem"', tls)
-    assert whole.check({"T": "x"}, ()) == ([], [])
+    assert [*whole.check({"T": "x"}, ())] == []
     unset = Finding(("token_env",), "the environment variable T is not set", "export T=…")
-    assert whole.check({"T": " "}, ()) == whole.check({}, ()) == ([unset], [])
+    assert [*whole.check({"T": " "}, ())] == [*whole.check({}, ())] == [unset]
     for path in (cert, tmp_path / "ca.pem"):
         path.unlink()
-    problems, warnings = whole.check({"T": "x"}, ())
+    problems = [*whole.check({"T": "x"}, ())]
     assert {each.path for each in problems[:-1]} == {("tls", "cert")}
     assert (problems[-1].path, problems[-1].found) == (("ca",), f"{tmp_path}/ca.pem")
     assert problems[-1].message.startswith(f"{tmp_path}/ca.pem: ")
-    assert warnings == []
-    assert table(tmp_path, 'url = "https://a"').check({}, ()) == ([], [])
+    assert not any(problem.is_warning for problem in problems)
+    assert [*table(tmp_path, 'url = "https://a"').check({}, ())] == []
 
 
 @pytest.mark.parametrize(

@@ -98,29 +98,35 @@ def test_finding_about_a_token_or_a_ca_has_its_place_and_fix(tmp_path: Path) -> 
     gateway = ("gateway",)
     named = ProxmoxTable(url="https://pve", token_env="T")
     allowed = "USER@REALM!TOKENID=SECRET"
-    assert named.check({"T": f" {TOKEN}\n"}, gateway) == ([], [])
+    assert [*named.check({"T": f" {TOKEN}\n"}, gateway)] == []
     unset = Finding(
-        ("token_env",), "the environment variable T is not set here", "set it where the pool is started", "T"
+        ("token_env",), "the environment variable T is not set here", "set it where the pool is started", "T",
+        is_warning=True,
+    )  # fmt: skip
+    assert [*named.check({"T": ""}, gateway)] == [unset]
+    malformed = Finding(
+        ("token_env",), "what T holds is not an API token", f"write it as {allowed}", is_warning=True
     )
-    assert named.check({"T": ""}, gateway) == ([], [unset])
-    malformed = Finding(("token_env",), "what T holds is not an API token", f"write it as {allowed}")
-    assert named.check({"T": "x"}, gateway) == ([], [malformed])
+    assert [*named.check({"T": "x"}, gateway)] == [malformed]
     no_route = Finding(
-        (), "there is no route that could be linked", "add a [[route]] to a URL, or remove this"
-    )
-    assert named.check({"T": TOKEN}, ()) == ([], [no_route])
+        (), "there is no route that could be linked", "add a [[route]] to a URL, or remove this",
+        is_warning=True,
+    )  # fmt: skip
+    assert [*named.check({"T": TOKEN}, ())] == [no_route]
     of_file = ProxmoxTable(url="https://pve", token_file=str(token), verify=str(ca))
-    _, (missing, no_ca) = of_file.check({}, gateway)
+    missing, no_ca = of_file.check({}, gateway)
     assert (missing.path, missing.found) == (("token_file",), str(token))
     assert missing.message.startswith(f"{token}: ")
     hint = "copy the CA of the cluster there, or fix verify"
-    assert no_ca == Finding(("verify",), f"{ca} is not there", hint, str(ca))
+    assert no_ca == Finding(("verify",), f"{ca} is not there", hint, str(ca), is_warning=True)
     token.write_text(f"{TOKEN}\n")
     ca.write_text("")
-    assert of_file.check({}, gateway) == ([], [])
+    assert [*of_file.check({}, gateway)] == []
     token.write_text("x")
-    malformed = Finding(("token_file",), f"what {token} holds is not an API token", f"write it as {allowed}")
-    assert of_file.check({}, gateway) == ([], [malformed])
+    (finding,) = of_file.check({}, gateway)
+    assert finding == malformed._replace(
+        path=("token_file",), message=f"what {token} holds is not an API token"
+    )
 
 
 @pytest.mark.parametrize(("value", "verify"), [("true", True), ("1", True), ("sub/ca.pem", "{}/sub/ca.pem")])

@@ -104,13 +104,15 @@ def test_check_finds_tokens_that_are_missing_shared_or_short() -> None:
     def path(index: int) -> tuple[str | int, ...]:
         return "client", index, "token_env"
 
-    problems, warnings = table.check({"A": "x" * 32, "B": f" {'x' * 32}\n", "C": "y" * 31, "D": " "}, ())
-    assert problems == [
-        Finding(path(1), "the token in B is that of A too", "give each client a token of its own"),
-        Finding(path(3), "the environment variable D is not set", "export D=…"),
-    ]
-    (warning,) = warnings
-    assert (warning.path, warning.hint) == (path(2), "make it longer: export C=$(openssl rand -hex 32)")
+    tokens = {"A": "x" * 32, "B": f" {'x' * 32}\n", "C": "y" * 31, "D": " "}
+    shared, warning, missing = table.check(tokens, ())
+    assert shared == Finding(
+        path(1), "the token in B is that of A too", "give each client a token of its own"
+    )
+    assert missing == Finding(path(3), "the environment variable D is not set", "export D=…")
+    assert (warning.path, warning.hint, warning.is_warning) == (
+        path(2), "make it longer: export C=$(openssl rand -hex 32)", True,
+    )  # fmt: skip
     assert warning.message.startswith("the token in C has 31 characters, and can be guessed")
 
 
@@ -121,10 +123,10 @@ def test_certificate_that_is_missing_is_found_by_check(tmp_path: Path) -> None:
         tls={"cert": str(cert), "key": str(key)},
         client=({"token_env": "A", "routes": ("users",)},),
     )
-    assert table.check({"A": "x" * 32}, ()) == ([], [])
+    assert [*table.check({"A": "x" * 32}, ())] == []
     cert.unlink()
-    problems, warnings = table.check({"A": "x" * 32}, ())
-    assert ({each.path for each in problems}, warnings) == ({("tls", "cert")}, [])
+    (finding,) = table.check({"A": "x" * 32}, ())
+    assert (finding.path, finding.is_warning) == (("tls", "cert"), False)
 
 
 def test_route_that_accepts_nothing_is_named_with_its_place(tmp_path: Path) -> None:
