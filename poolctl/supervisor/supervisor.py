@@ -713,7 +713,7 @@ async def restore_and_adopt_workers(
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = await runner.adopt_workers_and_end_others(servers, placed)
     await end_others(runner.pids)
-    running = {worker.placement.server for worker in adopted.workers if not worker.leaving}
+    running = {worker.placement.server for worker in adopted.workers if not worker.left.done()}
     unknown = running - recorded
     for name in unknown:
         core.mark_found_running(core.entries[name])
@@ -731,7 +731,7 @@ def _adopted_worker(local: LocalWorker) -> Worker:
     phase = WorkerPhase.READY if local.ready_at is not None else WorkerPhase.STARTING
     if local.resting == "new" and local.config.health.gated:
         phase = WorkerPhase.STARTING
-    if local.leaving:
+    if local.left.done():
         phase = WorkerPhase.DRAINING
     return Worker(
         placement.id,

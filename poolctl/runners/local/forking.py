@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from poolctl.address import Address
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
@@ -247,6 +247,7 @@ class Forker:
         app_zygotes: AppZygotes,
         output: OutputPipes,
         adoptions: AdoptionPairs,
+        on_never_started: Callable[[LocalWorker, str], None],
     ) -> None:
         self._context = context
         self._children = children
@@ -255,6 +256,7 @@ class Forker:
         self._app_zygotes = app_zygotes
         self._output = output
         self._adoptions = adoptions
+        self._on_never_started = on_never_started
         self.certificates = FallbackCertificates(context.keeper)
         self.room = DescriptorBudget()
         self._code_since: dict[str, float] = {}
@@ -373,42 +375,66 @@ class Forker:
                 spec["index"] = index
             spec["woken"] = woken
             spec["resting"] = spec["resting"] or resting
-            group = None if server.command else handover_group(server)
-            placement = Placement.of(server.name, generation, index)
-            worker = LocalWorker(self._children, self._events, placement, server, output, group, private)
-            worker.hook = hook
+            notify = tally = None
+            if server.command:
+                spec["argv"] = worker_spec.argument_vector(local_server)
+                if server.notify:
+                    notify = NotifySocket.open(worker_spec.user_id(server))
+                    if_failed.callback(notify.close)
+                    spec["env"]["NOTIFY_SOCKET"] = notify.path
+            file = worker_spec.spec_file(spec)
+            afterwards.callback(os.close, file)
             control, theirs = wire.pair()
             if_failed.enter_context(control)
             afterwards.enter_context(theirs)
-            inherited = [theirs.fileno(), write, *(sock.fileno() for sock in sockets)]
-            fds = self._prepare_inherited_descriptors(
-                worker, spec, inherited, certificate, afterwards, if_failed
-            )
+            certificates = afterwards.enter_context(worker_spec.memory_files(certificate.contents))
+            adoption = [sock.fileno() for sock in self._adoptions.get_or_open(local_server)]
+            listeners = [sock.fileno() for sock in sockets]
+            fds = [file, theirs.fileno(), write, *listeners, *certificates, *adoption]
+            if not server.command:
+                tally = Tally.new()
+                if_failed.callback(tally.close)
+                fds.append(tally.fileno())
+            preloaded = isinstance(app_zygote, AppZygote)
             if isinstance(app_zygote, AppZygote):
-                worker.preloaded = True
                 process = await app_zygote.fork(fds)
             else:
                 process = await self._zygotes.fork(forked_from, fds)
             if_failed.pop_all()
-            pid, worker.start = process
+            pid, start = process
             self._output.register_pipe(output, pid)
-            worker.placement = replace(
-                placement,
-                id=worker_spec.hook_id(server.name, hook) if hook else placement.id,
+            placement = Placement(
+                worker_spec.hook_id(server.name, hook) if hook else f"{server.name}.{generation}.{index}",
+                server.name,
+                generation,
+                index,
                 where=f"pid {pid}",
                 pid=pid,
                 certificate_ends=certificate.ends,
                 address="" if private is None else private.key,
             )
+            worker = LocalWorker(
+                self._children,
+                self._events(),
+                placement,
+                server,
+                output,
+                start=start,
+                control=None if server.command else control,
+                notify=notify,
+                tally=tally,
+                handover_group=None if server.command else handover_group(server),
+                private=private,
+                hook=hook,
+                preloaded=preloaded,
+            )
             worker.answered.add_done_callback(
                 functools.partial(self.certificates.keep_if_ready, server, generation, certificate)
             )
-            if worker.notify is not None:
-                worker.listen_for_readiness(worker.notify)
             # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
-            ours = (None, worker.notify) if server.command else (control, worker.tally)
+            ours = (notify,) if server.command else (control, tally)
             kept: list[HasDescriptor] = [holder for holder in ours if holder is not None]
-            name = f"{fd_store.WORKER}{worker.placement.id}"
+            name = f"{fd_store.WORKER}{placement.id}"
             self._context.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
             # Recorded before it is ordered to begin, so that the next supervisor or pool always finds it.
             self._note(process, server)
@@ -416,50 +442,17 @@ class Forker:
                 with contextlib.suppress(OSError):
                     wire.send(control, {"order": "go"})
                 control.close()
-            else:
-                worker.control_by(control)
 
         def on_forged(violation: str) -> None:
             if isinstance(app_zygote, AppZygote):
                 app_zygote.link.cut_off(violation)
             else:
                 self._zygotes.discard(forked_from, violation)
-            worker.mark_never_started(violation)
+            self._on_never_started(worker, violation)
 
-        if worker.preloaded or forked_from.user is not None:
+        if preloaded or forked_from.user is not None:
             self._children.schedule_parent_check(process, on_forged)
         return worker
-
-    def _prepare_inherited_descriptors(
-        self,
-        worker: LocalWorker,
-        spec: Spec,
-        inherited: list[int],
-        certificate: LoadedCertificate,
-        afterwards: contextlib.ExitStack,
-        if_failed: contextlib.ExitStack,
-    ) -> list[int]:
-        """Return the descriptors that the new worker inherits. Set `notify` and `tally` of `worker` as needed.
-
-        The caller closes the stack `afterwards` after every fork, and `if_failed` only if the fork fails.
-        """
-        server = worker.server
-        if server.command:
-            spec["argv"] = worker_spec.argument_vector(server)
-            if server.notify:
-                worker.notify = NotifySocket.open(worker_spec.user_id(server))
-                if_failed.callback(worker.notify.close)
-                spec["env"]["NOTIFY_SOCKET"] = worker.notify.path
-        file = worker_spec.spec_file(spec)
-        afterwards.callback(os.close, file)
-        certificates = afterwards.enter_context(worker_spec.memory_files(certificate.contents))
-        adoption = [sock.fileno() for sock in self._adoptions.get_or_open(server)]
-        fds = [file, *inherited, *certificates, *adoption]
-        if not server.command:
-            worker.tally = Tally.new()
-            if_failed.callback(worker.tally.close)
-            fds.append(worker.tally.fileno())
-        return fds
 
     def _note(self, process: ProcessIdentity, server: ServerConfig) -> None:
         if self._context.notes is not None and process.start is not None:

@@ -26,14 +26,14 @@ from ..process_link import Message
 from ..process_usage import ProcessUsages
 from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed
 from ..stack_report import WorkerStacks
-from ..worker_spec import hook_config
+from ..worker_spec import hook_config, memory_files, tls_settings
 from . import readiness
 from .activation import Activator
 from .app_zygotes import AppZygotes, ImportLimit
 from .children import Children, ProcessIdentity
 from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
-from .local_worker import LocalWorker, RoutesMessage, RunnerWorkers
+from .local_worker import LocalWorker, RunnerWorkers
 from .memory_kills import MemoryKills
 from .output_pipes import MAX_TAILS, OutputPipes, last_lines
 from .private_ports import free_private_address
@@ -64,7 +64,7 @@ class RoutePublisher:
     def __init__(self, workers: RunnerWorkers) -> None:
         self._workers = workers
         self._servers: frozenset[str] = frozenset()
-        self._routes: WorkerRoutes | None = None
+        self._routes = WorkerRoutes({}, {})
         self._gateway: Gateway | None = None
 
     def publish(self, servers: Collection[str], routes: WorkerRoutes, gateway: Gateway) -> None:
@@ -78,12 +78,16 @@ class RoutePublisher:
 
     def send_routes(self, worker: LocalWorker) -> None:
         """Give the worker its routes, now or when it begins its work, if its server has any or had some before."""
-        if worker.routes is not None or worker.server.name in self._servers:
-            worker.assign_routes(RoutesMessage(self._routes, worker.server.name))
+        name, routes = worker.server.name, self._routes
+        if name in self._servers and name in routes.tables:
+            key, trusted = routes.keys[name], routes.trusted
+            worker.give_standing_order("routes", [routes.tables[name]], key=key, trusted=trusted)
+        elif name in self._servers or "routes" in worker.standing_orders:
+            worker.give_standing_order("routes")
 
     async def announce_exit(self, worker: LocalWorker) -> None:
         """Tell the gateway that the worker exits without replacement; return when it has confirmed."""
-        if self._gateway is not None and worker.routes is not None:
+        if self._gateway is not None and "routes" in worker.standing_orders:
             await self._gateway.announce_workers_exit(worker.server.name)
 
 
@@ -119,6 +123,7 @@ class LocalRunner(Runner):
             self.app_zygotes,
             self.output,
             self.adoptions,
+            self._handle_never_started,
         )
         self._workers = RunnerWorkers()
         self.tallies = Tallies(keeper, self._workers, self._current_events)
@@ -163,7 +168,7 @@ class LocalRunner(Runner):
 
     def watch_idleness(self, placement: Placement, seconds: float) -> None:
         if placement.id in self._workers:
-            self._workers[placement.id].watch_idleness(seconds)
+            self._workers[placement.id].order("idle", seconds=seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         if server.is_proxied:
@@ -206,7 +211,10 @@ class LocalRunner(Runner):
             taken = {worker.placement.address for worker in self._workers.values()}
             private = await in_daemon_thread(lambda: free_private_address(taken))
         with self.children.recording_early_exits():
-            serving = any(peer.ready_at and not peer.left.done() for peer in self._workers.of(server.key))
+            serving = any(
+                peer.ready_at and not (peer.left.done() or peer.exited.done())
+                for peer in self._workers.of(server.key)
+            )
             woken = not server.scale.min and not serving
             sockets = [] if server.is_proxied else self.sockets.share_with_worker(server)
             worker = await self.forker.fork(
@@ -240,14 +248,14 @@ class LocalRunner(Runner):
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._save_state(worker))
-        worker.on_never_started = lambda: self._never_started(worker)
-        worker.peers = lambda: self._workers.running_peers(worker)
         if (early := self.children.register_unless_exited(placement.pid)) is not None:
             self._handle_worker_exit(worker, early)
 
-    def _never_started(self, worker: LocalWorker) -> None:
-        self._by_pid.pop(worker.placement.pid or 0, None)
-        self._handle_worker_exit(worker, Exit(message="was never started"))
+    def _handle_never_started(self, worker: LocalWorker, violation: str) -> None:
+        """Treat the worker as exited, because its zygote reported a false pid. `violation` says what the zygote did."""
+        if not worker.exited.done():
+            self._by_pid.pop(worker.process.pid, None)
+            self._handle_worker_exit(worker, Exit(message=f"was never started: its zygote {violation}"))
 
     def _save_state(self, worker: LocalWorker) -> None:
         """Record the worker's state in the keeper's store."""
@@ -267,7 +275,7 @@ class LocalRunner(Runner):
         self.sockets.inherited = await systemd_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
-        adoption = WorkerAdoption(self.keeper, self.children, self._current_events, servers, placed)
+        adoption = WorkerAdoption(self.keeper, self.children, self.events, servers, placed)
         adopters: dict[str, Adopter] = {
             fd_store.LISTENER: self.sockets.adopt,
             fd_store.ADOPTION: self.adoptions.adopt,
@@ -322,19 +330,19 @@ class LocalRunner(Runner):
         if worker is None:
             raise WorkerFailed("has ended before")
         if worker.server.ready_line is None:
-            await readiness.wait_until_ready(worker, self.sockets.of(worker.server))
+            await readiness.wait_until_ready(worker, self.sockets.of(worker.server), self._workers)
         else:
             await worker.become_ready_by(self.output.wait_for_ready_line(worker.output))
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Put the worker into rotation, or take it out. Has no effect on a worker that runs a command."""
         if placement.id in self._workers:
-            self._workers[placement.id].set_in_rotation(in_rotation)
+            self._workers[placement.id].order("in" if in_rotation else "out")
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         """Allow the worker to accept connections, or forbid it. Has no effect on a worker that runs a command."""
         if placement.id in self._workers:
-            self._workers[placement.id].set_accepting(accepting)
+            self._workers[placement.id].order("work" if accepting else "rest")
 
     async def connect_for_probe(
         self, placement: Placement, kind: str, plain: bool, *, exact: bool = False
@@ -348,12 +356,13 @@ class LocalRunner(Runner):
         if worker is None:
             raise ConnectionRefusedError("it has exited")
         listeners = self.sockets.of(worker.server)
-        return await readiness.connect_for_probe(worker, kind, plain, listeners, exact=exact)
+        return await readiness.connect_for_probe(worker, kind, plain, listeners, self._workers, exact=exact)
 
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
-        if placement.id in self._workers:
+        if worker := self._workers.get(placement.id):
             certificate = self.forker.certificates.reload_certificate(server)
-            self._workers[placement.id].reload_tls(server, certificate.contents)
+            with memory_files(certificate.contents) as fds:
+                worker.order("tls", fds, tls=tls_settings(server))
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Order the worker to stop accepting, and wait until it has. A command may go on accepting until it exits."""
@@ -500,8 +509,6 @@ class LocalRunner(Runner):
         await self._left_groups.end_all()
 
     def _handle_worker_exit(self, worker: LocalWorker, exit_: Exit) -> None:
-        if worker.breach:
-            exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.record_exit(exit_)
         if exit_.group_left:
             self._left_groups.add(worker)

@@ -11,7 +11,9 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence, Set
+from collections.abc import Awaitable, Collection, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
 from poolctl import platform
 from poolctl.address import Address
@@ -22,11 +24,10 @@ from poolctl.worker.serving.connection_balancer import create_peer_counts_page
 from .. import process_link
 from ..process_link import Descriptor, HasDescriptor, Link, LinkHandler, Message, sanitized_text_or_empty
 from ..runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
-from ..worker_spec import memory_files, missing_module_hint, tls_settings
+from ..worker_spec import missing_module_hint
 from .children import Children, ProcessIdentity
 from .notify_socket import NotifySocket
 from .program_ports import wait_until_port_is_unused
-from .server_sockets import WorkerRoutes
 from .tally_page import EventLoopIdleDetector, Tally
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -38,39 +39,39 @@ _END_SECONDS = 5.0
 KILL_SECONDS = 5.0
 
 
-class RoutesMessage:
-    """The message that gives a worker its routes. If `routes` is None, its server has none."""
-
-    def __init__(self, routes: WorkerRoutes | None, server: str = "") -> None:
-        self._message: Message = {"order": "routes"}
-        self._fds: list[HasDescriptor] = []
-        if routes is not None and server in routes.tables:
-            self._message |= {"key": routes.keys[server], "trusted": routes.trusted}
-            self._fds = [routes.tables[server]]
-
-    def send_if_newest(self, control: Link) -> None:
-        """Send the message to a worker, unless newer routes have replaced it and its descriptors are closed."""
-        if all(fd.fileno() >= 0 for fd in self._fds):
-            control.send(self._message, self._fds)
-
-
 class LocalWorker(LinkHandler):
-    """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
+    """A worker process of this machine.
 
-    `output` is the key of its output pipe. `handover_group` identifies its socket pair for handing over connections, if
-    any (see server_sockets.handover_group). A worker that runs a command has no control socket; it can only be stopped.
-    The process of a proxied server opens the address `private`; `server` has that address, and `config` the server's.
+    Its phases are futures, which several tasks may await: it has `begun` its work, `imported` its application, is ready
+    (`answered`; raises WorkerFailed if it exits before), has `exited`. An exit completes all of them. `left` is done
+    when it has stopped accepting, `group_ended` when no process of its group is waited for. `reported` is done once its
+    exit status is reliable: an adopted worker may exit with 0 because the previous supervisor has ordered it to end.
+
+    `control` is its control socket; None for a program, which can only be signalled. A program may report over `notify`
+    that it is ready. `tally` is the page on which it counts; None for a program, and after the exit. `output` is the
+    key of its output pipe. `handover_group` identifies its socket pair for handing over connections, if any (see
+    server_sockets.handover_group). `hook` names the hook of its server that it runs. A `preloaded` worker was forked
+    from a process that had already imported the application. `start` is the start time of its process. The process of
+    a proxied server opens the address `private`; `server` has that address, and `config` the server's.
     """
 
     def __init__(
         self,
         children: Children,
-        events: Callable[[], RunnerEventHandler],
+        events: RunnerEventHandler,
         placement: Placement,
         server: ServerConfig,
         output: str,
+        *,
+        start: int | None,
+        control: socket.socket | None = None,
+        notify: NotifySocket | None = None,
+        tally: Tally | None = None,
         handover_group: str | None = None,
         private: Address | None = None,
+        hook: str = "",
+        preloaded: bool = False,
+        adopted: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._children = children
@@ -79,79 +80,57 @@ class LocalWorker(LinkHandler):
         self.config = server
         self.server = server if private is None else server.at_private_address(private)
         self.output = output
+        self.process = ProcessIdentity(placement.pid or 0, start)
         self.handover_group = handover_group
-        self.control: Link | None = None
-        self.notify: NotifySocket | None = None
-        self.tally: Tally | None = None  # None for a command, and after the exit
-        self.exited: asyncio.Future[Exit] = loop.create_future()
-        self.answered: asyncio.Future[None] = loop.create_future()
-        self.reported: asyncio.Future[None] = loop.create_future()  # done when it has reported or exited
+        self.hook = hook
+        self.preloaded = preloaded
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
-        self.left: asyncio.Future[None] = loop.create_future()  # done when it has stopped accepting
-        # Done when no process of its group is waited for.
+        self.answered: asyncio.Future[None] = loop.create_future()
+        self.left: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[Exit] = loop.create_future()
         self.group_ended: asyncio.Future[None] = loop.create_future()
-        self.asked_to_end = False
-        self.wrote_stacks = asyncio.Event()
+        self.reported: asyncio.Future[None] = loop.create_future()
         # Mark the exception as retrieved, because there may be no caller that awaits this future.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self.reason = ""
-        self._kill_reason = ""
-        self.missing_module = ""
-        self.start: int | None = None  # the start time of its process (see process_start)
-        # The inodes of the sockets that listened at its port before it was started.
-        self.earlier_listeners: Set[int] = frozenset()
-        self.on_never_started: Callable[[], None] = lambda: None
-        self.peers: Callable[[], Collection[LocalWorker]] = tuple  # the other workers of its server that run
-        self.expired = False  # it has served `max_requests` requests
-        self._renewing = False  # it has not answered the order to renew its certificate
-        self.breach = ""  # how it, or its zygote, broke the protocol
+        self.wrote_stacks = asyncio.Event()
         self.ready_at: float | None = None  # on the system's monotonic clock, which all processes share
-        self.leaving = False
+        self.asked_to_end = False  # by a signal
         self.resting = ""  # why it does not accept: "new" (not allowed to yet), or the order that forbids it
         self.idle = False  # without traffic for its server's scale.idle
-        self.routes: RoutesMessage | None = None  # its routes, sent to it when it begins
-        self._page: HasDescriptor | None = None  # see RunnerWorkers
-        self.hook = ""  # the hook of its server that it runs; "" for a worker
-        self.preloaded = False  # forked from a process that had already imported the application
-        self._taken_over = False  # started by another supervisor
+        self.expired = False  # it has served `max_requests` requests
+        self.reason = ""  # why it fails, as it says, or why a program is killed
+        self.missing_module = ""
+        self._breach = ""  # how it broke the protocol
+        # The inodes of the sockets that listened at its port before it was started.
+        self.earlier_listeners: Set[int] = frozenset()
+        self.standing_orders: dict[str, tuple[Sequence[HasDescriptor], Message]] = {}
         self.idle_check = EventLoopIdleDetector()
-
-    @property
-    def process(self) -> ProcessIdentity:
-        return ProcessIdentity(self.placement.pid or 0, self.start)
-
-    def mark_adopted(self, *, reports: bool) -> None:
-        """Mark this worker as started by another supervisor.
-
-        Set `reports` if the worker will send its state in a message, which completes the future `reported`. A worker
-        that runs a command sends none. If `reports` is False and the process still runs, `reported` is completed now.
-        """
-        self._taken_over = True
-        pid, start = self.process
-        if not reports and start is not None and platform.process_start(pid) == start:
+        self.tally = tally
+        self.control = None if control is None else Link(control, self, trusted=False)
+        self.notify_path = None if notify is None else notify.path
+        if notify is not None:
+            notify.start(self.mark_ready)
+            self.exited.add_done_callback(lambda _: notify.close())
+        if not adopted or (control is None and start and platform.process_start(self.process.pid) == start):
             _settle(self.reported)
-
-    def control_by(self, sock: socket.socket) -> None:
-        """From now on, use this socket to control the worker and to receive its messages."""
-        self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
         event = sanitized_text_or_empty(message, "event")
         if event == "ready":
-            self.leaving = process_link.flag_of(message, "leaving")
+            leaving = process_link.flag_of(message, "leaving")
             self.resting = sanitized_text_or_empty(message, "resting")
-            if self.leaving:
+            if leaving:
                 _settle(self.left)
             _settle(self.reported)
             self.mark_ready()
         elif event == "expired":
             if self.server.http.max_requests is not None and not self.expired:
                 self.expired = True
-                self._events().expired(self.placement)
+                self._events.expired(self.placement)
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
-            self._events().idle_changed(self.placement, self.idle)
+            self._events.idle_changed(self.placement, self.idle)
         elif event == "left":
             _settle(self.left)
         elif event == "imported":
@@ -159,9 +138,7 @@ class LocalWorker(LinkHandler):
         elif event == "stacks":
             self.wrote_stacks.set()
         elif event == "tls":
-            error = sanitized_text_or_empty(message, "error") if self._renewing else ""
-            self._renewing = False
-            if error:
+            if error := sanitized_text_or_empty(message, "error"):
                 logger.error("%s: its certificate cannot be used: %s", self.placement.id, error)
         elif event == "failed":
             self.reason = masked_text(sanitized_text_or_empty(message, "message"))
@@ -176,44 +153,30 @@ class LocalWorker(LinkHandler):
 
     def on_violation(self, violation: str) -> None:
         """Kill the worker, which violated the protocol (`violation` says how). This counts as an unexpected exit."""
-        if not self.breach and not self.exited.done():
-            self.breach = f"it {violation}"
+        if not self._breach and not self.exited.done():
+            self._breach = f"it {violation}"
             logger.warning(
-                "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self.breach
+                "killing worker %s (pid %s): %s", self.placement.id, self.placement.pid, self._breach
             )
             self._children.kill_group_after(self.process, self.exited, 0.0)
 
-    def mark_never_started(self, violation: str) -> None:
-        """Treat the worker as exited, because its zygote reported a false pid. `violation` says what the zygote did."""
-        if not self.exited.done():
-            self.breach = f"its zygote {violation}"
-            self.on_never_started()
+    def order(self, order: str, fds: Sequence[int | HasDescriptor] = (), **details: object) -> None:
+        """Send an order to the worker (see WorkerProcess.perform). Has no effect on a program."""
+        if self.control is not None:
+            self.control.send({"order": order, **details}, fds)
 
     def order_to_begin(self) -> None:
         """Order the waiting process to begin its work."""
-        if self.control is not None:
-            self.control.send({"order": "go"})
-            if self.routes is not None:
-                self.routes.send_if_newest(self.control)
-            self._send_page()
+        self.order("go")
+        for order, (fds, details) in self.standing_orders.items():
+            self.order(order, fds, **details)
         _settle(self.begun)
 
-    def assign_routes(self, routes: RoutesMessage) -> None:
-        """Send the worker these routes, now or when it begins its work."""
-        self.routes = routes
-        if self.begun.done() and self.control is not None:
-            routes.send_if_newest(self.control)
-
-    def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker its server's page of connection counts. If it has not begun yet, do this when it begins."""
-        if page is not self._page:
-            self._page = page
-            if self.begun.done():
-                self._send_page()
-
-    def _send_page(self) -> None:
-        if self._page is not None and self.control is not None and self._page.fileno() >= 0:
-            self.control.send({"order": "peers"}, [self._page])
+    def give_standing_order(self, order: str, fds: Sequence[HasDescriptor] = (), **details: object) -> None:
+        """Give an order that holds until the next one of its name. It is sent now, or when the worker begins."""
+        self.standing_orders[order] = fds, details
+        if self.begun.done():
+            self.order(order, fds, **details)
 
     def request_beat(self, asked_ns: int) -> bool:
         """Request a heartbeat from the worker; False if it cannot be asked now."""
@@ -222,34 +185,9 @@ class LocalWorker(LinkHandler):
         self.tally.ask(asked_ns)
         return self.control.offer(BEAT)
 
-    def set_in_rotation(self, in_rotation: bool) -> None:
-        """Take the worker out of rotation, so that its clients reconnect elsewhere, or put it back."""
-        if self.control is not None:
-            self.control.send({"order": "in" if in_rotation else "out"})
-
-    def set_accepting(self, accepting: bool) -> None:
-        """Let the worker accept connections, or stop it from doing so."""
-        self.resting = ""
-        if self.control is not None:
-            self.control.send({"order": "work" if accepting else "rest"})
-
-    def watch_idleness(self, seconds: float) -> None:
-        """Set the time without traffic after which the worker reports that it is idle; 0 turns this off."""
-        self.idle = False
-        if self.control is not None:
-            self.control.send({"order": "idle", "seconds": seconds})
-
-    def reload_tls(self, server: ServerConfig, contents: list[bytes]) -> None:
-        """Send the worker the certificate, key and client CAs that were read for its server."""
-        if self.control is None:
-            return
-        with memory_files(contents) as fds:
-            self._renewing = True
-            self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
-
     async def kill_and_wait(self, reason: str) -> None:
         """Kill the worker and its group, and wait for its exit, which has this reason if it has not ended by itself."""
-        self._kill_reason = reason
+        self.reason = reason
         self._children.kill_group_after(self.process, self.exited, 0.0)
         await asyncio.wait({self.exited})
 
@@ -259,7 +197,7 @@ class LocalWorker(LinkHandler):
         A worker that runs a command gets its stop signal, and may go on accepting until it exits. A worker that is not
         ready has hardly accepted anything: its limit is stop_timeout. For `receivers` see `_order_end`.
         """
-        if self.left.done():
+        if self.left.done() or self.exited.done():
             return
         if self.control is None:
             if self.config.is_proxied and self.answered.done():
@@ -273,7 +211,8 @@ class LocalWorker(LinkHandler):
             await self._order_end("drain", receivers)
         server = self.server
         limit = server.drain_timeout if self.answered.done() else server.stop_timeout
-        await asyncio.wait({self.left}, timeout=limit)
+        either: set[asyncio.Future[Any]] = {self.left, self.exited}
+        await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
 
     async def drain(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
@@ -324,7 +263,7 @@ class LocalWorker(LinkHandler):
         """
         if self.control is not None:
             can_hand_over = receivers is not None and receivers == self.handover_group
-            self.control.send({"order": order, "to": "pair" if can_hand_over else "none"})
+            self.order(order, to="pair" if can_hand_over else "none")
             self._children.continue_now(self.process)
         if self.control is None or not self.answered.done():
             # A worker that is still importing its application reads no orders. A serving worker reads the order before
@@ -348,39 +287,31 @@ class LocalWorker(LinkHandler):
         self.mark_ready()
         await asyncio.shield(self.answered)
 
-    def mark_ready(self) -> None:
-        """Mark the worker as ready; has no effect once it has exited."""
+    def mark_ready(self, at: float | None = None) -> None:
+        """Mark the worker as ready since the monotonic time `at`, or now; has no effect once it has exited."""
         _settle(self.imported)
         if not self.answered.done():
-            self.ready_at = self.ready_at or time.monotonic()
+            self.ready_at = time.monotonic() if at is None else at
             self.answered.set_result(None)
 
     def meta(self) -> Message:
         """The value of this worker's entry in the keeper's store, from which a later supervisor adopts it."""
         placement = self.placement
-        if self.start is None and placement.pid is not None:
-            self.start = platform.process_start(placement.pid)
         return {
             "server": placement.server,
             "key": self.server.key,
             "generation": placement.generation,
             "index": placement.index,
             "pid": placement.pid,
-            "start": self.start,
+            "start": self.process.start,
             "ready_at": self.ready_at,
             "output": self.output,
             "protocol": self.handover_group,
-            "notify": self.notify.path if self.notify is not None else None,
+            "notify": self.notify_path,
             "stop_signal": self.server.stop_signal_number,
             **({"keeps_group": True} if self.server.command else {}),
             **({"hook": self.hook} if self.hook else {}),
         }
-
-    def listen_for_readiness(self, notify: NotifySocket) -> None:
-        """Listen on this socket until the program exits; its message READY=1 marks the program as ready."""
-        self.notify = notify
-        notify.start(self.mark_ready)
-        self.exited.add_done_callback(lambda _: notify.close())
 
     def record_exit(self, exit_: Exit) -> None:
         """Record how the process exited, and complete all futures of this worker. A second call has no effect."""
@@ -389,10 +320,11 @@ class LocalWorker(LinkHandler):
         if self.control is not None:
             # Its last messages may arrive after the report of its exit.
             self.control.dispatch_arrived_messages()
-        may_complete = self.server.job or self.hook
-        if self._taken_over and exit_.ok and not (self.reported.done() or may_complete):
+        if self._breach:
+            exit_ = replace(exit_, message=f"{exit_.message}: {self._breach}")
+        if exit_.ok and not (self.reported.done() or self.server.job or self.hook):
             exit_ = _EXITED_UNOBSERVED
-        for future in (self.reported, self.begun, self.imported, self.left):
+        for future in (self.reported, self.begun, self.imported):
             _settle(future)
         self.exited.set_result(exit_)
         if not exit_.group_left or self.server.stop_group == "leader":
@@ -403,14 +335,12 @@ class LocalWorker(LinkHandler):
                 hint = f"{_fix_for_early_end(self.server)}; {hint}"
             if self.missing_module:
                 hint = f"{missing_module_hint(self.missing_module, self.server)}; {hint}"
-            reason = self._kill_reason if exit_.signal == signal.SIGKILL else ""
-            message = exit_.message_before_ready(reason or self.reason)
+            # A program that was to be killed may have ended by itself before.
+            is_meant = self.control is not None or exit_.signal == signal.SIGKILL
+            message = exit_.message_before_ready(self.reason if is_meant else "")
             self.answered.set_exception(WorkerFailed(message, hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()
-        # Breaks a reference cycle, so that this object is freed without the garbage collector.
-        self.on_never_started = lambda: None
-        self.peers = tuple
 
 
 def _fix_for_early_end(server: ServerConfig) -> str:
@@ -448,17 +378,18 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._by_key.setdefault(key, {})[worker] = None
         if group is None:
             return
-        peers = [
-            peer for peer in self._by_key[key] if peer.handover_group == group and not peer.exited.done()
-        ]
-        if len(peers) < 2 and worker.server.workers < 2:
-            return
+        receivers = [worker]
         if key in self._pages and self._pages[key][0] != group:
             self._pages.pop(key)[1].close()
         if key not in self._pages:
+            receivers = [
+                peer for peer in self._by_key[key] if peer.handover_group == group and not peer.exited.done()
+            ]
+            if len(receivers) < 2 and worker.server.workers < 2:
+                return
             self._pages[key] = group, Descriptor(create_peer_counts_page())
-        for peer in peers:
-            peer.share_page(self._pages[key][1])
+        for receiver in receivers:
+            receiver.give_standing_order("peers", [self._pages[key][1]])
 
     def remove(self, worker: LocalWorker) -> None:
         """Remove a worker that has exited. A second call has no effect."""

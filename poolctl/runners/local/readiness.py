@@ -26,7 +26,7 @@ from poolctl.platform import peer_has_closed, waits_for_events
 
 from ..runner_protocol import WorkerFailed
 from .children import ProcessIdentity
-from .local_worker import LocalWorker
+from .local_worker import LocalWorker, RunnerWorkers
 from .program_ports import (
     FIRST_CONNECT_PAUSE_SECONDS,
     FIRST_LISTING_PAUSE_SECONDS,
@@ -44,13 +44,15 @@ _FIRST_ACCEPT_PAUSE_SECONDS = 0.001
 _PROBES_AT_ONCE, _MAX_PROBES_AT_ONCE = 4, 32
 
 
-async def wait_until_ready(worker: LocalWorker, listeners: Sequence[socket.socket]) -> None:
+async def wait_until_ready(
+    worker: LocalWorker, listeners: Sequence[socket.socket], workers: RunnerWorkers
+) -> None:
     """Wait until the worker is ready. Raises WorkerFailed if it exits before, ServerError if it cannot become so.
 
     A job is ready when it has exited with 0. A program that does not report readiness is ready when it accepts a
     connection or, without a port, when it has run for a moment.
     """
-    server, sockets = worker.server, ProgramSockets(worker)
+    server, sockets = worker.server, ProgramSockets(worker, workers)
     if server.job:
         exit_ = await asyncio.shield(worker.exited)
         if not exit_.ok:
@@ -74,7 +76,13 @@ async def wait_until_ready(worker: LocalWorker, listeners: Sequence[socket.socke
 
 
 async def connect_for_probe(
-    worker: LocalWorker, kind: str, plain: bool, listeners: Sequence[socket.socket], *, exact: bool = False
+    worker: LocalWorker,
+    kind: str,
+    plain: bool,
+    listeners: Sequence[socket.socket],
+    workers: RunnerWorkers,
+    *,
+    exact: bool,
 ) -> socket.socket:
     """Connect to the worker, and return the caller's end of the connection. Raises OSError.
 
@@ -85,21 +93,25 @@ async def connect_for_probe(
         raise ConnectionRefusedError("it has exited")
     if worker.control is None:
         if exact and listeners:
-            return await ProgramSockets(worker).connect(listeners[0])
+            return await ProgramSockets(worker, workers).connect(listeners[0])
         return await connect(worker.server, next(iter(listeners), None))
     if worker.control.waits:
         raise BlockingIOError(errno.EAGAIN, "it has not read earlier commands")
     ours, theirs = socket.socketpair()
     with theirs:
-        worker.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
+        worker.order("conn", [theirs.fileno()], kind=kind, plain=plain)
     return ours
 
 
 class ProgramSockets:
-    """The sockets of a worker that runs a program: where it listens, and which connections it accepts."""
+    """The sockets of a worker that runs a program: where it listens, and which connections it accepts.
 
-    def __init__(self, worker: LocalWorker) -> None:
+    `workers` are all workers of the runner.
+    """
+
+    def __init__(self, worker: LocalWorker, workers: RunnerWorkers) -> None:
         self._worker = worker
+        self._workers = workers
 
     async def connect(self, listener: socket.socket) -> socket.socket:
         """Connect through the listener until a process of the worker accepts the connection; returns the connection.
@@ -185,7 +197,7 @@ class ProgramSockets:
         placement = self._worker.placement
         return any(
             peer.placement.index == placement.index and peer.placement.generation < placement.generation
-            for peer in self._worker.peers()
+            for peer in self._workers.running_peers(self._worker)
         )
 
     async def _has_socket(self, inodes: Callable[[], Set[int]], *, strictly: bool) -> bool | None:
@@ -194,7 +206,8 @@ class ProgramSockets:
         Unless `strictly`, processes without a worker also count if they are not older than this one: the program may
         have started them elsewhere, such as in a container.
         """
-        worker, peers = self._worker.process, {peer.process.pid for peer in self._worker.peers()}
+        worker = self._worker.process
+        peers = {peer.process.pid for peer in self._workers.running_peers(self._worker)}
         # In a thread, because there may be many processes.
         return await asyncio.to_thread(lambda: _worker_has_socket(worker, peers, inodes(), strictly=strictly))
 

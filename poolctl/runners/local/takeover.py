@@ -93,7 +93,7 @@ class WorkerAdoption:
 
     keeper: KeeperLink
     children: Children
-    events: Callable[[], RunnerEventHandler]
+    events: RunnerEventHandler
     servers: Mapping[str, ServerConfig]
     placed: Mapping[str, ServerConfig]
     workers: list[LocalWorker] = field(default_factory=list)
@@ -135,33 +135,36 @@ class WorkerAdoption:
             pid=pid,
             address="" if private is None else private.key,
         )
-        output, protocol = str(meta["output"]), meta["protocol"]
-        worker = LocalWorker(self.children, self.events, placement, server, output, protocol, private)
-        worker.start, worker.hook = meta["start"], hook
         sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-        # Set before the worker's exit can be reported.
-        worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-        owners: list[HasDescriptor] = [holder for holder in (sock, worker.tally) if holder is not None]
-        self.keeper.remember_entry(f"{fd_store.WORKER}{name}", meta, owners)
-        worker.mark_adopted(reports=sock is not None and meta["notify"] is None)
-        register(worker)
-        self._resume(worker, meta, sock)
-        (self.hooks if hook else self.workers).append(worker)
-        return []
-
-    def _resume(self, worker: LocalWorker, meta: wire.Message, sock: socket.socket | None) -> None:
+        tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
+        notify = None
         if meta["notify"] is not None and sock is not None:
             # If its user has been removed, only root's messages count.
-            uid = usable_user_id(worker.server) or 0
-            worker.listen_for_readiness(NotifySocket(sock, str(meta["notify"]), uid))
-        elif sock is not None:
-            worker.control_by(sock)
+            notify = NotifySocket(sock, str(meta["notify"]), usable_user_id(server) or 0)
+        owners: list[HasDescriptor] = [holder for holder in (sock, tally) if holder is not None]
+        self.keeper.remember_entry(f"{fd_store.WORKER}{name}", meta, owners)
+        worker = LocalWorker(
+            self.children,
+            self.events,
+            placement,
+            server,
+            str(meta["output"]),
+            start=meta["start"],
+            control=sock if notify is None else None,
+            notify=notify,
+            tally=tally,
+            handover_group=meta["protocol"],
+            private=private,
+            hook=hook,
+            adopted=True,
+        )
+        register(worker)
         worker.order_to_begin()
-        if worker.control is not None:
-            worker.control.send({"order": "report"})
-        if meta["ready_at"] is not None and not worker.exited.done():
-            worker.ready_at = float(meta["ready_at"])
-            worker.mark_ready()
+        worker.order("report")
+        if meta["ready_at"] is not None:
+            worker.mark_ready(float(meta["ready_at"]))
+        (self.hooks if hook else self.workers).append(worker)
+        return []
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
         """Stop a worker whose server is unknown: its supervisor exited while it was adding this server to the pool."""

@@ -49,8 +49,7 @@ class Stage:
         keys = {"command": ["sh"], "bind": ":1", "stop_signal": "SIGINT", "stop_timeout": 3} | keys
         server = ServerConfig(name="web", **keys)
         placement = Placement.of("web", 1, 0, pid=PID)
-        self.worker = LocalWorker(self.children, RunnerEventHandler, placement, server, "web")
-        self.worker.start = 5
+        self.worker = LocalWorker(self.children, RunnerEventHandler(), placement, server, "web", start=5)
 
     def exit(self) -> None:
         self.worker.record_exit(Exit(signal=signal.SIGINT, group_left=True))

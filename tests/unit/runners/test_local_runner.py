@@ -20,7 +20,6 @@ from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.helper_process import Helpers
-from poolctl.runners.local import zygotes
 from poolctl.runners.local.forking import RunnerContext
 from poolctl.runners.local.local_runner import LocalRunner, RoutePublisher
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
@@ -70,9 +69,8 @@ class Stage:
 
     def add_worker(self) -> tuple[LocalWorker, socket.socket]:
         """A worker that has not begun yet, and the other end of its control socket."""
-        made = worker()
         ours, theirs = wire.pair()
-        made.control_by(ours)
+        made = worker(control=ours)
         self.workers.add(made)
         self.links += [ours, theirs]
         return made, theirs
@@ -269,24 +267,6 @@ async def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exi
     end.close()
 
 
-@pytest.mark.parametrize(("workers", "stored", "started"), [(1, 0, 1), (1, 1, 1), (0, 1, 1), (0, 0, 0)])
-async def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where_workers_run(
-    it: Adopting, workers: int, stored: int, started: int
-) -> None:
-    server = config(python=sys.executable)
-
-    found: list[zygotes.InterpreterZygoteIdentity] = []
-    it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
-    ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
-    ends += [it.put_worker(server) for _ in range(workers)]
-    for end in ends[stored:]:
-        wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-    assert len((await it.runner.adopt_workers_and_end_others({"web": server})).workers) == workers
-    assert found == [zygotes.InterpreterZygoteIdentity(sys.executable)] * started
-    for end in ends:
-        end.close()
-
-
 @pytest.mark.parametrize(
     ("order", "is_announced"),
     [
@@ -322,11 +302,12 @@ async def test_adopted_worker_gets_the_orders_of_its_server(it: Adopting, tmp_pa
     assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
     await it.runner.wait_for_begin_or_exit(found.placement)
     it.runner.watch_idleness(found.placement, 5.0)
-    await it.runner.set_in_rotation(found.placement, False)
-    await it.runner.set_accepting(found.placement, True)
+    for yes in (False, True):
+        await it.runner.set_in_rotation(found.placement, yes)
+        await it.runner.set_accepting(found.placement, yes)
     await it.runner.reload_tls(found.placement, server)
     sent = [(message["order"], count) for message, count in orders(end)]
-    assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
+    assert sent == [("idle", 0), ("out", 0), ("rest", 0), ("in", 0), ("work", 0), ("tls", 2)]
     wire.send(end, {"event": "idle"})
     while not it.told.events:
         await asyncio.sleep(0)

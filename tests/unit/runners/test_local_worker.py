@@ -9,7 +9,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +21,9 @@ from poolctl.runners.local.children import Children, ProcessIdentity
 from poolctl.runners.local.local_worker import (
     KILL_SECONDS,
     LocalWorker,
-    RoutesMessage,
     RunnerWorkers,
 )
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
-from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.worker_spec import added_environment, argument_vector
@@ -73,16 +70,26 @@ def worker(
     index: int = 0,
     generation: int = 1,
     pid: int = 2,
+    start: int | None = None,
+    control: socket.socket | None = None,
+    handover_group: str | None = None,
+    hook: str = "",
+    adopted: bool = False,
     **config: Any,
 ) -> LocalWorker:
     serves = {"bind": "127.0.0.1:8080", "app": "web:app"}
     server = ServerConfig(name=name, **(config if "command" in config else serves | config))
     return LocalWorker(
         cast(Children, keeper or Keeper()),
-        lambda: cast(RunnerEventHandler, events),
+        cast(RunnerEventHandler, events),
         Placement.of(name, generation, index, pid=pid),
         server,
         "web",
+        start=start,
+        control=control,
+        handover_group=handover_group,
+        hook=hook,
+        adopted=adopted,
     )
 
 
@@ -126,16 +133,17 @@ async def test_served_requests_are_believed_once_and_only_where_there_is_a_limit
 async def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves() -> None:
     for ends in (True, False):
         keeper = Keeper()
-        found = worker(keeper)
         ours, theirs = wire.pair()
-        found.control_by(ours)
+        found = worker(keeper, control=ours)
         theirs.close()
         await asyncio.sleep(0)
         if ends:
             found.record_exit(Exit.from_returncode(0))
         await asyncio.sleep(60)
         assert keeper.killed == ([] if ends else [found.process])
-        assert found.breach == ("" if ends else "it closed its control socket")
+        found.record_exit(Exit.from_returncode(1))
+        message = "exited with status 0" if ends else "exited with status 1: it closed its control socket"
+        assert found.exited.result().message == message
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ async def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_i
 ) -> None:
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    await wait_until_ready(worker(command=["celery"], **keys), [])
+    await wait_until_ready(worker(command=["celery"], **keys), [], RunnerWorkers())
     assert loop.time() - begun == seconds
 
 
@@ -162,7 +170,7 @@ async def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_i
 async def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
     found = worker(command=["celery"], notify=True)
     asyncio.get_running_loop().call_later(20, found.mark_ready)
-    await wait_until_ready(found, [])
+    await wait_until_ready(found, [], RunnerWorkers())
     assert asyncio.get_running_loop().time() == 20
 
 
@@ -180,7 +188,7 @@ async def test_program_without_a_port_that_ends_at_once_has_not_started(
     found = worker(command=["celery"])
     asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_returncode(status))
     with pytest.raises(WorkerFailed) as raised:
-        await wait_until_ready(found, [])
+        await wait_until_ready(found, [], RunnerWorkers())
     assert raised.value.message == message
     assert raised.value.hint.endswith(hint)
 
@@ -228,14 +236,15 @@ async def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a
 ) -> None:
     """A supervisor that was killed may have ordered it to end."""
 
-    found = worker(**config)
-    found.start = -1  # of a process that has exited
-    found.mark_adopted(reports=reports)
+    ours, theirs = wire.pair()
+    # The start time is of a process that has exited.
+    found = worker(start=-1, control=ours if reports else None, adopted=True, **config)
     if says:
         found.received({"event": "ready", "leaving": False, "resting": ""})
     found.record_exit(Exit.from_returncode(0))
-    found.answered.exception()
     assert found.exited.result().ok is not unseen
+    for end in (ours, theirs):
+        end.close()
 
 
 def server(*command: str, bind: str = "127.0.0.1:8123", **keys: Any) -> ServerConfig:
@@ -277,11 +286,17 @@ class Placed:
     def __init__(self, index: int, *, handover_group: str = "plain", **config: Any) -> None:
         server = ServerConfig(name="web", bind="127.0.0.1:8080", app="web:app", **config)
         placement = Placement.of("web", 1, index, pid=2)
-        self.worker = LocalWorker(
-            cast(Children, None), cast(RunnerEventHandler, None), placement, server, "", handover_group
-        )
         ours, self.its = wire.pair()
-        self.worker.control_by(ours)
+        self.worker = LocalWorker(
+            cast(Children, None),
+            cast(RunnerEventHandler, None),
+            placement,
+            server,
+            "",
+            start=None,
+            control=ours,
+            handover_group=handover_group,
+        )
         self.its.setblocking(False)
 
     def orders(self) -> list[str]:
@@ -388,28 +403,6 @@ def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Pl
             each.close()
 
 
-# A worker whose event loop is idle.
-
-
-async def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    made = worker()
-    ours, theirs = wire.pair()
-    made.control_by(ours)
-    made.received({"event": "tls", "error": "nobody has asked"})
-    for error in ("", "the key does not fit"):
-        made.reload_tls(made.server, [])
-        made.received({"event": "tls", "error": error})
-    made.received({"event": "tls", "error": "nobody has asked"})
-    theirs.close()
-    assert made.control is not None
-    made.control.close()
-    assert [record.getMessage() for record in caplog.records] == [
-        "web.1.0: its certificate cannot be used: the key does not fit"
-    ]
-
-
 # Orders to a worker and its messages, over its control socket.
 
 
@@ -430,10 +423,9 @@ class Controlled:
     def __init__(self, **config: Any) -> None:
         self.keeper = Keeper()
         self.reports = Reports()
-        self.worker = worker(self.keeper, self.reports, **config)
         ours, self.end = wire.pair()
         self.end.setblocking(False)
-        self.worker.control_by(ours)
+        self.worker = worker(self.keeper, self.reports, control=ours, **config)
 
     def orders(self) -> list[tuple[wire.Message, int]]:
         """The orders since the last call, each with the number of its descriptors."""
@@ -465,39 +457,27 @@ def it(virtual_time: None, descriptors_closed: None) -> AbstractAsyncContextMana
     return control()
 
 
-async def test_orders_to_a_worker_are_sent_as_messages(it: Controlled) -> None:
-    found = it.worker
-    found.resting, found.idle = "new", True
-    found.set_in_rotation(False)
-    found.set_in_rotation(True)
-    found.set_accepting(False)
-    found.set_accepting(True)
-    found.watch_idleness(2.5)
-    assert it.orders() == [
-        ({"order": "out"}, 0),
-        ({"order": "in"}, 0),
-        ({"order": "rest"}, 0),
-        ({"order": "work"}, 0),
-        ({"order": "idle", "seconds": 2.5}, 0),
-    ]
-    assert (found.resting, found.idle) == ("", False)
-
-
 async def test_orders_to_a_program_have_no_effect() -> None:
     found = worker(command=["celery"])
-    found.set_in_rotation(False)
-    found.set_accepting(False)
-    found.watch_idleness(1.0)
-    found.reload_tls(found.server, [])
-    assert not found.request_beat(1)
+    found.give_standing_order("routes")
     found.order_to_begin()
-    found.assign_routes(RoutesMessage(None))
+    found.order("out")
+    assert not found.request_beat(1)
     assert found.begun.done()
+
+
+async def test_certificate_that_a_worker_cannot_use_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    made = worker()
+    for error in ("", "the key does not fit"):
+        made.received({"event": "tls", "error": error})
+    assert [record.getMessage() for record in caplog.records] == [
+        "web.1.0: its certificate cannot be used: the key does not fit"
+    ]
 
 
 async def test_worker_reports_its_state_by_messages(it: Controlled) -> None:
     found = it.worker
-    futures = {name: getattr(found, name) for name in ("imported", "left", "reported", "answered")}
+    futures = {name: getattr(found, name) for name in ("imported", "left", "answered")}
 
     def done() -> set[str]:
         return {name for name, future in futures.items() if future.done()}
@@ -505,11 +485,11 @@ async def test_worker_reports_its_state_by_messages(it: Controlled) -> None:
     found.received({"event": "imported"})
     assert done() == {"imported"}
     found.received({"event": "ready", "leaving": False, "resting": "rest"})
-    assert (done(), found.resting, found.leaving) == ({"imported", "reported", "answered"}, "rest", False)
+    assert (done(), found.resting) == ({"imported", "answered"}, "rest")
     ready_at = found.ready_at
     assert ready_at is not None
     found.received({"event": "ready", "leaving": True, "resting": ""})
-    assert (done(), found.resting, found.leaving) == (set(futures), "", True)
+    assert (done(), found.resting) == (set(futures), "")
     assert found.ready_at == ready_at
     found.received({"event": "idle"})
     assert found.idle
@@ -523,20 +503,25 @@ async def test_worker_reports_its_state_by_messages(it: Controlled) -> None:
 
 async def test_worker_has_imported_its_application_when_it_is_ready() -> None:
     found = worker()
-    assert (found.preloaded, found.imported.done()) == (False, False)
-    assert (found.ready_at, found.leaving, found.idle, found.resting) == (None, False, False, "")
+    assert (found.imported.done(), found.left.done()) == (False, False)
+    assert (found.ready_at, found.idle, found.resting) == (None, False, "")
     found.mark_ready()
     assert found.imported.done()
     assert found.ready_at is not None
 
 
-@pytest.mark.parametrize(("lives", "reports"), [(True, False), (True, True), (False, False)])
-async def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, reports: bool) -> None:
-    found = worker(command=["serve"])
-    found.placement = replace(found.placement, pid=os.getpid())
-    found.start = (process_start(os.getpid()) or 0) - (not lives)
-    found.mark_adopted(reports=reports)
-    assert found.reported.done() == (lives and not reports)
+@pytest.mark.parametrize(("lives", "controlled"), [(True, False), (True, True), (False, False)])
+async def test_adopted_program_has_reported_at_once_if_its_process_runs(
+    lives: bool, controlled: bool
+) -> None:
+    ours, theirs = wire.pair()
+    start = (process_start(os.getpid()) or 0) - (not lives)
+    control = ours if controlled else None
+    found = worker(command=["serve"], pid=os.getpid(), start=start, control=control, adopted=True)
+    assert found.reported.done() == (lives and not controlled)
+    found.record_exit(Exit())
+    for end in (ours, theirs):
+        end.close()
 
 
 async def test_worker_that_leaves_has_left_when_it_says_so(it: Controlled) -> None:
@@ -553,8 +538,7 @@ async def test_worker_that_leaves_has_left_when_it_says_so(it: Controlled) -> No
 async def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_group(
     group: str | None, receivers: str | None, to: str
 ) -> None:
-    async with control(drain_timeout=3) as it:
-        it.worker.handover_group = group
+    async with control(handover_group=group, drain_timeout=3) as it:
         it.worker.mark_ready()
         loop = asyncio.get_running_loop()
         await it.worker.stop_accepting(receivers)
@@ -588,8 +572,7 @@ async def test_program_with_a_port_is_signalled_once_to_leave() -> None:
 
 @pytest.mark.usefixtures("virtual_time", "descriptors_closed")
 async def test_worker_that_has_not_answered_yet_is_drained_by_a_signal_too_within_the_stop_timeout() -> None:
-    async with control(drain_timeout=30, stop_timeout=2) as it:
-        it.worker.handover_group = "http"
+    async with control(handover_group="http", drain_timeout=30, stop_timeout=2) as it:
         await it.worker.stop_accepting("http")
         assert it.orders() == [({"order": "drain", "to": "pair"}, 0)]
         assert (it.keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGTERM], 2.0)
@@ -628,37 +611,30 @@ async def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(
 async def test_worker_that_exits_settles_everything_and_its_last_words_count(it: Controlled) -> None:
     found = it.worker
     wire.send(it.end, {"event": "failed", "message": "no such table"})
-    disowned: list[str] = []
-    found.on_never_started = lambda: disowned.append("disowned")
     found.record_exit(Exit.from_returncode(3))
     found.record_exit(Exit.from_returncode(4))
-    futures = (found.reported, found.begun, found.imported, found.left)
+    futures = (found.reported, found.begun, found.imported)
     assert all(future.done() for future in futures)
     assert found.exited.result() == Exit.from_returncode(3)
     failure = found.answered.exception()
     assert isinstance(failure, WorkerFailed)
     assert failure.message == Exit.from_returncode(3).message_before_ready("no such table")
     assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_returncode(3))
-    found.mark_never_started("named pid 1")
     found.on_violation("sent nonsense")
-    assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
+    await found.stop_accepting(None)
+    assert it.keeper.killed == []
     assert found.control is not None
     assert found.control.sock.fileno() == -1
     with pytest.raises(ConnectionRefusedError, match="it has exited"):
-        await connect_for_probe(found, "http", False, [])
+        await connect_for_probe(found, "http", False, [], RunnerWorkers(), exact=False)
 
 
-async def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once(
-    it: Controlled,
-) -> None:
-    disowned: list[str] = []
-    it.worker.on_never_started = lambda: disowned.append(it.worker.breach)
-    it.worker.mark_never_started("named pid 1")
-    assert disowned == ["its zygote named pid 1"]
-    other = worker(it.keeper)
-    other.on_violation("sent nonsense")
-    other.on_violation("sent more")
-    assert (other.breach, it.keeper.killed) == ("it sent nonsense", [other.process])
+async def test_worker_that_breaks_the_protocol_is_killed_once(it: Controlled) -> None:
+    it.worker.on_violation("sent nonsense")
+    it.worker.on_violation("sent more")
+    it.worker.record_exit(Exit.from_signal(signal.SIGKILL))
+    assert it.worker.exited.result().message == "killed by SIGKILL: it sent nonsense"
+    assert it.keeper.killed == [it.worker.process]
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -667,7 +643,7 @@ async def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None
     found = worker(command=["migrate"], job=True)
     asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(status))
     with pytest.raises(WorkerFailed) as raised:
-        await wait_until_ready(found, [])
+        await wait_until_ready(found, [], RunnerWorkers())
     assert asyncio.get_running_loop().time() == 5
     before = "" if status else " before it was ready"
     assert raised.value.message == f"exited with status {status}{before}"
@@ -675,7 +651,7 @@ async def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None
 
 
 async def test_probe_gets_a_connection_of_its_own_to_the_worker(it: Controlled) -> None:
-    with await connect_for_probe(it.worker, "echo", True, []) as ours:
+    with await connect_for_probe(it.worker, "echo", True, [], RunnerWorkers(), exact=False) as ours:
         received = wire.receive(it.end)
         assert received is not None
         message, (fd,) = received
@@ -688,31 +664,31 @@ async def test_probe_gets_a_connection_of_its_own_to_the_worker(it: Controlled) 
 async def test_worker_that_reads_no_orders_is_not_sent_more_connections(it: Controlled) -> None:
     assert it.worker.control is not None
     while not it.worker.control.waits:
-        it.worker.set_in_rotation(True)
+        it.worker.order("in")
     with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
-        await connect_for_probe(it.worker, "echo", True, [])
+        await connect_for_probe(it.worker, "echo", True, [], RunnerWorkers(), exact=False)
 
 
-async def test_routes_are_sent_once_the_worker_begins_and_only_while_they_are_the_newest(
+async def test_standing_order_is_sent_once_the_worker_begins_and_only_with_open_descriptors(
     it: Controlled,
 ) -> None:
     found = it.worker
-    with contextlib.closing(Descriptor(os.memfd_create("web's"))) as own:
-        routes = WorkerRoutes({"web": own}, {"web": "secret"}, ("10.0.0.0/8",))
-        found.assign_routes(RoutesMessage(routes, "web"))
+    with contextlib.closing(Descriptor(os.memfd_create("web's"))) as table:
+        found.give_standing_order("routes", [table], key="old")
+        found.give_standing_order("routes", [table], key="secret")
         assert it.orders() == []
         found.order_to_begin()
-        sent = {"order": "routes", "key": "secret", "trusted": ["10.0.0.0/8"]}
-        assert it.orders() == [({"order": "go"}, 0), (sent, 1)]
-        found.assign_routes(RoutesMessage(routes, "api"))
+        assert it.orders() == [({"order": "go"}, 0), ({"order": "routes", "key": "secret"}, 1)]
+        found.give_standing_order("routes")
         assert it.orders() == [({"order": "routes"}, 0)]
-    found.assign_routes(RoutesMessage(routes, "web"))
+    found.give_standing_order("routes", [table], key="secret")
     assert it.orders() == []
 
 
 async def test_facts_for_another_supervisor_are_complete() -> None:
-    found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
-    found.start, found.ready_at, found.handover_group = 5, 1.5, "http"
+    keys: dict[str, Any] = {"bind": "127.0.0.1:8080", "command": ["serve"], "stop_signal": "SIGINT"}
+    found = worker(start=5, handover_group="http", **keys)
+    found.mark_ready(1.5)
     expected: dict[str, Any] = {
         "server": "web",
         "key": "127.0.0.1:8080",
@@ -728,8 +704,6 @@ async def test_facts_for_another_supervisor_are_complete() -> None:
         "keeps_group": True,
     }
     assert found.meta() == expected
-    found.hook = "before_start"
-    assert found.meta() == {**expected, "hook": "before_start"}
-    found.placement = replace(found.placement, pid=os.getpid())
-    found.start = None
-    assert found.meta()["start"] == process_start(os.getpid())
+    hook = worker(hook="before_start", **keys)
+    changed = {"hook": "before_start", "start": None, "ready_at": None, "protocol": None}
+    assert hook.meta() == {**expected, **changed}

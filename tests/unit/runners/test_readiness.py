@@ -18,9 +18,7 @@ import pytest
 
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import process_start
-from poolctl.runners.local.local_worker import (
-    LocalWorker,
-)
+from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.program_ports import connect, wait_until_listening
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.runner_protocol import Exit, WorkerFailed
@@ -48,6 +46,14 @@ def program_at(listener: socket.socket, pid: int | None = None, **keys: Any) -> 
     where = listener.getsockname()
     bind = f"unix:{where}" if isinstance(where, str) else f"127.0.0.1:{where[1]}"
     return worker(command=["prog"], bind=bind, pid=pid or os.getpid(), **keys)
+
+
+def among(*workers: LocalWorker) -> RunnerWorkers:
+    """The workers of a runner that has these."""
+    found = RunnerWorkers()
+    for each in workers:
+        found.add(each)
+    return found
 
 
 async def one_in_queue(listener: socket.socket) -> None:
@@ -91,7 +97,7 @@ async def test_a_program_has_answered_when_it_has_accepted_and_not_before(
 ) -> None:
     with listening(kind, short_path) as listener:
         program = program_at(listener)
-        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(program)))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         accepted, _ = listener.accept()
@@ -107,7 +113,8 @@ async def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) ->
     with listening("unix", short_path, 0) as listener, contextlib.ExitStack() as others:
         listener.settimeout(60)
         others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
-        waiting = asyncio.ensure_future(wait_until_ready(program_at(listener), [listener]))
+        program = program_at(listener)
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(program)))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         for _ in range(2):
@@ -124,8 +131,8 @@ async def test_a_program_is_not_ready_because_another_worker_accepts(
         program = program_at(listener, generation=2)
         with accepting_process(listener, 3) as pid:
             other = program_at(listener, pid, generation=generation)
-            program.peers = lambda: [other]
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+            workers = among(program, other)
+            waiting = asyncio.ensure_future(wait_until_ready(program, [listener], workers))
             await one_in_queue(listener)
             assert not waiting.done()
             with listener.accept()[0]:
@@ -139,7 +146,7 @@ async def test_a_program_is_ready_when_it_has_accepted_a_client_while_probes_wai
         for _ in range(5):
             clients.enter_context(socket.create_connection(listener.getsockname()))
         program = program_at(listener)
-        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(program)))
         await asyncio.sleep(0.3)
         assert not waiting.done()
         with listener.accept()[0]:
@@ -152,11 +159,9 @@ def test_connection_that_an_unknown_process_accepts_counts_only_without_an_older
     async def work(listener: socket.socket, stranger: int, leader: int) -> None:
         begun = process_start(stranger) or 0
         for start, older, is_ready in ((begun, 0, True), (begun + 1, 0, False), (begun, 1, False)):
-            program = program_at(listener, leader, generation=2)
-            program.start = start
-            peers = [program_at(listener, 1, generation=1)] * older
-            program.peers = lambda peers=peers: peers  # type: ignore[misc]
-            waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+            program = program_at(listener, leader, generation=2, start=start)
+            workers = among(program, *[program_at(listener, 1, generation=1)] * older)
+            waiting = asyncio.ensure_future(wait_until_ready(program, [listener], workers))
             if is_ready:
                 await asyncio.wait_for(waiting, 60)
             else:
@@ -179,14 +184,13 @@ async def test_connection_that_is_closed_at_once_counts_only_without_an_older_wo
 ) -> None:
     with listening(kind, short_path) as listener:
         program, keeper = program_at(listener, generation=2), Keeper()
-        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(program)))
         await one_in_queue(listener)
         listener.accept()[0].close()
         await asyncio.wait_for(waiting, 60)
 
         older, program = program, program_at(listener, keeper=keeper, generation=3)
-        program.peers = lambda: [older]
-        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(older, program)))
         for _ in range(3):
             await one_in_queue(listener)
             listener.accept()[0].close()
@@ -203,7 +207,7 @@ async def test_program_that_is_given_only_connections_with_data_is_ready_when_it
     with listening("tcp", short_path) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
         program = program_at(listener)
-        waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+        waiting = asyncio.ensure_future(wait_until_ready(program, [listener], among(program)))
         listener.settimeout(60)
         accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
         with (await accepting)[0]:
@@ -228,15 +232,15 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
             listener.settimeout(60)
             older = program_at(listener)
-            waiting = asyncio.ensure_future(wait_until_ready(older, [listener]))
+            waiting = asyncio.ensure_future(wait_until_ready(older, [listener], among(older)))
             (await asyncio.to_thread(listener.accept))[0].close()
             await asyncio.wait_for(waiting, 60)
 
             keeper = Keeper()
             program = program_at(listener, keeper=keeper, generation=2)
-            program.peers = lambda: [older]
+            workers = among(older, program)
             with accepting_process(listener), zombie():
-                waiting = asyncio.ensure_future(wait_until_ready(program, [listener]))
+                waiting = asyncio.ensure_future(wait_until_ready(program, [listener], workers))
                 async with asyncio.timeout(60):
                     while not keeper.killed:
                         await asyncio.sleep(0.01)
@@ -245,9 +249,9 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
                     await waiting
 
                 notified = program_at(listener, generation=3)
-                notified.peers = lambda: [older]
+                workers.add(notified)
                 notified.mark_ready()
-                (await connect_for_probe(notified, "http", True, [listener], exact=True)).close()
+                (await connect_for_probe(notified, "http", True, [listener], workers, exact=True)).close()
 
     refused = {"kernel": NO_NETLINK, "rights": {READLINK: errno.EACCES}}.get(hidden_by, {})
     run_without(refused, lambda: asyncio.run(scenario()))
@@ -257,8 +261,8 @@ async def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Pa
     with listening("tcp", short_path) as listener, accepting_process(listener, 3) as pid:
         older = program_at(listener, pid, generation=1)
         program = program_at(listener, generation=2)
-        program.peers = lambda: [older]
-        connecting = asyncio.ensure_future(connect_for_probe(program, "http", True, [listener], exact=True))
+        probing = connect_for_probe(program, "http", True, [listener], among(older, program), exact=True)
+        connecting = asyncio.ensure_future(probing)
         await one_in_queue(listener)
         accepted, address = listener.accept()
         with accepted, await asyncio.wait_for(connecting, 60) as probe:
@@ -299,7 +303,7 @@ async def test_program_with_a_port_that_ends_before_it_listens_has_not_started(s
     found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
     asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_returncode(3))
     with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
-        await wait_until_ready(found, [])
+        await wait_until_ready(found, [], among(found))
     assert asyncio.get_running_loop().time() == 5
 
 
@@ -324,7 +328,8 @@ async def test_program_is_reached_through_its_listener_or_at_its_address(
                     assert probe.getsockname() == address
         for listeners in ([], [tcp]):
             program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
-            with await connect_for_probe(program, "http", False, listeners), tcp.accept()[0]:
+            probing = connect_for_probe(program, "http", False, listeners, among(program), exact=False)
+            with await probing, tcp.accept()[0]:
                 pass
         tcp.close()
         with pytest.raises(ConnectionRefusedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -131,13 +132,22 @@ def launched(directory: Path, function: str, page: int, control: int) -> subproc
     )
 
 
-def local_worker(process: subprocess.Popen[bytes], tally: Tally, app_dir: str = "/") -> LocalWorker:
+def local_worker(
+    process: subprocess.Popen[bytes], tally: Tally, app_dir: str = "/", control: socket.socket | None = None
+) -> LocalWorker:
     """The process as a worker, which has not reported anything."""
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="app:app", app_dir=app_dir)
     placement = Placement.of("web", 1, 0, pid=process.pid)
-    worker = LocalWorker(cast(Children, None), cast(RunnerEventHandler, None), placement, server, "")
-    worker.tally, worker.start = tally, process_start(process.pid)
-    return worker
+    return LocalWorker(
+        cast(Children, None),
+        cast(RunnerEventHandler, None),
+        placement,
+        server,
+        "",
+        start=process_start(process.pid),
+        control=control,
+        tally=tally,
+    )
 
 
 @asynccontextmanager
@@ -150,8 +160,7 @@ async def running(
     with theirs:
         process = launched(directory, function, tally.fileno(), theirs.fileno())
     try:
-        worker = local_worker(process, tally, str(directory))
-        worker.control_by(ours)
+        worker = local_worker(process, tally, str(directory), ours)
         await asyncio.wait_for(worker.imported, SECONDS)
         yield worker, StackReader(children(tally.fileno()), {worker.placement.id: worker})
         worker.record_exit(Exit())

@@ -34,7 +34,7 @@ async def test_worker_whose_server_was_changed_is_adopted_at_its_own_address(run
     after = served(tags=["new"])
     await placed(runner, before)
     found: list[LocalWorker] = []
-    adoption = WorkerAdoption(runner.keeper, runner.children, runner, {"web": after}, {})
+    adoption = WorkerAdoption(runner.keeper, runner.children, runner.events, {"web": after}, {})
     reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
     adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
     (worker,) = found

@@ -268,8 +268,9 @@ async def test_zygote_that_names_a_process_it_cannot_have_forked_is_cut_off() ->
 
 def worker(index: int, **config: object) -> LocalWorker:
     server = ServerConfig(name="web", bind="127.0.0.1:8080", **(config or {"app": "web:app"}))
+    placement = Placement.of("web", 1, index)
     return LocalWorker(
-        cast(Children, None), cast(RunnerEventHandler, None), Placement.of("web", 1, index), server, "web"
+        cast(Children, None), cast(RunnerEventHandler, None), placement, server, "web", start=None
     )
 
 

@@ -67,8 +67,11 @@ class Survivors(SlowRunner):
         return {worker.placement.pid for worker in self.left.workers}
 
 
-def survivor(server: ServerConfig, *, ready_at: float | None = 1.0, **more: Any) -> Any:
-    fields: dict[str, Any] = {"leaving": False, "idle": False, "resting": "", "expired": False, **more}
+def survivor(
+    server: ServerConfig, *, ready_at: float | None = 1.0, leaving: bool = False, **more: Any
+) -> Any:
+    left = SimpleNamespace(done=lambda: leaving)
+    fields: dict[str, Any] = {"left": left, "idle": False, "resting": "", "expired": False, **more}
     placement = Placement.of(server.name, 1, 0, pid=4711)
     return SimpleNamespace(placement=placement, config=server, ready_at=ready_at, **fields)
 
