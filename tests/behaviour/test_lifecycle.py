@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.deadline import wait_until
+from tests.http_get import asked_all_the_time
 
 from .pools import Site, in_background
 
@@ -112,13 +113,35 @@ def test_restart_keeps_the_old_worker_when_its_replacement_fails(make_pool: Any,
     assert site.instance("web") != old
 
 
+@pytest.mark.slow  # a probe that fails takes the whole start_timeout
+def test_restart_keeps_the_old_worker_until_the_probe_of_its_replacement_passes(
+    make_pool: Any, site: Site
+) -> None:
+    probe = {"http": "/healthz", "interval": "50ms", "timeout": "20s"}
+    pool = make_pool(site.server("web", health={"readiness": probe}, start_timeout=5))
+    assert pool.start() == {}
+    old = site.instance("web")
+    site.let("web", "ill")
+    assert "was not ready within 5s: readiness: GET /healthz: status 503" in pool.restart("web")["web"]
+    assert site.instance("web") == old
+    site.let("web", "ill", be=False)
+    assert pool.restart("web") == {}
+    assert site.instance("web") != old
+
+
 @pytest.mark.parametrize("overlap", [True, False])
-def test_restart_ends_the_old_worker_before_the_new_one_begins_only_without_overlap(
+def test_restart_refuses_nothing_and_ends_the_old_worker_first_only_without_overlap(
     make_pool: Any, site: Site, overlap: bool
 ) -> None:
     pool = make_pool(site.server("web", overlap=overlap))
     assert pool.start() == {}
-    assert pool.restart("web") == {}
+    first = site.instance("web")
+    with asked_all_the_time(site.ports["web"]) as answers:
+        assert pool.restart("web") == {}
+    second = site.instance("web")
+    assert first != second
+    # Without an overlap, a connection that the old worker has accepted may be closed by its end.
+    assert [each for each in answers if each not in (first, second) and (overlap or "refused" in each)] == []
     wait_until(lambda: "web has stopped" in site.history)
     first, second = "web has stopped", "web has started"
     later = site.history[2:]  # after the first one's start
@@ -142,7 +165,8 @@ def test_a_readiness_probe_decides_whether_a_server_is_ready(make_pool: Any, sit
     assert (pool.item("web")["health"], pool.item("web")["ready"]) == ("ok", True)
     site.let("web", "ill")
     wait_until(lambda: pool.item("web")["health"] == "ko")
-    assert not pool.item("web")["ready"]
+    assert (pool.item("web")["state"], pool.item("web")["ready"]) == ("running", False)
+    assert site.instance("web"), "the last worker goes on accepting"
     site.let("web", "ill", be=False)
     wait_until(lambda: pool.item("web")["ready"])
 
@@ -188,17 +212,19 @@ def test_a_worker_that_is_killed_is_replaced_as_the_restart_policy_says(make_poo
     pool = make_pool(site.server("web", restart="on-failure"), site.server("db"), programs=True)
     assert pool.start() == {}
     (web,), (db,) = pool.item("web")["pids"], pool.item("db")["pids"]
-    os.kill(web, signal.SIGKILL)
+    os.kill(web, signal.SIGTERM)  # which nobody has ordered
     os.kill(db, signal.SIGKILL)
     wait_until(lambda: pool.item("web")["ready"] and pool.item("web")["pids"] != [web])
     wait_until(lambda: pool.item("db")["state"] == "failed")
     assert site.instance("web")
+    with pytest.raises(ConnectionRefusedError):
+        site.instance("db")
 
 
 def test_a_worker_that_has_served_its_requests_is_replaced_and_nothing_is_refused(
     make_pool: Any, site: Site
 ) -> None:
-    pool = make_pool(site.server("web", http={"max_requests": 2}), programs=True)
+    pool = make_pool(site.server("web", http={"max_requests": 2}))
     assert pool.start() == {}
     first = site.instance("web")
     wait_until(lambda: site.instance("web") != first)

@@ -87,6 +87,9 @@ def test_walk_replaces_placeholders_and_names_the_server_of_each_line(real_pool:
         ("web", 0, "web\n"), ("sock", 137, "sock\n"), ("six", 0, "six\n"),
     ]  # fmt: skip
     assert [error["name"] for error in done.json["errors"]] == ["sock"]
+    fast = real_pool.run("walk", "--fail-fast", "--jobs", "1", "--", "sh", "-c", "echo $POOLCTL_NAME; false")
+    assert (fast.code, "web" in fast.stdout, "six" in fast.stdout) == (1, True, False)
+    assert real_pool.run("walk", "--", "no-such-command-here").code == 1
     lines = real_pool.ok("walk", "w*", "-o", "jsonl", "--", "true").stdout.splitlines()
     assert [(json.loads(line)["name"], json.loads(line)["exit_code"]) for line in lines] == [("web", 0)]
     assert [line.split()[0] for line in real_pool.ok("walk").stdout.splitlines()] == ["web", "sock", "six"]
@@ -184,6 +187,8 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
     assert real_pool.ok("walk", "-q", "good", "--", "echo", "{bind},{host},{port}").stdout == "job:good,,\n"
     real_pool.ok("start", "good")
     real_pool.ok("wait", "good", "--timeout", "30")
+    real_pool.ok("wait", "good", "--for", "completed", "--timeout", "30")
+    assert real_pool.ok("list", "--state", "completed", "-o", "name").stdout == "good\n"
     real_pool.ok("stop", "bad")
     assert "1 server ready" in real_pool.ok("status").stdout
 

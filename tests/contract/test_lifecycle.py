@@ -11,37 +11,8 @@ from typing import Any
 import pytest
 
 from tests.configuration import app_table
-from tests.http_get import asked_all_the_time, refused
+from tests.http_get import refused
 from tests.real_pool import RealPool
-
-SLOW = """
-import asyncio, pathlib
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await receive()
-        while not pathlib.Path("go").exists():
-            await asyncio.sleep(0.02)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"slow"})
-"""
-
-
-@pytest.mark.slow
-def test_start_returns_when_every_server_has_answered(real_pool: RealPool, http_get: Any) -> None:
-    ports = real_pool.write_hello("a", "b", "c")
-    real_pool.ok("start")
-    for port in ports.values():
-        assert http_get(port).text == f"hello from {port}"
-    for item in real_pool.items().values():
-        assert (item["state"], item["ready"], item["workers"]) == ("running", True, 1)
-        assert len(item["pids"]) == 1
-        assert item["uptime_seconds"] >= 0
-        assert item["restarts"] == 0
-    assert real_pool.ok("status", "-o", "json").json["summary"]
 
 
 def test_start_and_stop_are_idempotent_and_what_is_stopped_refuses_and_leaves_no_process(
@@ -64,35 +35,6 @@ def test_start_and_stop_are_idempotent_and_what_is_stopped_refuses_and_leaves_no
     assert "nothing is running" in done.stderr + done.stdout
 
 
-def test_no_server_is_running_before_it_has_answered(real_pool: RealPool, until: Any) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", app_table("web", port, 'start_timeout = "2m"', "slow:app"))
-    real_pool.ok("start", "--no-wait")
-    until(lambda: real_pool.items()["web"]["state"] == "starting")
-    item = real_pool.items()["web"]
-    assert not item["ready"]
-    assert real_pool.run("status").code == 3
-    assert real_pool.run("wait", "--timeout", "0.3").code == 124
-    (real_pool.directory / "go").touch()
-    real_pool.ok("wait", "--for", "ready", "--timeout", "40")
-    assert real_pool.items()["web"]["ready"]
-    real_pool.ok("status")
-
-
-@pytest.mark.slow
-def test_the_commands_own_timeout_is_124(real_pool: RealPool) -> None:
-    port = real_pool.write_hello()["web"]
-    real_pool.write("slow.py", SLOW)
-    real_pool.write("pool.toml", app_table("web", port, 'start_timeout = "2m"', "slow:app"))
-    for seconds in ("0.5", "5", "20"):  # long enough for the supervisor of a busy machine
-        done = real_pool.run("start", "--timeout", seconds)
-        assert done.code == 124, str(done)
-        if "web" in done.stderr:
-            break
-    assert "web" in done.stderr
-
-
 def test_server_whose_second_attempt_succeeds_in_time_has_started(real_pool: RealPool, until: Any) -> None:
     script = "mkdir once && exit 3; echo up; exec sleep 600"
     flaky = f'[[server]]\nname = "flaky"\ncommand = ["sh", "-c", "{script}"]\nready_line = "^up$"\n'
@@ -105,41 +47,6 @@ def test_server_whose_second_attempt_succeeds_in_time_has_started(real_pool: Rea
     assert starting.returncode == 0, stderr
     assert "warning: flaky: exited with status 3 before it was ready; another attempt succeeded" in stderr
     real_pool.ok("status")
-
-
-@pytest.mark.slow
-def test_every_failure_is_listed_and_the_others_run(
-    real_pool: RealPool, free_port: Any, http_get: Any, until: Any
-) -> None:
-    good, bad, worse, taken = (free_port() for _ in range(4))
-    real_pool.write_hello()
-    real_pool.write("bad.py", "import sys\nprint('about to give up', flush=True)\nsys.exit(3)\n")
-    real_pool.write("worse.py", "raise RuntimeError('no database')\n")
-    once = 'restart = "no"'
-    real_pool.write(
-        "pool.toml",
-        app_table("good", good) + app_table("taken", taken, once)
-        + app_table("bad", bad, once, "bad:app") + app_table("worse", worse, once, "worse:app"),
-    )  # fmt: skip
-    with socket.create_server(("127.0.0.1", taken)):
-        done = real_pool.run("start", "-o", "json")
-    assert done.code == 1, str(done)
-    errors = {error["name"]: error for error in done.json["errors"]}
-    assert errors.keys() == {"bad", "worse", "taken"}
-    assert {error["code"] for error in errors.values()} == {1323}
-    assert "status 3" in errors["bad"]["message"]
-    assert "about to give up" in str(errors["bad"])
-    assert "no database" in str(errors["worse"])
-    assert str(taken) in errors["taken"]["message"]
-    assert str(os.getpid()) in str(errors["taken"]), "it says which process holds the port"
-    assert all(error["hint"] for error in errors.values())
-    assert http_get(good).status == 200
-    assert {item["name"]: item["state"] for item in done.json["items"]} | {"good": "running"} == {
-        "good": "running", "bad": "failed", "worse": "failed", "taken": "failed",
-    }  # fmt: skip
-    until(lambda: refused(bad) and refused(worse))
-    assert real_pool.run("status").code == 3
-    assert "about to give up" in real_pool.ok("logs", "bad").stdout
 
 
 @pytest.mark.slow
@@ -176,40 +83,6 @@ def test_error_is_reported_once(real_pool: RealPool) -> None:
     done = real_pool.run("start")
     assert done.code == 1
     assert done.stderr.count("has no attribute 'app'") == 1
-
-
-def test_a_restart_replaces_the_process_and_refuses_nothing(real_pool: RealPool) -> None:
-    ports = real_pool.write_hello("a", "b")
-    real_pool.ok("start")
-    before = real_pool.items()
-    with asked_all_the_time(ports["a"]) as answers:
-        real_pool.ok("restart", "a")
-    assert {*answers} == {f"hello from {ports['a']}"}
-    after = real_pool.items()
-    assert after["a"]["pids"] != before["a"]["pids"]
-    assert after["b"]["pids"] == before["b"]["pids"]
-    assert after["a"]["ready"]
-
-
-@pytest.mark.slow
-def test_if_a_replacement_fails_the_old_process_stays(real_pool: RealPool, http_get: Any) -> None:
-    port = real_pool.write_hello(extra="workers = 2")["web"]
-    real_pool.ok("start")
-    pids = real_pool.items()["web"]["pids"]
-    app = (real_pool.directory / "hello.py").read_text()
-    real_pool.write("hello.py", "raise RuntimeError('broken release')\n")
-    for _ in range(2):
-        done = real_pool.run("restart", "-o", "json")
-        assert done.code == 1, str(done)
-        (error,) = done.json["errors"]
-        assert (error["code"], error["error"]) == (1325, "ErrorPoolRestart")
-        assert "broken release" in str(error)
-        assert real_pool.items()["web"]["pids"] == pids
-        assert real_pool.items()["web"]["ready"]
-        assert http_get(port).status == 200
-    real_pool.write("hello.py", f"{app}# mended\n")
-    real_pool.ok("restart")
-    assert not {*real_pool.items()["web"]["pids"]} & {*pids}
 
 
 @pytest.mark.slow

@@ -180,15 +180,6 @@ def test_cancelling_the_context_ends_the_servers_and_join_awaits_them() -> None:
     assert "its context was cancelled" in str(caught.value)
 
 
-def test_setting_the_event_of_the_context_ends_the_servers_too() -> None:
-    stop = threading.Event()
-    pool = Pool([config()], context=PoolContext(stop=stop))
-    pool.start_sync()
-    stop.set()
-    wait_until(lambda: not pool.is_running)
-    pool.join_sync()
-
-
 def test_the_handler_of_the_pool_serves_by_key() -> None:
     pool = Pool([config("a", None), config("b", None, handler_key="admin")])
     with pytest.raises(PoolStartError) as caught:
@@ -377,22 +368,6 @@ def test_both_parsers_serve(implementation: str, pool: Pool) -> None:
     pool.start_sync()
     assert get(server.bind).text == "hello"
     server.restart_sync()
-    assert get(server.bind).text == "hello"
-
-
-def test_worker_that_has_served_its_requests_is_replaced(pool: Pool) -> None:
-    served: list[int] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            served.append(0)
-        await hello(scope, receive, send)
-
-    server = pool.store_new(config(app=app, http={"max_requests": 1}))
-    pool.start_sync()
-    assert get(server.bind).text == "hello"
-    wait_until(lambda: len(served) == 2)
-    wait_until(lambda: server.ready)
     assert get(server.bind).text == "hello"
 
 

@@ -19,7 +19,7 @@ import pytest
 from poolctl.runners.local.memory_kills import control_groups
 from tests.configuration import server
 from tests.deadline import wait_until
-from tests.http_get import get, refused
+from tests.http_get import refused
 from tests.processes import freeze, is_alive
 from tests.real_pool import HELLO_APP, RealPool
 
@@ -156,20 +156,6 @@ def test_exit_handlers_run_and_the_last_line_is_logged(pool: RealPool, free_port
     pool.ok("stop")
     assert (pool.directory / "said").read_text() == "goodbye"
     wait_until(lambda: "the last line, without its end" in pool.ok("logs", "web").stdout)
-
-
-def test_max_requests_is_a_swap_that_refuses_nothing(pool: RealPool, free_port: Any, until: Any) -> None:
-    port = free_port()
-    write(pool, port, "from hello import app", http={"max_requests": 20}, workers=2)
-    pool.ok("start")
-    before = pool.items()["web"]
-    for _ in range(100):
-        assert get(port).status == 200
-    # On a busy machine one of them may have had fewer than 20 by now.
-    until(lambda: get(port).status == 200 and not set(pool.items()["web"]["pids"]) & set(before["pids"]))
-    until(lambda: len(pool.items()["web"]["pids"]) == 2)  # those that were replaced last have ended
-    after = pool.items()["web"]
-    assert (after["state"], after["restarts"]) == ("running", 0)
 
 
 def test_worker_that_cannot_start_is_explained_without_a_traceback_of_poolctl(

@@ -141,24 +141,6 @@ def test_health_falls_and_rises_and_every_observer_is_notified(
     assert pool.run("status").code == 0
 
 
-def test_a_replacement_takes_over_when_its_own_probe_has_passed_and_not_before(shared_pool: RealPool) -> None:
-    port = write(shared_pool, READINESS, 'start_timeout = "60s"')
-    shared_pool.start_or_reload()
-    (old,) = item(shared_pool)["pids"]
-    time_to_start(shared_pool, "60s", LIMITS[0])
-    flag(shared_pool).touch()
-    limit, _ = not_ready(shared_pool, "restart", "status 503")
-    assert item(shared_pool)["pids"] == [old]
-    assert answerer(port) == old
-    flag(shared_pool).unlink()
-    health(shared_pool, "ok")
-    time_to_start(shared_pool, limit, "60s")
-    shared_pool.ok("restart")
-    (new,) = item(shared_pool)["pids"]
-    assert new != old
-    assert {answerer(port) for _ in range(5)} == {new}
-
-
 def test_a_worker_that_is_ko_leaves_the_accepting_to_the_others_until_it_is_the_last(
     shared_pool: RealPool,
 ) -> None:

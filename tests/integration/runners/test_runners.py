@@ -24,7 +24,7 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Runner
 from tests.deadline import wait_until
-from tests.http_get import asked_all_the_time, get, refused
+from tests.http_get import get, refused
 from tests.ports import claim_port
 from tests.processes import is_alive
 
@@ -109,16 +109,6 @@ def _has_nothing_unread(server: Server) -> bool:
     return all(row[4].endswith(":00000000") for row in rows if row[1].endswith(port) and row[3] == "01")
 
 
-def test_a_restart_refuses_no_connection_and_keeps_the_listener(pool: Pool) -> None:
-    server = pool.store_new(config("web"))
-    pool.start_sync()
-    with asked_all_the_time(server.bind) as first, asked_all_the_time(server.bind) as second:
-        for turn in range(1, 6):
-            wait_until(lambda enough=20 * turn: len(first) + len(second) > enough)
-            server.restart_sync()
-    assert {*first, *second} == {"hello"}
-
-
 def test_an_idle_connection_outlives_the_restart_until_it_is_quiet(pool: Pool) -> None:
     server = pool.store_new(config("web"))
     pool.start_sync()
@@ -126,15 +116,6 @@ def test_an_idle_connection_outlives_the_restart_until_it_is_quiet(pool: Pool) -
         server.restart_sync()
         assert ask(sock).endswith(b"hello"), "the request that was on its way is answered"
     pool.join_sync()
-
-
-def test_without_overlap_a_restart_ends_the_old_one_first_and_connections_wait(pool: Pool) -> None:
-    server = pool.store_new(config("web", overlap=False))
-    pool.start_sync()
-    with asked_all_the_time(server.bind) as answers:
-        server.restart_sync()
-    assert not [answer for answer in answers if "refused" in answer]
-    assert get(server.bind).text == "hello"
 
 
 def test_without_overlap_a_failed_restart_starts_the_old_configuration_again(pool: Pool) -> None:
