@@ -106,31 +106,3 @@ def test_the_defaults_of_probes_and_recovery_are_the_contracts(pool: RealPool) -
     assert {key: readiness[key] for key in defaults} == defaults
     assert items["path"]["recovery"]["strategy"] == "restart"
     assert items["exec"]["health"]["readiness"]["interval"] == 0.3
-
-
-WRONG = {
-    'health = "ready"': "http",
-    'health = { readiness = { http = "/x", tcp = true } }': "one of",
-    "health = { readiness = {} }": "one of",
-    'health = { live = { http = "/x" } }': "liveness",
-    'health = { liveness = { http = "/x", interval = 0 } }': "interval",
-    'health = { liveness = { http = "/x", fall_count_ko = 0 } }': "fall_count_ko",
-    'health = { startup = { http = "/x", status = "fine" } }': "status",
-    'health = { startup = { http = "/x", body = "(" } }': "body",
-    'recovery = { strategy = "pray" }': "replace",
-    'limits = { memory = "much" }': "memory",
-    'log = { max_age = "-1d" }': "max_age",
-}
-
-
-def test_a_wrong_probe_is_a_problem_with_its_place(real_pool: RealPool) -> None:
-    server = '[[server]]\nname = "s{}"\nbind = ":{}"\napp = "a:b"\n{}\n'
-    real_pool.write("pool.toml", "".join(server.format(n, n + 1, line) for n, line in enumerate(WRONG)))
-    done = real_pool.run("validate", "-o", "json")
-    assert done.code == 5
-    errors = done.json["errors"]
-    assert [(error["name"], error["line"]) for error in errors] == [
-        (f"s{n}", n * 5 + 5) for n in range(len(WRONG))
-    ]
-    for error, named in zip(errors, WRONG.values(), strict=True):
-        assert named in json.dumps(error)

@@ -26,7 +26,7 @@ def test_lists_are_overridden_as_a_whole_tables_deeply_and_new_servers_come_afte
     real_pool.write(
         "a.toml",
         '[pool]\nname = "x"\nport_range = "30000-30010"\n[defaults]\nhttp = { root_path = "/a" }\ntags = ["d", "e"]\n'
-        + app_table("s0", "127.0.0.1:8080", http) + app_table("s1", "127.0.0.1:8081"),
+        + app_table("s0", "127.0.0.1:8080", http) + app_table("s1", "127.0.0.1:8081", 'tags = ["own"]'),
     )  # fmt: skip
     real_pool.write(
         "b.yaml",
@@ -43,7 +43,7 @@ def test_lists_are_overridden_as_a_whole_tables_deeply_and_new_servers_come_afte
     assert s0["http"]["keep_alive"] == 6.0
     assert (s0["http"]["root_path"], s0["http"]["trusted_proxies"]) == ("/b", ["10.0.0.2"])
     assert s0["labels"] == {"a": "1", "b": "3", "c": "5"}
-    assert [each["tags"] for each in found.values()] == [["f"]] * 3
+    assert [each["tags"] for each in found.values()] == [["f"], ["own"], ["f"]]
     settings = real_pool.ok(*files, "config", "-o", "json").json["pool"]
     assert (settings["name"], settings["port_range"]) == ("y", "30000-30010")
 
@@ -65,7 +65,9 @@ def test_within_one_file_duplicates_are_errors(real_pool: RealPool, file: str, t
 
 
 def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealPool) -> None:
-    real_pool.write("conf/2.toml", '[[server]]\nname = "a"\nworkers = 3\n')
+    real_pool.write("conf/2.yaml", "server: [{name: a, workers: 3}]\n")
+    real_pool.write("conf/3.json", '{"server": [{"name": "c", "bind": "127.0.0.1:8082", "app": "h:a"}]}')
+    real_pool.write("conf/readme.txt", "not a configuration")
     real_pool.write("conf/1.toml", app_table("a", ":8080", "workers = 2"))
     real_pool.write(
         "conf/pyproject.toml", "[tool.poolctl]\n" + app_table("p", ":8081").replace("[[", "[[tool.poolctl.")
@@ -73,9 +75,9 @@ def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealP
     real_pool.write("conf/.hidden.toml", "broken [")
     real_pool.write("over.toml", '[[server]]\nname = "a"\ndrain_timeout = 1\n')
     found = shown(real_pool, "-c", "conf", "-c", "over.toml")
-    assert [*found] == ["a", "p"]
+    assert [*found] == ["a", "c", "p"]
     assert (found["a"]["scale"]["max"], found["a"]["drain_timeout"]) == (3, 1.0)
-    assert [*shown(real_pool, env={"POOLCTL_CONFIG": "conf"})] == ["a", "p"]
+    assert [*shown(real_pool, env={"POOLCTL_CONFIG": "conf"})] == ["a", "c", "p"]
     (real_pool.directory / "empty").mkdir()
     assert real_pool.run("-c", "empty", "list").code == 5
 

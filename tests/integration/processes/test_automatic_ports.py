@@ -51,10 +51,14 @@ def test_eight_checkouts_that_start_at_once_all_run(pool: RealPool, free_port: A
 def test_port_that_another_program_took_is_replaced_when_the_server_starts(
     pool: RealPool, free_port: Any
 ) -> None:
-    write(pool, free_port(10), 10)
+    first = free_port(10)
+    write(pool, first, 10)
     pool.append('env = { A = "${server.a.url}" }\n')
     pool.ok("start")
     before = {name: item["bind"] for name, item in pool.items().items()}
+    assert {int(bind.rpartition(":")[2]) for bind in before.values()} <= {*range(first, first + 10)}
+    pool.ok("restart")
+    assert {name: item["bind"] for name, item in pool.items().items()} == before
     for stopped in ("a", "a", ""):
         pool.ok("stop", *stopped.split())
         port = int(before["a"].rpartition(":")[2])
