@@ -14,6 +14,11 @@ from tests.other_user import AS_OTHER_USER
 from tests.real_pool import HELLO_APP, RealPool
 
 TWO = ("a", "b")
+# The members of each server that is listed, by whatever command.
+ITEM = {
+    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
+}  # fmt: skip
+WITHOUT_ITEMS = ("config", "pools", "walk", "reload")  # which list something else, or servers of a plan
 
 
 def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, object]]]:
@@ -34,15 +39,19 @@ def document(pool: RealPool, line: str, code: int) -> dict[str, list[dict[str, o
 def check(pool: RealPool, expected: list[tuple[str, int, Sequence[str]]]) -> None:
     """Each command exits with its code, and its document has exactly these servers."""
     for line, code, names in expected:
-        found = document(pool, line, code)
-        assert {item["name"] for item in found["items"]} == set(names), line
+        items = document(pool, line, code)["items"]
+        assert {item["name"] for item in items} == set(names), line
+        if line.split()[0] not in WITHOUT_ITEMS:
+            assert [item for item in items if not item.keys() >= ITEM] == [], line
 
 
 def test_without_a_supervisor_some_work_from_the_files(real_pool: RealPool) -> None:
     real_pool.write_hello(*TWO)
     check(real_pool, [
         ("stop", 0, TWO), ("stop nobody", 4, ()), ("status a", 3, "a"), ("walk b -- true", 0, "b"),
-        ("config a", 0, "a"), ("wait --timeout 0.1", 124, TWO), ("pools", 0, ()),
+        ("config a", 0, "a"), ("wait --timeout 0.1", 124, TWO), ("pools", 0, ()), ("validate", 0, TWO),
+        ("list", 0, TWO), ("show b", 0, "b"), ("filter name a", 0, "a"), ("list --name (", 2, ()),
+        ("list --state wrong", 2, ()), ("start --timeout soon", 2, ()), ("-c missing.toml list", 5, ()),
     ])  # fmt: skip
     real_pool.write("pool.toml", "broken [")
     check(real_pool, [("stop", 0, ()), ("start", 5, ()), ("stop a", 5, ()), ("-c gone.toml stop", 5, ())])

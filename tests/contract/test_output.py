@@ -18,10 +18,6 @@ COMMANDS = [
     "config", "init", "help", "reload", "scale", "drain", "undrain", "enable", "disable",
     "add", "remove", "pools", "stacks", "events", "export",
 ]  # fmt: skip
-ITEM = {
-    "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts",
-    "tags",
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -56,47 +52,6 @@ def test_wrong_usage_is_2_with_a_message_on_stderr(pool: RealPool, arguments: st
     assert "Traceback" not in done.stderr
 
 
-def test_json_is_one_document_of_one_shape(pool: RealPool) -> None:
-    states = {"start": "running", "restart": "running", "stop": "stopped"}
-    for command in (
-        "validate", "start", "list", "status", "show", "wait", "filter name a", "restart", "stop"
-    ):  # fmt: skip
-        done = pool.run(*command.split(), "-o", "json")
-        assert done.code == 0, str(done)
-        assert done.json["schema"] == 1, command
-        assert done.json["errors"] == [], command
-        assert [item for item in done.json["items"] if not item.keys() >= ITEM] == [], command
-        if command in states:
-            assert {item["state"] for item in done.json["items"]} == {states[command]}, command
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [pytest.param("start nobody", 4, marks=pytest.mark.slow), ("list --name (", 2), ("-c missing.toml list", 5),
-     ("list --state wrong", 2), ("start --timeout soon", 2), ("status", 3), ("wait --timeout 0.2", 124),
-     ("--pool nobody list", 6)],
-)  # fmt: skip
-def test_json_is_one_document_in_every_case(pool: RealPool, arguments: str, code: int) -> None:
-    done = pool.run(*arguments.split(), "-o", "json")
-    assert done.code == code, str(done)
-    assert done.json["schema"] == 1
-    if code != 3:
-        (error, *_) = done.json["errors"]
-        assert error["message"]
-        assert error.keys() >= {"code", "error", "name", "bind", "message", "hint"}
-
-
-def test_every_form_of_output(pool: RealPool) -> None:
-    a, b = pool.ports.values()
-    assert pool.ok("list", "-o", "name").stdout == "a\nb\n"
-    lines = pool.ok("list", "-o", "jsonl").stdout.splitlines()
-    assert [json.loads(line)["name"] for line in lines] == ["a", "b"]
-    assert pool.ok("list", "-o", "bind,name").stdout.split() == [f"127.0.0.1:{a}", "a", f"127.0.0.1:{b}", "b"]
-    assert len(pool.ok("list").stdout.splitlines()) == 3
-    assert len(pool.ok("list", "-o", "wide").stdout.splitlines()) == 3
-    assert pool.ok("list", "-o", "tags").stdout == "x,y\nx,y\n"
-
-
 @pytest.mark.slow
 def test_no_colour_and_no_progress_where_there_is_no_terminal(pool: RealPool) -> None:
     for command in ("start", "list", "status", "show", "restart", "stop"):
@@ -121,25 +76,6 @@ def test_walk_runs_a_command_per_server_with_its_environment(pool: RealPool) -> 
             f"{name} 127.0.0.1:{port} 127.0.0.1 {port} {item['expose']} running {item['pids'][0]} {pids} x,y"
         )
         assert line in output
-
-
-def test_walk_attempts_all_and_lists_every_failure(pool: RealPool) -> None:
-    done = pool.run("walk", "--", "sh", "-c", 'echo out-$POOLCTL_NAME; test "$POOLCTL_NAME" = b')
-    assert done.code == 1, str(done)
-    assert "out-a" in done.stdout
-    assert "out-b" in done.stdout
-    assert "a" in done.stderr
-    document = pool.run(
-        "walk", "-o", "json", "--", "sh", "-c", 'echo out; echo err >&2; test "$POOLCTL_NAME" = b'
-    )
-    assert document.code == 1
-    a, b = document.json["items"]
-    assert (a["exit_code"], b["exit_code"]) == (1, 0)
-    assert (a["stdout"], a["stderr"]) == ("out\n", "err\n")
-    fast = pool.run("walk", "--fail-fast", "--jobs", "1", "--", "sh", "-c", "echo ran-$POOLCTL_NAME; false")
-    assert fast.code == 1
-    assert "ran-b" not in fast.stdout
-    assert pool.run("walk", "--", "no-such-command-here").code != 0
 
 
 def test_show_and_config_name_the_origin_of_a_value(pool: RealPool) -> None:

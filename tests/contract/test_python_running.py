@@ -212,18 +212,6 @@ def test_one_server_alone(make: Make, free_port: Callable[[], int]) -> None:
     off.stop_sync()
 
 
-def test_an_automatic_port_is_chosen_once_and_is_the_key(make: Make) -> None:
-    pool = Pool([make("a", bind="127.0.0.1:auto"), make("b", bind="127.0.0.1:0")])
-    binds = list(pool)
-    assert len(set(binds)) == 2
-    assert all(bind.rpartition(":")[2].isdigit() for bind in binds)
-    for _ in range(2):
-        pool.start_sync()
-        assert not any(refused(bind) for bind in binds)
-        pool.stop_sync()
-    assert list(pool) == binds
-
-
 def test_a_pool_config_makes_a_pool_with_its_handler_context_and_certificates(
     make: Make, http_get: Any
 ) -> None:

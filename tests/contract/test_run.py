@@ -135,37 +135,6 @@ def test_run_that_is_killed_or_loses_its_terminal_takes_its_pool_with_it(
     until(lambda: pool.processes() == {})
 
 
-@pytest.mark.slow
-def test_run_prints_the_output_with_the_servers_name(pool: RealPool) -> None:
-    pool.append("\nprint('imported here', flush=True)\n", file="hello.py")
-    running = pool.spawn("run")
-    assert running.stdout is not None
-    printed = (line for line in running.stdout if "imported here" in line)
-    lines = [next(printed), next(printed)]
-    running.send_signal(signal.SIGTERM)
-    lines += printed
-    running.communicate(timeout=50)
-    assert len(lines) == 2
-    assert {line.split()[0].strip("|[]:") for line in lines} == {"a", "b"}
-
-
-@pytest.mark.slow
-def test_a_pool_that_runs_already_is_a_conflict(pool: RealPool) -> None:
-    pool.ok("start")
-    done = pool.run("run")
-    assert done.code == 8, str(done)
-    assert done.stderr
-    assert all_ready(pool), "and it is left alone"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -TERM $$", 143)])
-def test_run_exits_with_its_commands_code(pool: RealPool, script: str, code: int) -> None:
-    done = pool.run("run", "--", "sh", "-c", script)
-    assert done.code == code, str(done)
-    assert pool.processes() == {}
-
-
 def test_the_command_runs_when_all_is_ready_with_its_own_streams(pool: RealPool) -> None:
     port = pool.ports["b"]
     url = f"http://127.0.0.1:{port}"
@@ -195,17 +164,6 @@ def test_a_signal_is_passed_on_to_the_command(pool: RealPool, until: Any, number
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
     assert pool.processes() == {}
-
-
-@pytest.mark.slow
-def test_a_command_that_handles_the_signal_decides_the_exit(pool: RealPool, until: Any) -> None:
-    running = pool.spawn(
-        "run", "--", "sh", "-c", "trap 'exit 9' TERM; echo up >pid; while :; do sleep 0.05; done"
-    )
-    until((pool.directory / "pid").exists)
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=50)
-    assert running.returncode == 9
 
 
 @pytest.mark.slow
