@@ -96,7 +96,7 @@ class LogFile:
         return max(until_old, self._rotate_at - clock.monotonic())
 
     def close(self) -> None:
-        """Close the file, so that the next line opens its path again (for example after logrotate)."""
+        """Close the file, so that the next line opens its path again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

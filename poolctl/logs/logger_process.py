@@ -6,7 +6,6 @@ Orders arrive as packets on descriptor 3 (see keeper.wire), each a JSON object w
   process; `path` is the file. Optional: `format` ("text", "json" or "raw": as written), `max_size` in bytes, `keep`,
   `max_age` in seconds; 0 means no limit; `ready_line`, a regular expression to look for in the lines. For a known `id`
   with the same pipe and path only the limits and the pid change; otherwise the new stream replaces the old one.
-- `reopen`: close every file, so that the next line opens it by its path again (after logrotate).
 - `performed`: answer, with the same `id`, once the current content of all pipes has been stored.
 - `end`: store the pipes' content, then exit.
 
@@ -246,9 +245,6 @@ class OutputLogger:
         try:
             if kind == "add":
                 self._add(message, fds)
-            elif kind == "reopen":
-                for file in self._files.values():
-                    file.close()
             elif kind == "performed":
                 for stream in list(self._streams.values()):
                     self._pump_backlog(stream)

@@ -26,7 +26,6 @@ def test_commands_are_understood(real_pool: RealPool) -> None:
         if " -f" not in command:
             assert real_pool.run(*shlex.split(command)).code in (0, 6), command
     assert real_pool.run("top", "--sort", "requests", "--interval", "5s", "--once").code == 6
-    assert real_pool.ok("logs", "--reopen")
 
 
 def test_rendered_record_is_how_it_is_rendered(real_pool: RealPool) -> None:

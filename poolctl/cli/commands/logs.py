@@ -127,7 +127,6 @@ def logs(
         bool,
         typer.Option("--gateway", help="The gateway's own log and access log; no servers unless selected."),
     ] = False,
-    reopen: Annotated[bool, typer.Option("--reopen", help="Reopen log files (after logrotate).")] = False,
 ) -> Outcome:
     """Show the servers' output."""
     if raw and output:
@@ -136,8 +135,6 @@ def logs(
         raise UsageError(f"--timestamps and {'--raw' if raw else '--no-timestamps'} cannot be combined")
     if follow and wanted.until:
         raise UsageError("--until and --follow cannot be combined", hint="--until ends before new lines")
-    if reopen:
-        return _reopen(place)
     is_wide = place.verbose or output == "wide"
     times = log_rendering.SHORT_TIMES if sys.stdout.isatty() else log_rendering.NO_TIMES
     if timestamps or is_wide:
@@ -245,15 +242,6 @@ def _without_keys_of_gateway(text_of: Callable[[LogLine], str]) -> Callable[[Log
         return text_of(line)
 
     return shown
-
-
-def _reopen(place: Place) -> Outcome:
-    """Ask the supervisor to reopen all log files, which another program has moved; return when this is done."""
-    try:
-        result = ask(Request("reopen", place, command="logs"), find_pool(place))
-    except NoSupervisor:
-        return Outcome(message="nothing is running")
-    return Outcome.of(result, "" if result.exit_code else "log files reopened")
 
 
 def _json_line(line: LogLine) -> str:

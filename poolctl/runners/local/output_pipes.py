@@ -212,14 +212,6 @@ class OutputPipes(HelperOwner[HelperProcess]):
                 async with asyncio.timeout(timeout_seconds):
                     await process.wait_until_performed()
 
-    async def reopen_logs(self) -> None:
-        """Reopen the log files. On return, files that were moved away are no longer written to."""
-        # Without a logger no file is open, and the next logger opens the files itself.
-        if (process := self._helper.process) is not None:
-            process.link.send({"t": "reopen"})
-            with contextlib.suppress(LinkLost):
-                await process.wait_until_performed()
-
     def shut_down(self) -> None:
         """Close this process's output pipes, and order the logger to store their content and exit. Does not wait.
 

@@ -1,4 +1,4 @@
-"""The verbs that change no server: list, show, status, wait, reopen, stacks, exec, events."""
+"""The verbs that change no server: list, show, status, wait, stacks, exec, events."""
 
 from __future__ import annotations
 
@@ -149,12 +149,6 @@ class ReadingVerbs:
             errors=tuple(map(ErrorEntry.of, problems)),
             exit_code=TIMED_OUT if late else 0,
         )
-
-    async def reopen(self, call: Call) -> Result:
-        """Reopen the log files of all servers, selected or not; return the selected servers."""
-        entries = selected(self._core, call.selector)
-        await self._context.runner.output.reopen_logs()
-        return Result(items=items(self._core, entries))
 
     async def stacks(self, call: Call) -> StacksResult:
         """The current stacks of each worker of the selected servers. The workers continue to run."""
@@ -319,7 +313,6 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "show": reading.show,
         "status": reading.status,
         "wait": reading.wait,
-        "reopen": reading.reopen,
         "stacks": reading.stacks,
         "exec": reading.exec,
         "events": reading.events,

@@ -72,7 +72,7 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
     assert real_pool.ok("-c", "a.toml", "start").stderr == ""
     started = real_pool.ok("-c", "b.toml", "start")
     assert f"warning: another pool is also named 'shop': {first}" in started.stderr
-    for line in (["stop"], ["list"], ["logs", "--reopen"], ["drain", "--all"]):
+    for line in (["stop"], ["list"], ["drain", "--all"]):
         refused = real_pool.run("--pool", "shop", *line)
         assert (refused.code, refused.stdout) == (8, ""), refused
         assert first in refused.stderr

@@ -28,24 +28,6 @@ async def app(scope, receive, send):
 """
 
 
-def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
-    pool: RealPool, free_port: Any, until: Any
-) -> None:
-    port = free_port()
-    pool.write("app.py", PRINTS)
-    log = pool.directory / "web.log"
-    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", app="app:app", log={"path": str(log)}))
-    pool.ok("start")
-    get(port, "/before")
-    until(lambda: log.exists() and "/before" in log.read_text())
-    moved = log.rename(pool.directory / "moved.log")
-    assert pool.ok("logs", "--reopen").stdout == "log files reopened\n"
-    before = moved.read_text()
-    get(port, "/after")
-    until(lambda: log.exists() and "/after" in log.read_text())
-    assert moved.read_text() == before
-
-
 @pytest.mark.capability
 def test_reading_what_a_failed_program_has_printed_costs_the_supervisor_little(pool: RealPool) -> None:
     """500 lines that each look like the beginnings of hundreds of frames, with a path of two thousand parts."""

@@ -131,7 +131,7 @@ OPTIONAL: dict[type[object], list[str]] = {
 ANSWERS: dict[str, tuple[type[Result], list[str]]] = {
     **dict.fromkeys(
         ["list", "start", "stop", "restart", "wait", "enable a", "disable a", "drain a", "undrain a", "scale a 2",
-         "remove a", "logs --reopen"], (Result, []),
+         "remove a"], (Result, []),
     ),
     "stacks": (StacksResult, []),
     "status": (StatusResult, ["summary"]),

@@ -259,13 +259,6 @@ def test_json_output_has_the_record_next_to_the_line(poolctl: Command, json_logs
     assert documents[0]["line"] == json.dumps(RECORD)
 
 
-def test_reopening_asks_the_supervisor(poolctl: Command, supervised: Supervised) -> None:
-    assert poolctl("logs", "--reopen") == (0, "nothing is running\n", "")
-    with supervised(always(item("users"))) as requests:
-        assert poolctl("logs", "--reopen").code == 0
-    assert [verb for verb, _ in requests] == ["reopen"]
-
-
 def test_a_configured_path_is_read_without_a_supervisor_too(poolctl: Command, directory: Path) -> None:
     (directory / "own.log").write_text("a line\n")
     with (directory / "pool.toml").open("a") as file:
@@ -389,11 +382,3 @@ def test_raw_lines_on_a_terminal_have_no_control_characters(
             assert main(["logs", "users", "--raw"]) == 0
         assert screen.text() == terminal_text("a\x07b\x1b[31mc", colours=colours) + "\n"
     assert poolctl("logs", "users", "--raw").out == "a\x07b\x1b[31mc\n"
-
-
-def test_reopening_reports_its_outcome(poolctl: Command, supervised: Supervised) -> None:
-    with supervised(always(item("users"))):
-        assert poolctl("logs", "--reopen") == (0, "log files reopened\n", "")
-    failed = {"code": 1, "error": "E", "name": "users", "message": "the disk is full"}
-    with supervised(always(exit_code=1, errors=[failed])):
-        assert poolctl("logs", "--reopen") == (1, "", "error: users: the disk is full\n")

@@ -28,7 +28,7 @@ WORDS = {
     "walk": [[], ["--", "true"]],
     "run": [[], ["--debug", "web"], ["--", "true"]],
     "wait": [["--timeout", "0.1"], ["--for", "stopped"]],
-    "logs": [[], ["-f"], ["--reopen"]],
+    "logs": [[], ["-f"]],
     "events": [[], ["-f"], ["web"]],
     "top": [["--once"]],
     "reload": [[], ["--dry-run"], ["--watch"]],
@@ -86,7 +86,7 @@ def test_init_writes_the_file_that_c_names(poolctl: Command, directory: Path) ->
 
 
 @pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("line", [["list"], ["status"], ["stop"], ["drain", "web"], ["logs", "--reopen"]])
+@pytest.mark.parametrize("line", [["list"], ["status"], ["stop"], ["drain", "web"]])
 def test_a_running_pool_whose_file_has_vanished_is_found_by_its_path_and_it_is_said(
     poolctl: Command, supervised: Supervised, directory: Path, line: list[str], named: bool
 ) -> None:

@@ -331,18 +331,6 @@ async def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(
     assert impossible[:3] == ("record_impossible_counts_event", "web", "web.1.0")
 
 
-async def test_log_files_are_reopened_once_the_logger_says_so(it: Adopting) -> None:
-    await it.runner.adopt_workers_and_end_others({})
-    orders(it.logger)
-    reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
-    await asyncio.sleep(0)
-    (reopen, _), (performed, _) = orders(it.logger)
-    assert (reopen, performed["t"]) == ({"t": "reopen"}, "performed")
-    assert not reopening.done()
-    wire.send(it.logger, {"t": "performed", "id": performed["id"]})
-    await reopening
-
-
 # The runner over a real keeper and real workers.
 
 

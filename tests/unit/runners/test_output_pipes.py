@@ -342,24 +342,6 @@ async def test_next_logger_gets_every_pipe(tmp_path: Path) -> None:
     stage.close()
 
 
-async def test_files_are_reopened_once_the_logger_says_so_or_has_ended(tmp_path: Path) -> None:
-    stage = Stage(tmp_path)
-    await stage.output.reopen_logs()
-    await stage.start()
-    for ends in (False, True):
-        reopening = [asyncio.ensure_future(stage.output.reopen_logs()) for _ in range(2)]
-        for each in reopening:
-            await stage.received("reopen")
-            question, _ = await stage.received("performed")
-            assert not each.done()
-            if not ends:
-                await stage.keeper.say({"t": "performed", "id": question["id"]})
-        if ends:
-            stage.keeper.end()
-        await asyncio.gather(*reopening)
-    stage.close()
-
-
 async def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     await stage.start()

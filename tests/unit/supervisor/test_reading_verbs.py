@@ -196,14 +196,6 @@ async def test_failed_server_is_not_stopped_and_says_why_it_is_not_ready() -> No
     assert (await desk.ask("wait", **{"for": "failed", "timeout": 0.01}))["exit_code"] == 0
 
 
-class Logs:
-    def __init__(self) -> None:
-        self.reopened = 0
-
-    async def reopen_logs(self) -> None:
-        self.reopened += 1
-
-
 class Dump(SlowRunner):
     """Stacks of workers, of which one does not answer."""
 
@@ -227,13 +219,6 @@ async def test_stacks_are_those_of_each_worker_that_answers() -> None:
     assert answer["warnings"] == ["idle: has no worker"]
     next(iter(desk.core.entries["a"].observed.workers.values())).placement = None
     assert [item["worker"] for item in (await desk.ask("stacks", "a"))["items"]] == ["a.1.1"]
-
-
-async def test_log_files_are_reopened() -> None:
-    desk = Desk(web("a"), web("b"))
-    desk.runner.output = logs = Logs()
-    answer = await desk.ask("reopen", "b")
-    assert ([item["name"] for item in answer["items"]], logs.reopened) == (["b"], 1)
 
 
 class Following:
