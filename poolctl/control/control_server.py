@@ -163,7 +163,7 @@ def _verb(received: ReceivedRequest) -> str:
 _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(
         ("all", "auto", "check", "counts", "deps", "dry_run", "errors", "files", "follow", "force", "idle", "kill",
-         "openmetrics", "progress", "reveal", "routes", "saves", "wait"), (bool,)
+         "progress", "reveal", "routes", "saves", "wait"), (bool,)
     ),
     **dict.fromkeys(("after", "lines", "protocol", "requests", "workers"), (int,)),
     "timeout": (int, float),

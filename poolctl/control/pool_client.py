@@ -322,10 +322,9 @@ class PoolClient:
         """Return the current stacks of the threads and tasks of the selected servers' workers, which keep running."""
         return self._ask("stacks", PoolMonitorError, targets, selector)
 
-    def metrics(self, *targets: str, openmetrics: bool = False) -> str:
+    def metrics(self, *targets: str) -> str:
         """Return the metrics of the pool and the selected servers in Prometheus' text format."""
-        result = self._ask("metrics", PoolMonitorError, targets, None, {"openmetrics": openmetrics})
-        return str(result["text"])
+        return str(self._ask("metrics", PoolMonitorError, targets)["text"])
 
     def notify_test(self, *receivers: str) -> Table:
         """Send a test notification to the named receivers, or to all; `receivers` in the result has each outcome.

@@ -1,7 +1,4 @@
-"""The current figures of servers and workers, and the metrics made from them.
-
-Metrics are rendered in two formats that Prometheus reads: text format 0.0.4 and OpenMetrics 1.0.
-"""
+"""The current figures of servers and workers, and the metrics made from them, in Prometheus' text format 0.0.4."""
 
 from __future__ import annotations
 
@@ -31,25 +28,22 @@ Figure = float | None
 class Family:
     """One metric with its samples. `kind` is counter, gauge, histogram or info.
 
-    The name is the OpenMetrics name, without the suffix `_total` of counters or `_info` of infos. It ends with the unit
-    if the metric has one.
+    The name ends with the unit, if the metric has one, and lacks the suffix `_total` of counters or `_info` of infos.
     """
 
-    __slots__ = ("help", "kind", "name", "samples", "unit")
+    __slots__ = ("help", "kind", "name", "samples", "suffix")
 
     def __init__(self, name: str, kind: str, help_: str) -> None:
-        unit = name.rpartition("_")[2]
         self.name = name
         self.kind = kind
         self.help = help_
-        self.unit = unit if unit in ("seconds", "bytes", "ratio") else ""
+        self.suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
         self.samples: list[tuple[str, Labels, float]] = []
 
     def add(self, value: float | None, **labels: str) -> None:
         """Add a sample; None adds nothing."""
         if value is not None:
-            suffix = {"counter": "_total", "info": "_info"}.get(self.kind, "")
-            self.samples.append((suffix, labels, value))
+            self.samples.append((self.suffix, labels, value))
 
     def add_histogram(
         self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str
@@ -66,30 +60,19 @@ class Family:
         self.samples.append(("_sum", labels, total))
 
 
-def render(families: Iterable[Family], *, openmetrics: bool = False) -> str:
+def render(families: Iterable[Family]) -> str:
     """The text of all families that have samples."""
     lines: list[str] = []
     for family in families:
         if family.samples:
-            lines += _head(family, openmetrics)
+            name, kind = family.name + family.suffix, "gauge" if family.kind == "info" else family.kind
+            text = family.help.replace("\\", "\\\\").replace("\n", "\\n")
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
             lines += [
                 f"{family.name}{suffix}{_labels(labels)} {_number(value)}"
                 for suffix, labels, value in family.samples
             ]
-    if openmetrics:
-        lines.append("# EOF")
     return "\n".join([*lines, ""])
-
-
-def _head(family: Family, openmetrics: bool) -> list[str]:
-    name, kind = family.name, family.kind
-    text = family.help.replace("\\", "\\\\").replace("\n", "\\n")
-    if not openmetrics:
-        name += {"counter": "_total", "info": "_info"}.get(kind, "")
-        return [f"# HELP {name} {text}", f"# TYPE {name} {'gauge' if kind == 'info' else kind}"]
-    text = text.replace('"', '\\"')
-    unit = [f"# UNIT {name} {family.unit}"] if family.unit else []
-    return [f"# TYPE {name} {kind}", *unit, f"# HELP {name} {text}"]
 
 
 def _labels(labels: Labels) -> str:

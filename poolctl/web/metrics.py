@@ -16,7 +16,6 @@ from .bearer_tokens import Peer, Refused
 from .site import EndpointSite, SiteLimits, SupervisorClient, path_of, response
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 # The depth of the health report by path. The status is 503 if a route or server that should serve does not.
 HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
@@ -44,10 +43,8 @@ class MetricsSite(EndpointSite):
         if request.method not in ("GET", "HEAD"):
             raise Refused(405, "only GET", allow="GET, HEAD")
         if path == self._path:
-            openmetrics = wants_openmetrics(request.headers.get("accept", ""))
-            kind = OPENMETRICS if openmetrics else TEXT
-            metrics = await self._recent_answer(kind, "metrics", {"openmetrics": openmetrics})
-            return response(200, kind, str(metrics["text"]).encode(), vary="accept")
+            metrics = await self._recent_answer(TEXT, "metrics", {})
+            return response(200, TEXT, str(metrics["text"]).encode())
         if path not in HEALTH:
             raise Refused(404, f"the metrics are at {self._path}")
         depth = HEALTH[path]
@@ -76,21 +73,3 @@ def health_by_name(result: Table, depth: str) -> Table:
     for health in healths.values():
         del health["kind"]
     return {name: health["status"] for name, health in healths.items()} if depth == SIMPLE else healths
-
-
-def wants_openmetrics(accept: str) -> bool:
-    """Whether an Accept header prefers OpenMetrics to the text format (RFC 9110 §12.5.1)."""
-    openmetrics, text = 0.0, 0.0
-    for part in accept.lower().replace(" ", "").split(","):
-        kind, *pairs = part.split(";")
-        parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        try:
-            quality = float(parameters.get("q", 1))
-        except ValueError:
-            continue
-        if kind in ("text/plain", "text/*", "*/*"):
-            text = max(text, quality)
-        elif kind == "application/openmetrics-text":
-            is_supported = parameters.get("version", "1.0.0").strip('"') in ("1.0.0", "0.0.1")
-            openmetrics = max(openmetrics, quality if is_supported else 0.0)
-    return openmetrics > 0 and openmetrics >= text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from poolctl.cli.group import PoolCommand
@@ -23,11 +21,10 @@ def metrics(
     place: Place,
     selection: Selection,
     output: Form = None,
-    openmetrics: Annotated[bool, typer.Option("--openmetrics", help="Use the OpenMetrics format.")] = False,
 ) -> Outcome:
     """Print the pool's metrics for Prometheus."""
     pool = find_pool(place)
     if output:
         return Outcome.of(ask_for(StatsResult, Request("stats", place, selection, command="metrics"), pool))
-    result = ask_for(MetricsResult, Request("metrics", place, selection, {"openmetrics": openmetrics}), pool)
+    result = ask_for(MetricsResult, Request("metrics", place, selection), pool)
     return Outcome.of(result, text=None if result.exit_code else result.text)

@@ -53,9 +53,9 @@ class PoolMetrics:
 
     async def verb(self, call: Call) -> MetricsResult:
         """The verb `metrics`: the metrics of the pool and of the selected servers."""
-        return MetricsResult(text=await self.text(bool(call.options.get("openmetrics")), call.selector))
+        return MetricsResult(text=await self.text(call.selector))
 
-    async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
+    async def text(self, selector: Selector | None = None) -> str:
         """The metrics of the pool, its servers and its features as text.
 
         With a `selector`, only the metrics of the pool and of the selected servers.
@@ -83,7 +83,7 @@ class PoolMetrics:
             for feature in self._parts:
                 families += await feature.metrics()
         # In a thread, because a thousand servers have four megabytes of metrics.
-        return await asyncio.to_thread(render, families, openmetrics=openmetrics)
+        return await asyncio.to_thread(render, families)
 
 
 def _own_processes(pids: Mapping[str, int]) -> Iterable[Family]:

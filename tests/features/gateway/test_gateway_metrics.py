@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
 
 from poolctl.features.gateway.supervision import metrics
 from poolctl.features.gateway.supervision.route_tables import RouteSet
@@ -66,16 +66,16 @@ class Stage:
         return [*metrics.gateway_metrics(self.manager, hosts, self.healths, [part], answered=answered)]
 
     def values(self) -> dict[tuple[str, ...], float]:
-        text = render(self.families(), openmetrics=True)
+        text = render(self.families())
         return {
             (sample.name.removeprefix("poolctl_"), *sample.labels.values()): sample.value
-            for family in openmetrics_families(text)
+            for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
 
 
 def test_all_metrics_have_their_names_labels_and_values() -> None:
-    text = render(Stage().families(), openmetrics=True)
+    text = render(Stage().families())
     assert text == Path(__file__).with_name("gateway_metrics.txt").read_text()
 
 

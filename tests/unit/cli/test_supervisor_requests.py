@@ -167,11 +167,11 @@ def test_warnings_on_the_way_precede_those_of_the_answer_each_once(
 
 
 def test_answer_of_a_class_is_of_that_class(directory: Path, supervised: Supervised) -> None:
-    asked = Asked(directory, "metrics", options={"openmetrics": True})
+    asked = Asked(directory, "metrics", options={"lines": 3})
     with supervised(always(text="up 1\n")) as requests:
         found = ask_for(MetricsResult, asked.request, asked.pool)
     assert (type(found), found.text) == (MetricsResult, "up 1\n")
-    assert requests[0][1]["options"]["openmetrics"] is True
+    assert requests[0][1]["options"]["lines"] == 3
 
 
 def test_answer_that_ends_the_pool_returns_after_its_last_process(

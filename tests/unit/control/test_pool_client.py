@@ -287,12 +287,10 @@ def test_each_method_asks_its_verb_with_its_defaults_and_returns_the_document(
 def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) -> None:
     with stand_in(path, always(text="up 1\n", receivers=[{"name": "mail"}])) as requests:
         pool = PoolClient(Client(str(path)))
-        assert pool.metrics("web", openmetrics=True) == "up 1\n"
-        assert pool.metrics() == "up 1\n"
+        assert pool.metrics("web") == "up 1\n"
         assert pool.notify_test("mail")["receivers"] == [{"name": "mail"}]
     assert requests == [
-        ("metrics", {"selector": {"targets": ["web"]}, "options": {"openmetrics": True}}),
-        ("metrics", {"selector": {"targets": []}, "options": {"openmetrics": False}}),
+        ("metrics", {"selector": {"targets": ["web"]}, "options": {}}),
         ("notify", {"selector": {"targets": []}, "options": {"receivers": ["mail"]}}),
     ]
 

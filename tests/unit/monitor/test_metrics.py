@@ -1,4 +1,4 @@
-"""The figures that become metrics, and both formats, read back by Prometheus's own parsers."""
+"""The figures that become metrics, and their text, read back by Prometheus's own parser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
 import poolctl
@@ -88,30 +87,15 @@ def test_path_that_is_not_utf_8_does_not_prevent_an_answer() -> None:
     assert 'server="unix:/caf?/a.sock"' in render([info]).encode().decode()
 
 
-def test_openmetrics_is_parsed_by_prometheus_client_without_loss() -> None:
-    text = render(families(), openmetrics=True)
-    assert text.endswith("# EOF\n")
-    found = list(openmetrics_families(text))
-    assert samples(found) == EXPECTED
-    assert {family.name: (family.type, family.unit) for family in found} == {
-        "shop_requests": ("counter", ""),
-        "shop_memory_bytes": ("gauge", "bytes"),
-        "shop_build": ("info", ""),
-        "shop_duration_seconds": ("histogram", "seconds"),
-    }
-    assert found[0].documentation == 'How many; a \\ and a\nline and "quotes".'
-
-
-def test_infinity_and_nan_are_written_as_the_formats_require() -> None:
+def test_infinity_and_nan_are_written_as_the_format_requires() -> None:
     family = Family("odd", "gauge", "Odd.")
     for name, value in (("inf", math.inf), ("minus", -math.inf), ("nan", math.nan), ("tiny", 1e-7)):
         family.add(value, server=name)
-    for parsed in (text_families(render([family])), openmetrics_families(render([family], openmetrics=True))):
-        read = samples(parsed)
-        assert read["odd", "inf"] == math.inf
-        assert read["odd", "minus"] == -math.inf
-        assert math.isnan(read["odd", "nan"])
-        assert read["odd", "tiny"] == 1e-7
+    read = samples(text_families(render([family])))
+    assert read["odd", "inf"] == math.inf
+    assert read["odd", "minus"] == -math.inf
+    assert math.isnan(read["odd", "nan"])
+    assert read["odd", "tiny"] == 1e-7
 
 
 def counts_of(slots: Mapping[int, int]) -> list[int]:
@@ -297,9 +281,6 @@ def test_each_metric_says_what_it_is_in_this_order() -> None:
         for name, text in [first.removeprefix("# HELP ").split(" ", 1)]
     ]
     assert heads == HELP.splitlines()
-    openmetrics = render([family for part in PARTS for family in part(shop())], openmetrics=True)
-    units = {line.split()[3] for line in openmetrics.splitlines() if line.startswith("# UNIT")}
-    assert units == {"seconds", "bytes", "ratio"}
 
 
 def test_unknown_memory_and_processor_time_are_left_out() -> None:

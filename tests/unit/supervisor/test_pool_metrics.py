@@ -149,7 +149,7 @@ class Figures:
 async def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_features() -> None:
     figures = Figures()
     await figures.desk.ask("start", "web")
-    lines = (await figures.metrics.text(False)).splitlines()
+    lines = (await figures.metrics.text()).splitlines()
     assert 'poolctl_servers{state="running"} 1' in lines
     assert any(line.startswith('poolctl_build_info{pool="shop",') for line in lines)
     assert 'poolctl_requests_total{server="web"} 7' in lines
@@ -166,22 +166,20 @@ async def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_f
         "# HELP poolctl_process_memory_bytes Memory (PSS) of the pool's own processes.",
         "# HELP poolctl_process_cpu_seconds_total Processor time of the pool's own processes.",
     ]
-    assert "# EOF" not in lines
-    assert (await figures.metrics.text(True)).endswith("# EOF\n")
 
 
 async def test_metrics_name_a_pool_that_was_renamed_by_its_new_name() -> None:
     figures = Figures()
-    await figures.metrics.text(False)
+    await figures.metrics.text()
     figures.name = "store"
-    assert 'poolctl_build_info{pool="store",' in await figures.metrics.text(False)
+    assert 'poolctl_build_info{pool="store",' in await figures.metrics.text()
 
 
 async def test_metrics_of_selected_servers_are_without_the_others_and_without_features() -> None:
     figures = Figures()
-    text = await figures.metrics.text(False, Selector(["web"]))
+    text = await figures.metrics.text(Selector(["web"]))
     assert 'server="web"' in text
     assert 'server="api"' not in text
     assert figures.asked == 0
-    await figures.metrics.text(False, Selector())
+    await figures.metrics.text(Selector())
     assert figures.asked == 1

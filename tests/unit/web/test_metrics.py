@@ -13,16 +13,11 @@ from starlette.requests import Request
 from poolctl.routing.route_health import DEPTHS, ERROR, RouteHealth
 from poolctl.web import metrics
 from poolctl.web.bearer_tokens import Peer, Refused
-from poolctl.web.metrics import OPENMETRICS, TEXT, MetricsSite, health_by_name, wants_openmetrics
+from poolctl.web.metrics import TEXT, MetricsSite, health_by_name
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
 from tests.unit.supervisor.test_pool_metrics import WELL, Figures
 from tests.unit.web.greeter import Answer, Direct, served
-
-_PROMETHEUS = (
-    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-)
 
 
 class Pages:
@@ -40,13 +35,11 @@ class Pages:
             return await client(path, method, **fields)
 
 
-async def test_metrics_are_served_at_their_path_in_the_form_that_the_client_prefers() -> None:
+async def test_metrics_are_served_at_their_path() -> None:
     pages = Pages(Figures())
     status, fields, body = await pages.ask("/figures")
-    assert (status, fields["content-type"], fields["vary"]) == (200, TEXT, "accept")
+    assert (status, fields["content-type"]) == (200, TEXT)
     assert 'poolctl_build_info{pool="shop"' in body
-    status, fields, body = await pages.ask("/figures", Accept="application/openmetrics-text")
-    assert (status, fields["content-type"], body[-6:]) == (200, OPENMETRICS, "# EOF\n")
     status, fields, body = await pages.ask("/figures", "HEAD")
     assert (status, body) == (200, "")
     assert (await pages.ask("http://pool.example/figures?x"))[0] == 200
@@ -153,31 +146,3 @@ def test_detailed_health_is_refused_to_other_machines() -> None:
         assert (await site.answer(summary, peer)).status_code == 503
 
     run(work())
-
-
-@pytest.mark.parametrize(
-    ("accept", "wanted"),
-    [
-        ("", False),
-        ("*/*", False),
-        ("text/plain", False),
-        ("application/openmetrics-text", True),
-        (_PROMETHEUS, True),
-        ("application/openmetrics-text;version=2.0.0", False),
-        ("application/openmetrics-text;q=0.1, text/plain", False),
-        ("application/openmetrics-text;q=0", False),
-        ("application/openmetrics-text;q=1, text/plain", True),
-        ("application/openmetrics-text;q=0.9, */*", False),
-        ("application/openmetrics-text;q=much", False),
-        ("application/openmetrics-text;q=0.1", True),
-        ("application/openmetrics-text;q=0.5, text/*;q=0.5", True),
-        ("application/openmetrics-text;version=0.0.1;q=0.4, text/html", True),
-    ],
-)  # fmt: skip
-def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: bool) -> None:
-    assert wants_openmetrics(accept) is wanted
-
-
-def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
-    assert wants_openmetrics('application/openmetrics-text;version="1.0.0";x=a=b')
-    assert not wants_openmetrics("text/plain;x=a=b")
