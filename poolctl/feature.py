@@ -78,8 +78,6 @@ class Feature:
     web: str = ""  # the class of the site at its table's address: see web.site.Site
     # By target system of `export`: the function that makes its cli.commands.export.Files.
     exports: Mapping[str, str] = field(default_factory=dict)
-    # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
-    stacks: str = ""
     starters: Mapping[str, InitTemplate] = field(default_factory=dict)  # by the name of the option of `init`
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)

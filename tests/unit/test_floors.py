@@ -92,7 +92,7 @@ FACES = {
     "supervisor": "active_configuration feature_parts observers.pool_metrics statistics takeover.state_store "
     "verbs.changing_verbs verbs.verb web_addresses",
     "web": "bearer_tokens site",
-    "worker": "foreground imports process_setup serving.pool_server serving.uvicorn_parts tally",
+    "worker": "foreground imports serving.pool_server serving.uvicorn_parts tally",
 }
 
 # ServerConfig.validate looks at what is outside of the files.

@@ -13,10 +13,8 @@ from poolctl.cli.outcome import Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import printable, styled
-from poolctl.cli.supervisor_requests import Request, ask_for, selected
-from poolctl.control.client import NoSupervisor
+from poolctl.cli.supervisor_requests import Request, ask_for
 from poolctl.control.server_answers import StacksResult
-from poolctl.feature import features
 from poolctl.runners.stack_report import WorkerStacks
 
 app = typer.Typer(add_completion=False)
@@ -35,21 +33,9 @@ def show_stacks(
 ) -> Outcome:
     """Show what the threads and tasks of workers do now.
 
-    The workers go on; one whose event loop hangs answers as well. Without a supervisor the processes of `poolctl serve`
-    answer.
+    The workers go on; one whose event loop hangs answers as well.
     """
-    pool = find_pool(place)
-    try:
-        result = ask_for(StacksResult, Request("stacks", place, selection), pool)
-    except NoSupervisor:
-        parts = [feature.load(feature.stacks) for feature in features() if feature.stacks]
-        items = [item for stacks_in in parts for item in stacks_in(pool.directory)]
-        if not items:
-            raise
-        if not selection.selector().selects_all:
-            names = {item.name for item in selected(place, selection, pool, command="stacks").items}
-            items = [item for item in items if item.name in names]
-        result = StacksResult(items=tuple(items))
+    result = ask_for(StacksResult, Request("stacks", place, selection), find_pool(place))
     outcome = Outcome.of(result)
     if output in (None, "table", "wide") and not outcome.errors:
         outcome.text = "\n".join(_text(item) for item in result.items)

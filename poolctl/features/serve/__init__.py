@@ -11,5 +11,4 @@ FEATURE = Feature(
             "Run one server as one process, for a container: no supervisor, no restarts.",
         )
     },
-    stacks="_stacks_client:stacks_in",
 )

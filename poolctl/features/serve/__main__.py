@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -18,7 +19,6 @@ from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_c
 from poolctl.worker.serving.uvicorn_parts import apply_and_drop_level, configure
 
 from ._health import HealthEndpoint
-from ._stacks import StacksSocket
 
 _FAILED = 1
 _TERMINATION_LOG = "/dev/termination-log"  # exists in Kubernetes containers only
@@ -31,10 +31,8 @@ class SingleServerProcess:
         self._spec = inherited.spec
         self._listeners = inherited.listeners
         self._tls_fds = inherited.tls_fds
-        sockets = inherited.more
-        self._stacks = StacksSocket(sockets.pop(), self._spec) if self._spec["stacks"] else None
         self._health = HealthEndpoint(
-            self._spec["server"], sockets, self._spec["probes"], self._spec["expose"]
+            self._spec["server"], inherited.more, self._spec["probes"], self._spec["expose"]
         )
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -45,10 +43,10 @@ class SingleServerProcess:
         # The kernel ignores signals to a container's first process unless it has handlers.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _exit_on_signal)
+        # For `kill -URG 1` in a container that hangs: nothing else sends this signal, and by default it is ignored.
+        faulthandler.register(signal.SIGURG)
         try:
             self._health.begin()
-            if self._stacks is not None:
-                self._stacks.begin()
             set_argv_and_path(self._spec)
             settings = apply_and_drop_level(self._spec["uvicorn"] | {"access_log": False})
             config = configure(load_app(self._spec), settings)
@@ -67,16 +65,12 @@ class SingleServerProcess:
         finally:
             _leave_message(self._health.problem)
             close_and_unlink(self._listeners)
-            if self._stacks is not None:
-                self._stacks.close()
         return 0
 
     async def _serve(self, config: uvicorn.Config) -> None:
         spec = self._spec
         self._serving = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        if self._stacks is not None:
-            self._stacks.loop = loop
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stop)
         server = self._server = PoolServer(

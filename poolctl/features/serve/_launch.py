@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 from typing import NoReturn
 
@@ -12,25 +10,20 @@ from poolctl.cli.foreground_server import ForegroundServer, prepare_single_serve
 from poolctl.cli.options import Selection
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.place import Place
-from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import print_diagnostics
 from poolctl.config import Probe, ServerConfig
-from poolctl.control.pool_paths import ensure_pool_dir
-from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
 from poolctl.listeners.listen_errors import ListenError, name_holders
 from poolctl.listeners.open_listener import open_listener
-
-from ._stacks_client import socket_path
 
 
 def become_server(
     place: Place, selection: Selection, *, listen: str | None, health: str | None, stop_delay: float
 ) -> NoReturn:
     """Replace this process by the selected server (exec). Raises UsageError and Failure."""
-    pool = find_pool(place)
-    server = prepare_single_server(selection, pool, "poolctl serve")
+    server = prepare_single_server(selection, find_pool(place), "poolctl serve")
     if server.command:
         for option, value in (("--health", health), ("--stop-delay", stop_delay)):
             if value:
@@ -45,14 +38,12 @@ def become_server(
     if server.scale.max > 1:
         del foreground.spec["index"]  # another container may run the same worker
     listeners = open_health_listeners(health or "")
-    stacks = [] if server.command else _open_stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
-        stacks=bool(stacks),
         stop_delay_seconds=stop_delay,
         probes={} if server.command else http_probes(server),
     )
-    foreground.become("features.serve", more=[*listeners, *stacks])
+    foreground.become("features.serve", more=listeners)
 
 
 def listening_on(server: ServerConfig, address: str) -> ServerConfig:
@@ -76,22 +67,6 @@ def open_health_listeners(address: str) -> list[socket.socket]:
     except ListenError as error:
         problem = name_holders([error])[0]
         raise Failure(Outcome.failed(FAILED, f"--health: {problem.message}", problem.hint)) from None
-
-
-def _open_stacks_socket(pool: PoolRef) -> list[socket.socket]:
-    """Return [socket] for `poolctl stacks`, in the pool's private directory; [] on failure."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        path = socket_path(ensure_pool_dir(os.environ, pool.key), os.getpid())
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # left by an earlier process: pids repeat in containers
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen()
-    except (ControlError, OSError):
-        listener.close()
-        return []
-    return [listener]
 
 
 def http_probes(server: ServerConfig) -> Table:

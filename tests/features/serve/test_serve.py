@@ -45,6 +45,28 @@ def test_signal_during_the_import_ends_it(serve: Any, until: Any, number: signal
     assert web.process.wait(60) == 0
 
 
+@pytest.mark.integration
+def test_signal_writes_stacks_during_import_and_while_loop_is_blocked(serve: Any, until: Any) -> None:
+    web = serve(waits=True)
+    until(lambda: web.health()[0] == 503)
+
+    def show(function: str) -> None:
+        web.process.send_signal(signal.SIGURG)
+        while "application.py" not in (line := web.process.stderr.readline()) or function not in line:
+            assert line, "it has ended"
+
+    show("<module>")
+    web.touch("imported")
+    until(lambda: web.health() == (200, "ok"))
+    replies: list[Reply] = []
+    asking = web.get_later("/block", replies)
+    until(web.is_asked)
+    show("app")
+    web.touch("answer")
+    asking.join(60)
+    assert [reply.status for reply in replies] == [200]
+
+
 FAILING = HELLO_APP.replace(
     '"type": kind + ".complete"', '"type": "lifespan.startup.failed", "message": "no database"'
 )
