@@ -266,6 +266,9 @@ class Restart(Section, frozen=True):
     __hash__ = Section.__hash__
 
 
+PROBE_KINDS = ("http", "tcp", "exec")
+
+
 class Probe(Section, frozen=True):
     """A check of a server: exactly one of http, tcp and exec."""
 
@@ -302,10 +305,16 @@ class Probe(Section, frozen=True):
     body: Expression | None = None
     """A regular expression that must match within the body."""
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of probe that are given; a valid probe has one."""
+        return [kind for kind in PROBE_KINDS if getattr(self, kind)]
+
     def findings(self) -> Iterator[Finding]:
-        kinds = [kind for kind in ("http", "tcp", "exec") if getattr(self, kind)]
+        kinds = self.kinds
         if len(kinds) != 1:
-            message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"
+            allowed = f"{', '.join(PROBE_KINDS[:-1])} and {PROBE_KINDS[-1]}"
+            message = f"a probe is one of {allowed}, and this is {' and '.join(kinds) or 'none'}"
             yield Finding((), message, "keep one of them" if kinds else 'add http = "/path"')
         elif kinds != ["http"]:
             for key in [

@@ -14,7 +14,7 @@ from poolctl.config.checks.external_checks import check_socket_owner, check_user
 from poolctl.config.files.read_file import read_text
 from poolctl.config.model.pool_tables import NONE, Located, NamesOfInvalidServers, Tables
 from poolctl.config.model.server_keys import ServerConfig, no_socket_file
-from poolctl.config.model.server_tables import Probe, TLSConfig
+from poolctl.config.model.server_tables import PROBE_KINDS, Probe, TLSConfig
 from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, shortened_printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_REQUESTS, STICKY, Route, Target
@@ -229,7 +229,7 @@ def _probe_problems(
     speaks_h2 = any(target.to.startswith(("h2c://", "https+h2://")) for target in targets)
     allowed = ("tcp",) if speaks_h2 or isinstance(route, StreamConfig) else ("http", "tcp")
     for path, probe in probes:
-        for key in ("http", "tcp", "exec", "body"):
+        for key in (*PROBE_KINDS, "body"):
             if probe is not None and getattr(probe, key) and key not in allowed:
                 kind = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
                 kind = "a target that speaks HTTP/2" if speaks_h2 else kind

@@ -223,7 +223,8 @@ def _index_used(server: ServerConfig) -> Iterator[Finding]:
 def _ready_too_early(server: ServerConfig) -> Iterator[Finding]:
     """A warning for a program without a health probe on a port that poolctl opens."""
     probes = (server.health.startup, server.health.readiness)
-    is_probed = any(probe is not None and (probe.http or probe.exec) for probe in probes)
+    # A probe over TCP passes at once: poolctl has opened the port.
+    is_probed = any(probe is not None and not probe.tcp for probe in probes)
     if server.command and server.listens and not is_probed and not opens_own_port(server):
         message = "pods are ready before the program has started, because poolctl opens its port"
         fix = 'write health = "/PATH", so that a release that does not start replaces no pods'

@@ -44,8 +44,6 @@ REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered"
 _STATES = (STARTING, SERVING, FAILING, SILENT)
 _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 
-# Only for a server's probes: a program would run as the pool's user, an expression needs a process to match it.
-_NOT_PROBED = ("exec", "tcp", "body")
 
 _URL_ALLOWED = '"http://HOST:PORT", "https://HOST:PORT" or "unix:/PATH"'
 _MAX_NAME_LENGTH = 200
@@ -93,7 +91,8 @@ def registration_of(values: dict[str, Tree], findings: list[Finding]) -> Registr
     """Validate these keys. Returns None if they are invalid, with the reasons added to `findings`."""
     request = validated(RegistrationRequest, values, findings)
     probe = None if request is None else request.probe
-    if probe is not None and (probe.http is None or any(getattr(probe, key) for key in _NOT_PROBED)):
+    # A program would run as the pool's user, and an expression needs a process that matches it.
+    if probe is not None and (probe.kinds != ["http"] or probe.body):
         message = "a registered service is probed by http alone"
         findings.append(Finding(("probe",), message, 'allowed is "/health"'))
         return None
