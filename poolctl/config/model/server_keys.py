@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Strict, Tag, model_validator
 
@@ -111,15 +111,17 @@ class AutomaticPort:
         return f"<AutomaticPort of {self.port_range}>"
 
 
+def _names_or_table(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in get_args(names)) + ", or a table"
+
+
 # Keys set only by poolctl, not by files.
 _INTERNAL_KEYS = frozenset({"address", "base_dir", "handlers", "derived_expose", "lacks_environment"})
 WORKERS_ALLOWED = f"at least 1, at most {MAX_WORKERS}"
 _NAME = Short("name", 'the name of a server, or { name = "db", condition = "started" }')
 _PROBED_PATH = Short("readiness.http", 'a path such as "/ready", or a table', UrlPath)
-_POLICY = Short("policy", '"no", "on-failure", "always", or a table', RestartPolicy, "no")
-_STRATEGY = Short(
-    "strategy", '"restart", "replace", "disable", "notify", "none", or a table', RecoveryStrategy
-)
+_POLICY = Short("policy", _names_or_table(RestartPolicy), RestartPolicy, "no")
+_STRATEGY = Short("strategy", _names_or_table(RecoveryStrategy), RecoveryStrategy)
 _ServerTLS = Annotated[
     Annotated[Truth, Tag(TRUTH)] | Annotated[TLSConfig, Tag(TABLE)],
     by_form('true, false, or { cert = "FILE", key = "FILE" }'),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from poolctl.config import ServerConfig, json_schema
 from poolctl.config.model.pool_tables import model_of_table
+from poolctl.config.model.server_tables import RestartPolicy
 from poolctl.config.rules.json_schema import INTERPOLATED
 
 
@@ -92,7 +93,7 @@ def test_variable_may_stand_for_a_number_a_truth_value_or_a_choice(
 def test_the_short_forms_are_allowed(tables: dict[str, Any]) -> None:
     server = tables["Server"]["properties"]
     assert {"type": "boolean"} in server["tls"]["anyOf"]
-    assert {"type": "string", "enum": ["no", "on-failure", "always"]} in server["restart"]["anyOf"]
+    assert {"type": "string", "enum": [*get_args(RestartPolicy)]} in server["restart"]["anyOf"]
     assert {"type": "string"} in server["depends_on"]["items"]["anyOf"]
     assert {"type": "string", "minLength": 1, "format": "path"} in server["env_file"]["anyOf"]
     assert tables["EnvFile"]["properties"].keys() == {"path", "expand"}
