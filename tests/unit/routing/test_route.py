@@ -9,7 +9,6 @@ import pytest
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import (
     HTTPS,
-    POLICIES,
     ExcludedRoute,
     Header,
     Redirect,
@@ -79,9 +78,3 @@ BREAKER = {
 )  # fmt: skip
 def test_key_that_is_not_given_has_its_documented_default(kind: Any, given: Table, others: Table) -> None:
     assert to_json(from_json(kind, given)) == {**given, **others}
-
-
-def test_policies_have_the_names_that_files_use() -> None:
-    assert POLICIES == (
-        "round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", "sticky",
-    )  # fmt: skip
