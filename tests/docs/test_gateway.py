@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.routing.route import POLICIES
 from tests.certificates import certificate
 from tests.real_pool import RealPool
 
@@ -17,11 +16,6 @@ def test_examples_are_valid_together(real_pool: RealPool) -> None:
     certificate(real_pool.directory, "internal-ca")
     real_pool.write("pool.toml", "\n".join(EXAMPLES))
     assert real_pool.ok("validate").stdout == "3 servers, ok (applications not imported: --import)\n"
-
-
-def test_every_policy_is_named() -> None:
-    (sentence,) = re.findall(r"`policy` is (.*?)\.", TEXT, re.DOTALL)
-    assert set(re.findall(r"`(\S+)`", sentence)) == set(POLICIES), "docs/gateway.md"
 
 
 def test_every_command_in_it_is_one(real_pool: RealPool) -> None:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from poolctl.config import Health, Probe
-from poolctl.config.model.server_tables import PROBE_KINDS
 from poolctl.units import format_duration
 from tests.real_pool import RealPool
 
@@ -17,10 +16,6 @@ def test_example_is_valid(real_pool: RealPool) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     real_pool.write("pool.toml", example)
     assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
-
-
-def test_each_kind_of_probe_is_described() -> None:
-    assert re.findall(r"^- \*\*`(\w+) = ", TEXT, re.MULTILINE) == [*PROBE_KINDS], "docs/health.md"
 
 
 def test_probes_and_thresholds_are_those_of_the_model() -> None:
