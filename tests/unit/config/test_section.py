@@ -124,7 +124,7 @@ def test_table_is_replaced_by_another_one_with_other_values_and_their_checks() -
 @pytest.mark.parametrize(
     ("path", "keys"),
     [
-        ((), ("policy", "backoff", "limit", "window", "check")),
+        ((), Restart.keys_in_files()),
         (("backoff",), ("initial", "max", "factor", "jitter")),
         (("backoff", 0), ("initial", "max", "factor", "jitter")),
         (("limit",), ()),
@@ -148,7 +148,7 @@ def test_table_is_written_as_it_was_given_and_as_it_applies() -> None:
     restart = Restart(limit=3, backoff={"initial": 1})
     assert restart.as_given() == {"limit": 3, "backoff": {"initial": 1.0}}
     backoff = {"initial": 1.0, "max": 30.0, "factor": 2.0, "jitter": 0.1}
-    assert restart.to_dict() == {"backoff": backoff, "limit": 3, "window": 300.0}
+    assert restart.to_dict() == {**Restart().to_dict(), "backoff": backoff, "limit": 3}
     server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", depends_on=[{"name": "db"}])
     assert server.as_given()["depends_on"] == [{"name": "db"}]
     assert server.to_dict()["depends_on"] == [{"name": "db", "condition": "ready"}]
