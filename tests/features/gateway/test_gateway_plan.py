@@ -182,3 +182,12 @@ def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=f"cannot read {first[1]}: No such file or directory") as failed:
         made()
     assert failed.value.hint == "check `tls` of [gateway]"
+
+
+async def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
+    listeners, plain = GatewayListeners(Store(), Opener()), http(f"127.0.0.1:{claim_port()}")
+    assert await listeners.open_missing(by_key(plain)) == []
+    sockets, secure = listeners.of(plain.bind), http(plain.bind, tls=True)
+    assert await listeners.open_missing(by_key(secure)) == []
+    assert (listeners.settings, listeners.of(plain.bind)) == (by_key(secure), sockets)
+    await listeners.close_others(())

@@ -205,19 +205,30 @@ def _without_password(key: bytes, path: str, password: str) -> bytes:
     return done.stdout
 
 
+class OpenListener(NamedTuple):
+    """An open listener. `identity` is that of the file of a Unix socket."""
+
+    settings: ListenerSettings
+    sockets: list[socket.socket]
+    identity: Identity | None
+
+
 class GatewayListeners:
-    """Opens and closes listeners. `settings` has those of the open listeners, by key: the address in canonical form."""
+    """Opens and closes listeners, by key: the address in canonical form."""
 
     def __init__(self, keeper: Link, opener: Opener) -> None:
         self._keeper = keeper
         self._opener = opener
-        self.settings: dict[str, ListenerSettings] = {}
-        self._open: dict[str, list[socket.socket]] = {}
-        self._identities: dict[str, Identity | None] = {}
+        self._open: dict[str, OpenListener] = {}
+
+    @property
+    def settings(self) -> dict[str, ListenerSettings]:
+        """The settings of the open listeners, by key."""
+        return {key: listener.settings for key, listener in self._open.items()}
 
     def of(self, key: str) -> list[socket.socket]:
         """The sockets of this listener, or an empty list if it is not open."""
-        return self._open.get(key, [])
+        return self._open[key].sockets if key in self._open else []
 
     async def adopt(self) -> None:
         """Take over the previous supervisor's sockets from the keeper, unless they are open here."""
@@ -225,9 +236,11 @@ class GatewayListeners:
             key = name.removeprefix(fd_store.GATEWAY_LISTENER)
             if key not in self._open:
                 reply, fds = await self._keeper.call({"op": "get", "name": name})
-                self.settings[key] = from_json(ListenerSettings, reply["meta"])
-                self._open[key] = [socket.socket(fileno=fd) for fd in fds]
-                self._identities[key] = socket_file_identity(self.settings[key].bind)
+                settings, sockets = (
+                    from_json(ListenerSettings, reply["meta"]),
+                    [socket.socket(fileno=fd) for fd in fds],
+                )
+                self._open[key] = OpenListener(settings, sockets, socket_file_identity(settings.bind))
 
     async def open_missing(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
         """Open the listeners in `wanted` that are not open yet; returns the errors of failed attempts.
@@ -236,48 +249,40 @@ class GatewayListeners:
         and serves, until HAProxy is replaced. Open Unix sockets get their mode and owner.
         """
         problems: list[ServerError] = []
-        for key, listener in wanted.items():
-            is_open = key in self._open
-            if is_open and self.settings[key] != listener:
-                self._store(key, listener)
+        for key, settings in wanted.items():
+            address, listener = parse(settings.bind), self._open.get(key)
+            if listener is not None and listener.settings != settings:
+                self._put(key, listener._replace(settings=settings))
             try:
                 allowed = PRIVATE
-                if listener.mode:
-                    allowed = await in_daemon_thread(partial(socket_access, listener.mode, listener.owner))
-                if is_open:
-                    change_access(parse(listener.bind), self._open[key], allowed)
+                if settings.mode:
+                    allowed = await in_daemon_thread(partial(socket_access, settings.mode, settings.owner))
+                if listener is not None:
+                    change_access(address, listener.sockets, allowed)
+                    continue
+                outdated = [
+                    sock
+                    for other, beside in self._open.items()
+                    if other not in wanted and overlaps(parse(other), address)
+                    for sock in beside.sockets
+                ]
+                sockets = await self._opener.listen(address, access=allowed, beside=outdated)
             except ServerError as error:
                 problems.append(error)
                 continue
-            if is_open:
-                continue
-            address = parse(listener.bind)
-            outdated = [
-                sock
-                for other, sockets in self._open.items()
-                if other not in wanted and overlaps(parse(other), address)
-                for sock in sockets
-            ]
-            try:
-                self._open[key] = await self._opener.listen(address, access=allowed, beside=outdated)
-            except ServerError as error:
-                problems.append(error)
-                continue
-            self._identities[key] = socket_file_identity(listener.bind)
-            self._store(key, listener)
+            self._put(key, OpenListener(settings, sockets, socket_file_identity(settings.bind)))
         return problems
 
-    def _store(self, key: str, listener: ListenerSettings) -> None:
-        self.settings[key] = listener
-        entry = f"{fd_store.GATEWAY_LISTENER}{key}"
-        self._keeper.send({"op": "put", "name": entry, "meta": to_json(listener)}, self._open[key])
+    def _put(self, key: str, listener: OpenListener) -> None:
+        self._open[key] = listener
+        entry = {"op": "put", "name": f"{fd_store.GATEWAY_LISTENER}{key}", "meta": to_json(listener.settings)}
+        self._keeper.send(entry, listener.sockets)
 
     async def close_others(self, wanted: Collection[str]) -> None:
         """Close all listeners that are not in `wanted`. HAProxy has closed its descriptors, or is about to."""
         for key in self._open.keys() - {*wanted}:
-            del self.settings[key]
-            sockets = self._open.pop(key)
-            self._opener.close(parse(key).key, sockets, self._identities.pop(key))
+            listener = self._open.pop(key)
+            self._opener.close(parse(key).key, listener.sockets, listener.identity)
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
 

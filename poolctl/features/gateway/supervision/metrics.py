@@ -121,23 +121,23 @@ def _route_health(healths: Mapping[str, RouteHealth]) -> Family:
 
 
 def _hosts(hosts: Sequence[Table], counts: TrafficCounts) -> Iterable[Family]:
-    state = Family("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
-    health = Family("poolctl_host_health", "gauge", "1 for how the backend is: see `poolctl backends`.")
-    breaker = Family("poolctl_host_breaker", "gauge", "1 for the state of the host's breaker.")
+    states: Sequence[tuple[str, str, Iterable[str], Family]] = [
+        (key, label, values, Family(f"poolctl_host_{key}", "gauge", f"1 for {text}."))
+        for key, label, values, text in (
+            ("state", "state", RequestedBackendState, "the state in which the host was put"),
+            ("health", "status", STATUSES, "how the backend is: see `poolctl backends`"),
+            ("breaker", "state", BreakerState, "the state of the host's breaker"),
+        )
+    ]
     text = "Requests forwarded to the host without a complete response, by the reason."
     errors = Family("poolctl_host_request_errors", "counter", text)
-    named = []
     for row in hosts:
-        host = row["host"]
-        for value in RequestedBackendState:
-            state.add(int(row["state"] == value), host=host, state=value)
-        for status in STATUSES:
-            health.add(int(row["health"] == status), host=host, status=status)
-        for position in BreakerState:
-            breaker.add(int(row["breaker"] == position), host=host, state=position)
-        _add_errors(errors, counts.backends[host], host=host)
-        named.append((row, {"host": host}))
-    return state, health, breaker, *families_of(_HOST, named), errors
+        for key, label, values, family in states:
+            for value in values:
+                family.add(int(row[key] == value), host=row["host"], **{label: value})
+        _add_errors(errors, counts.backends[row["host"]], host=row["host"])
+    named = [(row, {"host": row["host"]}) for row in hosts]
+    return *(family for *_, family in states), *families_of(_HOST, named), errors
 
 
 def _add_errors(errors: Family, traffic: Traffic, **labels: str) -> None:
