@@ -87,8 +87,8 @@ class ActiveConfiguration:
         self.marks: Marks | None = None  # the state of the files when they were read; None if unknown
         self._subscribers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
-        self._self_binding = SelfBindingProgramsFile(os.path.join(state_directory, "programs.json"))
-        # Servers whose command cannot start while an older process runs.
+        # Servers whose command opens its socket itself, and those whose command cannot run twice at once.
+        self._self_binding = ProgramsFile(os.path.join(state_directory, "programs.json"))
         self.not_overlapping = ProgramsFile(os.path.join(state_directory, "no-overlap.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
@@ -423,11 +423,7 @@ class ProgramsFile:
 
     def has(self, server: ServerConfig) -> bool:
         """Whether `remember` has saved the server with the command that it has now."""
-        return server.name in self._commands and self._commands[server.name] == _digest(server)
-
-
-class SelfBindingProgramsFile(ProgramsFile):
-    """Remembers the servers whose commands open their sockets themselves."""
+        return self._commands.get(server.name) == _digest(server)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """The servers, with `socket = "program"` where `socket` is not set and `remember` has saved the command."""

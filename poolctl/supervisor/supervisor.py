@@ -817,29 +817,25 @@ class RuntimeFiles:
         """Write info.json and the symlink `@name`, and remove the previous name's symlink. Errors are only logged."""
         if self.withdrawn:
             return
-        before = self._complete
-        try:
-            self._write_info(name)
-        except OSError as error:
-            self._complete = False
-            if before:
-                logger.warning("cannot write the pool's runtime files: %s", error)
-
-    def _write_info(self, pool_name: str) -> None:
-        if self._name not in ("", pool_name):
-            self._unlink_name()
-        self._name = pool_name
         info = {
-            "name": pool_name,
+            "name": name,
             "files": self._files,
             "keeper_pid": self.keeper_pid,
             "supervisor_pid": os.getpid(),
             "started": self._started,
             "version": __version__,
         }
-        replace_file(os.path.join(self._directory, "info.json"), json.dumps(info).encode())
-        self._complete = True
-        self._link_name()
+        was_complete, self._complete = self._complete, False
+        try:
+            if self._name not in ("", name):
+                self._unlink_name()
+            self._name = name
+            replace_file(os.path.join(self._directory, "info.json"), json.dumps(info).encode())
+            self._link_name()
+            self._complete = True
+        except OSError as error:
+            if was_complete:
+                logger.warning("cannot write the pool's runtime files: %s", error)
 
     def republish_as(self, name: str) -> None:
         """Publish the pool under this name, if it is published under another."""

@@ -24,7 +24,6 @@ from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
     ProgramsFile,
-    SelfBindingProgramsFile,
     default_name,
     obstacles_to_adding,
     try_write_object,
@@ -349,8 +348,8 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     tmp_path: Path,
 ) -> None:
     path = str(tmp_path / "programs.json")
-    SelfBindingProgramsFile(path).remember(program_of("web", "nginx"))
-    programs = SelfBindingProgramsFile(path)
+    ProgramsFile(path).remember(program_of("web", "nginx"))
+    programs = ProgramsFile(path)
     servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
     assert [server.socket for server in programs.apply_to(servers)] == [
         "program",
@@ -363,15 +362,7 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     programs.remember(program_of("web", "nginx"))
     assert os.stat(path).st_ino == written
     programs.remember(program_of("web", "caddy"))
-    assert SelfBindingProgramsFile(path).apply_to(servers[1:2])[0].socket == "program"
-
-
-def test_program_is_remembered_until_its_command_changes(tmp_path: Path) -> None:
-    path = str(tmp_path / "no-overlap.json")
-    ProgramsFile(path).remember(program_of("web", "nginx"))
-    programs = ProgramsFile(path)
-    servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
-    assert [programs.has(server) for server in servers] == [True, False, False]
+    assert ProgramsFile(path).apply_to(servers[1:2])[0].socket == "program"
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]"])
