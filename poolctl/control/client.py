@@ -541,7 +541,13 @@ class _ConnectionAttempts:
             if not user_locks().is_held(directory):
                 raise
             if monotonic() >= self._end:
-                raise _missing_socket_error(self._socket_path, holder(directory)) from None
+                pid = holder(directory)
+                running = f"the pool is running (pid {pid})" if pid else "the pool is running"
+                raise ControlError(
+                    f"{running}, but its control socket {self._socket_path} is missing",
+                    exit_code=exit_codes.CONFLICT,
+                    hint=f"try again in a moment; kill {pid or 'its keeper'} ends the pool",
+                ) from None
         return None
 
 
@@ -720,15 +726,6 @@ def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
         return bool(poll.poll(limit_seconds * 1000))
     finally:
         os.close(process)
-
-
-def _missing_socket_error(socket_path: str, pid: int) -> ControlError:
-    running = f"the pool is running (pid {pid})" if pid else "the pool is running"
-    return ControlError(
-        f"{running}, but its control socket {socket_path} is missing",
-        exit_code=exit_codes.CONFLICT,
-        hint=f"try again in a moment; kill {pid or 'its keeper'} ends the pool",
-    )
 
 
 def _silence_error(socket_path: str, seconds: float) -> ControlError:

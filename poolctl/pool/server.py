@@ -20,7 +20,7 @@ from random import Random
 from typing import Any, NoReturn, Protocol
 
 from poolctl.address import Address, parse
-from poolctl.config import AutomaticPort, Dependency, ServerConfig
+from poolctl.config import AutomaticPort, ServerConfig
 from poolctl.core.command_goal import CommandGoal, wait_until
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
@@ -694,7 +694,12 @@ class StartOperation:
             replace = self._kind is PoolRestartError
             changed = []
             for pending in group:
-                config = self._core_configuration(pending, names, needed)
+                # An order for a single server changes no dependencies.
+                entry, dependencies = pending.handle.entry, needed[pending.handle]
+                if self._holds is None:
+                    dependencies = entry.config.depends_on if entry is not None else ()
+                update = {"name": names[pending.handle], "depends_on": dependencies}
+                config = pending.config.model_copy(update=update)
                 changed.append(host.add_or_update(pending.handle, config, replace=replace, live=pending.live))
             entries = [pending.entry for pending in group if pending.startable]
             goals[host] = CommandGoal(host.core, self._kind, entries)
@@ -702,19 +707,6 @@ class StartOperation:
                 if pending.startable:
                     self._order(host, pending, changed=is_new)
         return goals
-
-    def _core_configuration(
-        self, pending: _PendingServer, names: dict[Handle, str], needed: dict[Handle, tuple[Dependency, ...]]
-    ) -> ServerConfig:
-        """Return the server's configuration for the core, where servers may have other names than in the pool.
-
-        `names` gives each server's name in the core, and `needed` its dependencies under such names. An order for a
-        single server ignores `needed`: the server keeps those in the core, and a new one has no dependencies.
-        """
-        dependencies = needed[pending.handle]
-        if self._holds is None:
-            dependencies = pending.entry.config.depends_on if pending.handle.entry is not None else ()
-        return pending.config.model_copy(update={"name": names[pending.handle], "depends_on": dependencies})
 
     def _order(self, host: CoreHost, pending: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, pending.entry

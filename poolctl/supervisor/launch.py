@@ -130,7 +130,9 @@ def _start_keeper(
 ) -> LaunchedKeeper:
     # A guess, because only the supervisor parses the files. It replaces the zygote if the guess was wrong.
     without = sorted({*variables_named_by_env_keys(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
-    programs = _programs(files, pool_directory, env, without)
+    command = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
+    supervisor = CompanionSpec(command, f"{pool_directory}/supervisor.log", session=False)
+    programs = {fd_store.SUPERVISOR: supervisor} | companions(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:
         fds = [ours.enter_context(listen(path)).fileno()]
         write = -1
@@ -147,7 +149,6 @@ def _start_keeper(
             keeper_end, program_end = (ours.enter_context(end) for end in wire.pair())
             fds.append(keeper_end.fileno())
             program.fds = [program_end.fileno()]
-        supervisor = programs[fd_store.SUPERVISOR]
         plan = {
             "supervisor": supervisor.argv,
             "control": 3,
@@ -163,19 +164,6 @@ def _start_keeper(
         if lifeline:  # the caller continues, and must not hold open what the pool closes
             close_all(inherited)
         return LaunchedKeeper(keeper_pid, write)
-
-
-def _programs(
-    files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
-) -> dict[str, CompanionSpec]:
-    """Return the commands of the supervisor and the runner's processes, such as the logger, by their names.
-
-    The environment variables `without` are not passed to the runner's processes.
-    """
-    log = f"{pool_directory}/supervisor.log"
-    supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
-    programs = {fd_store.SUPERVISOR: CompanionSpec(supervisor, log, session=False)}
-    return programs | companions(files, pool_directory, env, without)
 
 
 def _systemd_sockets(env: Mapping[str, str]) -> tuple[list[int], list[str]]:

@@ -220,8 +220,9 @@ class WorkerRecovery:
         state = self._states.get(entry.name)
         if state is None and not entry.observed.recovering:
             return
-        if entry.observed.recovering:
-            self._conclude_if_over(entry)
+        if (report := entry.observed.recovering) and (outcome := _recovery_outcome(entry)) is not None:
+            self._core.note_recovery_ended(entry)
+            self._record(entry, report, *outcome)
         if state is not None:
             self._forget_resolved_problems(entry, state)
             self._decide_and_recover(entry, state)
@@ -337,13 +338,6 @@ class WorkerRecovery:
 
         reading.add_done_callback(take_lines)
         return report
-
-    def _conclude_if_over(self, entry: Entry) -> None:
-        outcome = _recovery_outcome(entry)
-        if outcome is not None:
-            report = entry.observed.recovering
-            self._core.note_recovery_ended(entry)
-            self._record(entry, report, *outcome)
 
     def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:
         duration = max(0.0, self._core.clock.time() - report["since"])

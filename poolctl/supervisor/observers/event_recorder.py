@@ -248,19 +248,15 @@ class LostOutputReporter:
         entry = self._core.entries.get(name)
         if entry is None:
             return
-        because = f" to {path}: {reason}" if reason else f" to {path}"
-        self._warn(entry, count, because)
+        could_not = f"bytes of output could not be written to {path}{f': {reason}' if reason else ''}"
+        before, lost = self._warnings.get(name, ("", 0))
+        lost = lost + count if before in entry.observed.warnings else count
+        warning = f"{name}: {lost} {could_not}"
+        self._core.add_command_warning(entry, warning, instead_of=before)
+        self._warnings[name] = warning, lost
         if lost := self._reported.count_to_report(self._core.clock.monotonic(), count, name):
-            message = f"{lost} bytes of output could not be written{because}"
+            message = f"{lost} {could_not}"
             bind = entry.config.key
             self._events.record(
                 "pool", "output lost", server=name, message=message, cause=reason, bind=bind, severity="error"
             )
-
-    def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Update the server's warning: the bytes of output lost since the command in progress began."""
-        before, lost = self._warnings.get(entry.name, ("", 0))
-        lost = lost + count if before in entry.observed.warnings else count
-        text = f"{entry.name}: {lost} bytes of output could not be written{because}"
-        self._core.add_command_warning(entry, text, instead_of=before)
-        self._warnings[entry.name] = text, lost
