@@ -85,7 +85,6 @@ from .context import Handler, PoolContext, Shared, error_about
 from .core_host import CoreHost, Future, Handle, order_stop
 from .loop_thread import LOCK
 from .server import (
-    Holds,
     Monitor,
     Server,
     StartAndStop,
@@ -94,7 +93,6 @@ from .server import (
     blocked_as,
     handle_in_process,
     pools,
-    resting_dependencies,
     with_port,
 )
 from .server import stop as stop_in_order
@@ -709,8 +707,13 @@ class Pool(Mapping[str, Server], StartAndStop):
         if failure is not None:
             raise failure
 
-    def _targets(self) -> tuple[Sequence[Server], Holds]:
-        return [*self._snapshot().values()], self._holds
+    def _ordered(self, kind: type[PoolError]) -> Sequence[Server]:
+        servers = [*self.values()]
+        if kind is PoolStopError:
+            return servers
+        starting = [server for server in servers if not server._is_resting]
+        chosen = {*starting, *_resting_dependencies(starting, servers)}
+        return [server for server in servers if server in chosen]
 
     @property
     def is_running(self) -> bool:
@@ -805,6 +808,25 @@ def _health_of(server: Server) -> route_health.RouteHealth:
         latency_seconds=handle.latency_seconds,
         why=handle.probe_problem or server.message,
     )
+
+
+def _resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
+    """The `members` that start on demand, do not run, and are needed by servers in `starting`, directly or not.
+
+    Jobs that have ended with 0 are left out.
+    """
+    resting: dict[str, list[Server]] = {}
+    for server in members:
+        if server._is_resting and not server.ready:
+            resting.setdefault(server.name, []).append(server)
+    dependencies: list[Server] = []
+    pending = [*starting] if resting else []
+    while pending:
+        for dependency in pending.pop().config.depends_on:
+            needed = resting.pop(dependency.name, [])
+            dependencies += needed
+            pending += needed
+    return dependencies
 
 
 def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
@@ -991,7 +1013,7 @@ class ApplyOperation:
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._begin_change(server, config, changes[0] if changes else None)
         active = [*self._to_start, *(server for server in members if _is_wanted(server))]
-        self._to_start += resting_dependencies(active, members)
+        self._to_start += _resting_dependencies(active, members)
         for server in self._pool._replace_members([*members, *kept]):
             if handle := handle_in_process(server):
                 self._stops |= handle.stops

@@ -144,25 +144,19 @@ class StartAndStop:
 
     __slots__ = ()
 
-    def _targets(self) -> tuple[Sequence[Server], Holds | None]:
-        """Return the servers to act on, and a test whether a server is still in the pool (None for a single server)."""
-        raise NotImplementedError
+    # Tests whether a server is still in the pool; None for a single server.
+    _holds: Holds | None = None
 
     def _ordered(self, kind: type[PoolError]) -> Sequence[Server]:
         """The servers on which an operation that raises `kind` acts."""
-        servers, holds = self._targets()
-        if holds is None or kind is PoolStopError:
-            return servers
-        starting = [server for server in servers if not server._is_resting]
-        chosen = {*starting, *resting_dependencies(starting, servers)}
-        return [server for server in servers if server in chosen]
+        raise NotImplementedError
 
     def _operation(self, kind: type[PoolError], timeout: Timeout) -> Coroutine[None, None, None]:
         """The operation that raises `kind`, for the loop thread."""
         servers, limit = self._ordered(kind), timeout_seconds("timeout", timeout)
         if kind is PoolStopError:
             return stop(servers, limit)
-        return StartOperation(servers, limit, self._targets()[1], kind).run()
+        return StartOperation(servers, limit, self._holds, kind).run()
 
     async def _perform(self, kind: type[PoolError], timeout: Timeout) -> None:
         with blocked_as(kind, lambda: self._ordered(kind), timeout) as limit:
@@ -365,8 +359,8 @@ class Server(StartAndStop):
             raise PoolMonitorError(f"{self.name} cannot be monitored", [problem]) from error
         return (Status.KO if refused else Status.OK), latency, refused
 
-    def _targets(self) -> tuple[Sequence[Server], Holds | None]:
-        return [self], None
+    def _ordered(self, kind: type[PoolError]) -> Sequence[Server]:
+        return [self]
 
     @property
     def _observed(self) -> ServerRuntimeState:
@@ -461,25 +455,6 @@ Timeout = float | timedelta | str | None
 Holds = Callable[["Server"], bool]
 # Maximum wait for the end of workers that are killed because their start was abandoned.
 _KILL_SECONDS = 5.0
-
-
-def resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
-    """The `members` that start on demand, do not run, and are needed by servers in `starting`, directly or not.
-
-    Jobs that have ended with 0 are left out.
-    """
-    resting: dict[str, list[Server]] = {}
-    for server in members:
-        if server._is_resting and not server.ready:
-            resting.setdefault(server.name, []).append(server)
-    dependencies: list[Server] = []
-    pending = [*starting] if resting else []
-    while pending:
-        for dependency in pending.pop().config.depends_on:
-            needed = resting.pop(dependency.name, [])
-            dependencies += needed
-            pending += needed
-    return dependencies
 
 
 @contextlib.contextmanager
