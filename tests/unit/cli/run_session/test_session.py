@@ -7,18 +7,24 @@ import inspect
 import io
 import json
 import os
+import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.cli.main import main
+from poolctl.cli.options import Selection
+from poolctl.cli.place import Place
+from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.render import show
+from poolctl.cli.run_session.session import RunSession
+from poolctl.cli.run_session.signals import blocked_signals, stopping_signals
+from poolctl.cli.supervisor_requests import Request
 from poolctl.control.client import write_exit
 from poolctl.control.pool_paths import pool_key
 from poolctl.keeper import wire
@@ -35,17 +41,45 @@ class Launched:
     def __init__(self, directory: Path, answers: dict[str, Any]) -> None:
         self.place = directory / "run" / pool_key(str(directory / "pool.toml"))
         self.answers = answers
-        self.launches: list[tuple[list[str], dict[str, str]]] = []
         self.error = io.StringIO()
         self.requests: list[tuple[str, dict[str, Any]]] = []
-        self.on_launch: Callable[[], None] = lambda: None
         self._stack = ExitStack()
         self._keepers = -1
 
-    def launch(self, files: list[str], env: Any, *, lifeline: bool) -> LaunchedKeeper:
-        assert lifeline
-        self.on_launch()
-        self.launches.append((files, dict(env)))
+    def run(
+        self,
+        *command: str,
+        noted: Sequence[int] = (),
+        output: str | None = None,
+        quiet: bool = False,
+        allow_empty: bool = False,
+        objects: bool = False,
+        limit_seconds: float | None = None,
+    ) -> int:
+        """The exit status of `poolctl run`, or of `run -- COMMAND`; signals that it has `noted` came before."""
+        signals = stopping_signals(os.environ)
+        with redirect_stderr(self.error), blocked_signals(signals):
+            session = RunSession(
+                Request("start", Place(quiet=quiet), Selection(allow_empty=allow_empty)),
+                find_pool(Place()),
+                self._launch(),
+                command=[*command],
+                path=shutil.which(command[0]) or "" if command else "",
+                stop_signals=signals,
+                limit_seconds=limit_seconds,
+                objects=objects,
+                output=output,
+                watch=False,
+                prints_logs=not (command or output),
+                timestamps=False,
+                abort_on_exit=False,
+                keeps_logs=True,
+            )
+            outcome = asyncio.run(session.run(noted, 0))
+            outcome.form = output or ""
+            return show(outcome)
+
+    def _launch(self) -> LaunchedKeeper:
         self.place.mkdir(parents=True, mode=0o700)
         self.requests = self._stack.enter_context(stand_in(self.place / "control.sock", self._answer))
         kept, given = wire.pair()
@@ -91,8 +125,8 @@ Launching = Callable[..., Launched]
 
 
 @pytest.fixture
-def launching(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launching]:
-    """`launching(verb=answer, …)`: what the next `run` launches; a function of the request may answer.
+def launching(directory: Path) -> Iterator[Launching]:
+    """`launching(verb=answer, …)`: what `run` launches; a function of the request may answer.
 
     An async function also gets the function that sends what comes before the answer.
     """
@@ -101,8 +135,6 @@ def launching(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laun
     def prepare(**answers: Any) -> Launched:
         launched = Launched(directory, answers)
         made.append(launched)
-        monkeypatch.setattr("poolctl.supervisor.launch.launch", launched.launch)
-        monkeypatch.setattr(sys, "stderr", launched.error)
         return launched
 
     yield prepare
@@ -118,17 +150,15 @@ def interrupt(number: int = signal.SIGINT) -> None:
 WEB = item_of("web")
 
 
-def test_run_names_the_addresses_and_ends_with_its_pool(launching: Launching, directory: Path) -> None:
+def test_run_names_the_addresses_and_ends_with_its_pool(launching: Launching) -> None:
     gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "problem": "", "routes": 1}
     launched = launching(start=result(WEB, gateway=gateway))
     thread = launched.when_ready(launched.end)
-    assert main(["run"]) == 0
+    assert launched.run() == 0
     thread.join()
     assert launched.error.getvalue() == (
         "web  http://127.0.0.1:8081\nthe gateway serves http://127.0.0.1:80\n1 server ready, Ctrl-C to stop\n"
     )
-    ((files, env),) = launched.launches
-    assert (files, env) == ([str(directory / "pool.toml")], dict(os.environ))
     assert [verb for verb, _ in launched.orders] == ["start", "stop"]
     assert launched.orders[1] == ("stop", {})
     verbs = [verb for verb, _ in launched.requests]
@@ -150,7 +180,7 @@ def test_ready_line_counts_the_servers_that_should_run(
 ) -> None:
     launched = launching(start=result(*items))
     thread = launched.when_ready(launched.end)
-    assert main(["run", "-o", "json"]) == 0
+    assert launched.run(output="json") == 0
     thread.join()
     assert launched.error.getvalue() == f"{line}\n"
 
@@ -163,7 +193,7 @@ def test_exit_code_is_that_of_a_pool_that_ended_itself(launching: Launching) -> 
         launched.end()
 
     thread = launched.when_ready(end)
-    assert main(["run"]) == 9
+    assert launched.run() == 9
     thread.join()
     assert launched.error.getvalue().splitlines()[-1] == "the pool has ended: web has failed"
 
@@ -183,14 +213,14 @@ def test_exit_code_is_that_of_a_server_whose_exit_is_told_late(launching: Launch
     failed = result(item_of("web", state="failed", ready=False))
     launched = launching(start=result(WEB), status=failed, events=events)
     thread = launched.when_ready(launched.end, said="every server has ended")
-    assert main(["run"]) == 3
+    assert launched.run() == 3
     thread.join()
 
 
 def test_hangup_of_a_terminal_stops_the_pool(launching: Launching) -> None:
     launched = launching(start=result(WEB))
     thread = launched.when_ready(lambda: interrupt(signal.SIGHUP))
-    assert main(["run"]) == 0
+    assert launched.run() == 0
     thread.join()
     assert launched.orders[1:] == [("stop", {})]
 
@@ -201,7 +231,7 @@ def test_third_signal_leaves_the_rest_to_the_keeper(launching: Launching) -> Non
 
     launched = launching(start=result(WEB), stop=stop)
     thread = launched.when_ready(interrupt)
-    assert main(["run"]) == 130
+    assert launched.run() == 130
     thread.join()
     assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
 
@@ -217,31 +247,27 @@ def test_stop_that_takes_too_long_ends_in_a_kill(launching: Launching) -> None:
     launched.answers["stop"] = stop
     thread = launched.when_ready(launched.end)
     begun = time.monotonic()
-    assert main(["run", "--stop-timeout", "2s"]) == 0
+    assert launched.run(limit_seconds=2.0) == 0
     thread.join()
     assert time.monotonic() - begun >= 1.0
     assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
 
 
 @pytest.mark.parametrize(
-    ("number", "words", "code"),
-    [(signal.SIGINT, (), 130), (signal.SIGTERM, (), 0), (signal.SIGTERM, ("--", "true"), 143)],
+    ("number", "command", "code"),
+    [(signal.SIGINT, (), 130), (signal.SIGTERM, (), 0), (signal.SIGTERM, ("true",), 143)],
 )
 def test_signal_during_the_launch_stops_the_pool_once_it_is_launched(
-    launching: Launching, number: int, words: tuple[str, ...], code: int
+    launching: Launching, number: int, command: tuple[str, ...], code: int
 ) -> None:
     launched = launching()
-    before = signal.getsignal(number)
-    launched.on_launch = lambda: interrupt(number)
-    assert main(["run", *words]) == code
+    assert launched.run(*command, noted=[number]) == code
     assert launched.orders == [("stop", {})]
-    assert signal.getsignal(number) is before
-    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_reason_of_a_supervisor_that_did_not_start_is_what_it_wrote(launching: Launching) -> None:
     launched = launching(start=lambda body: (launched.place / "supervisor.log").write_text("it is broken\n"))
-    assert main(["run"]) == 8
+    assert launched.run() == 8
     assert launched.error.getvalue().startswith("error: the supervisor could not start: it is broken\n")
 
 
@@ -259,7 +285,7 @@ def test_hangup_reloads_under_a_service_manager(
         launched.end()
 
     thread = launched.when_ready(hang_up)
-    assert main(["run"]) == 0
+    assert launched.run() == 0
     thread.join()
     assert [line.partition("=")[0] for line in notified.lines] == [
         "READY", "STATUS", "RELOADING", "MONOTONIC_USEC", "READY", "STOPPING",
@@ -280,52 +306,41 @@ def test_reload_that_is_not_answered_is_reported(
         launched.when_ready(lambda: interrupt(signal.SIGHUP)),
         launched.when_ready(launched.end, said="error: the supervisor ended before it answered\n"),
     ]
-    assert main(["run"]) == 0
+    assert launched.run() == 0
     for thread in threads:
         thread.join()
     notified.close()
 
 
-@pytest.mark.parametrize(
-    ("words", "env", "objects"),
-    [
-        ((), "", False),
-        ((), "json", True),
-        (("--log-format", "text"), "json", False),
-        (("--log-format", "json"), "", True),
-    ],
-)
-def test_form_of_the_lines_is_that_of_the_option_before_that_of_the_environment(
-    launching: Launching, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], env: str, objects: bool
-) -> None:
-    monkeypatch.setenv("POOLCTL_LOG_FORMAT", env)
+def test_lines_about_the_pool_are_objects_if_its_output_is(launching: Launching) -> None:
     launched = launching(start=result(WEB))
     thread = launched.when_ready(launched.end)
-    assert main(["run", *words]) == 0
+    assert launched.run(objects=True) == 0
     thread.join()
-    said = launched.error.getvalue().splitlines()[-1]
-    assert (json.loads(said)["message"] if objects else said) == "1 server ready, Ctrl-C to stop"
+    assert (
+        json.loads(launched.error.getvalue().splitlines()[-1])["message"] == "1 server ready, Ctrl-C to stop"
+    )
 
 
 @pytest.mark.parametrize(
-    ("answer", "words", "stays", "code"),
+    ("answer", "allow_empty", "stays", "code"),
     [
-        ({"items": [item_of("web")]}, (), True, 0),
-        ({"items": []}, (), False, 5),
-        ({"items": []}, ("--allow-empty",), True, 0),
-        ({"items": [], "without_servers": True}, (), True, 0),
-        ({"items": [item_of("web", state="failed")], "exit_code": 1}, (), False, 1),
-        ({"items": [item_of("web"), item_of("api", state="failed")], "exit_code": 1}, (), True, 0),
-        ({"items": [item_of("web", state="backoff")], "exit_code": 1}, (), True, 0),
-        ({"items": [item_of("web")], "exit_code": 4}, (), False, 4),
+        ({"items": [item_of("web")]}, False, True, 0),
+        ({"items": []}, False, False, 5),
+        ({"items": []}, True, True, 0),
+        ({"items": [], "without_servers": True}, False, True, 0),
+        ({"items": [item_of("web", state="failed")], "exit_code": 1}, False, False, 1),
+        ({"items": [item_of("web"), item_of("api", state="failed")], "exit_code": 1}, False, True, 0),
+        ({"items": [item_of("web", state="backoff")], "exit_code": 1}, False, True, 0),
+        ({"items": [item_of("web")], "exit_code": 4}, False, False, 4),
     ],
 )
 def test_pool_stays_if_there_is_something_to_wait_for(
-    launching: Launching, answer: dict[str, Any], words: tuple[str, ...], stays: bool, code: int
+    launching: Launching, answer: dict[str, Any], allow_empty: bool, stays: bool, code: int
 ) -> None:
     launched = launching(start={**result(), **answer})
     thread = launched.when_ready(launched.end) if stays else None
-    assert main(["run", *words]) == code
+    assert launched.run(allow_empty=allow_empty) == code
     assert ("Ctrl-C to stop" in launched.error.getvalue()) is stays
     if thread is not None:
         thread.join()
@@ -357,7 +372,7 @@ def test_command_does_not_run_if_a_server_has_failed_and_its_failure_is_reported
         return None if body["options"].get("follow") else result()
 
     launched = launching(start=start, events=events)
-    assert main(["run", "--", "touch", "ran"]) == 1
+    assert launched.run("touch", "ran") == 1
     said = launched.error.getvalue()
     assert said.splitlines().count("error: api: no disk (app.py, line 3)") == 1
     assert "api: no disk; n" not in said
@@ -365,9 +380,9 @@ def test_command_does_not_run_if_a_server_has_failed_and_its_failure_is_reported
     assert not Path("ran").exists()
 
 
-@pytest.mark.parametrize("words", [(), ("-o", "json")])
+@pytest.mark.parametrize("output", [None, "json"])
 def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
-    launching: Launching, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+    launching: Launching, capsys: pytest.CaptureFixture[str], output: str | None
 ) -> None:
     errors = [{"code": 1, "error": "E", "name": "api", "message": "exited"}]
     stopped = [item_of("web", state="stopped"), item_of("other", state="stopped")]
@@ -377,10 +392,10 @@ def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
         return result(WEB, exit_code=1, errors=errors, warnings=["slow", "old"])
 
     launched = launching(start=start, stop=result(*stopped))
-    thread = launched.when_ready(launched.end, said="Ctrl-C to stop" if words else "error: api: exited\n")
-    assert main(["run", *words]) == 0
+    thread = launched.when_ready(launched.end, said="Ctrl-C to stop" if output else "error: api: exited\n")
+    assert launched.run(output=output) == 0
     thread.join()
-    if not words:
+    if not output:
         assert "warning: slow\nwarning: old\nerror: api: exited\n" in launched.error.getvalue()
         return
     assert launched.error.getvalue().startswith("1 server ready, Ctrl-C to stop\n")
@@ -393,16 +408,16 @@ def test_problems_are_reported_when_they_come_and_json_has_them_at_the_end(
 
 
 @pytest.mark.parametrize(
-    ("words", "printed"),
+    ("keys", "printed"),
     [
-        ((), "web: killed\\x1b; restarting"),
-        (("--quiet",), ""),
-        (("--log-format", "json"), {"time": "2026-01-31T12:00:00Z", "server": "web",
+        ({}, "web: killed\\x1b; restarting"),
+        ({"quiet": True}, ""),
+        ({"objects": True}, {"time": "2026-01-31T12:00:00Z", "server": "web",
                                     "message": "web: killed\x1b; restarting", "level": "warning"}),
     ],
 )  # fmt: skip
 def test_problem_of_a_server_is_printed_between_its_output(
-    launching: Launching, words: tuple[str, ...], printed: Any
+    launching: Launching, keys: dict[str, Any], printed: Any
 ) -> None:
     event = {
         "seq": 1, "kind": "lifecycle", "server": "web", "event": "worker ended", "time": "2026-01-31T12:00:00Z",
@@ -417,7 +432,7 @@ def test_problem_of_a_server_is_printed_between_its_output(
         return result()
 
     launched = launching(start=result(WEB), events=events)
-    assert main(["run", *words]) == 0
+    assert launched.run(**keys) == 0
     said = [line for line in launched.error.getvalue().splitlines() if "killed" in line]
     assert [json.loads(line) if isinstance(printed, dict) else line for line in said] == [printed] * bool(
         printed
