@@ -226,6 +226,10 @@ class PoolServerState(ServerState):
         """The number of connections, including connections in their handshake."""
         return len(self.connections) + len(self.expected)
 
+    def leave(self, moves_to: socket.socket | None) -> None:
+        """Let each idle connection move to another worker through the socket `moves_to`; close it if that is None."""
+        self.moves_to, self.draining = moves_to, moves_to is None
+
     def room(self) -> int:
         """The number of further connections that the limit allows."""
         return self.most_connections - self.open_connections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import functools
 import logging
 import os
@@ -102,6 +103,14 @@ def load_config(
     return config
 
 
+class Phase(enum.Enum):
+    """How far a server has come. While it drains, connections are kept until they are quiet."""
+
+    SERVING = enum.auto()
+    DRAINING = enum.auto()
+    STOPPING = enum.auto()
+
+
 class PoolServer(uvicorn.Server):
     """A uvicorn server that can drain, without uvicorn's periodic timer and signal handlers.
 
@@ -143,7 +152,7 @@ class PoolServer(uvicorn.Server):
         config.limit_max_requests_jitter = (config.limit_max_requests or 0) // 10
         super().__init__(config)
         self.resting = resting
-        self._out_of_rotation = False
+        self._in_rotation = True
         self._probes: ProbeConnections | None = None
         self._page: int | None = None  # the page of open connections, joined once started
         self._drain_seconds = drain_seconds
@@ -163,7 +172,10 @@ class PoolServer(uvicorn.Server):
         self.acceptor = ConnectionAcceptor(
             config, self.server_state, adoption=adoption, most=max_connections, woken=woken
         )
-        self.lingers = self.migrates = False
+        self._phase = Phase.SERVING
+        self._moves_to: socket.socket | None = (
+            None  # where its connections go when it leaves; None: they are closed
+        )
         self.on_left: Callable[[], None] = lambda: None  # called when it has stopped accepting
 
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
@@ -201,11 +213,8 @@ class PoolServer(uvicorn.Server):
         With `migrate`, idle connections are not closed. They are sent through the socket pair between the server's
         workers, where they wait for a later worker.
         """
-        self.migrates = migrate and self._can_migrate and (self.migrates or not self.should_exit)
-        self.should_exit = True
-        self.lingers = False
-        self._leaving.set()
-        self._changed.set()
+        is_first = self._phase is Phase.SERVING
+        self._leave(Phase.STOPPING, migrate=migrate and (is_first or self._moves_to is not None))
 
     def drain(self, *, migrate: bool = False) -> None:
         """Like `stop`, but no request is lost: connections are kept until they are quiet.
@@ -213,17 +222,20 @@ class PoolServer(uvicorn.Server):
         With `migrate`, each connection moves to another worker, through the socket pair between the server's workers,
         once it has no request in progress. Has no effect after `stop`.
         """
-        if not self.should_exit:
-            self.should_exit = self.lingers = True
-            self.migrates = migrate and self._can_migrate
-            self._leaving.set()
-            self._changed.set()
+        if self._phase is Phase.SERVING:
+            self._leave(Phase.DRAINING, migrate=migrate)
+
+    def _leave(self, phase: Phase, *, migrate: bool) -> None:
+        self._phase, self.should_exit = phase, True
+        self._moves_to = self._adoption.give if migrate and self._adoption and self._can_migrate else None
+        self._leaving.set()
+        self._changed.set()
 
     @property
     def _can_migrate(self) -> bool:
         # A TLS connection cannot be handed over, because its TLS state is in this process.
         kind: Any = self.config.http_protocol_class
-        return issubclass(kind, Http1Connection) and self._adoption is not None and self.config.ssl is None
+        return issubclass(kind, Http1Connection) and self.config.ssl is None
 
     def balance_by_counts_page(self, page: int) -> None:
         """Balance connections with other workers by the counts in the memory file `page`. Takes over `page`."""
@@ -268,17 +280,18 @@ class PoolServer(uvicorn.Server):
 
     def set_in_rotation_or_drain(self, in_rotation: bool) -> None:
         """Put the worker into rotation (True), or take it out: then each connection closes after its response."""
-        self._out_of_rotation = not in_rotation
-        self._keep_or_drain_connections(in_rotation and not self.resting)
+        self._in_rotation = in_rotation
+        self._keep_or_drain_connections()
 
     def accept_or_drain(self, accepting: bool) -> None:
         """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
-        self._keep_or_drain_connections(accepting and not self._out_of_rotation)
+        self._keep_or_drain_connections()
         self.acceptor.set_accepting(accepting)
 
-    def _keep_or_drain_connections(self, keep: bool) -> None:
-        if self.should_exit or self.server_state.draining is not keep:
+    def _keep_or_drain_connections(self) -> None:
+        keep = self._in_rotation and not self.resting
+        if self.should_exit or keep is not self.server_state.draining:
             return
         self.server_state.draining = not keep
         self.acceptor.publish_taking_handovers()
@@ -332,18 +345,15 @@ class PoolServer(uvicorn.Server):
         if self._probes is not None:
             self._probes.close()
         self.on_left()
-        if self.lingers or self.migrates:
-            self.server_state.moves_to = self._adoption.give if self._adoption and self.migrates else None
-            self.server_state.draining = not self.migrates
-            for connection in self._http_connections():
-                connection.move_or_close_when_idle()
-            self._close_non_drainable_connections()
-        if self.lingers:
+        self.server_state.leave(self._moves_to)
+        for connection in self._http_connections():
+            connection.move_or_close_when_idle()
+        self._close_non_drainable_connections()
+        if self._phase is Phase.DRAINING:
             await self._wait_for_drain()
-        elif self.migrates:
+        elif self._moves_to is not None:
             # The replacement waits for the end of this server, and new clients wait for the replacement.
             self._end_events()
-        self.server_state.draining = self.server_state.moves_to is None
         for connection in list(self.server_state.connections):
             close_websocket_for_restart(connection)
         await self._wait_until_empty(self._stop_seconds)
@@ -359,8 +369,7 @@ class PoolServer(uvicorn.Server):
         await self._wait_until_empty(self._drain_seconds, or_stopped=True)
         # The supervisor orders the stop at the end of the drain; the order may arrive before or after this line.
         self._end_events()
-        if not self.lingers and not self.migrates:
-            self.server_state.moves_to = None
+        self.server_state.leave(self._moves_to)  # `stop` may have changed it
 
     def _end_events(self) -> None:
         for connection in self._http_connections():
@@ -387,7 +396,7 @@ class PoolServer(uvicorn.Server):
 
         def something_left() -> bool:
             left = bool(self.acceptor.accepted or server_state.connections or server_state.tasks)
-            return left and not (or_stopped and not self.lingers)
+            return left and not (or_stopped and self._phase is Phase.STOPPING)
 
         await self._wait(something_left, timeout_seconds)
 
