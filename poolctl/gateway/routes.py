@@ -8,8 +8,7 @@ In an application behind the gateway, in any handler or middleware that has the 
     upstream_name(request.scope)              # "users"; "" without a route
 
 - The context of a request: `with_route`, `try_get_route`, `upstream_name`, `upstream_scheme`, `upstream_host`,
-  `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A route with `context_headers` sends the
-  context in headers, too: a backend outside the pool reads them with `context_of_headers(scope["headers"])`.
+  `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`.
 - All routes, in attributes `http`, `stream` and `excluded`: `registry_of(request.scope)` has the gateway's current
   routes, `Registry` the routes that a process adds itself, and `poolctl.connect("shop").registry()` the routes of a
@@ -26,10 +25,6 @@ from __future__ import annotations
 
 from ..routing.context import (
     EXTENSION,
-    HEADER_PREFIX,
-    RouteContext,
-    context_headers,
-    context_of_headers,
     extension,
     registry_of,
     try_get_route,
@@ -60,14 +55,12 @@ from ..routing.route_table import RouteTable, TableError, write_table
 
 __all__ = [
     "EXTENSION",
-    "HEADER_PREFIX",
     "STATUSES",
     "ConsideredRoute",
     "ExcludedRoute",
     "Header",
     "Registry",
     "Route",
-    "RouteContext",
     "RouteHealth",
     "RoutePool",
     "RouteTable",
@@ -75,8 +68,6 @@ __all__ = [
     "TableError",
     "TableRegistry",
     "Target",
-    "context_headers",
-    "context_of_headers",
     "explain",
     "extension",
     "health_info",

@@ -1,19 +1,17 @@
-"""The route of a request in its ASGI scope, and as headers.
+"""The route of a request in its ASGI scope.
 
 An application behind the gateway learns here which route its request matched, and which backend serves it. In the scope
 this is a server extension (`scope["extensions"]["poolctl.route"]`), the place that the ASGI specification reserves for
-extensions: middleware and mounted applications pass it on, and no client can set it. An external backend receives the
-same data as headers if the route has `context_headers`. The gateway removes such headers from clients' requests, so a
-backend can trust them if it is reachable only through the gateway.
+extensions: middleware and mounted applications pass it on, and no client can set it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from hmac import compare_digest
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ..json_form import from_json
 from .registry import TableRegistry
@@ -22,16 +20,9 @@ from .route_table import RouteTable
 
 EXTENSION = "poolctl.route"
 KEY_CHARACTERS = 32  # of the secret in a `context_value`
-# Only the gateway sets request headers with this prefix.
-HEADER_PREFIX = "x-poolctl-"
+# The gateway sends a server's workers its name in this header, as a `context_value`.
+CONTEXT_FIELD = "x-poolctl-context"
 
-# The gateway sends each backend its name in CONTEXT_FIELD, or in UPSTREAM_FIELD if the route has `context_headers`.
-# For a server's workers the name is a `context_value`.
-CONTEXT_FIELD, UPSTREAM_FIELD = "x-poolctl-context", "x-poolctl-upstream"
-
-_ROUTE, _HOST, _PATH = "x-poolctl-route", "x-poolctl-route-host", "x-poolctl-route-path"
-_PROVIDER, _NAME, _URL = "x-poolctl-route-provider", UPSTREAM_FIELD, "x-poolctl-upstream-url"
-_SAFE = " !\"#$&'()*+,/:;<=>?@[]^`{|}"  # quote() adds letters, digits, "_.-~": all visible ASCII but "%"
 # In a `context_value`, after the name.
 _KEY_AND_ALIAS = re.compile(f":[0-9a-f]{{{KEY_CHARACTERS}}}:(?:[0-9a-f]{{2}})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "https+h2": 443}
@@ -131,25 +122,6 @@ def upstream_url(scope: Scope) -> str:
     return _context_or_empty(scope).url
 
 
-def context_headers(context: RouteContext) -> list[tuple[str, str]]:
-    """Return the names and percent-encoded values of the headers that tell a backend its route, name and URL."""
-    route = context.route
-    fields = {
-        _ROUTE: route.alias,
-        _HOST: route.host,
-        _PATH: route.path,
-        _PROVIDER: route.provider,
-        _NAME: context.name,
-        _URL: context.url,
-    }
-    return [(name, quote(value, safe=_SAFE)) for name, value in fields.items() if value]
-
-
-def route_headers(route: Route) -> list[tuple[str, str]]:
-    """The headers that tell a backend the request's route, without the backend's own name and URL."""
-    return context_headers(RouteContext(route))
-
-
 def context_value(name: str, key: str, alias: str) -> str:
     """A server's name with a secret and the route's alias: proves to its workers that the gateway sent the request.
 
@@ -169,23 +141,6 @@ def authenticated_alias(value: bytes, key: str) -> str | None:
     if not key or not compare_digest(named.rpartition(b":")[2], key.encode()):
         return None
     return bytes.fromhex(alias.decode()).decode()
-
-
-def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:
-    """The route and backend that a gateway has sent in these headers of a scope; None if they contain no route.
-
-    The route has alias, host, path and provider only.
-    """
-    fields = {name.lower().decode("latin-1"): unquote(value.decode("latin-1")) for name, value in headers}
-    if not fields.get(_ROUTE):
-        return None
-    route = Route(
-        alias=fields[_ROUTE],
-        host=fields.get(_HOST, ""),
-        path=fields.get(_PATH, "/"),
-        provider=fields.get(_PROVIDER, ""),
-    )
-    return RouteContext(route, fields.get(_NAME, ""), fields.get(_URL, ""))
 
 
 _NO_CONTEXT = RouteContext(Route(alias=""))

@@ -14,7 +14,7 @@ POLICIES = ("round-robin", "weighted", "least-connections", IP_HASH, "random-two
 # Route keys that require the gateway to parse requests. It cannot parse those in TLS connections passed through by SNI.
 NEEDS_REQUESTS = (
     "methods", "headers", "redirect", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
-    "response_headers", "sticky", "retries", "limit", "backend_limit", "context_headers", "max_body_size",
+    "response_headers", "sticky", "retries", "limit", "backend_limit", "max_body_size",
     "buffer_requests", "repeatable", "waiting_page", "probe_responses",
 )  # fmt: skip
 # The attributes of a Route for these keys; each other key is an attribute of the same name.
@@ -150,7 +150,6 @@ class Route:
     limit: TrafficLimits | None = None
     backend_limit: TrafficLimits | None = None
     client_limit: TrafficLimits | None = None  # for each client; its requests do not wait
-    context_headers: bool = False  # the backend receives the route's context as headers
     max_body_bytes: int = 0
     buffer_requests: bool = False  # the body is read before the backend gets the request
     repeatable: bool = False  # all requests may be executed twice, whatever their method

@@ -74,7 +74,6 @@ alias = "changed"
 to = "web"
 path = "/changed"
 strip_path = true
-context_headers = true
 [[server]]
 name = "web"
 bind = "127.0.0.1:{web}"
@@ -105,11 +104,6 @@ def test_application_finds_the_route_of_requests_of_every_kind_of_route(real_poo
         for connection in (plain, secure):
             assert [said(connection, f"/{way}") for way in WAYS] == [f"{way} to web" for way in WAYS]
         assert said(own, "/limited") == "past the gateway"
-
-
-def test_backends_elsewhere_find_the_route_in_headers() -> None:
-    (code,) = [each for each in blocks() if "context_of_headers" in each]
-    exec(compile(code, "gateway.md", "exec"), {})
 
 
 def test_code_of_applications_uses_what_there_is() -> None:

@@ -325,7 +325,6 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         client_limit=_limit(config.limit.per_client),
         redirect=Redirect(to=config.redirect.to, status=config.redirect.status) if config.redirect else None,
         allow=tuple(map(str, config.allow)),
-        context_headers=config.context_headers,
         buffer_requests=config.buffer_requests,
         repeatable=config.repeatable,
         max_body_bytes=config.max_body_size or 0,

@@ -371,8 +371,6 @@ class RouteConfig(Table, frozen=True):
     """Redirect clients to a URL instead of forwarding them."""
     allow: Proxies = Field(default=(), validate_default=True)
     """Addresses or networks of clients that may use the route; others get 403."""
-    context_headers: Truth = False
-    """Send the route's context to the backend as headers."""
     retries: Retries = 0
     """Maximum number of times that a failed request is tried on another backend, if it may be repeated."""
     max_body_size: SizeOrNone = Field(default=None, validate_default=True)

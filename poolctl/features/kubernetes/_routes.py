@@ -41,7 +41,6 @@ ROUTE_UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "register": ("a cluster's backends are Services", "name the servers in `to`"),
     "sticky": ("no standard field keeps a client with its backend", "set it up at the cluster's gateway"),
     "allow": ("no standard field restricts the clients' addresses", "restrict them at the cluster's gateway"),
-    "context_headers": ("the cluster's gateway does not remove them from clients", "use set_headers"),
     "max_body_size": ("no standard field limits a body", "limit it at the cluster's gateway"),
     "limit": ("no standard field limits requests", "limit them at the cluster's gateway"),
     "backend_limit": ("no standard field limits requests", "use limits of the server's own"),

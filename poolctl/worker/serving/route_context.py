@@ -15,20 +15,14 @@ from urllib.parse import unquote
 
 import uvicorn
 
-from poolctl.routing.context import (
-    CONTEXT_FIELD,
-    EXTENSION,
-    UPSTREAM_FIELD,
-    authenticated_alias,
-    extension,
-)
+from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, authenticated_alias, extension
 from poolctl.routing.networks import EVERY, is_within
 from poolctl.routing.route_table import RouteTable
 
 from .request_records import AccessLogMiddleware
 from .uvicorn_parts import App, Receive, Scope, Send
 
-_FIELDS = frozenset((CONTEXT_FIELD.encode(), UPSTREAM_FIELD.encode()))
+_CONTEXT = CONTEXT_FIELD.encode()
 _FOR, _PROTO, _PREFIX = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-prefix"
 _SCHEMES = {"http": ("http", "https"), "websocket": ("ws", "wss")}
 _OVER_TLS = b"https", b"wss"  # traefik and others say wss for a WebSocket
@@ -76,7 +70,7 @@ class RouteContexts:
 
         def serve(scope: Scope, receive: Receive, send: Send) -> Any:
             for name, _ in scope.get("headers", ()):
-                if name in _FIELDS:
+                if name == _CONTEXT:
                     self._move_context_into_scope(scope)
                     break
             return app(scope, receive, send)
@@ -86,10 +80,10 @@ class RouteContexts:
     def _move_context_into_scope(self, scope: Scope) -> None:
         headers = []
         hops = proto = prefix = b""
-        value = None  # of the field with the secret
+        value = None  # with the secret
         for field in scope["headers"]:
             name = field[0]
-            if name in _FIELDS:
+            if name == _CONTEXT:
                 value = field[1] if self._is_authentic(field[1]) else value
                 continue
             headers.append(field)

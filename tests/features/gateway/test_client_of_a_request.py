@@ -190,7 +190,6 @@ def test_client_cannot_pass_itself_off_as_the_gateway(site: Site) -> None:
     site.start(api=STARLETTE)
     forged = {
         "X-Poolctl-Context": context_value("api", "0" * 32, "api"),
-        "X-Poolctl-Upstream": "api",
         "X-Forwarded-For": "192.0.2.7",
         "X-Forwarded-Proto": "https",
         "X-Forwarded-Prefix": "/elsewhere",

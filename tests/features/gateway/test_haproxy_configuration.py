@@ -97,8 +97,6 @@ def test_name_of_each_application_has_its_key_wherever_its_requests_are_sent(tmp
     ]  # fmt: skip
     assert "    http-send-name-header x-poolctl-context" in lines
     check(found, tmp_path)
-    with_headers = made(replace(route, context_headers=True), keys={"web": "0123456789abcdef"}).text()
-    assert "http-send-name-header x-poolctl-upstream" in with_headers
     assert (
         "http-send-name-header" not in made(Route(alias="a", to=(Target(url="http://10.0.0.7:80"),))).text()
     )

@@ -84,7 +84,6 @@ set_headers = { X-Set = "1" }
 remove_headers = ["X-Gone"]
 response_headers = { Strict-Transport-Security = "max-age=1" }
 allow = ["10.0.0.0/8", "::1"]
-context_headers = true
 retries = 2
 max_body_size = "1MiB"
 buffer_requests = true
@@ -118,7 +117,7 @@ probe_responses = ["/health"]
         "backend",
         True,
     )
-    assert (found.strip_path, found.host_header, found.context_headers) == (True, "internal", True)
+    assert (found.strip_path, found.host_header) == (True, "internal")
     assert found.add_headers == (Header(name="x-env", value="prod"),)
     assert found.allow == ("10.0.0.0/8", "::1")
     assert found.set_headers == (Header(name="x-set", value="1"),)

@@ -92,7 +92,7 @@ def test_keys_that_are_left_out_have_their_defaults() -> None:
         "alias": None, "host": "", "path": "/", "methods": (), "headers": {}, "register": False,
         "policy": "round-robin", "sticky": None, "strip_path": False, "host_header": "",
         "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
-        "allow": (), "context_headers": False, "retries": 0, "max_body_size": None, "buffer_requests": False,
+        "allow": (), "retries": 0, "max_body_size": None, "buffer_requests": False,
         "repeatable": False,
         "limit": {**RATES, "per_client": RATES}, "backend_limit": BACKEND_LIMIT, "timeouts": TIMEOUTS,
         "breaker": BREAKER, "health": None, "waiting_page": False, "probe_responses": (), "index": 0,

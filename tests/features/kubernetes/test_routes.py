@@ -237,7 +237,6 @@ def test_what_a_route_serves_without_is_a_warning_at_its_place(export: Any) -> N
 REFUSALS: list[tuple[Object, str]] = [
     ({"sticky": "c"}, "sticky: no standard field"),
     ({"allow": ["10.0.0.0/8"]}, "allow: no standard field restricts"),
-    ({"context_headers": True}, "context_headers: the cluster's gateway does not remove them"),
     ({"max_body_size": "1M"}, "max_body_size: no standard field limits a body"),
     ({"limit": {"per_client": {"concurrency": 3}}}, "limit: no standard field limits requests"),
     ({"backend_limit": {"concurrency": 3}}, "backend_limit: no standard field limits requests"),

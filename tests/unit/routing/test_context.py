@@ -122,25 +122,6 @@ def test_route_goes_through_middleware_and_mounted_applications() -> None:
     assert b"".join(each.get("body", b"") for each in sent) == b"users spare"
 
 
-def test_context_survives_as_headers() -> None:
-    route = Route(alias="üsers 100%", host="*.example.com", path="/v1", provider="registration")
-    context = routes.RouteContext(route, "users", "unix:/run/a b.sock")
-    headers = routes.context_headers(context)
-    assert all(name.startswith(routes.HEADER_PREFIX) and value.isascii() for name, value in headers)
-    assert dict(headers)["x-poolctl-route"] == "%C3%BCsers 100%25"
-    sent = [(b"Host", b"x"), *((name.title().encode(), value.encode()) for name, value in headers)]
-    assert routes.context_of_headers(sent) == context
-
-
-def test_headers_hold_no_line_break_of_a_route() -> None:
-    headers = routes.context_headers(routes.RouteContext(Route(alias="a\r\nx: y\0")))
-    assert dict(headers)["x-poolctl-route"] == "a%0D%0Ax: y%00"
-
-
-def test_request_without_such_headers_has_no_context() -> None:
-    assert routes.context_of_headers([(b"host", b"x"), (b"x-poolctl-upstream", b"y")]) is None
-
-
 def test_routes_are_there_in_an_interpreter_without_poolctl() -> None:
     """As `bootstrap` starts workers: the package itself is importable, its neighbours are not."""
     package = Path(poolctl.__file__).parent.parent

@@ -56,7 +56,7 @@ BREAKER = {
                 "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
                 "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "",
                 "sticky_secure": False, "sticky_same_site": "Lax", "buffer_requests": False, "retries": 0,
-                "context_headers": False, "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
+                "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
                 "repeatable": False, "waiting_page": False, "probe_responses": [],
             },
         ),

@@ -22,7 +22,7 @@ from poolctl.gateway.routes import (
     upstream_url,
     write_table,
 )
-from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value
+from poolctl.routing.context import CONTEXT_FIELD, context_value
 from poolctl.worker.serving.route_context import RouteContexts
 from tests.serving import PLAIN, Client, Engine, Pair, listener, served
 
@@ -65,7 +65,6 @@ async def scope_of_request(engine: Engine, contexts: RouteContexts, *lines: str,
 
 LINES = {
     "the gateway's": ([GOOD], True),
-    "the gateway's with context_headers": ([GOOD.replace(CONTEXT_FIELD, UPSTREAM_FIELD)], True),
     "a client's": ([FORGED], False),
     "a client's and the gateway's": ([FORGED, GOOD], True),
     "the gateway's and a client's": ([GOOD, FORGED], True),
@@ -73,7 +72,7 @@ LINES = {
     "an empty one": ([f"{CONTEXT_FIELD}:"], False),
     "in other cases": ([GOOD.replace("x-poolctl", "X-PoolCTL")], True),
     "a key alone": ([f"{CONTEXT_FIELD}: {KEY}"], False),
-    "a name alone": ([f"{UPSTREAM_FIELD}: one"], False),
+    "a name alone": ([f"{CONTEXT_FIELD}: one"], False),
     "an unknown route": ([f"{CONTEXT_FIELD}: {context_value('one', KEY, 'gone')}"], False),
     "none": ([], False),
 }

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from poolctl.routing import match
-from poolctl.routing.context import CONTEXT_FIELD, UPSTREAM_FIELD, context_value, route_headers
+from poolctl.routing.context import CONTEXT_FIELD, context_value
 from poolctl.routing.networks import EVERY
 from poolctl.routing.route import IP_HASH, Route, StreamRoute, Target, Timeouts
 
@@ -300,6 +300,9 @@ class _Backends:
             cookie = f"    cookie {quoted(route.sticky_cookie)} insert indirect nocache httponly{options}"
             lines += [comment("sticky"), cookie]
         failures = (status for status in route.breaker.statuses if status not in _ALWAYS_FAILURES)
+        is_app = any(target.server in self._keys for target in route.to)
+        # Applied once a server is chosen, so that no server gets the key of another.
+        context_rules = [f"    http-send-name-header {CONTEXT_FIELD}"] if is_app else []
         lines += [
             comment("timeouts"),
             f"    timeout connect {duration(times.connect)}",
@@ -309,7 +312,7 @@ class _Backends:
             *_h2_rules(route, self._addresses),
             *_http_rewrite_rules(route),
             *_response_rules(route),
-            *_context_rules(route, self._keys),
+            *context_rules,
             *_with_comment("breaker.statuses", _failure_rules(failures)),
             comment("to"),  # also if no service is registered yet
         ]
@@ -407,19 +410,6 @@ def _passthrough_frontend(
             yield from use_backend_rules(section.name if section else _NOT_PASSED, whole, "sess")
     yield f"    default_backend {_NOT_PASSED}"
     yield from ("", f"backend {_NOT_PASSED}", "    mode tcp")
-
-
-def _context_rules(route: Route, keys: Mapping[str, str]) -> Iterator[str]:
-    """Rules that send the route to the workers of its servers, and to all targets if configured.
-
-    `http-send-name-header` is applied once a server is chosen, so that no server gets the key of another.
-    """
-    if route.context_headers:
-        for name, value in route_headers(route):
-            yield f"    http-request set-header {name} {quoted(literal(value))}"
-        yield f"    http-send-name-header {UPSTREAM_FIELD}"
-    elif any(target.server in keys for target in route.to):
-        yield f"    http-send-name-header {CONTEXT_FIELD}"
 
 
 def _sent_name(name: str, server: str, route: Route | StreamRoute, keys: Mapping[str, str]) -> str:
