@@ -340,9 +340,6 @@ NoDeps = Annotated[bool, _option("--no-deps", help="Ignore dependencies: act on 
 CallerEnv = Annotated[
     bool, _option("--env", help="Use this command's environment instead of the supervisor's.")
 ]
-AllowExpired = Annotated[
-    bool, _option("--allow-expired", help="Let expired certificates replace valid ones.")
-]
 Reveal = Annotated[bool, _option("--reveal", help="Show secrets instead of masking them.")]
 Watch = Annotated[
     bool, _option("--watch", help="Keep running; reload when the configuration or code changes.")

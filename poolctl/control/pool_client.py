@@ -377,15 +377,10 @@ class PoolClient:
         timeout: Timeout = None,
         deps: bool = True,
         wait: bool = True,
-        force: bool = False,
         on_progress: Callable[[Table], None] | None = None,
     ) -> Table:
-        """Replace the selected servers without refusing a connection. Raises PoolRestartError with every failure.
-
-        If the certificate in a server's file has expired, and the server still uses one that is valid, the server is
-        restarted only with `force`.
-        """
-        options = {"timeout": timeout, "deps": deps, "wait": wait, "force": force}
+        """Replace the selected servers without refusing a connection. Raises PoolRestartError with every failure."""
+        options = {"timeout": timeout, "deps": deps, "wait": wait}
         return self._ask("restart", PoolRestartError, targets, selector, options, on_progress)
 
     def reload(
@@ -396,18 +391,16 @@ class PoolClient:
         env: Mapping[str, str] | None = None,
         timeout: Timeout = None,
         wait: bool = True,
-        force: bool = False,
         on_progress: Callable[[Table], None] | None = None,
     ) -> ReloadDocument:
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
         A selection limits this to its servers; unchanged servers in it get their `reload_signal`. A dry run's
         `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with from now on.
-        Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`, an expired
-        certificate in a file is a problem if the server still uses one that is valid.
+        Raises PoolValidateError with every problem of the files; then nothing is changed.
         """
         variables = None if env is None else with_absolute_paths(env)
-        options = {"dry_run": dry_run, "env": variables, "timeout": timeout, "wait": wait, "force": force}
+        options = {"dry_run": dry_run, "env": variables, "timeout": timeout, "wait": wait}
         answer = self._ask("reload", PoolRestartError, targets, selector, options, on_progress, ANSWERED)
         return cast(ReloadDocument, answer)
 

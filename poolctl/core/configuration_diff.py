@@ -258,18 +258,11 @@ def digest_of(paths: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) -> str:
-    """The message about a certificate that expired at the time `expired`, in seconds since the epoch.
-
-    With `passed_over`, it says that the server keeps its previous certificate instead.
-    """
+def expired_message(config: ServerConfig, expired: float) -> str:
+    """The message about a certificate that expired at the time `expired`, in seconds since the epoch."""
     tls = config.tls
     file = tls.cert if tls and tls is not True else ""
-    message = f"{file}: the certificate expired on {date_text(expired)}; "
-    if not passed_over:
-        return f"{message}renew the file, then poolctl reload"
-    remedy = "renew the file, then poolctl reload (--allow-expired uses the expired one)"
-    return f"{message}the one before stays in use: {remedy}"
+    return f"{file}: the certificate expired on {date_text(expired)}; renew the file, then poolctl reload"
 
 
 def date_text(seconds: float) -> str:

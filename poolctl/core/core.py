@@ -559,7 +559,7 @@ class Core:
         for worker in entry.observed.staying:
             if worker.placement is not None:
                 await self.runner.reload_tls(worker.placement, entry.config)
-                worker.certificate_ends, worker.passed_over = ends, None
+                worker.certificate_ends = ends
         entry.observed.certificate_ends = ends
         self._queue.note(entry)
 
@@ -623,12 +623,7 @@ class Core:
         if worker.phase is WorkerPhase.READY:
             entry.count_restart_if_commanded(worker)
             self._executor.note_ready(entry, worker)
-        used, now = entry.observed.certificate_ends, self.clock.time()
-        if used is not None and used > now:
-            # The certificate in the file has expired; the worker may still use an earlier one that is valid.
-            ends = read_certificate_expiry(entry.config)
-            worker.certificate_ends = used
-            worker.passed_over = ends if ends is not None and ends <= now else None
+        worker.certificate_ends = read_certificate_expiry(worker.config)
         self._executor.adopt(entry, worker)
         self.touch(entry)
 

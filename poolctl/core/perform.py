@@ -405,21 +405,14 @@ class Executor:
         return await self._watch_until_exit(entry, worker)
 
     def _report_certificate_if_expired(self, entry: Entry, worker: Worker) -> None:
-        assert worker.placement is not None
-        file_expiry, used_expiry = worker.certificate_ends, worker.placement.certificate_ends
-        if file_expiry is None or file_expiry > self._clock.time():
+        ends = worker.certificate_ends
+        if ends is None or ends > self._clock.time():
             return
-        if used_expiry is not None and used_expiry > file_expiry:
-            worker.certificate_ends, worker.passed_over = used_expiry, file_expiry
-            # The file still differs from the one in use, so the next reload must notice it.
-            if entry.is_current(worker) and "tls" in worker.files_before:
-                entry.observed.files = {**entry.observed.files, "tls": worker.files_before["tls"]}
-        passed_over = worker.passed_over is not None
-        message = expired_message(entry.config, file_expiry, passed_over=passed_over)
+        message = expired_message(entry.config, ends)
         logger.warning("%s: %s", entry.name, message)
         self._recorder.record(
             "config",
-            "expired certificate not used" if passed_over else "expired certificate in use",
+            "expired certificate in use",
             server=entry.name,
             bind=entry.config.key,
             message=message,

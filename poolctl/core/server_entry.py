@@ -73,7 +73,6 @@ class Worker:
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
     files_before: dict[str, str] = field(default_factory=dict)  # digests in use before it started
     certificate_ends: float | None = None  # when the certificate it uses expires, in seconds since the epoch
-    passed_over: float | None = None  # when the certificate in the file expired, which is therefore not used
     idle: bool = False  # ready, and without traffic for its server's scale.idle
     expired: bool = False  # it has served its max_requests
     stuck: bool = False  # its event loop has not answered a heartbeat

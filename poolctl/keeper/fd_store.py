@@ -27,7 +27,6 @@ LEFT_GROUP = "group:"
 HELPER_OUTPUT = "helper output "
 # State that a supervisor leaves to its successor.
 CONFIGURATION, WANTED, TOTALS = "configuration", "wanted", "totals"
-CERTIFICATES = "certificates"
 # The pool's own addresses by table, and the link to the process that serves them.
 WEB_LISTENER, WEB_LINK = "web listener ", "web link"
 # The gateway: its process, the states of backend hosts, registered services, and its listeners by key. Also its

@@ -42,7 +42,6 @@ class Placement:
     index: int
     where: str
     pid: int | None = None
-    certificate_ends: float | None = None  # when its certificate ends, in seconds since the epoch
     address: str = ""
 
     def __repr__(self) -> str:

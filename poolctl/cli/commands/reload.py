@@ -11,7 +11,6 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.options import (
-    AllowExpired,
     CallerEnv,
     Form,
     Selection,
@@ -19,7 +18,6 @@ from poolctl.cli.options import (
     Watch,
     caller_env,
     examples,
-    flags,
     with_options,
 )
 from poolctl.cli.outcome import Outcome, UsageError
@@ -54,7 +52,6 @@ def reload(
     ] = False,
     watch: Watch = False,
     env: CallerEnv = False,
-    allow_expired: AllowExpired = False,
 ) -> Outcome:
     """Apply the changed file: start, stop, restart what differs.
 
@@ -65,7 +62,7 @@ def reload(
     if watch and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
     pool = find_pool(place)
-    options = {"wait": not wait.no_wait, **flags(force=allow_expired), **caller_env(env)}
+    options = {"wait": not wait.no_wait, **caller_env(env)}
     request = Request("reload", place, selection, options, wait.timeout)
     if watch:
         return _watch(request, pool, output)

@@ -6,7 +6,6 @@ import typer
 
 from poolctl.cli.group import PoolCommand
 from poolctl.cli.options import (
-    AllowExpired,
     CallerEnv,
     Form,
     NoDeps,
@@ -14,7 +13,6 @@ from poolctl.cli.options import (
     Wait,
     caller_env,
     examples,
-    flags,
     with_options,
 )
 from poolctl.cli.outcome import Outcome
@@ -42,11 +40,10 @@ def restart(
     output: Form = None,
     no_deps: NoDeps = False,
     env: CallerEnv = False,
-    allow_expired: AllowExpired = False,
 ) -> Outcome:
     """Replace servers without refusing a connection."""
     pool = find_pool(place)
-    options = {"wait": not wait.no_wait, "deps": not no_deps, **flags(force=allow_expired), **caller_env(env)}
+    options = {"wait": not wait.no_wait, "deps": not no_deps, **caller_env(env)}
     result = ask_or_launch(Request("restart", place, selection, options, wait.timeout), pool)
     if not result.ended:
         notify_systemd_of_keeper_pid(pool, ready=not result.exit_code)

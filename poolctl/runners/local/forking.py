@@ -1,35 +1,28 @@
-"""Creates a worker process for a server, with everything that it inherits.
-
-A worker gets the certificate in its server's files or, if that one has expired, the server's last valid certificate.
-"""
+"""Creates a worker process for a server, with everything that it inherits."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import json
 import logging
 import os
 import resource
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from poolctl.address import Address
-from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
+from poolctl.config import RAISE_OPEN_FILES, ServerConfig, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, wire
-from poolctl.platform import memory_file, read_file
 
 from .. import worker_spec
 from ..helper_process import Helpers
 from ..left_overs import ProcessNote, ProcessNotes
 from ..listener_opener import Opener
-from ..process_link import HasDescriptor, KeeperLink, Link
+from ..process_link import HasDescriptor, KeeperLink
 from ..runner_protocol import Placement, RunnerEventHandler
 from ..worker_spec import Spec
 from .app_zygotes import AppZygote, AppZygotes
@@ -43,10 +36,6 @@ from .zygotes import InterpreterZygoteIdentity, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_GATHER_SECONDS = 0.1
-_VERSION = 1  # the version of the record for a successor
-
-_Files = tuple[str | None, ...]
 # Maximum descriptors in use while a worker is created: its sockets, pipe and page, and files passed to it.
 _DESCRIPTORS_PER_WORKER = 16
 _PATIENCE_SECONDS = 10.0
@@ -71,126 +60,6 @@ class RunnerContext:
     environments: Mapping[str, Mapping[str, str]]
     notes: ProcessNotes | None = None
     opener: Opener = field(default_factory=Opener)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedCertificate:
-    """The contents of a certificate, key and client CAs, with their paths and the certificate's expiry time."""
-
-    files: _Files
-    contents: list[bytes]
-    ends: float | None
-
-
-class FallbackCertificates:
-    """The last certificate of each server, by the server's name.
-
-    They are kept in memory and in the keeper's store for a successor, never on disk.
-    """
-
-    def __init__(self, keeper: Link) -> None:
-        self._keeper = keeper
-        self._kept: dict[str, LoadedCertificate] = {}
-        self._forced: dict[str, int] = {}  # by server: the generation that gets an expired certificate too
-        self._due: asyncio.TimerHandle | None = None
-
-    def read_certificate_with_expiry_fallback(
-        self, server: ServerConfig, generation: int
-    ) -> LoadedCertificate:
-        """Return the certificate in the server's files or, if it has expired, the kept certificate if still valid.
-
-        A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid certificate
-        is kept. Raises ServerError for a file that cannot be read.
-        """
-        loaded, kept = _read_certificate(server), self._kept.get(server.name)
-        now = time.time()
-        if kept is None or kept.files != loaded.files or kept.ends is None or kept.ends <= now:
-            return self._store_certificate(server, loaded)
-        expired = loaded.ends is not None and loaded.ends <= now
-        return kept if expired and self._forced.get(server.name) != generation else loaded
-
-    def keep_if_ready(
-        self, server: ServerConfig, generation: int, used: LoadedCertificate, ready: asyncio.Future[None]
-    ) -> None:
-        """Keep the certificate `used` by a worker if the worker is ready. `ready` is done."""
-        if ready.cancelled() or ready.exception() is not None:
-            return
-        if self._forced.get(server.name) == generation:
-            del self._forced[server.name]
-        self._store_certificate(server, used)
-
-    def reload_certificate(self, server: ServerConfig) -> LoadedCertificate:
-        """Return the certificate in the server's files, and keep it for later workers. Raises ServerError."""
-        self._forced.pop(server.name, None)
-        return self._store_certificate(server, _read_certificate(server))
-
-    def force(self, name: str, generation: int) -> None:
-        """Give workers of this generation of server `name` the certificate in its files, even an expired one."""
-        self._forced[name] = generation
-
-    async def load_saved(self, names: Collection[str]) -> None:
-        """Load the certificates that the previous supervisor left for these servers."""
-        _, fds = await self._keeper.call({"op": "get", "name": fd_store.CERTIFICATES})
-        for fd in fds:
-            try:
-                left = _decoded(read_file(fd))
-                self._kept = {name: certificate for name, certificate in left.items() if name in names}
-            except Exception:
-                # Stored by a later version: the files are read, as at a first start.
-                logger.exception("the previous supervisor's certificates cannot be read")
-            finally:
-                os.close(fd)
-
-    def _store_certificate(self, server: ServerConfig, certificate: LoadedCertificate) -> LoadedCertificate:
-        if certificate.contents and self._kept.get(server.name) != certificate:
-            self._kept[server.name] = certificate
-            # The certificates of servers that start together are stored together.
-            if self._due is None:
-                self._due = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._save_for_successor)
-        return certificate
-
-    def _save_for_successor(self) -> None:
-        self._due = None
-        fd = memory_file("poolctl-certificates", _encoded(self._kept))
-        try:
-            self._keeper.send({"op": "put", "name": fd_store.CERTIFICATES}, [fd])
-        finally:
-            os.close(fd)
-
-
-def _encoded(certificates: Mapping[str, LoadedCertificate]) -> bytes:
-    """The certificates in a form that a successor of any later version can read."""
-    rows = {
-        name: {
-            "files": certificate.files,
-            "contents": [content.decode("latin-1") for content in certificate.contents],
-            "ends": certificate.ends,
-        }
-        for name, certificate in certificates.items()
-    }
-    return json.dumps({"version": _VERSION, "certificates": rows}).encode()
-
-
-def _decoded(content: bytes) -> dict[str, LoadedCertificate]:
-    """The certificates, by server name, in an earlier supervisor's record. An unknown format raises an exception."""
-    record = json.loads(content)
-    if record["version"] != _VERSION:
-        raise ValueError(f"version {record['version']} of the record is not known")
-    return {
-        name: LoadedCertificate(
-            tuple(row["files"]), [text.encode("latin-1") for text in row["contents"]], row["ends"]
-        )
-        for name, row in record["certificates"].items()
-    }
-
-
-def _read_certificate(server: ServerConfig) -> LoadedCertificate:
-    contents, tls = worker_spec.tls_contents(server), server.tls
-    if not contents or not tls or tls is True:
-        return LoadedCertificate((), [], None)
-    times = certificate_validity(contents[0].decode("ascii", errors="replace"))
-    files = (tls.cert, tls.key, tls.ca, tls.password_env)
-    return LoadedCertificate(files, contents, None if times is None else times[1].timestamp())
 
 
 class DescriptorBudget:
@@ -257,7 +126,6 @@ class Forker:
         self._output = output
         self._adoptions = adoptions
         self._on_never_started = on_never_started
-        self.certificates = FallbackCertificates(context.keeper)
         self.room = DescriptorBudget()
         self._code_since: dict[str, float] = {}
 
@@ -357,13 +225,13 @@ class Forker:
         resting: bool,
     ) -> LocalWorker:
         app_zygote = await self._get_or_start_zygote(server)
-        certificate = self.certificates.read_certificate_with_expiry_fallback(server, generation)
+        tls_contents = worker_spec.tls_contents(server)
         local_server = server if private is None else server.at_private_address(private)
         spec = worker_spec.worker_spec(
             local_server,
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
-            tls_files=len(certificate.contents),
+            tls_files=len(tls_contents),
             open_files=self._context.open_files,
             env_base=self._context.environments.get(server.name),
         )
@@ -387,7 +255,7 @@ class Forker:
             control, theirs = wire.pair()
             if_failed.enter_context(control)
             afterwards.enter_context(theirs)
-            certificates = afterwards.enter_context(worker_spec.memory_files(certificate.contents))
+            certificates = afterwards.enter_context(worker_spec.memory_files(tls_contents))
             adoption = [sock.fileno() for sock in self._adoptions.get_or_open(local_server)]
             listeners = [sock.fileno() for sock in sockets]
             fds = [file, theirs.fileno(), write, *listeners, *certificates, *adoption]
@@ -410,7 +278,6 @@ class Forker:
                 index,
                 where=f"pid {pid}",
                 pid=pid,
-                certificate_ends=certificate.ends,
                 address="" if private is None else private.key,
             )
             worker = LocalWorker(
@@ -427,9 +294,6 @@ class Forker:
                 private=private,
                 hook=hook,
                 preloaded=preloaded,
-            )
-            worker.answered.add_done_callback(
-                functools.partial(self.certificates.keep_if_ready, server, generation, certificate)
             )
             # Our end, which the keeper holds too: a worker must not get end of file when its supervisor is replaced.
             ours = (notify,) if server.command else (control, tally)

@@ -26,7 +26,7 @@ from ..process_link import Message
 from ..process_usage import ProcessUsages
 from ..runner_protocol import Exit, Placement, Runner, RunnerEventHandler, WorkerFailed
 from ..stack_report import WorkerStacks
-from ..worker_spec import hook_config, memory_files, tls_settings
+from ..worker_spec import hook_config, memory_files, tls_contents, tls_settings
 from . import readiness
 from .activation import Activator
 from .app_zygotes import AppZygotes, ImportLimit
@@ -189,13 +189,6 @@ class LocalRunner(Runner):
     async def check_startable(self, server: ServerConfig) -> None:
         await self.forker.check_worker_prerequisites(server)
 
-    def force_certificate(self, name: str, generation: int) -> None:
-        """Give workers of this generation of server `name` the certificate in its files, even if it has expired.
-
-        By default, an expired certificate is not used while the previous certificate is still valid.
-        """
-        self.forker.certificates.force(name, generation)
-
     async def preload_application(self, server: ServerConfig, since: float) -> str:
         with self.children.recording_early_exits():
             return await self.forker.import_in_app_zygote(server, since)
@@ -273,7 +266,6 @@ class LocalRunner(Runner):
         Called once, before a listener is opened or a worker is started.
         """
         self.sockets.inherited = await systemd_sockets(self.keeper)
-        await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
         adoption = WorkerAdoption(self.keeper, self.children, self.events, servers, placed)
         adopters: dict[str, Adopter] = {
@@ -360,8 +352,7 @@ class LocalRunner(Runner):
 
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         if worker := self._workers.get(placement.id):
-            certificate = self.forker.certificates.reload_certificate(server)
-            with memory_files(certificate.contents) as fds:
+            with memory_files(tls_contents(server)) as fds:
                 worker.order("tls", fds, tls=tls_settings(server))
 
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:

@@ -26,7 +26,6 @@ from poolctl.config import (
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
 from poolctl.core.command_goal import goal_error
-from poolctl.core.configuration_diff import date_text, read_certificate_expiry
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
@@ -46,6 +45,7 @@ from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
 
 from ..active_configuration import obstacles_to_adding
+from .reading_verbs import expiry_warning
 from .verb import (
     Call,
     Operation,
@@ -143,16 +143,6 @@ class Lifecycle:
             else:
                 continue
             runnable.remove(entry)
-        if not call.options.get("force"):
-            now = self._core.clock.time()
-            errors = [
-                await asyncio.to_thread(expired_certificate_error, entry, entry.config, now)
-                for entry in runnable
-                if entry.observed.certificate_ends is not None
-            ]
-            refused += filter(None, errors)
-            names = {problem.name for problem in refused}
-            runnable = [entry for entry in runnable if entry.name not in names]
         deps = call.options.get("deps", True)
         dependencies = self._unready_dependencies(runnable, requested) if deps else []
         self._check_open_files([*dependencies, *runnable])
@@ -172,14 +162,15 @@ class Lifecycle:
             else:
                 proves = call.options.get("check", True)
                 self._core.restart(entry, ignore_dependencies=not deps, proves=proves)
-            if call.options.get("force"):
-                self._context.runner.force_certificate(entry.name, entry.desired.generation)
         operation.problems += [
             disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
         result = await operation.wait_for_result(chosen, call)
+        now = self._core.clock.time()
+        expiries = filter(None, (expiry_warning(entry, now) for entry in runnable))
         hints = [] if requested else _naming_hint(chosen, call)
-        return replace(result, unchanged=tuple(unchanged) or None, warnings=(*result.warnings, *hints))
+        warnings = (*result.warnings, *expiries, *hints)
+        return replace(result, unchanged=tuple(unchanged) or None, warnings=warnings)
 
     def _check_open_files(self, entries: list[Entry]) -> None:
         coming = ((entry.config, requested_worker_count(entry)) for entry in entries)
@@ -607,28 +598,6 @@ def _check_file_limit(before: _Servers, after: _Servers) -> None:
     hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
     problem = failure(PoolStartError, message, hint)
     raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
-
-
-def expired_certificate_error(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
-    """The error if the certificate in the file has expired, and the one in use is still valid; else None.
-
-    `config` names the file. Blocks on the disk.
-    """
-    if (
-        not entry.observed.workers
-        or entry.observed.certificate_ends is None
-        or entry.observed.certificate_ends <= now
-    ):
-        return None
-    ends = read_certificate_expiry(config)
-    if ends is None or ends > now or not config.tls or config.tls is True:
-        return None
-    message = (
-        f"{os.path.basename(config.tls.cert)}: the certificate expired on {date_text(ends)}, "
-        f"and the one in use is valid until {date_text(entry.observed.certificate_ends)}"
-    )
-    hint = "renew it; use --allow-expired to accept it"
-    return server_problem(entry, message, hint)
 
 
 async def startup_warnings(

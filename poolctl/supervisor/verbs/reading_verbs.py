@@ -19,7 +19,7 @@ from poolctl.control.answers import (
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ExecResult, ShowResult, StacksResult
 from poolctl.core.command_goal import CommandGoal, goal_error, wait_until
-from poolctl.core.configuration_diff import date_text, expired_message
+from poolctl.core.configuration_diff import date_text
 from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
@@ -280,11 +280,6 @@ def expiry_warning(entry: Entry, now: float) -> str:
     ends, tls = entry.observed.certificate_ends, entry.config.tls
     if not entry.observed.workers or ends is None or not tls or tls is True:
         return ""
-    expired_since = next(
-        (worker.passed_over for worker in entry.observed.workers.values() if worker.passed_over), None
-    )
-    if expired_since is not None and now < ends:
-        return f"{entry.name}: {expired_message(entry.config, expired_since, passed_over=True)}"
     if now + tls.warn_before <= ends:
         return ""
     if ends <= now:

@@ -32,12 +32,11 @@ from poolctl.core.server_entry import Cause, Entry
 from poolctl.core.workqueue import CURRENT_CAUSE
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT
-from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import select
 
 from ..configuration_reader import Reading
-from .changing_verbs import check_pool_file_limit, expired_certificate_error
+from .changing_verbs import check_pool_file_limit
 from .verb import (
     Call,
     Operation,
@@ -95,11 +94,10 @@ class Reload:
 
         With a selection, only its servers are reloaded; its unchanged servers get their `reload_signal`.
         """
-        force = bool(call.options.get("force"))
         async with self._configuration.turn:
             reading = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
             names = self._selected_names(call, reading)
-            changes, problems = await self._plan(reading, names, force=force)
+            changes, problems = await self._plan(reading, names)
             if problems:
                 return ReloadResult(
                     items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION
@@ -118,8 +116,8 @@ class Reload:
                     changes=_plan_lines(plan),
                 )
             check_pool_file_limit(self._core, servers)
-            applied = _ReloadRun(self._core, self._runner, changes, servers, names)
-            applied.apply_to_core(allow_expired=force, proves=call.options.get("check", True))
+            applied = _ReloadRun(self._core, changes, servers, names)
+            applied.apply_to_core(proves=call.options.get("check", True))
             self._record(plan)
             previous = self._configuration.marks
             exposed = self._activate(reading, call.options.get("env"), applied, names)
@@ -206,8 +204,8 @@ class Reload:
             if plan.problems:
                 return plan
             of_servers = [change for change in plan.changes if not change.name.startswith("[")]
-            applied = _ReloadRun(self._core, self._runner, of_servers, reading.servers)
-            applied.apply_to_core(allow_expired=False, starts=False)
+            applied = _ReloadRun(self._core, of_servers, reading.servers)
+            applied.apply_to_core(starts=False)
             self._record(plan.changes)
             self._activate(reading, None, applied)
         await applied.forget_removed_when_stopped(call)
@@ -241,20 +239,14 @@ class Reload:
         return planned_changes(running, reading.servers, files, self._configuration.missing)
 
     async def _plan(
-        self, reading: Reading, names: Collection[str] | None, *, force: bool
+        self, reading: Reading, names: Collection[str] | None
     ) -> tuple[list[Change], list[ErrorEntry]]:
-        """The changes that a reload of the servers called `names` makes, None: all; and the problems that prevent it.
-
-        `force` ignores expired certificates.
-        """
+        """The changes that a reload of the servers `names` makes, None: all; and the problems that prevent it."""
         if problems := self._configuration_errors(reading):
             return [], problems
         changes = await self._server_changes(reading)
         changes = [change for change in changes if names is None or change.name in names]
-        problems = await self._configuration.check_external(reading, {change.name for change in changes})
-        if not force:
-            problems += await asyncio.to_thread(self._certificate_expiry_errors, reading.servers, changes)
-        return changes, problems
+        return changes, await self._configuration.check_external(reading, {change.name for change in changes})
 
     def _activate(
         self,
@@ -276,22 +268,6 @@ class Reload:
             for name in applied.replaced:
                 self._configuration.environments[name] = environment
         return [name for name in withheld_variables() if name not in before]
-
-    def _certificate_expiry_errors(
-        self, servers: Iterable[ServerConfig], changes: Iterable[Change]
-    ) -> list[ErrorEntry]:
-        reading = {
-            change.name
-            for change in changes
-            if change.kind is Kind.RESTART or changes_certificates(change.keys)
-        }
-        now, entries = self._core.clock.time(), self._core.entries
-        errors = [
-            expired_certificate_error(entries[server.name], server, now)
-            for server in servers
-            if server.name in reading and server.name in entries
-        ]
-        return [error_of_kind(PoolValidateError, error) for error in errors if error is not None]
 
     def _record(self, changes: Iterable[Change]) -> None:
         who = CURRENT_CAUSE.get() or Cause("reload")
@@ -339,7 +315,6 @@ class _ReloadRun:
     def __init__(
         self,
         core: Core,
-        runner: LocalRunner,
         changes: Iterable[Change],
         servers: Iterable[ServerConfig],
         names: Collection[str] | None = None,
@@ -347,7 +322,6 @@ class _ReloadRun:
         """Only the servers called `names` are changed; None: all."""
         self._names = names
         self._core = core
-        self._runner = runner
         self._servers = {server.name: server for server in servers}
         self._kinds: dict[str, set[Kind]] = {}
         self._keys: dict[str, set[str]] = {}
@@ -361,8 +335,8 @@ class _ReloadRun:
         started = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & started and name in self._servers]
 
-    def apply_to_core(self, *, allow_expired: bool, starts: bool = True, proves: bool = False) -> None:
-        """Make all changes in the core at once. With `allow_expired`, expired certificates are loaded too.
+    def apply_to_core(self, *, starts: bool = True, proves: bool = False) -> None:
+        """Make all changes in the core at once.
 
         Without `starts`, new servers are not started. `proves`: see `Core.restart`.
         """
@@ -384,9 +358,6 @@ class _ReloadRun:
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.is_fully_stopped]
         self._stopping = Operation(core, PoolStopError, [*gone, *stopping])
-        for name in self._kinds if allow_expired else ():
-            if (changed := core.entries.get(name)) is not None:
-                self._runner.force_certificate(name, changed.desired.generation)
 
     def _add_or_change_server(self, server: ServerConfig, starts: bool, proves: bool) -> Entry:
         entry = self._core.entries.get(server.name)

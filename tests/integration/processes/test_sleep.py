@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import textwrap
 import time
 from collections.abc import Callable
@@ -131,19 +130,6 @@ def test_a_server_with_tls_wakes_at_a_client_hello(shared_pool: RealPool) -> Non
         assert sent_away(plain)
     assert state(shared_pool) == "sleeping"
     assert get(f"https://localhost:{port}").status == 200
-
-
-@pytest.mark.heavy
-def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool: RealPool) -> None:
-    cert, key = certificate(pool.directory)
-    valid = cert.read_text()
-    port = pool.write_hello(extra=f'tls = {{ cert = "{cert}", key = "{key}" }}\n{SLEEPS}')["web"]
-    pool.ok("start")
-    assert get(f"https://localhost:{port}").status == 200
-    certificate(pool.directory, days=-1)
-    pool.ok("wait", "--for", "sleeping", "--timeout", "40s")
-    assert ssl.get_server_certificate(("127.0.0.1", port)) == valid
-    assert "expired certificate not used" in pool.ok("events").stdout
 
 
 @pytest.mark.heavy_variants

@@ -238,7 +238,7 @@ NOTHING: dict[str, Any] = {}
 WAITING = {"timeout": None, "wait": True}
 ORDERED = {**WAITING, "deps": True}
 LIVE = {**WAITING, "all": False}
-RELOAD = {"dry_run": False, "env": None, "timeout": None, "wait": True, "force": False}
+RELOAD = {"dry_run": False, "env": None, "timeout": None, "wait": True}
 ASKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("list", NOTHING, NOTHING),
     ("show", NOTHING, {"reveal": False}),
@@ -252,8 +252,7 @@ ASKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("stop", NOTHING, ORDERED),
     ("stop", {"timeout": timedelta(minutes=1), "wait": False, "deps": False},
      {"timeout": 60.0, "wait": False, "deps": False}),
-    ("restart", NOTHING, {**ORDERED, "force": False}),
-    ("restart", {"force": True}, {**ORDERED, "force": True}),
+    ("restart", NOTHING, ORDERED),
     ("scale", {"workers": 2}, {**LIVE, "workers": 2}),
     ("scale", {"auto": True, "all": True}, {**WAITING, "all": True, "auto": True}),
     ("drain", NOTHING, {"all": False}),
@@ -266,8 +265,8 @@ ASKED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("wait", NOTHING, {"timeout": None, "for": "ready"}),
     ("wait", {"until": "stopped", "timeout": 1}, {"timeout": 1, "for": "stopped"}),
     ("reload", NOTHING, RELOAD),
-    ("reload", {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False, "force": True},
-     {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False, "force": True}),
+    ("reload", {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False},
+     {"dry_run": True, "env": {"A": "1"}, "timeout": 2, "wait": False}),
 ]  # fmt: skip
 
 

@@ -6,20 +6,23 @@ import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.command_goal import CommandGoal
+from poolctl.core.configuration_diff import read_certificate_expiry
 from poolctl.core.core import Core, RunnerEventForwarder
 from poolctl.core.decide import Desired, Overrides, WorkerPhase
 from poolctl.core.server_entry import Entry, Worker, restore
 from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
+from tests.certificates import certificate
 from tests.needs import needs
-from tests.unit.core.ordered_core import OrderedCore, run, turns, web
+from tests.unit.core.ordered_core import OrderedCore, turns, web
 from tests.unit.core.test_hooks import Stage
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 
@@ -921,11 +924,9 @@ async def test_certificates_are_renewed_in_every_worker_that_stays() -> None:
     entry = pool.core.entries["web"]
     leaving = worker_of(entry, "web.1.1")
     leaving.phase = WorkerPhase.STOPPING
-    worker_of(entry, "web.1.0").passed_over = 5.0
     pool.core.take_changed()
     await pool.core.reload_tls(entry)
     assert [line for line in pool.runner.log if line.startswith("tls")] == ["tls web.1.0"]
-    assert worker_of(entry, "web.1.0").passed_over is None
     assert pool.core.take_changed() == [entry]
 
 
@@ -1131,21 +1132,20 @@ async def test_server_whose_dependency_has_ended_by_itself_names_it_and_the_fix(
     assert problem.hint == "poolctl start db"
 
 
-def test_certificate_in_use_is_known_of_an_adopted_worker_until_it_expires() -> None:
-    async def scenario(used_until: float | None, expected: float | None) -> None:
-        pool = OrderedCore(web())
-        entry = pool.core.entries["web"]
-        entry.observed.certificate_ends = used_until
-        pool.runner.opened.add(entry.config.key)
-        placement = await pool.runner.place(entry.config, 1, 0)
-        worker = Worker(placement.id, 1, 0, entry.config, WorkerPhase.READY, placement)
-        pool.core.adopt_worker(entry, worker)
-        assert (worker.certificate_ends, worker.passed_over) == (expected, None)
-
-    now = OrderedCore().clock.time()
-    run(scenario(now + 1, now + 1))
-    run(scenario(now, None))
-    run(scenario(None, None))
+async def test_expiry_of_a_certificate_is_known_of_an_adopted_worker_that_becomes_ready(
+    tmp_path: Path,
+) -> None:
+    cert, key = certificate(tmp_path)
+    pool = OrderedCore(web(tls={"cert": str(cert), "key": str(key)}))
+    entry = pool.core.entries["web"]
+    pool.runner.opened.add(entry.config.key)
+    placement = await pool.runner.place(entry.config, 1, 0)
+    worker = Worker(placement.id, 1, 0, entry.config, WorkerPhase.STARTING, placement)
+    pool.core.mark_found_running(entry)
+    pool.core.adopt_worker(entry, worker)
+    await turns()
+    assert worker.phase is WorkerPhase.READY
+    assert entry.observed.certificate_ends == read_certificate_expiry(entry.config) is not None
 
 
 async def test_reports_of_the_runner_about_lifetime_and_idleness_reach_the_server() -> None:

@@ -162,9 +162,6 @@ class ScriptedRunner:
     async def reload_tls(self, placement: Placement, server: ServerConfig) -> None:
         self.log.append(f"tls {placement.id}")
 
-    def force_certificate(self, name: str, generation: int) -> None:
-        self.log.append(f"force certificate {name}")
-
     async def begin_drain(self, placement: Placement, *, replaced: bool = True) -> None:
         self._note_replaced("leave", placement, replaced)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import resource
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -17,10 +14,9 @@ from cryptography import x509
 from poolctl import ServerConfig
 from poolctl.config import RAISE_OPEN_FILES, TLSConfig
 from poolctl.errors import ServerError
-from poolctl.platform import memory_file, process_start
+from poolctl.platform import process_start
 from poolctl.runners.embedded_runner import ProcessRunner
-from poolctl.runners.local.forking import DescriptorBudget, FallbackCertificates, LoadedCertificate
-from poolctl.runners.runner_protocol import WorkerFailed
+from poolctl.runners.local.forking import DescriptorBudget
 from tests.certificates import certificate
 from tests.deadline import until
 from tests.descriptors import open_descriptors
@@ -91,143 +87,6 @@ async def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> Non
     descriptors.in_use = LIMIT - 16
     budget.clear_exhausted()
     await budget.acquire()
-
-
-class Keeper:
-    """Holds the record, and counts how often it was stored."""
-
-    def __init__(self, record: bytes = b"") -> None:
-        self.record = record
-        self.stored = 0
-
-    def send(self, message: Any, fds: Any = ()) -> None:
-        assert (message["op"], message["name"]) == ("put", "certificates")
-        self.record = os.pread(fds[0], 1 << 20, 0)
-        self.stored += 1
-
-    async def call(self, message: Any) -> tuple[Any, list[int]]:
-        assert (message["op"], message["name"]) == ("get", "certificates")
-        return {}, [memory_file("record", self.record)] if self.record else []
-
-
-class Certificates:
-    """The fallback certificates that `keeper` holds, as workers of the server get them."""
-
-    def __init__(self, keeper: Keeper | None = None) -> None:
-        self.keeper = keeper or Keeper()
-        self.kept = FallbackCertificates(cast(Any, self.keeper))
-
-    def given(self, server: ServerConfig, generation: int = 1) -> LoadedCertificate:
-        return self.kept.read_certificate_with_expiry_fallback(server, generation)
-
-
-@pytest.fixture
-def certificates() -> Certificates:
-    return Certificates()
-
-
-def secured(directory: Path, *, days: float, name: str = "web") -> ServerConfig:
-    directory.mkdir(exist_ok=True)
-    cert, key = certificate(directory, days=days)
-    return ServerConfig(name=name, bind=":8080", app="a:b", tls=TLSConfig(cert=str(cert), key=str(key)))
-
-
-def outcome(error: Exception | None = None, *, cancelled: bool = False) -> asyncio.Future[None]:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    if cancelled:
-        future.cancel()
-    elif error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
-    return future
-
-
-@pytest.mark.parametrize("version", [1, 2])
-async def test_a_successor_has_the_last_valid_certificate_unless_its_record_is_of_a_later_version(
-    certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int
-) -> None:
-    valid = certificates.given(secured(tmp_path, days=30))
-    await until(lambda: certificates.keeper.stored)
-    record = json.loads(certificates.keeper.record)
-    assert record["version"] == 1
-    successor = Certificates(Keeper(json.dumps(record | {"version": version}).encode()))
-    await successor.kept.load_saved(["web"])
-    assert (successor.given(secured(tmp_path, days=-1)) == valid) == (version == 1)
-    assert ("certificates cannot be read" in caplog.text) == (version == 2)
-
-
-async def test_a_worker_gets_the_last_valid_certificate_while_the_files_hold_an_expired_one(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    valid = certificates.given(secured(tmp_path, days=30))
-    server = secured(tmp_path, days=-1)
-    assert certificates.given(server, 2) == valid
-    certificates.kept.force("web", 3)
-    assert certificates.given(server, 2) == valid
-    expired = certificates.given(server, 3)
-    assert expired != valid
-    assert (expired.ends or 0) < (valid.ends or 0)
-
-
-async def test_an_expired_certificate_is_given_when_there_was_no_valid_one(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    first = certificates.given(secured(tmp_path, days=-2))
-    assert certificates.given(secured(tmp_path, days=-1), 2) != first
-
-
-async def test_a_certificate_in_other_files_is_given_even_if_it_has_expired(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    valid = certificates.given(secured(tmp_path, days=30))
-    assert certificates.given(secured(tmp_path / "other", days=-1), 2) != valid
-
-
-async def test_a_renewed_certificate_is_kept_once_a_worker_is_ready_with_it(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    old = certificates.given(secured(tmp_path, days=30))
-    server = secured(tmp_path, days=60)
-    new = certificates.given(server, 2)
-    assert new != old
-    expired = secured(tmp_path, days=-1)
-    certificates.kept.keep_if_ready(server, 2, new, outcome(WorkerFailed("it fails")))
-    certificates.kept.keep_if_ready(server, 2, new, outcome(cancelled=True))
-    assert certificates.given(expired, 3) == old
-    certificates.kept.keep_if_ready(server, 2, new, outcome())
-    assert certificates.given(expired, 3) == new
-
-
-async def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_ready_or_it_is_renewed(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    valid = certificates.given(secured(tmp_path, days=30))
-    server = secured(tmp_path, days=-1)
-    certificates.kept.force("web", 2)
-    certificates.kept.keep_if_ready(server, 1, valid, outcome())
-    expired = certificates.given(server, 2)
-    assert expired != valid
-    certificates.kept.keep_if_ready(server, 2, valid, outcome())
-    assert certificates.given(server, 2) == valid
-    certificates.kept.force("web", 2)
-    assert certificates.kept.reload_certificate(server) == expired
-    assert certificates.given(secured(tmp_path, days=30), 2) != expired
-
-
-async def test_certificates_of_servers_that_start_together_are_stored_together(
-    certificates: Certificates, tmp_path: Path
-) -> None:
-    for name in ("one", "two"):
-        certificates.given(secured(tmp_path / name, days=30, name=name))
-    plain = ServerConfig(name="plain", bind=":1", app="a:b")
-    assert certificates.given(plain) == LoadedCertificate((), [], None)
-    await until(lambda: certificates.keeper.stored)
-    assert json.loads(certificates.keeper.record)["certificates"].keys() == {"one", "two"}
-    assert certificates.keeper.stored == 1
-    # What is stored already is not stored again.
-    certificates.kept.reload_certificate(secured(tmp_path / "one", days=60, name="one"))
-    await until(lambda: certificates.keeper.stored == 2)
 
 
 def serial(server: ServerConfig) -> int:

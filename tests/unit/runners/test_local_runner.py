@@ -312,8 +312,6 @@ async def test_adopted_worker_gets_the_orders_of_its_server(it: Adopting, tmp_pa
     while not it.told.events:
         await asyncio.sleep(0)
     assert it.told.events == [("idle_changed", found.placement, True)]
-    while fd_store.CERTIFICATES not in it.peer.kept.entries:
-        await asyncio.sleep(0.01)
     end.close()
 
 

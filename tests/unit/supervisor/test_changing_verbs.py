@@ -22,7 +22,6 @@ from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     check_open_file_limit,
     check_pool_file_limit,
-    expired_certificate_error,
     name_list,
     requested_worker_count,
     startup_warnings,
@@ -452,49 +451,18 @@ async def test_job_that_runs_is_not_run_a_second_time() -> None:
     running.cancel()
 
 
-def certificated(directory: Path, days: float) -> ServerConfig:
-    cert, key = certificate(directory, days=days)
-    return web("a", tls={"cert": str(cert), "key": str(key)})
-
-
-async def test_restart_keeps_a_valid_certificate_in_use_instead_of_an_expired_one_in_the_file(
-    tmp_path: Path,
-) -> None:
-    desk = Desk(certificated(tmp_path, -1), web("b"))
-    await desk.ask("start")
-    entry, now = desk.core.entries["a"], desk.core.clock.time()
+async def test_restart_with_an_expired_certificate_is_done_with_a_warning(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, days=5)
+    desk = Desk(web("a", tls={"cert": str(cert), "key": str(key)}), web("b"))
     # The clock of the desk is behind the clock by which the certificate was made.
-    desk.clock.advance(time.time() - now)
-    entry.observed.certificate_ends = desk.clock.time() + 1000
-    desk.runner.log.clear()
-    answer = await desk.ask("restart")
-    (error,) = answer["errors"]
-    assert (answer["exit_code"], error["name"]) == (1, "a")
-    assert error["message"].startswith("localhost.pem: the certificate expired on ")
-    assert error["hint"] == "renew it; use --allow-expired to accept it"
-    assert not [line for line in desk.runner.log if line.startswith("place a")]
-    assert [line for line in desk.runner.log if line.startswith("place b")]
-    assert (await desk.ask("restart", "a", force=True))["exit_code"] == 0
-    assert "force certificate a" in desk.runner.log
-
-
-async def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_expired(
-    tmp_path: Path,
-) -> None:
-    desk = Desk(certificated(tmp_path, -1))
-    entry, now = desk.core.entries["a"], time.time()
-    entry.observed.certificate_ends = now + 1000
-    assert expired_certificate_error(entry, entry.config, now) is None, "nothing runs"
+    desk.clock.advance(time.time() - desk.clock.time())
     await desk.ask("start")
-    entry.observed.certificate_ends = now + 1000
-    assert expired_certificate_error(entry, entry.config, now) is not None
-    assert expired_certificate_error(entry, entry.config.model_copy(update={"tls": False}), now) is None
-    for ends in (None, now, now - 1):
-        entry.observed.certificate_ends = ends
-        assert expired_certificate_error(entry, entry.config, now) is None, ends
-    entry.observed.certificate_ends = now + 1000
-    certificate(tmp_path, days=5)
-    assert expired_certificate_error(entry, entry.config, now) is None
+    certificate(tmp_path, days=-1)
+    answer = await desk.ask("restart")
+    assert (answer["exit_code"], answer["errors"]) == (0, [])
+    (warning,) = answer["warnings"]
+    assert warning.startswith("a: its certificate expired on ")
+    assert (await desk.ask("restart", "b"))["warnings"] == []
 
 
 async def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.control.answers import ProgressLine
-from poolctl.core.configuration_diff import expired_message
 from poolctl.json_form import from_json
 from poolctl.keeper.store import Store
 from poolctl.monitor.event_queue import EventBus
@@ -364,18 +363,6 @@ async def test_certificate_that_ends_soon_is_a_warning(ends_in: float, said: str
     assert expiry_warning(desk.core.entries["plain"], now) == ""
     await desk.ask("stop", "a")
     assert expiry_warning(entry, now) == ""
-
-
-async def test_certificate_in_the_file_that_has_expired_is_passed_over_with_a_warning() -> None:
-    now = 1e9
-    desk = Desk(web("a", tls={"cert": "c.pem"}))
-    await desk.ask("start")
-    entry = desk.core.entries["a"]
-    entry.observed.certificate_ends = now + 100 * DAY
-    (worker,) = entry.observed.workers.values()
-    worker.passed_over = now - DAY
-    assert expiry_warning(entry, now) == f"a: {expired_message(entry.config, now - DAY, passed_over=True)}"
-    assert "expired on" in expiry_warning(entry, now + 101 * DAY)
 
 
 async def test_show_has_the_origins_of_the_files_and_masks_secrets() -> None:

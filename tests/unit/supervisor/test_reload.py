@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.control_server import Request
-from poolctl.core.configuration_diff import Change, Kind, read_digests_by_key
+from poolctl.core.configuration_diff import Change, Kind
 from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.store import Store
@@ -30,7 +29,6 @@ from poolctl.supervisor.configuration_reader import ReaderFailed, Reading
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.reload import PlannedReload, changed_keys
 from tests import moments
-from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.unit.core.ordered_core import turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
@@ -704,35 +702,6 @@ async def test_reload_without_servers_is_refused_with_the_command_that_ends_the_
     )  # fmt: skip
     empty = Desk()
     assert (await empty.ask("reload"))["exit_code"] == 0
-
-
-@pytest.mark.parametrize("change", ["tls", "env", "tags"])
-async def test_reload_keeps_a_valid_certificate_instead_of_an_expired_one(
-    tmp_path: Path, change: str
-) -> None:
-    cert, key = certificate(tmp_path, days=5)
-    tls = {"cert": str(cert), "key": str(key)}
-    desk = Desk(web("a", tls=tls), web("b"))
-    await desk.ask("start")
-    desk.clock.advance(time.time() - desk.core.clock.time())
-    desk.core.entries["a"].observed.certificate_ends = desk.core.clock.time() + 1000
-    certificate(tmp_path, days=-1)
-    if change == "tags":
-        desk.core.entries["a"].observed.files = read_digests_by_key(desk.core.entries["a"].config)
-    keys: dict[str, Any] = {"tls": {}, "env": {"env": {"A": "1"}}, "tags": {"tags": ["x"]}}[change]
-    desk.files.written = [web("a", tls=tls, **keys), web("b", tags=["x"])]
-    desk.runner.log.clear()
-    answer = await desk.ask("reload")
-    if change == "tags":
-        assert (answer["exit_code"], desk.runner.log) == (0, [])
-        return
-    (error,) = answer["errors"]
-    assert (answer["exit_code"], error["name"], error["error"]) == (5, "a", "ErrorPoolValidate")
-    assert error["message"].startswith("localhost.pem: the certificate expired on ")
-    assert desk.runner.log == []
-    assert (await desk.ask("reload", force=True))["exit_code"] == 0
-    forced = [line for line in desk.runner.log if line.startswith("force")]
-    assert forced == ["force certificate a", "force certificate b"]
 
 
 async def test_certificate_that_cannot_be_loaded_is_an_error_of_the_reload(tmp_path: Path) -> None:
