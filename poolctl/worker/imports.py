@@ -186,16 +186,7 @@ def _is_import_frame(filename: str) -> bool:
 
 def import_app(spec: Spec) -> Any:
     """Import the application, or the function that creates it; return it without calling it. Raises LoadFailed."""
-    return _import_attribute(_import_string(spec))
-
-
-def module_of(spec: Spec) -> str:
-    """The name of the module that `import_app` imports."""
-    return _import_string(spec).partition(":")[0]
-
-
-def _import_string(spec: Spec) -> str:
-    return str(spec["handlers"] if spec["app"] is None else spec["app"])
+    return _import_attribute(spec["handlers"] if spec["app"] is None else spec["app"])
 
 
 def load_app(spec: Spec) -> Any:

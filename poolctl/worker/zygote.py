@@ -13,18 +13,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
-from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 from ..keeper import wire
@@ -91,10 +87,9 @@ def _import_and_serve_forks(spec: Spec) -> int:
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
     imports.set_argv_and_path(spec)
-    before, origins = ProcessSnapshot.of_this_process(), ThreadOrigins(imports.module_of(spec))
+    before = ProcessSnapshot.of_this_process()
     try:
-        with origins:
-            imports.warm_up(imports.import_app(spec))
+        imports.warm_up(imports.import_app(spec))
     except SystemExit as leaving:
         return _run_exit_functions(imports.exit_status(leaving.code))
     except imports.LoadFailed as error:
@@ -102,8 +97,8 @@ def _import_and_serve_forks(spec: Spec) -> int:
         message = str(error)[: imports.MAX_CHARACTERS]
         _send(requests, {"event": "failed", "message": message, "missing": error.missing})
         return _run_exit_functions(STARTUP_FAILURE)
-    if leftovers := before.describe_leftovers_after_wait(origins):
-        return _report_preload_unusable(requests, leftovers, before.advice_on_new_native_threads())
+    if leftovers := before.describe_leftovers_after_wait():
+        return _report_preload_unusable(requests, leftovers, before.has_new_native_threads())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
     # From now on only workers print, into their own pipes; end of file on this pipe shows that all output was read.
@@ -116,9 +111,11 @@ def _import_and_serve_forks(spec: Spec) -> int:
     return 0
 
 
-def _report_preload_unusable(requests: socket.socket, leftovers: str, fix: str) -> int:
+def _report_preload_unusable(requests: socket.socket, leftovers: str, has_native_threads: bool) -> int:
     problem = f"its import {leftovers}, which no fork can share: each worker imports it instead"
-    problem += f" ({fix})" if fix else ""
+    if has_native_threads:
+        # OpenMP's variable; OpenBLAS, MKL and BLIS follow it too.
+        problem += ' (env = { OMP_NUM_THREADS = "1" } prevents threads of numerical libraries)'
     process_setup.print_message(f"preload = true has no effect: {problem}")
     _run_exit_functions(0)
     _send(requests, {"event": "unusable", "problem": problem[: imports.MAX_CHARACTERS]})
@@ -251,17 +248,6 @@ _MAX_NAMED = 3
 # Names of threads that their library does not need after a fork. jemalloc holds its locks during a fork
 # (pthread_atfork(3)), so the child is safe (pyarrow, pandas, scikit-learn: none of 300 forks hung).
 _IGNORED_THREADS = frozenset({"jemalloc_bg_thd"})
-_THREADS_DIRECTORY = "/proc/self/task"
-
-# Libraries that compute on threads of their own, by a part of their file's name, and the variable that limits them.
-_LIBRARIES = {
-    "openblas": "OPENBLAS_NUM_THREADS",
-    "mkl_": "MKL_NUM_THREADS",
-    "blis": "BLIS_NUM_THREADS",
-    "libgomp": "OMP_NUM_THREADS",
-    "libomp": "OMP_NUM_THREADS",
-    "libiomp": "OMP_NUM_THREADS",
-}
 
 
 class ProcessSnapshot(NamedTuple):
@@ -278,38 +264,31 @@ class ProcessSnapshot(NamedTuple):
         kept = frozenset(thread for thread in threads if native_thread_name(thread) not in _IGNORED_THREADS)
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
-    def describe_leftovers_after_wait(self, origins: ThreadOrigins | None = None) -> str:
+    def describe_leftovers_after_wait(self) -> str:
         """Describe the threads, child processes and descriptors created since this snapshot; "" if there are none.
 
         Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
-        once, because some libraries stop their threads before a fork. `origins` tells which module started a thread.
+        once, because some libraries stop their threads before a fork.
         """
-        if self._native_threads(ProcessSnapshot.of_this_process()):
+        if self.has_new_native_threads():
             _trigger_fork_handlers()
         deadline = time.monotonic() + _ENDING_SECONDS
-        while leftovers := self._describe_new_resources(
-            ProcessSnapshot.of_this_process(), origins or ThreadOrigins()
-        ):
+        while leftovers := self._describe_new_resources(ProcessSnapshot.of_this_process()):
             if time.monotonic() >= deadline:
                 break
             time.sleep(_PAUSE_SECONDS)
         return leftovers
 
-    def advice_on_new_native_threads(self) -> str:
-        """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
-        return (
-            library_thread_limit_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
-        )
-
-    def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
+    def has_new_native_threads(self) -> bool:
+        """Whether there are threads that were started since this snapshot, and not by Python."""
         python = {thread.native_id for thread in threading.enumerate()}
-        return now.threads - self.threads - python
+        return bool(ProcessSnapshot.of_this_process().threads - self.threads - python)
 
-    def _describe_new_resources(self, now: ProcessSnapshot, origins: ThreadOrigins) -> str:
+    def _describe_new_resources(self, now: ProcessSnapshot) -> str:
         # Several threads of one library count as one.
         words = list(
             dict.fromkeys(
-                f"started {origins.describe_thread(thread)}" for thread in sorted(now.threads - self.threads)
+                f"started {_describe_thread(thread)}" for thread in sorted(now.threads - self.threads)
             )
         )
         words += [f"started the process {child}" for child in sorted(now.children - self.children)]
@@ -375,61 +354,13 @@ def _describe_socket(fd: int) -> str:
     return "a socket"
 
 
-class ThreadOrigins:
-    """Context manager that records which module's import has started which thread.
-
-    `main` is the module that is imported first. Uses a hook in sys.meta_path that is called for each import, but never
-    supplies a module: unlike a wrapper around imports, it adds no frame to the traceback of an import that fails.
-    """
-
-    def __init__(self, main: str = "") -> None:
-        self._main = main
-        self._modules: dict[int, str] = {}
-        self._last = ""
-
-    def __enter__(self) -> ThreadOrigins:
-        self._modules = dict.fromkeys(_threads(), "")
-        sys.meta_path.insert(0, self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(ValueError):  # the application may have replaced the finders
-            sys.meta_path.remove(self)
-        self._record_new_threads(self._main)
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Record threads started before the import of `name`. Returns None, so the import system asks other finders."""
-        self._record_new_threads()
-        self._last = name
-
-    def describe_thread(self, thread: int) -> str:
-        """A description of a thread, such as `the thread 'ticker' of shop.jobs`."""
-        module = self._modules.get(thread, "")
-        for candidate in threading.enumerate():
-            if candidate.native_id == thread:
-                module = _module_of(candidate) or module
-                return f"the thread {candidate.name!r}" + (f" of {module}" if module else "")
-        name = native_thread_name(thread)
-        text = f"a thread {name!r}" if name and name != native_thread_name(os.getpid()) else "a thread"
-        return f"{text} in {module}" if module else f"{text} ({thread})"
-
-    def _record_new_threads(self, importing: str = "") -> None:
-        if threads := _threads() - self._modules.keys():
-            self._modules |= dict.fromkeys(
-                threads, _module_that_started_thread(self._last, importing or _importing_module_name())
-            )
-
-
-def library_thread_limit_advice() -> str:
-    """Advice to set, for example, OPENBLAS_NUM_THREADS if OpenBLAS is loaded; "" if no loaded library is known."""
-    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
-        files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
-        for part, variable in _LIBRARIES.items():
-            if any(part in file for file in files):
-                return f'env = {{ {variable} = "1" }} may prevent it'
-    return ""
+def _describe_thread(thread: int) -> str:
+    """A description of a thread, such as `the thread 'ticker'`."""
+    for candidate in threading.enumerate():
+        if candidate.native_id == thread:
+            return f"the thread {candidate.name!r}"
+    name = native_thread_name(thread)
+    return f"a thread {name!r}" if name and name != native_thread_name(os.getpid()) else "a thread"
 
 
 def native_thread_name(thread: int) -> str:
@@ -437,42 +368,6 @@ def native_thread_name(thread: int) -> str:
 
     By default a thread has the name of its process.
     """
-    with contextlib.suppress(OSError), open(f"{_THREADS_DIRECTORY}/{thread}/comm", errors="replace") as file:
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/comm", errors="replace") as file:
         return file.read().strip()
     return ""
-
-
-def _threads() -> set[int]:
-    return set(map(int, os.listdir(_THREADS_DIRECTORY)))
-
-
-def _module_that_started_thread(last: str, importing: str) -> str:
-    """The module that probably started a new thread when it was imported, or "A or B" if it is one of two.
-
-    `last` is the module with the most recent import; `importing` is the module that is being executed now.
-    """
-    spec = getattr(sys.modules.get(last), "__spec__", None)
-    if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
-        return last  # an extension module: loading its libraries may start threads
-    if getattr(spec, "_initializing", False) or last == importing:
-        return last
-    if importing and last.partition(".")[0] in sys.stdlib_module_names:
-        return importing  # modules of the standard library start no thread when imported
-    return f"{last} or {importing}" if spec is not None and importing else importing or last
-
-
-def _importing_module_name() -> str:
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if file not in (__file__, importlib.__file__) and not file.startswith("<frozen importlib"):
-            return str(frame.f_globals.get("__name__", ""))
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def _module_of(thread: threading.Thread) -> str:
-    """The module of the function that a thread runs; "" for a module of the standard library."""
-    target = getattr(thread, "_target", None)
-    module = str(getattr(target, "__module__", None) or type(thread).__module__)
-    return "" if module.partition(".")[0] in sys.stdlib_module_names else module

@@ -189,8 +189,8 @@ CHILD = "import subprocess\nC = subprocess.Popen(['sleep', '50'])\n"
 
 
 UNSHARED = {
-    "thread": (THREAD, "its import started the thread 'ticker' of unshared_thread"),
-    "native": (NATIVE_THREAD, "its import started a thread in unshared_native"),
+    "thread": (THREAD, "its import started the thread 'ticker'"),
+    "native": (NATIVE_THREAD, "its import started a thread, which no fork can share"),
     "connection": (CONNECTION, "a connection to 127.0.0.1:"),
     "child": (CHILD, "its import started the process "),
     "file": ("F = open(__file__)\n", "unshared_file.py"),

@@ -22,9 +22,8 @@ from poolctl import ServerConfig
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
 from poolctl.runners.worker_spec import preload_spec, spec_file, worker_spec
-from poolctl.worker import zygote
 from poolctl.worker.tally import create_tally_page
-from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
+from poolctl.worker.zygote import ProcessSnapshot
 from tests.deadline import wait_until
 from tests.processes import is_alive
 
@@ -187,14 +186,6 @@ libc = ctypes.CDLL(None)
 thread = ctypes.c_ulong()
 libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
 """
-PYTHON = """
-import threading
-over = threading.Event()
-def wait():
-    over.wait()
-thread = threading.Thread(target=wait, name="ticker", daemon=True)
-thread.start()
-"""
 
 
 @pytest.fixture
@@ -205,10 +196,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in set(sys.modules) - before:
         module = sys.modules.pop(name)
-        if isinstance(thread := getattr(module, "thread", None), threading.Thread):
-            module.over.set()
-            thread.join()
-        elif isinstance(thread, ctypes.c_ulong):
+        if isinstance(thread := getattr(module, "thread", None), ctypes.c_ulong):
             module.libc.pthread_cancel(thread)
             module.libc.pthread_join(thread, None)
 
@@ -216,79 +204,13 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def said_of(name: str) -> str:
     """What is said of the threads that the import of the module has left."""
     before = ProcessSnapshot.of_this_process()
-    with ThreadOrigins(name) as found:
-        importlib.import_module(name)
-    return before.describe_leftovers_after_wait(found)
-
-
-def test_native_thread_is_attributed_to_the_module_being_imported(modules: Path) -> None:
-    (modules / "shop.py").write_text("import shop_native\n")
-    (modules / "shop_native.py").write_text(NATIVE + "import shop_last\n")
-    (modules / "shop_last.py").write_text("")
-    assert said_of("shop") == "started a thread in shop_native"
-
-
-@pytest.mark.parametrize("last", ["", "import shop_last\n"])
-def test_thread_started_after_an_import_names_both_modules(modules: Path, last: str) -> None:
-    (modules / "shop.py").write_text("import shop_small\n" + NATIVE + last)
-    (modules / "shop_small.py").write_text("")
-    (modules / "shop_last.py").write_text("")
-    assert said_of("shop") == "started a thread in shop_small or shop"
-
-
-def test_thread_that_replaces_another_one_is_noticed(modules: Path) -> None:
-    (modules / "shop.py").write_text("import shop_native\n")
-    ends = (
-        "import os\nbefore = len(os.listdir('/proc/self/task'))\nearlier = ctypes.c_ulong()\n"
-        "libc.pthread_create(ctypes.byref(earlier), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)\n"
-        "import shop_between\nlibc.pthread_cancel(earlier)\nlibc.pthread_join(earlier, None)\n"
-        "while len(os.listdir('/proc/self/task')) > before: pass\n"
-    )
-    head, create = NATIVE.split("thread =", 1)
-    (modules / "shop_native.py").write_text(head + ends + "thread =" + create + "import shop_last\n")
-    for name in ("shop_between", "shop_last"):
-        (modules / f"{name}.py").write_text("")
-    assert said_of("shop") == "started a thread in shop_between or shop_native"
-
-
-def test_python_thread_is_attributed_to_the_module_of_its_function(modules: Path) -> None:
-    (modules / "shop.py").write_text("import shop_jobs\n")
-    (modules / "shop_jobs.py").write_text(PYTHON)
-    assert said_of("shop") == "started the thread 'ticker' of shop_jobs"
-
-
-def test_thread_of_the_standard_library_is_attributed_to_the_module_that_started_it(
-    modules: Path,
-) -> None:
-    (modules / "shop.py").write_text(PYTHON.replace("target=wait", "target=over.wait"))
-    assert said_of("shop") == "started the thread 'ticker' of shop"
-
-
-def test_failing_import_has_its_usual_traceback_and_leaves_no_finder(modules: Path) -> None:
-    (modules / "shop.py").write_text("import shop_broken\n")
-    (modules / "shop_broken.py").write_text("1 / 0\n")
-    finders = list(sys.meta_path)
-    with pytest.raises(ZeroDivisionError) as caught, ThreadOrigins():
-        importlib.import_module("shop")
-    assert [each.path.name for each in caught.traceback if "importlib" not in str(each.path)] == [
-        Path(__file__).name, "shop.py", "shop_broken.py",
-    ]  # fmt: skip
-    assert sys.meta_path == finders
-
-
-def test_known_library_has_a_fix_for_its_threads(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ProcessSnapshot.of_this_process()
-    assert before.advice_on_new_native_threads() == ""
-    (modules / "shop.py").write_text(NATIVE)
-    importlib.import_module("shop")
-    assert before.advice_on_new_native_threads() == ""
-    monkeypatch.setitem(zygote._LIBRARIES, os.path.basename("libc.so"), "SO_MANY")
-    assert before.advice_on_new_native_threads() == 'env = { SO_MANY = "1" } may prevent it'
+    importlib.import_module(name)
+    return before.describe_leftovers_after_wait()
 
 
 def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> None:
     (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"flusher")\n')
-    assert said_of("shop") == "started a thread 'flusher' in shop"
+    assert said_of("shop") == "started a thread 'flusher'"
 
 
 def test_thread_that_its_library_can_lose_in_a_fork_is_ignored(modules: Path) -> None:
@@ -387,6 +309,14 @@ def test_app_zygote_is_up_when_it_has_imported_and_runs_no_exit_function(
     reply = app.message()
     assert reply is not None
     assert (reply["id"], reply["pid"] != app.pid) == (5, True)
+
+
+def test_import_that_starts_a_native_thread_is_refused_with_a_fix(imported: Callable[..., Imported]) -> None:
+    text = "its import started a thread, which no fork can share: each worker imports it instead"
+    fix = 'env = { OMP_NUM_THREADS = "1" } prevents threads of numerical libraries'
+    app = imported(NATIVE + APP)
+    assert app.message() == {"event": "unusable", "problem": f"{text} ({fix})"}
+    assert app.output() == f"preload = true has no effect: {text} ({fix})\n"
 
 
 PRINTS = """
