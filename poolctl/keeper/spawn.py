@@ -14,7 +14,6 @@ from ..platform import close_all, raise_descriptor_limit, replace_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import re
     from collections.abc import Container, Sequence
 
 
@@ -200,8 +199,8 @@ MAX_SIZE_BYTES = 1024 * 1024
 def copytruncate_if_large(path: str) -> None:
     """Move the last MAX_SIZE_BYTES of a larger file to `path.1`, and empty the file; do nothing for a smaller file.
 
-    In `path.1` a count replaces repeated lines. The file is truncated, not replaced: other processes keep it open
-    (O_APPEND). On a full disk the content is dropped. Raises OSError, including FileNotFoundError.
+    The file is truncated, not replaced: other processes keep it open (O_APPEND). On a full disk the content is dropped.
+    Raises OSError, including FileNotFoundError.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_size <= MAX_SIZE_BYTES:
@@ -218,12 +217,5 @@ def copytruncate_if_large(path: str) -> None:
 def _copy_tail_to(fd: int, path: str) -> None:
     left_out = os.fstat(fd).st_size - MAX_SIZE_BYTES
     kept = os.pread(fd, MAX_SIZE_BYTES, left_out)
-    import re  # imported late, because it is rarely needed
-
-    kept = re.sub(rb"^(.*\n)\1+", _counted, kept[kept.find(b"\n") + 1 :], flags=re.MULTILINE)
+    kept = kept[kept.find(b"\n") + 1 :]
     replace_file(path, b"(%d bytes before this were left out)\n%s" % (left_out, kept))
-
-
-def _counted(lines: re.Match[bytes]) -> bytes:
-    repeated = len(lines[0]) // len(lines[1]) - 1
-    return b"%s(the line above was repeated %d time%s)\n" % (lines[1], repeated, b"s" * (repeated > 1))

@@ -54,18 +54,6 @@ def test_reader_that_has_the_output_file_open_continues_in_it(path: Path) -> Non
     assert last == "line 149999"
 
 
-def test_repeated_lines_are_counted(path: Path) -> None:
-    path.write_bytes(b"a\n" * MAX_SIZE_BYTES + b"b\nc\nc\nthe end")
-    copytruncate_if_large(str(path))
-    lines = Path(f"{path}.1").read_text().splitlines()[1:]
-    repeated = int(lines[1].split()[5])
-    assert MAX_SIZE_BYTES // 2 - 20 < repeated < MAX_SIZE_BYTES // 2
-    assert lines == [
-        "a", f"(the line above was repeated {repeated} times)", "b",
-        "c", "(the line above was repeated 1 time)", "the end",
-    ]  # fmt: skip
-
-
 def test_output_that_cannot_be_kept_is_dropped(path: Path) -> None:
     path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))
     Path(f"{path}.1").mkdir()
