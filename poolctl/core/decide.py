@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
+
+if TYPE_CHECKING:
+    from .server_entry import Worker
 
 
 class Desired(StrEnum):
@@ -111,24 +115,8 @@ class ListenerState(StrEnum):
     CLOSING = "closing"
 
 
-# The views are never changed after construction, but not frozen: each event creates several, and creating
-# a frozen one takes three times as long.
-
-
-@dataclass(slots=True)
-class WorkerView:
-    """The facts about one worker that decisions depend on."""
-
-    id: str
-    generation: int
-    index: int
-    phase: WorkerPhase
-    out: bool = False  # taken out of rotation
-    idle: bool = False  # ready, and without traffic for its server's `scale.idle`
-    stuck: bool = False  # its event loop does not answer
-    resting: bool = False  # ready, but leaves accepting to other workers
-    unhealthy: bool = False  # its probes fail, or its event loop is stuck
-    may_accept: bool = False  # draining, but it has not confirmed yet that it accepts no more
+# A view is never changed after construction, but not frozen: each event creates several, and creating a frozen one
+# takes three times as long.
 
 
 @dataclass(slots=True)
@@ -166,10 +154,10 @@ class ServerView:
     hook: str = ""  # the name of the running hook, "" if none runs
     hook_ends: bool = False  # the running hook has been asked to end
     listener: ListenerState = ListenerState.CLOSED
-    workers: tuple[WorkerView, ...] = ()
+    workers: tuple[Worker, ...] = ()
 
     @property
-    def staying(self) -> list[WorkerView]:
+    def staying(self) -> list[Worker]:
         """The workers that are not draining or stopping."""
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
@@ -182,7 +170,7 @@ class ServerView:
         """The generation of the worker that should serve with this index."""
         return self.renewed.get(index, self.generation)
 
-    def is_current(self, worker: WorkerView) -> bool:
+    def is_current(self, worker: Worker) -> bool:
         """Whether the worker is of the generation that should serve with its index."""
         return worker.generation == self.generation_at(worker.index)
 
@@ -476,7 +464,7 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
     return actions + [_retire(worker) for worker in leaving if worker.phase is not WorkerPhase.READY]
 
 
-def _retire(worker: WorkerView) -> Action:
+def _retire(worker: Worker) -> Action:
     # A worker that is not ready here may have accepted already: its report may be on its way. A stuck worker cannot
     # finish anything.
     return Stop(worker.id) if worker.stuck else Drain(worker.id)

@@ -94,6 +94,11 @@ class Worker:
         return self.health if self.config.health.probed else Status.OK
 
     @property
+    def may_accept(self) -> bool:
+        """Whether the worker is draining, and has not confirmed yet that it accepts no more connections."""
+        return self.phase is WorkerPhase.DRAINING and not self.stopped_accepting
+
+    @property
     def unhealthy(self) -> bool:
         """Whether the worker's probes fail, or it is stuck."""
         return self.status is Status.KO
@@ -463,15 +468,8 @@ class Entry:
             hook="" if hook is None else hook.name,
             hook_ends=hook is not None and hook.ends,
             listener=self.listener.state,
-            workers=tuple(
-                decide.WorkerView(
-                    worker.id, worker.generation, worker.index, worker.phase, worker.out, worker.idle, worker.stuck,
-                    worker.resting, worker.unhealthy,
-                    worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting,
-                )
-                for worker in self.observed.workers.values()
-            ),
-        )  # fmt: skip
+            workers=tuple(self.observed.workers.values()),
+        )
 
     @property
     def sleepy(self) -> bool:
@@ -662,12 +660,8 @@ class Entry:
             return True
         if self.desired.state.wants_no_worker:
             return self.completed and self.config.job
-        if any(
-            worker.phase is WorkerPhase.DRAINING and not worker.stopped_accepting
-            for worker in self.observed.workers.values()
-        ):
-            return False
-        return self.has_ready_generation
+        may_accept = any(worker.may_accept for worker in self.observed.workers.values())
+        return not may_accept and self.has_ready_generation
 
     @property
     def has_ready_generation(self) -> bool:

@@ -15,6 +15,7 @@ from poolctl.core.decide import (
     ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
+    Accept,
     Arm,
     Check,
     Close,
@@ -35,26 +36,27 @@ from poolctl.core.decide import (
     StepAfterExit,
     Stop,
     WorkerPhase,
-    WorkerView,
     decide,
     judge_exit,
 )
 from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
 from poolctl.runners.runner_protocol import Exit
-from poolctl.states import State
+from poolctl.states import State, Status
+
+PROBED = ServerConfig(name="web", bind=":1", app="a:b", health={"liveness": {"tcp": True}})
 
 
-def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase.READY) -> WorkerView:
-    return WorkerView(f"w.{generation}.{index}", generation, index, phase)
+def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase.READY) -> Worker:
+    return Worker(f"w.{generation}.{index}", generation, index, PROBED, phase, stopped_accepting=True)
 
 
-def view(*workers: WorkerView, **facts: Any) -> ServerView:
+def view(*workers: Worker, **facts: Any) -> ServerView:
     return ServerView(
         **{"desired": Desired.RUN, "generation": 1, "listener": ListenerState.OPEN} | facts, workers=workers
     )
 
 
-IDLE = replace(worker(), idle=True)
+IDLE, UNHEALTHY = replace(worker(), idle=True), replace(worker(), health=Status.KO)
 AWAKE_NOW: dict[str, Any] = {"sleepy": True, "has_pending_request": True}
 EXAMPLES = {
     "opens before it spawns": (view(listener=ListenerState.CLOSED), [Open()]),
@@ -100,7 +102,9 @@ EXAMPLES = {
     "drains one too many that has no process yet": (
         view(worker(), worker(index=1, phase=WorkerPhase.PLACING)), [Drain("w.1.1")],
     ),
-    "stops one that is stuck": (view(replace(worker(), stuck=True), worker(2), generation=2), [Stop("w.1.0")]),
+    "stops one that is stuck": (
+        view(replace(worker(), stuck=True), worker(2), generation=2), [Accept("w.1.0", False), Stop("w.1.0")],
+    ),
     "leaves a superseded one that serves": (
         view(worker(), worker(2), worker(3, phase=WorkerPhase.STARTING), generation=3), [],
     ),
@@ -203,7 +207,7 @@ EXAMPLES = {
         view(worker(phase=WorkerPhase.DRAINING), must_reopen_listener=True), [Close()],
     ),
     "keeps the listener of what is removed while its worker may accept": (
-        view(replace(worker(phase=WorkerPhase.DRAINING), may_accept=True), desired=Desired.REMOVED), [],
+        view(replace(worker(phase=WorkerPhase.DRAINING), stopped_accepting=False), desired=Desired.REMOVED), [],
     ),
     "drains what is removed": (view(worker(), desired=Desired.REMOVED), [Drain("w.1.0")]),
     "drains what is removed before it is ready": (
@@ -218,7 +222,7 @@ EXAMPLES = {
     "puts a worker back into rotation": (view(replace(worker(), out=True)), [Rotate("w.1.0", True)]),
     "leaves a worker in rotation": (view(worker()), []),
     "lets the unhealthy worker that accepts go on": (
-        view(replace(worker(), unhealthy=True), replace(worker(index=1), unhealthy=True, resting=True), count=2), [],
+        view(UNHEALTHY, replace(UNHEALTHY, id="w.1.1", index=1, resting=True), count=2), [],
     ),
 }  # fmt: skip
 

@@ -36,7 +36,6 @@ from poolctl.core.decide import (
     Spawn,
     Stop,
     WorkerPhase,
-    WorkerView,
     decide,
 )
 from poolctl.core.server_entry import (
@@ -54,6 +53,7 @@ from tests.examples import examples
 from tests.unit.core.ordered_core import let_wait
 
 MAX_WORKERS = 3
+PLAIN = ServerConfig(name="web", bind=":1", app="a:b")
 
 
 def applied(view: ServerView, actions: list[Action]) -> ServerView:
@@ -98,7 +98,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 taken = {(worker.generation, worker.index) for worker in workers.values()}
                 assert (generation, index) not in taken, "what leaves keeps its name until it has gone"
                 # As one does that has a probe to pass first.
-                workers[name] = WorkerView(name, generation, index, WorkerPhase.PLACING, resting=True)
+                workers[name] = Worker(name, generation, index, PLAIN, resting=True, stopped_accepting=True)
             case RunHook(hook):
                 assert not view.hook, "one of a server at a time"
                 assert not workers, "hooks run before the first worker and after the last one"
@@ -143,7 +143,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
     return replace(view, listener=listener, armed=armed, abandoned=abandoned, workers=workers_after, **facts)
 
 
-def serving(view: ServerView) -> list[WorkerView]:
+def serving(view: ServerView) -> list[Worker]:
     return [worker for worker in view.workers if worker.phase is WorkerPhase.READY]
 
 
@@ -299,7 +299,9 @@ views = st.builds(
     ).flatmap(
         lambda rows: st.lists(mostly, min_size=len(rows), max_size=len(rows)).map(
             lambda idle: tuple(
-                WorkerView(f"{g}.{i}", g, i, phase, idle=phase is WorkerPhase.READY and still)
+                Worker(
+                    f"{g}.{i}", g, i, PLAIN, phase, stopped_accepting=True, idle=still and phase == "ready"
+                )
                 for (g, i, phase), still in zip(rows, idle, strict=True)
             )
         )
@@ -316,7 +318,6 @@ def test_any_view_at_all_is_decided_soundly(view: ServerView) -> None:
     assert actions == decide(view), "nothing is remembered"
 
 
-PLAIN = ServerConfig(name="web", bind=":1", app="a:b")
 SLEEPY = ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0})
 JOB = ServerConfig(name="web", command=["migrate"], job=True)
 
@@ -342,10 +343,7 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
     for index in view.waiting:
         let_wait(entry, index)
     entry.desired.overrides = replace(entry.desired.overrides, workers=None if view.sleepy else view.count)
-    for worker in view.workers:
-        entry.observed.workers[worker.id] = Worker(
-            worker.id, worker.generation, worker.index, config, phase=worker.phase
-        )
+    entry.observed.workers = {worker.id: worker for worker in view.workers}
     return entry
 
 
@@ -387,7 +385,7 @@ def test_a_decision_that_is_under_way_is_not_taken_again(view: ServerView) -> No
 def test_server_falls_asleep_when_complete_idle_and_not_needed(
     count: int, needed: bool, out: bool, busy: bool, incomplete: bool
 ) -> None:
-    workers = [WorkerView(f"1.{n}", 1, n, WorkerPhase.READY, out=out, idle=True) for n in range(count)]
+    workers = [Worker(f"1.{n}", 1, n, PLAIN, WorkerPhase.READY, out=out, idle=True) for n in range(count)]
     if busy:
         workers[0] = replace(workers[0], idle=False)
     if incomplete:

@@ -21,9 +21,7 @@ from poolctl.core.decide import (
     ImpossibleChange,
     ListenerState,
     Overrides,
-    ServerView,
     WorkerPhase,
-    WorkerView,
 )
 from poolctl.core.server_entry import (
     Availability,
@@ -646,36 +644,6 @@ def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
     assert server.pids == [11, 13, 12]
     assert server.uptime_seconds(100.0) == 0.0
     assert not entry().started
-
-
-def test_view_has_the_facts_of_the_entry() -> None:
-    server = entry(Desired.RUN, **SLEEPER)
-    assert server.view(may_start=True, may_stop=False, may_open=True) == ServerView(
-        Desired.RUN, 1, feasible=False, may_stop=False, sleepy=True
-    )
-    server.desired.overrides = Overrides(out=True)
-    server.observed.feasible = server.desired.generation = 2
-    server.observed.has_pending_request = server.observed.has_live_dependents = server.observed.checking = (
-        True
-    )
-    server.observed.window = WindowState(AWAKE, None)
-    server.listener.state, server.listener.armed, server.listener.must_reopen = (
-        ListenerState.OPEN,
-        server.config,
-        True,
-    )
-    server.hooks.before_start_due = server.hooks.after_stop_due = True
-    server.hooks.running = RunningHook("after_stop", ends=True)
-    add_worker(server, index=5, generation=2, idle=True, stuck=True)
-    view = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
-    assert view == ServerView(
-        Desired.RUN, 2, checking=True, may_start=False, may_open=False,
-        must_reopen_listener=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True,
-        has_pending_request=True, has_live_dependents=True, window_demand=AWAKE,
-        armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
-        listener=ListenerState.OPEN,
-        workers=(WorkerView("web.2.5", 2, 5, WorkerPhase.READY, idle=True, stuck=True, unhealthy=True),),
-    )  # fmt: skip
 
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
