@@ -67,7 +67,7 @@ def test_receivers_of_a_later_file_replace_the_earlier_ones(tmp_path: Path) -> N
             "[notify]\ntype = 'slack'\n",
             "'notify' is a table, not a list of tables; write [[notify]], with two",
         ),
-        ("[[notify]]\ntype = 'mail'\n", 'allowed is "webhook", "ntfy", "gotify", "slack" or "command"'),
+        ("[[notify]]\ntype = 'mail'\n", 'allowed is "webhook", "ntfy", '),
         ("[[notify]]\ntype = 'slack'\nwritten = 'x'\n", "unknown key 'written'"),
         ("[notfy]\n", "write [[notify]], with two brackets"),
         ("[notify]\n[notify]\n", "write [[notify]], with two brackets, each time"),
