@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.config import ServerConfig, load, table_text, with_resolved_references
+from poolctl.config.model.server_tables import PROBE_KINDS
 from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._environment import PodEnvironment
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
@@ -389,6 +390,13 @@ def test_probes_of_a_command_are_run_by_the_kubelet(
     assert found["ports"] == [{"name": "http", "containerPort": 80, "protocol": "TCP"}]
     assert found["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
     assert "lifecycle" not in container(command=["serve"], bind=":80", table={"stop_delay": 0})
+
+
+def test_each_kind_of_probe_has_an_equal_in_a_pod(container: Made) -> None:
+    examples = {"http": "/", "tcp": True, "exec": ["ok"]}
+    for kind in PROBE_KINDS:
+        found = container(command=["serve"], bind=":80", health={"liveness": {kind: examples[kind]}})
+        assert found["livenessProbe"]
 
 
 def test_command_without_a_port_has_neither_a_service_nor_probes_and_never_runs_twice(
