@@ -253,16 +253,12 @@ class _Backends:
     """Makes the backend sections of one configuration, with unique names."""
 
     def __init__(
-        self,
-        settings: GatewaySettings,
-        addresses: ServerAddresses,
-        keys: Mapping[str, str],
-        places: ProcessPlaces,
+        self, settings: GatewaySettings, addresses: ServerAddresses, keys: Mapping[str, str], log: str
     ) -> None:
         self._settings = settings
         self._addresses = addresses
         self._keys = keys
-        self._log = places.log
+        self._log = log
         self._names = set[str]()
 
     def route(self, route: Route) -> HaproxyBackend:
@@ -678,7 +674,7 @@ def configuration_of(
     ordered = match.in_order(routes)
     # Sorted by alias, because the order of precedence changes at run time.
     by_alias = sorted(ordered, key=lambda route: route.alias)
-    backends = _Backends(settings, addresses, keys, places)
+    backends = _Backends(settings, addresses, keys, places.log)
     of_routes = {route.alias: backends.route(route) for route in by_alias}
     fronts = [listener for listener in listeners if not (listener.alias or listener.passes_tls)]
     passing = [listener for listener in listeners if listener.passes_tls]
