@@ -27,6 +27,7 @@ class HelperKeeper:
         self.spawned: list[wire.Message] = []
         self.ends: list[socket.socket] = []
         self.refusals: list[Exception] = []
+        self.attempts: list[float] = []  # the times of the loop at which a process was to be started
 
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
         self.orders.append((message["op"], str(message.get("name", ""))))
@@ -44,6 +45,7 @@ class HelperKeeper:
         if message["op"] != "spawn":
             self.send(message, fds)
             return {}, []
+        self.attempts.append(asyncio.get_running_loop().time())
         if self.refusals:
             raise self.refusals.pop(0)
         self.spawned.append(message)

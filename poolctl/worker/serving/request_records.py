@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from json import JSONEncoder
 from time import gmtime, monotonic, perf_counter, strftime, time
@@ -177,14 +178,15 @@ class FailedRequestLog:
     Above a limit per second, requests are only counted.
     """
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, clock: Callable[[], float] = monotonic) -> None:
         self._form = form
+        self._clock = clock
         self._second = 0
         self._lines = 0
 
     def log(self, scope: Scope, status: int, seconds: float) -> None:
         """Log a request that is answered with this status, `seconds` after it arrived."""
-        now = int(monotonic())
+        now = int(self._clock())
         if now != self._second:
             if (left_out := self._lines - _MAX_LINES) > 0:
                 _write_log_line(self._form, "ERROR", f"{left_out} more requests failed within a second")

@@ -27,7 +27,7 @@ from poolctl.bootstrap import command
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.supervisor_link import SupervisorLink
-from poolctl.runners.helper_process import Helpers
+from poolctl.runners.helper_process import HelperKind, Helpers
 from poolctl.runners.local.accept_helper import ACCEPT, AcceptHelper, ConnectionRequest, FetchOutcome
 from poolctl.runners.local.activation import (
     MAX,
@@ -40,7 +40,8 @@ from poolctl.runners.local.activation import (
 from poolctl.runners.local.first_bytes import MAX_LINE_BYTES, FirstBytesKind, classify_first_bytes
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
-from poolctl.runners.process_link import PING, Link
+from poolctl.runners.process_link import PING, Link, LinkLost, Refused
+from poolctl.runners.runner_protocol import Exit
 from tests.deadline import wait_until
 from tests.descriptors import descriptor_limit
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
@@ -68,42 +69,46 @@ def house(descriptors_closed: None) -> AbstractAsyncContextManager[House]:
     return open_house()
 
 
-class Helper(AcceptHelper):
-    """What the accept helper does, in this very process. `fails` says that a call on the socket waits."""
+class Helper:
+    """What the accept helper's process does, in this very process. `fails` says that a call on the socket waits."""
 
-    def __init__(self) -> None:  # without a process
+    def __init__(self) -> None:
         self.asked: list[str] = []
         self.fails = False
 
-    def warm(self) -> None:
+    def add(self, kind: HelperKind, owner: AcceptHelper, source: object) -> Helper:
+        self.owner = owner
+        return self
+
+    def start(self) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    def fetch(self, fetch: ConnectionRequest, sock: Any, most: int) -> None:
-        self.asked.append(fetch.kind)
-        asyncio.get_running_loop().call_soon(self._answer, fetch, sock, most)
+    async def wait_until_up(self) -> Helper:
+        return self
 
-    def _answer(self, fetch: ConnectionRequest, shared: socket.socket, most: int) -> None:
+    async def wait_briefly_for_exit(self) -> Exit:
+        return Exit.from_signal(signal.SIGALRM)
+
+    async def ask(self, request: wire.Message, fds: Sequence[Any], *, patience_seconds: float) -> Any:
+        self.asked.append(request["t"])
         if self.fails:
-            fetch.on_end(FetchOutcome(failed=True, blocked=True))
-            return
+            raise LinkLost("its process ended")
         try:
             ours, theirs = wire.pair()
-        except OSError:
-            fetch.on_end(FetchOutcome(full=True))
-            return
+        except OSError as error:
+            raise Refused("no descriptor is free") from error
         with ours, theirs:
-            helper.forward_connections_to_supervisor(
-                SupervisorLink(theirs), {"t": fetch.kind, "n": 1, "id": 1, "key": "", "most": most}, shared
-            )
+            (shared,) = fds
+            helper.forward_connections_to_supervisor(SupervisorLink(theirs), {**request, "id": 1}, shared)
             while received := wire.receive(ours):
                 message, fds = received
                 if "id" in message:
                     break
-                fetch.on_connection(connection_handover.from_message(message, fds))
-        fetch.on_end(FetchOutcome(message["empty"], message["junk"], message["full"]))
+                self.owner.received(message, fds)
+        return message, []
 
 
 def asleep(
@@ -116,7 +121,10 @@ def asleep(
 
 
 class House:
-    """A listener, the pair of a server, an activator, and what came of it. Stands for the keeper and the pairs, too."""
+    """A listener, the pair of a server, an activator, and what came of it.
+
+    Stands for the keeper, the runner's listeners and the pairs, too.
+    """
 
     def __init__(self, *, few_files: bool = False) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -132,10 +140,11 @@ class House:
         self.clients: list[socket.socket] = []
         self.helper = Helper()
         self.cleared = 0
+        self.key = config().key
+        self.is_shared = False
         this: Any = self
         with descriptor_limit(MIN) if few_files else contextlib.nullcontext():
-            self.activator = Activator(this, this, this, Helpers(this, ""))
-        self.activator._accept_helper = self.helper
+            self.activator = Activator(this, this, this, cast(Helpers, self.helper))
 
     def close(self) -> None:
         self.activator.forget_all_and_close_held()
@@ -151,15 +160,24 @@ class House:
     def open(self, server: ServerConfig) -> None:
         pass
 
+    def of(self, server: ServerConfig) -> list[socket.socket]:
+        return [self.listener]
+
+    def shared(self, key: str) -> bool:
+        return self.is_shared
+
+    def take_end(self, key: str) -> socket.socket:
+        return self.left
+
     def close_queued(self, key: str) -> None:
         pass
 
     def close_pair(self, key: str) -> None:
-        assert key == "web"
+        assert key == self.key
         self.cleared += 1
 
     def give(self, key: str, sock: Connection) -> bool:
-        assert key == "web"
+        assert key == self.key
         if len(self.given) >= self.room:
             return False
         self.given.append(sock.dup())
@@ -171,11 +189,10 @@ class House:
         self.woken += 1
 
     def clear(self) -> None:
-        self.activator.close_unused_socket_pair("web", ())
+        self.activator.close_unused_socket_pair(self.key, ())
 
-    def arm(self, **how: Any) -> None:
-        self.activator._servers["web"] = config()
-        self.activator._arm(asleep([self.listener], self._wake, left=self.left, **how))
+    def arm(self, **keys: Any) -> None:
+        self.activator.arm(config(**keys), self._wake)
 
     async def connect(self, first_bytes: bytes = b"") -> socket.socket:
         sock = socket.socket()
@@ -291,7 +308,7 @@ async def test_left_connection_that_sends_a_request_wakes_before_any_is_closed(h
 
 async def test_slow_line_and_idle_connection_are_closed_after_their_time(house: House) -> None:
     slow, idle = await house.connect(b"GET /"), await house.connect()
-    house.arm(head_seconds=0.04)
+    house.arm(http={"head_timeout": 0.04})
     assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
     assert await house.closed(idle) == b""
     assert (house.woken, house.given, house.kept) == (0, [], [])
@@ -320,8 +337,9 @@ async def test_more_beginnings_of_requests_than_may_be_held_wake_their_server() 
         assert (house.woken, house.kept) == (1, [])
 
 
-async def test_a_shared_listener_is_accepted_from_by_the_helper_only(house: House, monkeypatch: Any) -> None:
-    house.arm(shared=True)
+async def test_a_shared_listener_is_accepted_from_by_the_helper_only(house: House) -> None:
+    house.is_shared = True
+    house.arm()
     house.listener.setblocking(True)
     silent = await house.connect()
     await house.until(lambda: house.kept)
@@ -334,15 +352,17 @@ async def test_a_shared_listener_is_accepted_from_by_the_helper_only(house: Hous
 async def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_from_then_on(
     house: House,
 ) -> None:
-    house.helper.fails = True
-    house.arm(shared=True)
+    house.helper.fails = house.is_shared = True
+    house.arm()
     await house.connect()
     await house.until(lambda: house.woken)
-    house.arm(shared=True)
+    house.arm()
     await house.until(lambda: house.woken == 2)
     assert house.helper.asked == ["accept"]
-    house.activator.forget_and_close_held("web")  # the server that starts next may have another application
-    house.arm(shared=True)
+    house.activator.forget_and_close_held(
+        house.key
+    )  # the server that starts next may have another application
+    house.arm()
     await house.until(lambda: house.woken == 3)
     assert house.helper.asked == ["accept"] * 2
 
@@ -363,10 +383,11 @@ async def test_junk_in_the_pair_is_closed_a_little_at_a_time(house: House) -> No
 
 
 async def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed(house: House) -> None:
-    house.arm(shared=True)
+    house.is_shared = True
+    house.arm()
     client = await house.connect()
     await house.until(lambda: house.helper.asked)
-    house.activator.forget_and_close_held("web")
+    house.activator.forget_and_close_held(house.key)
     assert await house.closed(client) == b""
     assert (house.woken, house.given, house.kept) == (0, [], [])
 
@@ -389,10 +410,10 @@ async def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_it
     house: House,
 ) -> None:
     house.room = 0
-    house.arm(head_seconds=2.0)
+    house.arm(http={"head_timeout": 2.0})
     await house.connect()
     await house.until(lambda: house.kept)
-    house.activator.disarm_and_hand_over("web")
+    house.activator.disarm_and_hand_over(house.key)
     await asyncio.sleep(2.1)
     assert (len(house.given), len(house.kept)) == (0, 1)
     house.room = 1
@@ -416,16 +437,16 @@ async def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes
     house.arm()
     first = await house.connect()
     await house.until(lambda: house.kept)
-    house.activator.close_waiting("web")
+    house.activator.close_waiting(house.key)
     assert await house.closed(first) == b""
     await house.connect()
     await house.until(lambda: house.kept)
-    house.activator.disarm_and_hand_over("web")
+    house.activator.disarm_and_hand_over(house.key)
     assert (len(house.given), house.woken, house.kept) == (1, 0, [])
 
 
 async def test_server_that_accepts_itself_is_woken_by_any_connection(house: House) -> None:
-    house.arm(accepts=False)
+    house.arm(command=["program"], app=None)
     await house.connect()
     await house.until(lambda: house.woken)
     assert (house.woken, house.given) == (1, [])
@@ -464,7 +485,7 @@ async def test_connections_wait_in_the_backlog_when_descriptors_run_out(house: H
 
 
 async def test_a_connection_goes_to_the_worker_with_the_time_that_its_client_has_left(house: House) -> None:
-    house.arm(head_seconds=50.0, quiet_seconds=500.0)
+    house.arm(http={"head_timeout": 50.0, "keep_alive": 500.0})
     before = time.monotonic()
     await house.connect()
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
@@ -1106,14 +1127,26 @@ async def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_it
 
 
 async def test_held_connection_is_stored_with_what_was_read_of_it(servers: Servers) -> None:
-    _, theirs = servers.connection()
-    with Connection(fileno=theirs.detach()) as sock:
-        sock.received = REQUEST
-        name = servers.activator._try_store_in_keeper("key", sock)
-        later = servers.activator._try_store_in_keeper("key", sock)
-        assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
-        assert servers.held[name] == ({"key": "key", **sock.to_message()}, 1)
-    assert list(servers.held) == [name, later]
+    await servers.adopt_helper()
+    assert servers.helper_end is not None
+    servers.activator.arm(servers.server, servers.wake)
+    clients = []
+    for _ in range(2):
+        client, theirs = socket.socketpair()
+        clients.append(client)
+        with Connection(fileno=theirs.detach()) as sock:
+            sock.received = b"GET /"
+            message = {"t": "conn", "n": 0, "key": servers.key, **sock.to_message()}
+            wire.send(servers.helper_end, message, [sock.fileno()])
+    await servers.until(lambda: len(servers.held) == 2)
+    assert [(meta["key"], count) for meta, count in servers.held.values()] == [(servers.key, 1)] * 2
+    held = [meta for meta, _ in servers.held.values()]
+    restored = [connection_handover.from_message(meta, [os.dup(clients[0].fileno())]) for meta in held]
+    assert [sock.received for sock in restored] == [b"GET /"] * 2
+    for sock in (*clients, *restored):
+        sock.close()
+    first, second = (int(name.removeprefix("visitor:")) for name in servers.held)
+    assert second == first + 1
 
 
 class Exited:

@@ -477,10 +477,10 @@ class StoringPeer:
         self.sock.setblocking(False)
         self.keeper = Keeper("/nowhere", [], (0, 0))
         self.store = self.keeper.store
-        asyncio.get_running_loop().add_reader(self.sock, self._serve)
+        asyncio.get_running_loop().add_reader(self.sock, self.serve)
         self.kept = KeeperLink(ours)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
         received = wire.receive(self.sock)
         if received is not None:
             reply, fds = self.keeper.answer(*received)
@@ -493,6 +493,15 @@ class StoringPeer:
         for name in list(self.kept.entries):
             self.kept.send({"op": "drop", "name": name})
         self.store.clear()
+
+
+class Losing(LinkHandler):
+    """Counts how often the other end was lost."""
+
+    lost = 0
+
+    def on_link_lost(self) -> None:
+        self.lost += 1
 
 
 def same(one: int, other: int) -> bool:
@@ -535,13 +544,11 @@ async def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_
         await peer.kept.call({"op": "list"})
     peer.kept.send({"op": "put", "name": "output:b", "meta": {"n": 2}}, [write])
     other.kept.close()
-    lost: list[bool] = []
-    receiver = LinkHandler()
-    receiver.on_link_lost = lambda: lost.append(True)  # type: ignore[method-assign]
+    receiver = Losing()
     asyncio.get_running_loop().remove_reader(other.sock)
     other.sock.close()
     ours, other.sock = wire.pair()
-    asyncio.get_running_loop().add_reader(other.sock, other._serve)
+    asyncio.get_running_loop().add_reader(other.sock, other.serve)
     peer.kept.reconnect(ours, receiver)
     reply, _ = await peer.kept.call({"op": "list"})
     assert reply["entries"] == [["output:a", {"n": 1}], ["output:b", {"n": 2}]]
@@ -554,25 +561,22 @@ async def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_
         each.store.clear()
     asyncio.get_running_loop().remove_reader(other.sock)
     other.sock.close()
-    while not lost:
+    while not receiver.lost:
         await asyncio.sleep(0)
     peer.kept.close()
 
 
 @pytest.mark.loop(run=descriptors.run)
 async def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> None:
-    lost: list[str] = []
-    receivers = LinkHandler(), LinkHandler()
-    for receiver, name in zip(receivers, ("old", "new"), strict=True):
-        receiver.on_link_lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
+    receivers = Losing(), Losing()
     (ours, old), (next_ours, new) = wire.pair(), wire.pair()
     link = KeeperLink(ours, receivers[0])
     link.reconnect(next_ours, receivers[1])
     assert old.recv(1) == b"", "the link to the old one is closed"
     new.close()
-    while not lost:
+    while not receivers[1].lost:
         await asyncio.sleep(0)
-    assert lost == ["new"]
+    assert [receiver.lost for receiver in receivers] == [0, 1]
     old.close()
     link.close()
 

@@ -45,17 +45,13 @@ from tests.serving import (
 from tests.virtual_loop import run_in_virtual_time
 
 
-async def settled(server: object) -> None:
-    await until(lambda: not server.acceptor._tasks)  # type: ignore[attr-defined]
-
-
 async def test_full_worker_accepts_again_when_a_connection_has_ended(engine: Engine) -> None:
     async with served(engine, max_connections=2) as (server, _, port, _running):
         for _ in range(3):
             inside = [await Client.connect(port) for _ in range(2)]
             for client in inside:
                 await client.get()
-            await settled(server)
+            await turns()
             waiting = [await Client.connect(port) for _ in range(3)]
             for client in waiting:
                 await client.send()
@@ -81,7 +77,6 @@ async def test_connections_that_wait_when_a_worker_begins_to_accept_do_not_excee
         answers = {asyncio.ensure_future(client.answer()): client for client in clients}
         while answers:
             await until(lambda: sum(each.done() for each in answers) >= 3)
-            await settled(server)
             await turns()
             assert len(server.server_state.connections) == 3
             done = [each for each in answers if each.done()]
@@ -97,7 +92,7 @@ async def test_full_worker_leaves_new_connections_to_another_one(engine: Engine,
     ):
         first = await Client.connect(port)
         await first.get()
-        await settled(full)
+        await turns()
         for _ in range(5):
             client, sock = await accepted()
             pair.hand_over(sock)
@@ -153,10 +148,10 @@ async def test_full_worker_drains_rests_and_accepts_again(engine: Engine) -> Non
     async with served(engine, max_connections=1) as (server, _, port, running):
         client = await Client.connect(port)
         await client.get()
-        await settled(server)
+        await turns()
         server.accept_or_drain(False)
         server.accept_or_drain(True)
-        await settled(server)
+        await turns()
         assert not server.acceptor.servers
         client.close()
         again = await Client.connect(port)
@@ -193,11 +188,10 @@ async def test_worker_without_a_free_descriptor_accepts_tls_connections_again_wh
     async with served(engine, secure=context) as (server, _, port, _running):
         client = await Client.connect(port)
         await until(lambda: server.server_state.expected)
-        (listening,) = server.acceptor.servers
         with socket.socket() as second:
             with free_descriptors(0):
                 second.connect(("127.0.0.1", port))
-                await until(lambda: listening._retry)  # type: ignore[attr-defined]
+                await turns()
             await until(lambda: len(server.server_state.expected) == 2)
         await client.writer.start_tls(trusting)
         assert (await client.get())[0] == 200

@@ -25,7 +25,6 @@ from poolctl.worker.serving.connection_balancer import (
     create_peer_counts_page,
 )
 from poolctl.worker.serving.pool_server import PoolServer
-from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
@@ -63,7 +62,7 @@ def trusting(*protocols: str) -> ssl.SSLContext:
 
 def join(server: PoolServer, pair: Pair, page: dict[Seat, int | None]) -> None:
     state: Any = server.server_state
-    state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=server._can_migrate)  # type: ignore[arg-type]
+    state.balancer = ConnectionBalancer(state, pair.give, Seat(page), kept=server.config.ssl is None)
     server.acceptor.publish_taking_handovers()
 
 
@@ -105,7 +104,7 @@ async def test_websockets_are_shared_before_their_handshake(engine: Engine, pair
         await until(lambda: not any(counts(made)))
 
 
-async def test_websockets_among_short_connections_are_shared_with_all_that_they_have_said(
+async def test_kept_connections_that_become_websockets_are_shared_with_all_that_they_have_said(
     any_engine: Engine, pair: Pair
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
@@ -114,15 +113,14 @@ async def test_websockets_among_short_connections_are_shared_with_all_that_they_
         for _ in range(4):
             options = {"adoption": pair.worker(), "tally": blank_page()}
             made.append(await stack.enter_async_context(served(any_engine, **options)))
-            join(made[-1].server, pair, page)
-        balancer: Any = made[0].server.server_state.balancer
-        clients = []
-        for number in range(16):
-            balancer._short_lived = True
-            clients.append(await Client.connect(made[0].port))
-            assert (await clients[-1].get())[0] == 200
-            await clients[-1].send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
-            assert (await clients[-1].reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        clients = [await Client.connect(made[0].port) for _ in range(16)]
+        for each in clients:
+            assert (await each.get())[0] == 200
+        for worker in made:
+            join(worker.server, pair, page)
+        for number, each in enumerate(clients):
+            await each.send(f"/{number}?a=b", f"x-number: {number}", *UPGRADE)
+            assert (await each.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         websockets = [[each for each in one.app.scopes if each["type"] == "websocket"] for one in made]
         assert sorted(map(len, websockets))[0] >= 2
         assert sorted(map(len, websockets))[-1] <= 6
@@ -135,22 +133,6 @@ async def test_websockets_among_short_connections_are_shared_with_all_that_they_
         for each in clients:
             each.close()
         await until(lambda: not any(counts(made)))
-
-
-async def test_worker_with_more_websockets_hands_over_tls_connections_even_if_they_are_short(
-    engine: Engine, pair: Pair, secure: ssl.SSLContext
-) -> None:
-    async with workers(engine, pair, 2, secure=secure) as made:
-        state: Any = made[0].server.server_state
-        state.tally = blank_page()
-        for websockets, staying in ((1, 2), (2, 0)):
-            state.tally[OPEN_WEBSOCKETS] = websockets
-            before = len(made[0].app.scopes)
-            for _ in range(2):
-                state.balancer._short_lived = True
-                client = await Client.connect(made[0].port, trusting())
-                assert (await client.get())[0] == 200
-            assert len(made[0].app.scopes) - before == staying
 
 
 async def test_kept_connections_move_to_a_worker_that_came_later(engine: Engine, pair: Pair) -> None:
@@ -177,9 +159,8 @@ async def test_connection_in_the_middle_of_a_request_does_not_move(engine: Engin
         await until(lambda: len(first.app.scopes) == 3)
         join(first.server, pair, page)
         page[Seat(page)] = 0
-        balancer: Any = first.server.server_state.balancer
-        balancer.schedule_check()
-        await until(lambda: balancer._timer is None)
+        first.server.server_state.balancer.schedule_check()  # type: ignore[union-attr]
+        await asyncio.sleep(2 * MOMENT_SECONDS)
         assert len(first.server.server_state.connections) == 3
         first.app.release.set()
         for each in clients:
@@ -193,8 +174,7 @@ async def test_short_connections_are_not_handed_over(engine: Engine, pair: Pair)
         client = await Client.connect(port)
         assert (await client.get())[0] == 200
         client.close()
-        balancer: Any = server.server_state.balancer
-        await asyncio.wait_for(until(lambda: balancer._timer is None), 100 * MOMENT_SECONDS)
+        await asyncio.sleep(2 * MOMENT_SECONDS)
         page[Seat(page)] = 0  # a worker that takes nothing
         clients = [await Client.connect(port) for _ in range(4)]
         await until(lambda: len(server.server_state.connections) == 4)
@@ -236,7 +216,7 @@ async def test_tls_connections_are_shared_before_their_handshake(
         assert sum(shared) == 16
         assert shared[0] >= 2
         assert shared[-1] <= 6
-        await until(lambda: not any(each.server.server_state.balancer._timer for each in made))  # type: ignore[union-attr]
+        await asyncio.sleep(2 * MOMENT_SECONDS)
         assert counts(made) == shared  # what is encrypted does not move
         for each in clients:
             assert (await each.get())[0] == 200
@@ -614,6 +594,8 @@ async def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
     one.others.connections = [0]
     one.state.open_connections = 5
     assert one.balancer.hand_over_if_too_many(Movable()) is moves
+    one.others.websockets, one.state.open_websockets = [0], 2
+    assert one.balancer.hand_over_if_too_many(Movable()), "a handshake costs more than a handover"
 
 
 @pytest.mark.parametrize("kept", [True, False])

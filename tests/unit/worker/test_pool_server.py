@@ -660,8 +660,7 @@ async def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(any_eng
         await client.get()
         it.server.accept_or_drain(False)
         assert (await client.get())[1]["connection"] == "close"
-        while it.server.acceptor._tasks:  # what connects meanwhile is still answered
-            await asyncio.sleep(0)
+        await turns()  # what connects meanwhile is still answered
         assert not await answers(it)
         it.server.set_in_rotation_or_drain(False)
         it.server.accept_or_drain(True)

@@ -15,7 +15,6 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl.worker import tally
-from poolctl.worker.serving import request_records
 from poolctl.worker.serving.request_records import (
     AccessLogMiddleware,
     FailedRequestLog,
@@ -372,12 +371,8 @@ def test_line_is_an_object_where_the_log_is_of_objects(capfd: pytest.CaptureFixt
     assert full.keys() - short.keys() == {"request_id"}
 
 
-def test_lines_of_one_second_are_bounded_and_the_others_counted(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = [7.0] * 120 + [8.0]
-    monkeypatch.setattr(request_records, "monotonic", iter(times).__next__)
-    failed = FailedRequestLog("text")
+def test_lines_of_one_second_are_bounded_and_the_others_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    failed = FailedRequestLog("text", iter([7.0] * 120 + [8.0]).__next__)
     for _ in range(120):
         failed.log(SCOPE, 503, 0.25)
     assert len(capfd.readouterr().out.splitlines()) == 50
