@@ -63,4 +63,4 @@ def test_every_metric_is_described_and_every_one_described_is_there(
         family.name.removeprefix("poolctl_") + ("_total" if family.type == "counter" else "")
         for family in read()
     }
-    assert found ^ described == set(), "docs/site/metrics.py"
+    assert found ^ described == set(), "docs/site/metrics.py reads names, types and helps that are literals"

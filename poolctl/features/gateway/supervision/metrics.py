@@ -121,14 +121,14 @@ def _route_health(healths: Mapping[str, RouteHealth]) -> Family:
 
 
 def _hosts(hosts: Sequence[Table], counts: TrafficCounts) -> Iterable[Family]:
-    states: Sequence[tuple[str, str, Iterable[str], Family]] = [
-        (key, label, values, Family(f"poolctl_host_{key}", "gauge", f"1 for {text}."))
-        for key, label, values, text in (
-            ("state", "state", RequestedBackendState, "the state in which the host was put"),
-            ("health", "status", STATUSES, "how the backend is: see `poolctl backends`"),
-            ("breaker", "state", BreakerState, "the state of the host's breaker"),
-        )
-    ]
+    state = Family("poolctl_host_state", "gauge", "1 for the state in which the host was put.")
+    health = Family("poolctl_host_health", "gauge", "1 for how the backend is: see `poolctl backends`.")
+    breaker = Family("poolctl_host_breaker", "gauge", "1 for the state of the host's breaker.")
+    states: Sequence[tuple[str, str, Iterable[str], Family]] = (
+        ("state", "state", RequestedBackendState, state),
+        ("health", "status", STATUSES, health),
+        ("breaker", "state", BreakerState, breaker),
+    )
     text = "Requests forwarded to the host without a complete response, by the reason."
     errors = Family("poolctl_host_request_errors", "counter", text)
     for row in hosts:
@@ -137,7 +137,7 @@ def _hosts(hosts: Sequence[Table], counts: TrafficCounts) -> Iterable[Family]:
                 family.add(int(row[key] == value), host=row["host"], **{label: value})
         _add_errors(errors, counts.backends[row["host"]], host=row["host"])
     named = [(row, {"host": row["host"]}) for row in hosts]
-    return *(family for *_, family in states), *families_of(_HOST, named), errors
+    return state, health, breaker, *families_of(_HOST, named), errors
 
 
 def _add_errors(errors: Family, traffic: Traffic, **labels: str) -> None:
