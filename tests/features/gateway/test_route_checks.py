@@ -91,6 +91,7 @@ def route(**keys: object) -> str:
         ),
         (route(add_headers={"Content-Length": "5"}), "the gateway itself sets the header Content-Length; take it out"),
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
+        (route(backend_limit={"queue": 5}), "backend_limit.queue: a queue without a limit is never used; add conc"),
         (route(limit={"per_client": {"burst": 5}}), "per_client.burst: a burst without a rate has no effect; add req"),
         (route(backend_limit={"per_client": {"concurrency": 5}}), "backend_limit.per_client: unknown key 'per_client'"),
         (
@@ -392,11 +393,6 @@ def test_certificate_that_expires_soon_is_a_warning_at_its_place(tmp_path: Path)
     (warning,) = map(str, config.warnings)
     assert "gateway.bind[1].tls" in warning
     assert "the certificate expires on" in warning
-
-
-def test_queue_without_a_limit_is_a_problem(tmp_path: Path) -> None:
-    found = told(tmp_path, WEB + route(backend_limit={"queue": 5}))
-    assert "route[0].backend_limit.queue: a queue without a limit is never used; add concurrency" in found
 
 
 @pytest.mark.parametrize(

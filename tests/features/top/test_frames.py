@@ -310,46 +310,23 @@ class TestLog:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
-    [(None, "-"), (0, "0"), (4.23, "4.2"), (7, "7"), (847.4, "847"), (999.6, "1.0k"), (12_345, "12.3k"),
-     (1_200_000, "1.2M"), (0.25, "0.25"), (31.0, "31")],
-)  # fmt: skip
-def test_counts(number: float | None, text: str) -> None:
-    assert format_count(number) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
+    ("form", "texts"),
     [
-        (None, "-"),
-        (0, "0"),
-        (0.00085, "850µs"),
-        (0.0042, "4.2ms"),
-        (0.32, "320ms"),
-        (1.24, "1.2s"),
-        (95, "95s"),
+        (
+            format_count,
+            {None: "-", 0: "0", 4.23: "4.2", 7: "7", 847.4: "847", 999.6: "1.0k", 12_345: "12.3k", 1_200_000: "1.2M",
+             0.25: "0.25", 31.0: "31"},
+        ),
+        (
+            format_seconds,
+            {None: "-", 0: "0", 0.00085: "850µs", 0.0042: "4.2ms", 0.32: "320ms", 1.24: "1.2s", 95: "95s"},
+        ),
+        (format_size, {None: "-", 0: "0K", 640 * 1024: "640K", 23.4 * 2**20: "23.4M", 2**30: "1G"}),
+        (format_percent, {None: "-", 0: "0%", 0.42: "0.4%", 12.3: "12%", 143: "143%"}),
     ],
-)
-def test_times(number: float | None, text: str) -> None:
-    assert format_seconds(number) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(None, "-"), (0, "0K"), (640 * 1024, "640K"), (23.4 * 2**20, "23.4M"), (2**30, "1G")],
-)
-def test_sizes(number: float | None, text: str) -> None:
-    assert format_size(number) == text
-
-
-def test_shares() -> None:
-    assert [format_percent(number) for number in (None, 0, 0.42, 12.3, 143)] == [
-        "-",
-        "0%",
-        "0.4%",
-        "12%",
-        "143%",
-    ]
+)  # fmt: skip
+def test_figures_are_short(form: Callable[[float | None], str], texts: dict[float | None, str]) -> None:
+    assert {number: form(number) for number in texts} == texts
 
 
 @given(st.floats(0, 9e8))
