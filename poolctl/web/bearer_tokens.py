@@ -97,10 +97,13 @@ class Token:
 
 
 class TokenCheck:
-    """Checks clients' tokens; limits the rate of wrong ones."""
+    """Checks clients' tokens. Wrong ones fill a leaky bucket for each address, which has to wait while it is full.
+
+    Beyond MAX_ADDRESSES, the address that was wrong least recently is forgotten.
+    """
 
     def __init__(self) -> None:
-        self._wrong = WrongTokens()
+        self._wrong: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (fill level, time)
 
     def accepted(self, sent: bytes, tokens: Iterable[Token], key: str, now: float) -> Token:
         """Return the token in `tokens` that equals `sent`. Wrong tokens are counted under `key`.
@@ -113,11 +116,16 @@ class TokenCheck:
                 match = token
         if match is not None and match.is_long:
             return match
-        if wait := self._wrong.wait_seconds(key, now):
+        level, at = self._wrong.get(key, (0.0, now))
+        level = max(0.0, level - (now - at) / WRONG_TOKEN_SECONDS)
+        if (wait := (level - MAX_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS) > 0:
             seconds = int(wait) + 1
             raise Refused(429, f"too many wrong tokens; wait {seconds} s", retry_after=str(seconds))
         if match is None:
-            self._wrong.add(key, now)
+            self._wrong[key] = level + 1, now
+            self._wrong.move_to_end(key)
+            if len(self._wrong) > MAX_ADDRESSES:
+                self._wrong.popitem(last=False)
             raise Refused(401, "wrong token" if sent else "the token is missing", www_authenticate="Bearer")
         return match
 
@@ -145,28 +153,3 @@ def short_token_warnings(path: KeyPath, token: str, where: str, fix: str) -> lis
 
 def _digest(value: bytes) -> bytes:
     return hashlib.sha256(value).digest()
-
-
-class WrongTokens:
-    """A leaky bucket of wrong tokens for each address; beyond MAX_ADDRESSES the least recently seen is dropped."""
-
-    def __init__(self) -> None:
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (fill level, time)
-
-    def __len__(self) -> int:
-        return len(self._levels)
-
-    def add(self, key: str, now: float) -> None:
-        """Count a wrong token from this address."""
-        self._levels[key] = self._level(key, now) + 1, now
-        self._levels.move_to_end(key)
-        if len(self._levels) > MAX_ADDRESSES:
-            self._levels.popitem(last=False)
-
-    def wait_seconds(self, key: str, now: float) -> float:
-        """Return how many more seconds tokens from the address `key` are refused; 0 if they are checked."""
-        return max(0.0, self._level(key, now) - MAX_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
-
-    def _level(self, key: str, now: float) -> float:
-        level, at = self._levels.get(key, (0.0, now))
-        return max(0.0, level - (now - at) / WRONG_TOKEN_SECONDS)

@@ -18,7 +18,6 @@ from poolctl.web.bearer_tokens import (
     Refused,
     Token,
     TokenCheck,
-    WrongTokens,
     bearer_token,
     peer_of,
 )
@@ -33,7 +32,7 @@ TOKENS = {
 HERE, THERE = Peer(ip_address("127.0.0.1"), "127.0.0.1"), Peer(ip_address("10.0.0.9"), "10.0.0.9")
 
 
-def asked(check: TokenCheck, authorization: str, peer: Peer = HERE, now: float = 0.0) -> object:
+def asked(check: TokenCheck, authorization: str, peer: Peer = HERE, now: float = 0.0) -> Any:
     """The name of the token, or the status and the fields with which the request is refused."""
     try:
         return TOKENS[check.accepted(bearer_token(authorization), TOKENS, peer.key, now)]
@@ -81,14 +80,15 @@ def test_a_right_token_of_32_characters_waits_for_no_wrong_one() -> None:
 
 
 def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
-    wrong = WrongTokens()
-    for number in range(5000):
-        wrong.add(str(number), 1.0)
-    assert len(wrong) == MAX_ADDRESSES
-    for _ in range(20):
-        wrong.add("one", 1.0)
-    assert wrong.wait_seconds("one", 1.0) > 0
-    assert wrong.wait_seconds("other", 1.0) == 0
+    check = TokenCheck()
+    for _ in range(MAX_WRONG_TOKENS):
+        asked(check, "Bearer guess")
+    assert asked(check, "Bearer guess")[0] == 429
+    for number in range(MAX_ADDRESSES):
+        assert asked(check, "Bearer guess", THERE._replace(key=str(number))) == UNKNOWN
+    assert asked(check, "Bearer guess") == UNKNOWN, "it is forgotten, and the others are not"
+    last = THERE._replace(key=str(MAX_ADDRESSES - 1))
+    assert [asked(check, "Bearer guess", last)[0] for _ in range(MAX_WRONG_TOKENS)][-2:] == [401, 429]
 
 
 class Transport:
