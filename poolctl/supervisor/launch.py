@@ -214,7 +214,7 @@ def remove_stale_files(pool_directory: str) -> None:
     Has no effect if the pool runs; waits while it is starting. Never raises.
     """
     if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
-        _if_not_running(pool_directory, _remove_control_files)
+        _if_not_running(pool_directory, remove_control_files)
 
 
 def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | None = None) -> None:
@@ -249,12 +249,12 @@ def _if_not_running(pool_directory: str, act: Callable[[str], None]) -> None:
             os.close(lock)
 
 
-def _remove_control_files(pool_directory: str) -> None:
+def remove_control_files(pool_directory: str) -> None:
+    """Remove the control socket, `info.json` and the link with the pool's name. Never raises OSError."""
     root, key = os.path.split(pool_directory)
-    links = [
-        entry.path for entry in os.scandir(root) if entry.is_symlink() and os.readlink(entry.path) == key
-    ]
-    for path in (f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json", *links):
-        if os.path.lexists(path):
-            os.unlink(path)
+    paths = [f"{pool_directory}/{pool_paths.SOCKET_NAME}", f"{pool_directory}/info.json"]
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        paths += [entry.path for entry in entries if entry.is_symlink() and os.readlink(entry.path) == key]
+    for path in paths:
+        pool_files.unlink_quietly(path)
     pool_files.remove_stale_sockets(pool_directory)

@@ -35,7 +35,7 @@ from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.feature import features
-from poolctl.keeper import fd_store, pool_files, wire
+from poolctl.keeper import fd_store, wire
 from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
@@ -65,7 +65,7 @@ from . import configuration_reader, feature_parts
 from .active_configuration import ActiveConfiguration, SupervisorContext
 from .feature_parts import OPENING_VERBS, FeatureParts
 from .health import watch_health
-from .launch import listen
+from .launch import listen, remove_control_files
 from .observers.event_recorder import EventRecorder, LostOutputReporter
 from .observers.pool_metrics import HealthReporter, PoolMetrics, metrics_address
 from .statistics import Statistics, Totals
@@ -828,7 +828,9 @@ class RuntimeFiles:
         was_complete, self._complete = self._complete, False
         try:
             if self._name not in ("", name):
-                self._unlink_name()
+                link = self._link()
+                if os.path.islink(link) and os.readlink(link) == os.path.basename(self._directory):
+                    os.unlink(link)
             self._name = name
             replace_file(os.path.join(self._directory, "info.json"), json.dumps(info).encode())
             self._link_name()
@@ -912,16 +914,9 @@ class RuntimeFiles:
 
         A second call has no effect, because the files may then belong to another supervisor.
         """
-        if self.withdrawn:
-            return
-        self.withdrawn = True
-        for name in (SOCKET_NAME, "info.json"):
-            try:
-                os.unlink(os.path.join(self._directory, name))
-            except OSError:
-                continue
-        self._unlink_name()
-        pool_files.remove_stale_sockets(self._directory)
+        if not self.withdrawn:
+            self.withdrawn = True
+            remove_control_files(self._directory)
 
     def _link_name(self) -> None:
         key = os.path.basename(self._directory)
@@ -933,11 +928,6 @@ class RuntimeFiles:
         except OSError as error:
             if not os.path.islink(link) or os.readlink(link) != key:
                 logger.warning("the name %r is not available: %s", self._name, error)
-
-    def _unlink_name(self) -> None:
-        link = self._link()
-        if os.path.islink(link) and os.readlink(link) == os.path.basename(self._directory):
-            os.unlink(link)
 
     def _link(self) -> str:
         return os.path.join(os.path.dirname(self._directory), f"@{self._name}")
