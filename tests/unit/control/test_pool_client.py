@@ -27,88 +27,53 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s") / "control.sock"
 
 
-class Pool(PoolClient):
-    """Keeps the requests; `away` fails them."""
-
-    def __init__(self) -> None:
-        super().__init__(Client("/nowhere"))
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.away = False
-        self.items: list[dict[str, Any]] = []
-
-    def _ask(self, verb: str, *given: Any) -> dict[str, Any]:
-        self.asked.append((verb, given[3] if len(given) > 3 else {}))
-        if self.away:
-            raise NoSupervisor
-        return {"items": self.items}
+def client(path: Path) -> PoolClient:
+    return PoolClient(Client(str(path)))
 
 
-def test_service_sends_heartbeats_within_its_block_and_unregisters_at_the_end() -> None:
-    pool = Pool()
-    threads = threading.active_count()
-    with pool.register("users", "http://10.0.0.7:9000", ttl=0.003, path="/users"):
-        wait_until(lambda: len(pool.asked) > 3)
-        pool.away = True  # another supervisor is starting
-        seen = len(pool.asked)
-        wait_until(lambda: len(pool.asked) > seen + 2)
-    first, *_, last = pool.asked
-    options = {"name": "users", "to": "http://10.0.0.7:9000", "weight": 1, "ttl": 0.003, "path": "/users"}
-    assert first == ("register", options)
-    assert {verb for verb, _ in pool.asked[:-1]} == {"register"}
-    assert last == ("unregister", {"name": "users", "to": "http://10.0.0.7:9000"})
-    assert threading.active_count() == threads
+def test_service_sends_heartbeats_within_its_block_and_unregisters_at_the_end(path: Path) -> None:
+    away = threading.Event()
 
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        failed = away.is_set() and verb == "register"  # another supervisor is starting
+        return {"items": [], "errors": [], "exit_code": 1 if failed else 0}
 
-def test_service_without_a_time_to_live_has_no_thread() -> None:
-    pool = Pool()
-    threads = threading.active_count()
-    with pool.register("users", "unix:app.sock") as service:
+    with stand_in(path, answer) as requests:
+        threads = threading.active_count()
+        with client(path).register("users", "http://10.0.0.7:9000", ttl=0.003, path="/users"):
+            wait_until(lambda: len(requests) > 3)
+            away.set()
+            seen = len(requests)
+            wait_until(lambda: len(requests) > seen + 2)
         assert threading.active_count() == threads
-        assert repr(service) == f"<RegisteredAs users unix:{os.path.abspath('app.sock')}>"
+    (first, body), *others, (last, end) = requests
+    options = {"name": "users", "to": "http://10.0.0.7:9000", "weight": 1, "ttl": 0.003, "path": "/users"}
+    assert (first, body["options"]) == ("register", options)
+    assert {verb for verb, _ in others} == {"register"}
+    assert (last, end["options"]) == ("unregister", {"name": "users", "to": "http://10.0.0.7:9000"})
+
+
+def test_service_without_a_time_to_live_has_no_thread(path: Path) -> None:
     url = f"unix:{os.path.abspath('app.sock')}"
-    assert pool.asked == [
+    with stand_in(path, always()) as requests:
+        threads = threading.active_count()
+        with client(path).register("users", "unix:app.sock") as service:
+            assert threading.active_count() == threads
+            assert repr(service) == f"<RegisteredAs users {url}>"
+    assert [(verb, body["options"]) for verb, body in requests] == [
         ("register", {"name": "users", "to": url, "weight": 1}), ("unregister", {"name": "users", "to": url}),
     ]  # fmt: skip
 
 
-def test_wrong_time_to_live_and_refused_service_are_errors() -> None:
-    pool = Pool()
+def test_wrong_time_and_a_missing_supervisor_are_errors(path: Path) -> None:
+    pool = client(path)
     with pytest.raises(PoolParamError, match="ttl"):
         pool.register("users", "http://10.0.0.7:9000", ttl="soon")
-    pool.away = True
-    with pytest.raises(NoSupervisor):
-        pool.register("users", "http://10.0.0.7:9000")
-
-
-def test_unregistering_names_one_url_or_all() -> None:
-    pool = Pool()
-    assert pool.unregister("users", "http://10.0.0.7:9000") == {"items": []}
-    pool.unregister("users")
-    assert [options["to"] for _, options in pool.asked] == ["http://10.0.0.7:9000", ""]
-
-
-def test_orders_for_hosts() -> None:
-    pool = Pool()
-    pool.disable_host("users", "orders", for_seconds="1m")
-    pool.disable_host("users")
-    pool.enable_host("users")
-    pool.drain_host("orders")
-    assert pool.asked == [
-        ("host", {"op": "disable", "hosts": ["users", "orders"], "for": 60.0}),
-        ("host", {"op": "disable", "hosts": ["users"], "for": None}),
-        ("host", {"op": "enable", "hosts": ["users"], "for": None}),
-        ("host", {"op": "drain", "hosts": ["orders"], "for": None}),
-    ]
     with pytest.raises(PoolParamError, match="for_seconds"):
         pool.disable_host("users", for_seconds=-1)
-
-
-def test_routes_and_hosts_are_documents() -> None:
-    pool = Pool()
-    pool.items = [{"alias": "users"}]
-    assert pool.routes()["items"] == pool.hosts()["items"] == pool.items
-    assert pool.asked == [("routes", {}), ("hosts", {})]
-    assert repr(pool) == "<Pool /nowhere>"
+    for ask in (lambda: pool.register("users", "http://10.0.0.7:9000"), pool.registry):
+        with pytest.raises(NoSupervisor):
+            ask()
 
 
 def test_upgrade_is_forced_only_on_demand_and_its_failure_is_an_error() -> None:
@@ -129,22 +94,6 @@ def test_upgrade_is_forced_only_on_demand_and_its_failure_is_an_error() -> None:
     client.exit_code = 1
     with pytest.raises(PoolRestartError, match="upgrade"):
         pool.upgrade()
-
-
-def test_registry_of_no_supervisor_is_an_error() -> None:
-    with pytest.raises(NoSupervisor):
-        PoolClient(Client("/nowhere")).registry()
-
-
-def test_health_is_asked_for_as_deep_as_it_is_needed() -> None:
-    pool = Pool()
-    pool.items = [{"name": "users", "kind": "route", "status": "healthy", "uptime_seconds": 3.0}]
-    for ask in (pool.health_info, pool.health_info_without_detail):
-        assert ask() == {"users": {"status": "healthy", "uptime_seconds": 3.0}}
-    assert pool.health_info_simple(routes=True) == {"users": "healthy"}
-    assert [options for _, options in pool.asked] == [
-        {"depth": "full", "routes": False}, {"depth": "summary", "routes": False}, {"depth": "simple", "routes": True},
-    ]  # fmt: skip
 
 
 def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_directory(
@@ -172,11 +121,11 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
 
 def test_client_in_a_with_statement_stops_nothing(path: Path) -> None:
     async def work() -> None:
-        async with PoolClient(Client(str(path))) as pool:
+        async with client(path) as pool:
             pool.list()
 
     with stand_in(path, always(item("web"))) as requests:
-        with PoolClient(Client(str(path))) as pool:
+        with client(path) as pool:
             pool.list()
         asyncio.run(work())
     assert [verb for verb, _ in requests] == ["list", "list"]
@@ -185,7 +134,7 @@ def test_client_in_a_with_statement_stops_nothing(path: Path) -> None:
 def test_url_of_a_server_is_what_its_clients_use(path: Path) -> None:
     items = [item("web", expose="https://example.org/shop"), item("queue", expose=None)]
     with stand_in(path, always(*items)):
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         assert pool.url("web", "/me") == "https://example.org/shop/me"
         for name, words in (("wep", "did you mean 'web'"), ("queue", "'queue' has no URL")):
             with pytest.raises(PoolParamError, match=words):
@@ -194,12 +143,12 @@ def test_url_of_a_server_is_what_its_clients_use(path: Path) -> None:
 
 def test_a_pool_that_is_not_as_desired_is_no_error_of_status(path: Path) -> None:
     with stand_in(path, always(item("web", state="failed"), exit_code=3)):
-        assert PoolClient(Client(str(path))).status()["exit_code"] == 3
+        assert client(path).status()["exit_code"] == 3
 
 
 def test_a_difference_is_no_error_of_a_dry_run(path: Path) -> None:
     with stand_in(path, always(exit_code=3, changes=[{"name": "web", "change": "add"}])):
-        done = PoolClient(Client(str(path))).reload(dry_run=True)
+        done = client(path).reload(dry_run=True)
     assert (done["exit_code"], done["changes"][0]["name"]) == (3, "web")
 
 
@@ -209,7 +158,7 @@ def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: 
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
     with stand_in(path, always(item("new"))) as requests:
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         pool.add(name="a", bind=":1", app="m:a")
         pool.add({"name": "b"}, bind=":2", base_dir="/srv")
         pool.add(ServerConfig(name="c", bind="127.0.0.1:3", command=["echo", "${HOME}"]))
@@ -223,7 +172,7 @@ def test_a_server_is_added_as_a_mapping_by_keywords_or_as_a_configuration(path: 
 
 def test_the_number_of_workers_may_stand_last_as_on_the_command_line(path: Path) -> None:
     with stand_in(path, always(item("web"))) as requests:
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         pool.scale("web", 4)
         for wrong in ((), ("web",), (3, 4)):
             with pytest.raises(PoolParamError):
@@ -275,7 +224,7 @@ def test_each_method_asks_its_verb_with_its_defaults_and_returns_the_document(
     path: Path, method: str, keys: dict[str, Any], options: dict[str, Any]
 ) -> None:
     with stand_in(path, always(item("web"))) as requests:
-        ask = getattr(PoolClient(Client(str(path))), method)
+        ask = getattr(client(path), method)
         document = ask("web", "a*", selector={"tag": ["api"]}, **keys)
     assert document["items"][0]["name"] == "web"
     assert requests == [
@@ -283,15 +232,45 @@ def test_each_method_asks_its_verb_with_its_defaults_and_returns_the_document(
     ]
 
 
-def test_metrics_are_their_text_and_notify_asks_for_the_receivers(path: Path) -> None:
-    with stand_in(path, always(text="up 1\n", receivers=[{"name": "mail"}])) as requests:
-        pool = PoolClient(Client(str(path)))
-        assert pool.metrics("web") == "up 1\n"
-        assert pool.notify_test("mail")["receivers"] == [{"name": "mail"}]
+WITHOUT_SELECTOR: list[tuple[str, tuple[str, ...], dict[str, Any], str, dict[str, Any]]] = [
+    ("routes", (), NOTHING, "routes", NOTHING),
+    ("hosts", (), NOTHING, "hosts", NOTHING),
+    ("disable_host", ("users", "orders"), {"for_seconds": "1m"},
+     "host", {"op": "disable", "hosts": ["users", "orders"], "for": 60.0}),
+    ("disable_host", ("users",), NOTHING, "host", {"op": "disable", "hosts": ["users"], "for": None}),
+    ("enable_host", ("users",), NOTHING, "host", {"op": "enable", "hosts": ["users"], "for": None}),
+    ("drain_host", ("orders",), NOTHING, "host", {"op": "drain", "hosts": ["orders"], "for": None}),
+    ("unregister", ("users", "http://10.0.0.7:9000"), NOTHING,
+     "unregister", {"name": "users", "to": "http://10.0.0.7:9000"}),
+    ("unregister", ("users",), NOTHING, "unregister", {"name": "users", "to": ""}),
+    ("notify_test", ("mail",), NOTHING, "notify", {"receivers": ["mail"]}),
+]  # fmt: skip
+
+
+def test_method_without_a_selection_asks_its_verb_and_returns_the_document(path: Path) -> None:
+    with stand_in(path, always(item("web"))) as requests:
+        for method, words, keys, _, _ in WITHOUT_SELECTOR:
+            assert getattr(client(path), method)(*words, **keys)["items"][0]["name"] == "web"
     assert requests == [
-        ("metrics", {"selector": {"targets": ["web"]}, "options": {}}),
-        ("notify", {"selector": {"targets": []}, "options": {"receivers": ["mail"]}}),
+        (verb, {"selector": {"targets": []}, "options": options})
+        for _, _, _, verb, options in WITHOUT_SELECTOR
     ]
+
+
+def test_metrics_and_health_are_as_they_are_asked_for(path: Path) -> None:
+    users = {"name": "users", "kind": "route", "status": "healthy", "uptime_seconds": 3.0}
+    with stand_in(path, always(users, text="up 1\n")) as requests:
+        pool = client(path)
+        assert pool.metrics("web") == pool.metrics() == "up 1\n"
+        for ask in (pool.health_info, pool.health_info_without_detail):
+            assert ask() == {"users": {"status": "healthy", "uptime_seconds": 3.0}}
+        assert pool.health_info_simple(routes=True) == {"users": "healthy"}
+    assert [(verb, body["selector"]["targets"], body["options"]) for verb, body in requests] == [
+        ("metrics", ["web"], {}), ("metrics", [], {}),
+        ("health", [], {"depth": "full", "routes": False}),
+        ("health", [], {"depth": "summary", "routes": False}),
+        ("health", [], {"depth": "simple", "routes": True}),
+    ]  # fmt: skip
 
 
 FAILURES: list[tuple[str, type[Exception]]] = [
@@ -307,7 +286,7 @@ FAILURES: list[tuple[str, type[Exception]]] = [
 
 def test_failure_of_each_method_is_of_its_own_kind(path: Path) -> None:
     with stand_in(path, always(exit_code=1, errors=[{"name": "web", "message": "no"}])):
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         for method, kind in FAILURES:
             with pytest.raises(kind, match="no"):
                 getattr(pool, method)()
@@ -319,7 +298,7 @@ def test_failure_of_each_method_is_of_its_own_kind(path: Path) -> None:
 def test_servers_are_filtered_by_a_field_and_visited_until_one_says_false(path: Path) -> None:
     items = item("web", 1), item("api", 2, expose=None), item("website", 3)
     with stand_in(path, always(*items)) as requests:
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         found = pool.filter("name", "WEB", selector={"tag": ["x"]})
         assert [each["name"] for each in found["items"]] == ["web"]
         assert [each["name"] for each in pool.filter("name", regex="web")["items"]] == ["web", "website"]
@@ -339,7 +318,7 @@ def test_monitor_returns_what_the_pool_in_python_returns(path: Path) -> None:
         **seconds, "status": "ok", "latency_seconds": 0.25, "sli": 0.5, "message": "", "rises": 1, "falls": 0,
     }  # fmt: skip
     with stand_in(path, always(item("web", monitor=figures))):
-        (found,) = PoolClient(Client(str(path))).monitor()
+        (found,) = client(path).monitor()
     assert (found.name, found.bind, found.uptime, found.rises) == (
         "web", "127.0.0.1:8081", timedelta(seconds=7), 1,
     )  # fmt: skip
@@ -354,7 +333,7 @@ def test_events_are_those_before_the_result_and_a_refusal_is_an_error(path: Path
 
     since = datetime(2026, 1, 31, 12, tzinfo=UTC)
     with stand_in(path, answer) as requests:
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         assert [each["event"] for each in pool.events("web")] == ["started", "ready"]
         with pytest.raises(PoolParamError):
             [*pool.events(follow=True, lines=5, since=since, kinds=("server",))]
@@ -377,7 +356,7 @@ def test_logs_are_merged_from_the_files_of_the_servers_and_begin_where_they_are_
     own.write_text("2026-01-31T12:00:01.000000Z 8 out second\n")
     shown = item("web", config={}), item("api", config={"log": {"path": str(own)}})
     with stand_in(path, always(*shown)):
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         found = [(each["name"], each["line"]) for each in pool.logs()]
         assert [name for name, _ in found] == ["web", "api", "web"]
         assert [line.split()[-1] for _, line in found] == ["first", "second", "third"]
@@ -391,7 +370,7 @@ def test_logs_are_merged_from_the_files_of_the_servers_and_begin_where_they_are_
 def test_stop_of_the_pool_returns_when_its_last_process_has_ended(path: Path) -> None:
     with subprocess.Popen(["sleep", "0.2"]) as keeper:
         with stand_in(path, always(ended=True, keeper_pid=keeper.pid)):
-            assert PoolClient(Client(str(path))).stop()["ended"]
+            assert client(path).stop()["ended"]
         assert keeper.poll() is not None
 
 
@@ -402,7 +381,7 @@ def test_orders_report_their_progress(path: Path) -> None:
 
     seen: list[dict[str, Any]] = []
     with stand_in(path, answer):
-        pool = PoolClient(Client(str(path)))
+        pool = client(path)
         for order in (pool.start, pool.stop, pool.restart, pool.reload):
             order(on_progress=seen.append)
     assert seen == [{"progress": {"name": "web"}}] * 4
