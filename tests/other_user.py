@@ -9,17 +9,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHER = 54321
 # `env`, because the program that setpriv executes itself is still found and opened with root's rights.
-AS_OTHER_USER = "setpriv --reuid=54321 --regid=54321 --clear-groups -- env"
+AS_OTHER_USER = f"setpriv --reuid={OTHER} --regid={OTHER} --clear-groups -- env"
 SYSTEM_PYTHONS = [f"/usr/bin/python3{minor}" for minor in ("", ".14", ".13", ".12", ".11")] + [
     "/usr/local/bin/python3"
 ]
+
+
+@contextmanager
+def as_user(uid: int = OTHER) -> Iterator[None]:
+    """Let this process be another user's in the block. A user other than root keeps the own uid."""
+    own = os.geteuid()
+    if own == 0:
+        os.setresuid(uid, uid, 0)
+    try:
+        yield
+    finally:
+        if own == 0:
+            os.setresuid(0, 0, 0)
 
 
 def python_for_others() -> str:

@@ -17,6 +17,7 @@ import pytest
 from poolctl.control.pool_lock import PoolLocks, holder, user_locks
 from poolctl.control.pool_paths import runtime_root_candidates
 from poolctl.platform import boot_identity
+from tests.other_user import as_user
 from tests.sandbox import run_in_namespace
 
 POOL = "/nowhere/0123abcd"
@@ -222,7 +223,7 @@ def test_place_of_the_lock_depends_on_the_user_alone(monkeypatch: pytest.MonkeyP
     for name in ("HOME", "XDG_STATE_HOME", "POOLCTL_STATE_DIR", "POOLCTL_RUNTIME_DIR"):
         monkeypatch.setenv(name, "/elsewhere")
     assert user_locks().directories == before
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert user_locks().directories == ["/var/lib/poolctl", "/tmp/poolctl-0.lock"]
-    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
-    assert user_locks().directories == ["/tmp/poolctl-4000000.lock"], "a user without a name"
+    if os.geteuid() == 0:
+        assert before == ["/var/lib/poolctl", "/tmp/poolctl-0.lock"]
+        with as_user(4_000_000):
+            assert user_locks().directories == ["/tmp/poolctl-4000000.lock"], "a user without a name"

@@ -16,6 +16,7 @@ from poolctl.control import pool_paths
 from poolctl.control.pool_paths import restore_private_directory
 from poolctl.errors import ControlError
 from tests import moments
+from tests.other_user import OTHER, as_user
 from tests.sandbox import MKDIR, run_without
 
 
@@ -164,10 +165,10 @@ def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
 def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:
         assert pool_paths.preferred_state_dir({}, "abc") == "/var/lib/poolctl/abc"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("HOME", "/home/ann")
-    assert pool_paths.preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
-    assert pool_paths.preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
+    with as_user():
+        assert pool_paths.preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
+        assert pool_paths.preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
 
 
 def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
@@ -182,18 +183,17 @@ def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o500, "others cannot enter it"
 
 
-def test_directory_that_is_a_link_or_another_users_is_left_alone(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_that_is_a_link_or_another_users_is_left_alone(short_path: Path) -> None:
     made = short_path / "pool"
     made.mkdir(mode=0o755)
     (short_path / "link").symlink_to("pool")
     with pytest.raises(OSError, match="not a directory"):
         restore_private_directory(str(short_path / "link"))
-    monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
-    with pytest.raises(OSError, match="belongs to uid"):
-        restore_private_directory(str(made))
-    assert made.stat().st_mode & 0o777 == 0o755
+    if os.geteuid() == 0:
+        os.chown(made, OTHER, -1)
+        with pytest.raises(OSError, match=f"belongs to uid {OTHER}"):
+            restore_private_directory(str(made))
+        assert made.stat().st_mode & 0o777 == 0o755
 
 
 def refusal(act: Callable[[], object]) -> tuple[str, int, str]:
@@ -202,9 +202,7 @@ def refusal(act: Callable[[], object]) -> tuple[str, int, str]:
     return caught.value.message, caught.value.exit_code, caught.value.hint
 
 
-def test_refused_directories_have_a_message_and_a_fix(
-    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_directories_have_a_message_and_a_fix(env: dict[str, str], short_path: Path) -> None:
     root = short_path / "run"
     root.touch()
     assert refusal(lambda: pool_paths.ensure_runtime_root(env)) == (
@@ -224,15 +222,13 @@ def test_refused_directories_have_a_message_and_a_fix(
         "set POOLCTL_RUNTIME_DIR to a shorter path",
     )  # fmt: skip
     assert len(pool_paths.control_socket_path("/run/" + "x" * 89)) == 107
-    own = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-    other, why = (
-        (root, "not to you (uid 1)") if own == 0 else (short_path.parent, f"who could replace {root}")
-    )
-    assert refusal(lambda: pool_paths.check_private(str(root))) == (
-        f"{other} belongs to uid {own}, {why}", 7,
-        "run poolctl as that user, or set POOLCTL_RUNTIME_DIR to a directory of your own",
-    )  # fmt: skip
+    if os.geteuid() == 0:
+        short_path.chmod(0o755)
+        with as_user():
+            assert refusal(lambda: pool_paths.check_private(str(root))) == (
+                f"{root} belongs to uid 0, not to you (uid {OTHER})", 7,
+                "run poolctl as that user, or set POOLCTL_RUNTIME_DIR to a directory of your own",
+            )  # fmt: skip
 
 
 def test_directory_that_cannot_be_made_is_reported_with_the_reason(
@@ -267,9 +263,8 @@ def roots() -> Iterator[list[Path]]:
     found = [Path(f"/run/user/{uid}/poolctl"), Path(f"/tmp/poolctl-{uid}")]
     found[0].parent.mkdir(parents=True)
     os.chown(found[0].parent, uid, -1)
-    os.setresuid(uid, uid, 0)
-    yield found
-    os.setresuid(0, 0, 0)
+    with as_user(uid):
+        yield found
     for path in (found[0].parent, found[1]):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -387,12 +382,11 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
 ) -> None:
     home, own = short_path / "home", short_path / "own"
     short_path.chmod(0o755)
-    for path, uid in ((home, 54322), (own, 54321)):
+    for path, uid in ((home, 54322), (own, OTHER)):
         path.mkdir(mode=0o755)
         os.chown(path, uid, uid)
     env = {"POOLCTL_STATE_DIR": str(home / "state"), "POOLCTL_RUNTIME_DIR": str(own)}
-    os.setresuid(54321, 54321, 0)
-    try:
+    with as_user():
         assert refusal(lambda: pool_paths.state_dir(env, "abc", create=True))[0].startswith(
             "cannot keep state in"
         )
@@ -400,12 +394,9 @@ def test_state_is_not_kept_in_the_home_of_another_user_who_lets_nobody_write_the
         state = f"{own}/abc/state"
         assert pool_paths.state_dir(without, "abc", create=True) == state
         assert os.stat(state).st_mode & 0o777 == 0o700
-        os.setresuid(0, 0, 0)
-        home.chmod(0o777)
-        os.setresuid(54321, 54321, 0)
+    home.chmod(0o777)
+    with as_user():
         message, _, fix = refusal(lambda: pool_paths.state_dir(env, "abc"))
-    finally:
-        os.setresuid(0, 0, 0)
     assert message == f"{home} belongs to uid 54322, who could replace {home}/state/abc"
     assert fix == "run poolctl as that user, or set POOLCTL_STATE_DIR to a directory of your own"
 
@@ -424,7 +415,7 @@ def test_state_directory_that_this_user_cannot_write_is_not_used(short_path: Pat
     assert refusal(lambda: pool_paths.state_dir(env, "abc"))[0].endswith("this user may not write there")
 
 
-def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+def test_home_that_is_no_absolute_path_has_no_state() -> None:
     env = {"XDG_STATE_HOME": "state"}
-    assert pool_paths.state_dir(env, "abc") == pool_paths.pool_dir(env, "abc") + "/state"
+    with as_user():
+        assert pool_paths.state_dir(env, "abc") == pool_paths.pool_dir(env, "abc") + "/state"
