@@ -339,7 +339,7 @@ async def test_stop_counts_what_starts_sleeps_or_waits_for_a_retry_as_running() 
         web("starts"), web("waits", depends_on=["starts"]), web("sleeps", scale={"min": 0}),
         web("retries", restart=backoff), starts=NEVER, retries=FAILS,
     )  # fmt: skip
-    await desk.ask("start", wait=False)
+    assert (await desk.ask("start", wait=False))["exit_code"] == 0
     await turns(60)
     assert sorted(desk.states().values()) == ["backoff", "sleeping", "starting", "starting"]
     assert unchanged(await desk.ask("stop")) == []
