@@ -74,8 +74,12 @@ def planned_changes(
     changes = [_removal(server) for name, server in current.items() if name not in names]
     for server in written:
         before = current.get(server.name)
-        if before is None:
-            changes.append(_addition_or_undone_removal(server, live=server.name in missing))
+        if before is None and server.name in missing:
+            message = "removed live, in the file: added again"
+            changes.append(_change(Kind.OVERRIDE, server, ("name",), message))
+        elif before is None:
+            message = f"is new{', and starts on demand' * server.on_demand}"
+            changes.append(_change(Kind.ADD, server, message=message))
         else:
             changes += server_changes(before, server, files.get(server.name, {}))
     return changes
@@ -91,12 +95,6 @@ def _removal(before: CurrentServer) -> Change:
         message = "added live, not in the file: removed"
         return _change(Kind.OVERRIDE, config, ("name",), message)
     return _change(Kind.REMOVE, config, message="is not in the file any more")
-
-
-def _addition_or_undone_removal(server: ServerConfig, *, live: bool) -> Change:
-    if live:
-        return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
-    return _change(Kind.ADD, server, message=f"is new{', and starts on demand' * server.on_demand}")
 
 
 def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:

@@ -66,7 +66,10 @@ class HookRunner:
         message, printed_by = "", hook.placement.id if hook.placement is not None else ""
         if not (exit_.ok or hook.ends):
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
-            message = await self._add_reason(entry, f"hooks.{hook.name} {how}", begun_at, printed_by)
+            message, explain = f"hooks.{hook.name} {how}", partial(cause_of, server=entry.config)
+            output = await explain_last_lines(self._runner, entry.name, begun_at, explain, printed_by)
+            if output.text and not is_quoted(output.text, message):
+                message = f"{message}: {output.text}"
         entry.hooks.running = None
         if hook.name != BEFORE_START:
             entry.hooks.after_stop_due = False
@@ -131,8 +134,3 @@ class HookRunner:
             message = f"hooks.{hook.name} still running after SIGKILL ({hook.placement.where})"
             note_failure(entry, failure_of(entry, message, "see what it waits for", PoolStopError))
             self._queue.touch(entry, progressed=True)
-
-    async def _add_reason(self, entry: Entry, message: str, since: float, worker: str) -> str:
-        explain = partial(cause_of, server=entry.config)
-        reason = (await explain_last_lines(self._runner, entry.name, since, explain, worker)).text
-        return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
