@@ -141,7 +141,7 @@ class Screen:
         if not self.stream.closed:
             self.stream.flush()
             os.write(self._slave, b"\0")  # the kernel passes it on later than it is written
-            while not self._shown.endswith(b"\0"):
+            while b"\0" not in self._shown:
                 self._shown += os.read(self._master, 65536)
             self._shown = self._shown.replace(b"\0", b"")
         return self._shown.decode()
