@@ -26,16 +26,13 @@ from poolctl.cli.supervisor_requests import (
     ask_for,
     ask_or_launch,
     ask_or_read_files,
-    is_empty,
     notify_systemd_of_keeper_pid,
     selected,
 )
-from poolctl.control.answers import Item, ProgressLine, Result, ServerProgress
+from poolctl.control.answers import ProgressLine, Result, ServerProgress
 from poolctl.control.client import NoSupervisor, SupervisorEnded
 from poolctl.control.pool_paths import pool_key
-from poolctl.control.server_answers import MetricsResult
 from poolctl.errors import ControlError
-from poolctl.json_form import from_json
 from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
 from tests.stand_in import Send, always, item, result, stand_in
@@ -166,14 +163,6 @@ def test_warnings_on_the_way_precede_those_of_the_answer_each_once(
         assert ask(asked.request, asked.pool).warnings == ("slow", "late", "old")
 
 
-def test_answer_of_a_class_is_of_that_class(directory: Path, supervised: Supervised) -> None:
-    asked = Asked(directory, "metrics", options={"lines": 3})
-    with supervised(always(text="up 1\n")) as requests:
-        found = ask_for(MetricsResult, asked.request, asked.pool)
-    assert (type(found), found.text) == (MetricsResult, "up 1\n")
-    assert requests[0][1]["options"]["lines"] == 3
-
-
 def test_answer_that_ends_the_pool_returns_after_its_last_process(
     directory: Path, supervised: Supervised
 ) -> None:
@@ -250,15 +239,6 @@ def test_mistake_of_a_command_is_reported_before_anything_is_launched(
     assert not (directory / "run").exists()
 
 
-def test_running_supervisor_is_asked_and_no_other_is_launched(
-    directory: Path, supervised: Supervised
-) -> None:
-    asked = Asked(directory, "start")
-    with supervised(always(item("users"))) as requests:
-        assert [each.name for each in ask_or_launch(asked.request, asked.pool).items] == ["users"]
-    assert [verb for verb, _ in requests] == ["start"]
-
-
 def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
     directory: Path, supervised: Supervised
 ) -> None:
@@ -282,19 +262,6 @@ def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
             ["another pool is also named 'blog'"] if name == "blog" else []
         )
     assert launches == [asked.pool.files] * 2
-
-
-@pytest.mark.parametrize(
-    ("members", "empty"),
-    [
-        ({}, True),
-        ({"items": (from_json(Item, item("web")),)}, False),
-        ({"exit_code": 1}, False),
-        ({"without_servers": True}, False),
-    ],
-)
-def test_start_is_empty_without_servers_and_routes(members: dict[str, Any], empty: bool) -> None:
-    assert is_empty(Result(**members)) is empty
 
 
 def looked(request: Request, pool: PoolRef, *, measured: bool = False) -> Result:
