@@ -135,14 +135,6 @@ def test_server_without_a_worker_that_has_ended_for_good_is_healthy_with_a_warni
     assert (server.health, server.is_fully_ready) == (Status.OK, False)
 
 
-def test_worker_that_is_replaced_alone_leaves_the_others_current() -> None:
-    server = entry(Desired.RUN, workers=2)
-    server.renew_worker(1)
-    assert (server.generation_at(0), server.generation_at(1), server.desired.newest) == (1, 2, 2)
-    server.begin_generation()
-    assert (server.generation_at(0), server.generation_at(1)) == (3, 3)
-
-
 async def test_a_server_that_a_command_has_stopped_stays_so_when_it_is_disabled_and_enabled_by_a_reload() -> (
     None
 ):
@@ -646,21 +638,6 @@ def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
     assert not entry().started
 
 
-def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
-    server = entry(hooks=HOOKS)
-    server.schedule_start_hook()
-    assert server.hooks.before_start_due
-    running = entry(Desired.RUN, hooks=HOOKS)
-    add_worker(running)
-    running.hooks.after_stop_due = True
-    running.schedule_start_hook()
-    assert (running.hooks.before_start_due, running.hooks.after_stop_due) == (False, False)
-    for hooks in ({}, {"hooks": {"after_stop": ["true"]}}):
-        without = entry(**hooks)
-        without.schedule_start_hook()
-        assert not without.hooks.before_start_due
-
-
 def test_stop_hook_is_due_if_the_server_was_started_with_its_start_hook() -> None:
     for desired, before_start_due, due in (
         (Desired.RUN, False, True),
@@ -675,35 +652,6 @@ def test_stop_hook_is_due_if_the_server_was_started_with_its_start_hook() -> Non
         without = entry(Desired.RUN, **hooks)
         without.schedule_stop_hook()
         assert not without.hooks.after_stop_due
-
-
-def test_restart_counts_once_when_the_first_worker_of_its_generation_is_ready() -> None:
-    server = entry(Desired.RUN)
-    old = add_worker(server)
-    server.order_restart()
-    assert (server.desired.generation, server.desired.newest, server.desired.restarting) == (2, 2, 2)
-    first, second = (add_worker(server, index=index, generation=2) for index in range(2))
-    for worker, restarts in ((old, 0), (first, 1), (second, 1)):
-        server.count_restart_if_commanded(worker)
-        assert server.observed.restarts == restarts
-
-
-def test_worker_that_leaves_keeps_its_name_from_further_workers() -> None:
-    for phase, generation in (
-        (WorkerPhase.READY, 1),
-        (WorkerPhase.STARTING, 1),
-        (WorkerPhase.STOPPING, 2),
-        (WorkerPhase.DRAINING, 2),
-    ):
-        server = entry(Desired.RUN)
-        add_worker(server, phase)
-        server.begin_generation_if_workers_leave()
-        assert server.desired.generation == generation
-    server = entry(Desired.RUN)
-    server.desired.generation = server.desired.newest = 2
-    add_worker(server, WorkerPhase.STOPPING)
-    server.begin_generation_if_workers_leave()
-    assert server.desired.generation == 2
 
 
 def test_failure_is_left_out_of_the_record_of_a_ready_server() -> None:
@@ -764,24 +712,3 @@ async def test_server_without_a_record_waits_for_its_dependencies() -> None:
         assert [line for line in pool.runner.log if line.startswith("place")] == (
             [] if name == "api" else ["place db.1.0", "place api.1.0"]
         )
-
-
-def test_new_server_has_no_restart_and_no_run_in_progress() -> None:
-    new = Entry(web())
-    assert new.desired.restarting == 0
-    assert (new.desired.code_since, new.schedule.run_since, new.schedule.next_run) == (0.0, 0.0, None)
-    new.count_restart_if_commanded(add_worker(new, WorkerPhase.READY))
-    assert new.observed.restarts == 0
-
-
-def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
-    worker = add_worker(entry(), WorkerPhase.PLACING)
-    assert [worker.given_up, worker.address_taken, worker.idle, worker.expired] == [False] * 4
-    assert (worker.placed_at, worker.ready_at, worker.failure, worker.exit) == (0.0, None, None, None)
-
-
-def test_server_with_a_table_of_its_own_was_added_live() -> None:
-    server = entry()
-    assert not server.added
-    server.desired.source = ({"name": "web"}, "/srv")
-    assert server.added
