@@ -23,6 +23,7 @@ from poolctl.runners.local.local_worker import (
     LocalWorker,
     RunnerWorkers,
 )
+from poolctl.runners.local.notify_socket import NotifySocket
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.process_link import Descriptor, Malformed
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
@@ -72,6 +73,7 @@ def worker(
     pid: int = 2,
     start: int | None = None,
     control: socket.socket | None = None,
+    notify_socket: NotifySocket | None = None,
     handover_group: str | None = None,
     hook: str = "",
     adopted: bool = False,
@@ -87,9 +89,10 @@ def worker(
         "web",
         start=start,
         control=control,
+        notify=notify_socket,
         handover_group=handover_group,
         hook=hook,
-        adopted=adopted,
+        **({"adopted": True} if adopted else {}),
     )
 
 
@@ -168,10 +171,17 @@ async def test_program_without_a_port_is_ready_when_it_has_run_for_a_second_or_i
 
 @pytest.mark.loop(run=run_in_virtual_time)
 async def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
-    found = worker(command=["celery"], notify=True)
-    asyncio.get_running_loop().call_later(20, found.mark_ready)
-    await wait_until_ready(found, [], RunnerWorkers())
+    notify = NotifySocket.open(os.geteuid())
+    found = worker(command=["celery"], notify=True, notify_socket=notify)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
+        program.connect(notify.path)
+        asyncio.get_running_loop().call_later(20, program.send, b"READY=1")
+        await wait_until_ready(found, [], RunnerWorkers())
     assert asyncio.get_running_loop().time() == 20
+    assert found.meta()["notify"] == notify.path
+    found.record_exit(Exit())
+    await asyncio.sleep(0)
+    assert notify.fileno() == -1
 
 
 @pytest.mark.parametrize(
@@ -217,28 +227,30 @@ async def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal()
 
 
 @pytest.mark.parametrize(
-    ("config", "reports", "says", "unseen"),
+    ("config", "adopted", "says", "unseen"),
     [
         ({}, True, False, True),
         ({}, True, True, False),
-        ({"command": ["./queue"]}, False, False, True),
-        ({"command": ["./migrate"], "job": True}, False, False, False),
+        ({}, False, False, False),
+        ({"command": ["./queue"]}, True, False, True),
+        ({"command": ["./migrate"], "job": True}, True, False, False),
     ],
     ids=[
         "a worker that said nothing",
         "one that has reported",
+        "one that this supervisor started",
         "a program that is gone",
         "a job that is gone",
     ],
 )
 async def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
-    config: dict[str, Any], reports: bool, says: bool, unseen: bool
+    config: dict[str, Any], adopted: bool, says: bool, unseen: bool
 ) -> None:
     """A supervisor that was killed may have ordered it to end."""
 
     ours, theirs = wire.pair()
     # The start time is of a process that has exited.
-    found = worker(start=-1, control=ours if reports else None, adopted=True, **config)
+    found = worker(start=-1, control=None if config else ours, adopted=adopted, **config)
     if says:
         found.received({"event": "ready", "leaving": False, "resting": ""})
     found.record_exit(Exit.from_returncode(0))
