@@ -12,7 +12,7 @@ from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.place import Place
 from poolctl.cli.pool_ref import PoolRef, same_name_warning
-from poolctl.cli.render import NAMES_SHOWN, abbreviated_list, printable
+from poolctl.cli.render import NAMES_SHOWN, abbreviated_list
 from poolctl.control.answers import ProgressLine, Result
 from poolctl.control.client import (
     Client,
@@ -290,7 +290,6 @@ class Progress:
 
     def __init__(self, verb: str, *, quiet: bool = False, verbose: bool = False) -> None:
         self.verb = verb
-        self._quiet = quiet
         self._verbose = verbose and not quiet
         self.warnings: list[str] = []
         self._states: dict[str, tuple[str, bool]] = {}
@@ -327,9 +326,6 @@ class Progress:
         """Handle a message that the supervisor sends before its answer."""
         if line.warning is not None:
             self.warnings.append(line.warning)
-        if line.notice is not None and not self._quiet and self.verb != "status":
-            # Printed at once, because the command may be waiting for it. For `status` it is part of the answer.
-            sys.stderr.write(f"waiting: {printable(line.notice)}\n")
         step = line.progress
         if step is None:
             return

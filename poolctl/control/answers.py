@@ -130,9 +130,8 @@ class Result:
 class SupervisorIdentity:
     """The identity of a supervisor and its pool.
 
-    A `calm` supervisor takes no automatic actions. `keeper_problem` describes a problem with the keeper. `not_served`
-    has a message for each table ([gateway], [metrics] …) whose address cannot be served or whose process keeps
-    exiting, and for [events] if its file cannot be written.
+    A `calm` supervisor takes no automatic actions. `not_served` has a message for each table ([gateway], [metrics] …)
+    whose address cannot be served or whose process keeps exiting, and for [events] if its file cannot be written.
     """
 
     name: str
@@ -143,7 +142,6 @@ class SupervisorIdentity:
     supervisor_pid: int
     keeper_pid: int
     calm: bool | None = None
-    keeper_problem: str | None = None
     not_served: tuple[str, ...] | None = None
 
 
@@ -260,14 +258,13 @@ class ServerProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A message sent to the client before the result: a progress step, a warning, a notice, an event or a generation.
+    """A message sent to the client before the result: a progress step, a warning, an event or a generation.
 
     Exactly one field is set.
     """
 
     progress: ServerProgress | None = None
     warning: str | None = None
-    notice: str | None = None
     event: Table | None = None
     generation: int | None = None
 

@@ -189,7 +189,7 @@ class Client:
         try:
             connection.settimeout(limit)
             for message in read_messages("ping", iter(lambda: connection.recv(_READ_BYTES), b"")):
-                if "result" in message:  # otherwise a notice, for example about a keeper that does not answer
+                if "result" in message:
                     return value_of(PingResult, message["result"])
         except TimeoutError:
             raise _silence_error(self.socket_path, limit) from None

@@ -165,7 +165,7 @@ class _GenerationStream:
                 self.is_complete = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 self._generation = int(message.get("generation", 0))
-            elif "generation" in message:  # other messages are notices, for example about a silent keeper
+            elif "generation" in message:
                 self._generation = int(message["generation"])
 
 

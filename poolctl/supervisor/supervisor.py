@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from poolctl import __version__, bootstrap
 from poolctl.clock import Clock
 from poolctl.config import EventsTable, MetricsTable, ServerConfig, Tables, maximum_pool_stop_seconds
-from poolctl.control.answers import PingResult, ProgressLine, Result, SupervisorIdentity
+from poolctl.control.answers import PingResult, Result, SupervisorIdentity
 from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_lock import PoolLocks, user_locks
@@ -392,8 +392,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
         if self._phase > Phase.STOPPING:
             # This process is about to exit: a client that gets no answer asks the next supervisor.
             raise ConnectionAbortedError
-        with self._watch.report_problems_to(lambda problem: progress(ProgressLine(notice=problem))):
-            answer = await self._perform(request, progress)
+        answer = await self._perform(request, progress)
         self._runtime_files.republish_as(self._configuration.name)
         # Saved first, so that a successor knows everything that clients have been told.
         self._save_at_once()
@@ -584,7 +583,7 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             )  # fmt: skip
 
     def identity(self) -> SupervisorIdentity:
-        """Return the identity of this supervisor and its pool. `keeper_problem` and `not_served` are None if empty."""
+        """Return the identity of this supervisor and its pool. `not_served` is None if empty."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics.warnings, *lost_events)
@@ -597,7 +596,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             supervisor_pid=os.getpid(),
             keeper_pid=self._keeper_pid,
             calm=self._calm or None,
-            keeper_problem=self._watch.problem or None,
             not_served=not_served or None,
         )
 

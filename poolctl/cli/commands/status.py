@@ -102,8 +102,6 @@ def _status(place: Place, selection: Selection, output: str | None) -> Outcome:
         outcome.message += f"\n{gateway_line(result.gateway, terminal_width_or_zero(sys.stdout))}"
     if summary.get("calm"):
         outcome.warnings.append(CRASH_LOOP)
-    if problem := summary.get("keeper_problem"):
-        outcome.warnings.append(problem)
     outcome.warnings += summary.get("not_served") or ()
     return outcome
 

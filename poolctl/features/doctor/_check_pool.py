@@ -96,7 +96,7 @@ def gateway_program(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the supervisor and its keeper answer, and which of the pool's own endpoints are not served."""
+    """Whether the supervisor answers, and which of the pool's own endpoints are not served."""
     about = context.about
     if context.supervisor_problem:
         yield problem(
@@ -110,9 +110,6 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
         yield ok("supervisor", f"runs as pid {about.supervisor_pid}")
     if about is None:
         return
-    if about.keeper_problem:
-        fix = f"ps -o stat,wchan,args {about.keeper_pid} shows its state"
-        yield problem("keeper", about.keeper_problem, fix)
     advice = {name: fix for feature in features() for name, fix in feature.warnings.items()}
     for text in about.not_served or ():
         table, _, reason = text.partition(": ")

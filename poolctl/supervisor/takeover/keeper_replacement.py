@@ -47,50 +47,7 @@ class KeeperWatch:
         self._watchdog.received(self._loop.time())
         self._heard = keeper.heard
         self._late = self._given_up = False
-        self._followers: list[Callable[[str], object]] = []
-        self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
-
-    @property
-    def problem(self) -> str:
-        """The keeper's problem and the action taken; "" while it answers."""
-        if not self._late:
-            return ""
-        silent = f"the keeper (pid {self._process['pid']}) does not answer"
-        if not self._given_up:
-            return f"{silent}: SIGCONT was sent; it will be replaced if that does not help"
-        if not (reason := self._reason_irreplaceable()):
-            return f"{silent}: it was killed, but has not exited yet"
-        return (
-            f"{silent} and cannot be replaced, because {reason}: exits of workers are not noticed; "
-            "restart the service or the container"
-        )
-
-    @contextlib.contextmanager
-    def report_problems_to(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper at once, and report its problems to `follow` until the `with` block ends.
-
-        `follow` is called with the keeper's problem if it has one now, and with each later problem. The supervisor
-        handles a client's request inside the block, and `follow` sends the problem to the client.
-        """
-        self._ping_keeper_early()
-        if self.problem:
-            follow(self.problem)
-        self._followers.append(follow)
-        try:
-            yield
-        finally:
-            self._followers.remove(follow)
-
-    def _ping_keeper_early(self) -> None:
-        now = self._loop.time()
-        self._record_keeper_answer(now)
-        if self._keeper.sock.fileno() >= 0 and self._watchdog.mark_ping_sent_if_due(now, early=True):
-            self._keeper.send(_PING)
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
+        self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
 
     def _ping_or_signal_silent_keeper(self) -> None:
         if self._keeper.sock.fileno() < 0:
@@ -103,19 +60,27 @@ class KeeperWatch:
         elif self._watchdog.may_be_stopped and not self._late:
             self._late = True
             kill(self._process, signal.SIGCONT)  # the keeper may have been stopped
-            self._announce_problem("warning")
+            self._report_silence("warning", ": SIGCONT was sent; it will be replaced if that does not help")
         elif self._watchdog.mark_ping_sent_if_due(now):
             self._keeper.send(_PING)
-        self._set_timer()
+        self._loop.call_at(self._watchdog.due, self._ping_or_signal_silent_keeper)
 
     def _kill_or_resume_silent_keeper(self, now: float) -> None:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
         self._watchdog = HungProcessDetector(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
-        kill(self._process, signal.SIGCONT if self._reason_irreplaceable() else signal.SIGKILL)
-        if not self._given_up:
-            self._given_up = True
-            self._announce_problem("error")
+        reason = reason_irreplaceable(self._keeper, self._process["pid"], os.environ)
+        kill(self._process, signal.SIGCONT if reason else signal.SIGKILL)
+        if self._given_up:
+            return
+        self._given_up = True
+        outcome = ": it was killed, but has not exited yet"
+        if reason:
+            outcome = (
+                f" and cannot be replaced, because {reason}: exits of workers are not noticed; "
+                "restart the service or the container"
+            )
+        self._report_silence("error", outcome)
 
     def _record_keeper_answer(self, now: float) -> bool:
         """Record an answer if the keeper has sent anything since the last call; returns whether it has."""
@@ -130,15 +95,10 @@ class KeeperWatch:
             self._events.record("pool", "keeper back", message=message, severity="info")
         return True
 
-    def _announce_problem(self, severity: str) -> None:
-        problem = self.problem
-        logger.error(problem)
-        self._events.record("pool", "keeper silent", message=problem, severity=severity)
-        for follow in list(self._followers):
-            follow(problem)
-
-    def _reason_irreplaceable(self) -> str:
-        return reason_irreplaceable(self._keeper, self._process["pid"], os.environ)
+    def _report_silence(self, severity: str, outcome: str) -> None:
+        message = f"the keeper (pid {self._process['pid']}) does not answer{outcome}"
+        logger.error(message)
+        self._events.record("pool", "keeper silent", message=message, severity=severity)
 
 
 def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:

@@ -277,12 +277,6 @@ def test_supervisor_that_does_not_run_is_no_problem(tmp_path: Path) -> None:
     assert told(_check_pool.supervisor(context)) == [("ok", "supervisor", "none runs", "")]
 
 
-def test_keeper_with_a_problem_is_reported_after_its_supervisor() -> None:
-    found = told(_check_pool.supervisor(running(keeper_problem="it does not answer")))
-    fix = "ps -o stat,wchan,args 8 shows its state"
-    assert found[1:] == [("problem", "keeper", "it does not answer", fix)]
-
-
 @pytest.mark.parametrize(
     ("why", "fix"),
     [

@@ -21,7 +21,6 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.slow
 
 PTRACE_ATTACH = 16
-LATE_SECONDS = SILENT_SECONDS / 5  # an answer that is awaited for longer is reported
 WALL = 0x40000000  # __WALL: any child, and what is traced
 
 
@@ -33,24 +32,21 @@ def hold(pid: int) -> None:
 
 
 @pytest.mark.heavy
-def test_stop_says_that_it_waits_for_a_stopped_keeper_continues_it_and_ends(
-    pool: RealPool, until: Any
-) -> None:
+def test_stop_with_a_stopped_keeper_continues_it_and_ends(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
     (worker,) = pool.items()["web"]["pids"]
     keeper = pool.info()["keeper_pid"]
     freeze(keeper)
     os.kill(worker, signal.SIGKILL)
-    assert pool.run("status").code == 0  # it asks the keeper, and does not wait for the answer
+    assert pool.run("status").code == 0  # it does not wait for the keeper
     until(lambda: pool.items()["web"]["pids"] not in ([], [worker]))
     assert get(port).status == 200
     until(lambda: "keeper silent" in pool.ok("events", "--kind", "pool").stdout)
     freeze(keeper)
     began = time.monotonic()
-    done = pool.ok("stop")
+    pool.ok("stop")
     assert time.monotonic() - began < 2 * SILENT_SECONDS + 25
-    assert f"waiting: the keeper (pid {keeper}) does not answer" in done.stderr
     assert pool.processes() == {}
 
 
@@ -61,33 +57,12 @@ def test_a_keeper_that_cannot_be_continued_is_replaced_and_every_server_serves(
     port = pool.write_hello()["web"]
     pool.ok("start")
     before = pool.items()
-    held: list[int] = []
-
-    def hold_keeper() -> None:
-        keeper = pool.info()["keeper_pid"]
-        if keeper not in held:
-            hold(keeper)
-            held.append(keeper)
-
-    hold_keeper()
-    began = time.monotonic()
-    said = pool.ok("status").stderr
-    assert "does not answer" not in said or time.monotonic() - began > LATE_SECONDS / 2
-    reported = {"status": False, "doctor": False}
-
-    def both_report_it() -> bool:
-        hold_keeper()  # another one, if it was replaced before both were asked
-        for verb in [verb for verb, is_reported in reported.items() if not is_reported]:
-            done = pool.run(verb)
-            reported[verb] = "does not answer" in done.stdout + done.stderr
-        return all(reported.values())
-
-    until(both_report_it, what=lambda: str(reported))
+    keeper = pool.info()["keeper_pid"]
+    hold(keeper)
     assert get(port).status == 200
-    for keeper in held:
-        until(lambda pid=keeper: not is_alive(pid))
-        os.waitpid(keeper, WALL)  # by whom it is traced it is reaped
-    until(lambda: (now := pool.info()["keeper_pid"]) not in held and supervisor_of(now))
+    until(lambda: not is_alive(keeper))
+    os.waitpid(keeper, WALL)  # by whom it is traced it is reaped
+    until(lambda: (now := pool.info()["keeper_pid"]) != keeper and supervisor_of(now))
     assert pool.items()["web"]["pids"] == before["web"]["pids"]
     os.kill(before["web"]["pids"][0], signal.SIGKILL)
     until(lambda: pool.items()["web"]["pids"] not in ([], before["web"]["pids"]))

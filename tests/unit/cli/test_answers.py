@@ -117,7 +117,7 @@ OPTIONAL: dict[type[object], list[str]] = {
     ErrorEntry: ["file", "line", "column", "key", "found", "allowed"],
     ServerDetails: [*OPTIONAL_OF_SERVER, "routes", "stacks"],
     WorkerDetails: ["placed_at"],
-    Summary: ["calm", "keeper_problem", "not_served"],
+    Summary: ["calm", "not_served"],
     RouteReport: ["p50_seconds", "p99_seconds", "registrations", "machines"],
     HealthReportItem: ["uptime_seconds", "latency_seconds", "detail"],
     RegisteredServiceReport: ["left_seconds", "latency_seconds"],

@@ -223,7 +223,6 @@ def test_new_events_follow_the_past_ones_and_each_is_printed_once(
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         if body["options"].get("follow"):
-            send({"notice": "no event"})
             send({"event": event(5 + len(asked), "pool", "supervisor started")})
             send({"event": event(90, "audit", "start")})
             asked.append(body)

@@ -74,12 +74,12 @@ def test_status_of_a_supervisor_that_sends_no_summary(poolctl: Command, supervis
 
 
 def test_status_warns_of_what_the_summary_says(poolctl: Command, supervised: Supervised) -> None:
-    more = {"calm": True, "keeper_problem": "the keeper is old", "not_served": ["metrics cannot be served"]}
+    more = {"calm": True, "not_served": ["metrics cannot be served"]}
     with supervised(always(item("a"), summary=SUMMARY | more)):
         said = poolctl("status")
     lines = said.err.splitlines()
     assert lines[0].startswith("warning: the supervisor crashed five times")
-    assert lines[1:] == ["warning: the keeper is old", "warning: metrics cannot be served"]
+    assert lines[1:] == ["warning: metrics cannot be served"]
     with supervised(always(item("a"), summary=SUMMARY)):
         assert poolctl("status").err == ""
 

@@ -324,18 +324,6 @@ def test_service_manager_is_told_the_keeper_and_whether_the_pool_is_ready(
     told.close()
 
 
-def test_notice_is_printed_at_once_but_not_for_status_and_not_quietly(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for verb, quiet, said in (
-        ("start", False, "waiting: the keeper\n"),
-        ("status", False, ""),
-        ("start", True, ""),
-    ):
-        Progress(verb, quiet=quiet)(ProgressLine(notice="the keeper"))
-        assert capsys.readouterr().err == said
-
-
 def test_steps_are_wanted_by_a_terminal_and_by_verbose_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert not Progress("start").wanted

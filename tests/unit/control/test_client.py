@@ -156,13 +156,15 @@ def test_a_supervisor_that_hangs_up_without_a_whole_answer_is_said_to_have_ended
 
 @on_both_clients
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize(("verb", "before"), [("reload", ["notice", "warning"]), ("status", ["notice"])])
+@pytest.mark.parametrize(
+    ("verb", "before"), [("reload", ["generation", "warning"]), ("status", ["generation"])]
+)
 def test_successor_is_asked_once_more_when_the_supervisor_ends(
     kind: Any, path: Path, verb: str, before: list[str], times: int
 ) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
         if len(requests) <= times:
-            send({"notice": "begun"})
+            send({"generation": 1})
             return None
         return result(item("web"))
 
@@ -457,8 +459,7 @@ def test_ping_asks_the_next_supervisor_if_the_first_ends(kind: Any, path: Path, 
                 connection.recv(65536)
                 if turn >= ended:
                     body = json.dumps({"result": {"version": "1.2.3", "protocol": PROTOCOL}}).encode()
-                    notice = b'{"notice": "the keeper does not answer"}\n'
-                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + notice + body + b"\n")
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body + b"\n")
 
     with listening(path, serve):
         if ended == 1:
@@ -767,7 +768,7 @@ def test_exit_that_cannot_be_recorded_is_left_out(tmp_path: Path) -> None:
 
 def test_result_ends_the_messages_even_if_more_would_follow(path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes:
-        return b'HTTP/1.1 200 OK\r\n\r\n{"result": {"a": 1}}\n{"result": {"a": 2}}\n{"notice": "x"}\n'
+        return b'HTTP/1.1 200 OK\r\n\r\n{"result": {"a": 1}}\n{"result": {"a": 2}}\n{"generation": 1}\n'
 
     with stand_in(path, answer):
         assert [*Client(str(path)).messages("list")] == [{"result": {"a": 1}}]

@@ -38,7 +38,7 @@ class Echo:
 
 
 async def echo(request: Request, progress: Progress) -> object:
-    progress(ProgressLine(notice="web"))
+    progress(ProgressLine(warning="web"))
     return Echo(verb=request.verb, body=request.body, uid=request.uid, pid=request.pid)
 
 
@@ -115,7 +115,7 @@ async def test_both_versions_of_http_and_both_methods_are_answered(
         answer = await exchange(path, request("ping", body, method=method, version=version))
         assert status(answer) == 200
         progress, result = lines(answer)
-        assert progress == {"notice": "web"}
+        assert progress == {"warning": "web"}
         assert result["result"] == {"verb": "ping", "body": seen, "uid": os.geteuid(), "pid": os.getpid()}
 
 

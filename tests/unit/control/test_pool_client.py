@@ -327,7 +327,6 @@ def test_monitor_returns_what_the_pool_in_python_returns(path: Path) -> None:
 def test_events_are_those_before_the_result_and_a_refusal_is_an_error(path: Path) -> None:
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         send({"event": {"event": "started", "server": "web"}})
-        send({"notice": "waiting"})
         send({"event": {"event": "ready", "server": "web"}})
         return {"items": [], "errors": [], "exit_code": 0 if len(requests) == 1 else 4}
 

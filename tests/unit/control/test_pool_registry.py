@@ -226,13 +226,3 @@ def test_line_may_arrive_in_pieces(supervisor: Supervisor) -> None:
         assert aliases(registry) == ["r1"]
         supervisor.followers[0].sendall(b"2}\n")
         assert aliases(registry) == ["r12"]
-
-
-def test_notice_about_the_keeper_is_no_other_table(supervisor: Supervisor) -> None:
-    with PoolRouteRegistry(Client(str(supervisor.path))) as registry:
-        wait_until(lambda: supervisor.followers)
-        supervisor.followers[0].sendall(line({"notice": "the keeper (pid 7) does not answer"}))
-        assert [aliases(registry) for _ in range(2)] == [["r1"]] * 2
-        assert supervisor.asked == 1
-        supervisor.change()
-        assert aliases(registry) == ["r2"]

@@ -230,7 +230,7 @@ def test_keeper_is_pinged_every_five_seconds_and_not_after_another_message(silen
     wire.send(silent.theirs, {"event": "any"})
     silent.loop.pass_time(10)
     assert silent.pings == [5, 10, 15, 25]
-    assert (silent.is_stopped, silent.watch.problem, silent.events_so_far()) == (True, "", [])
+    assert (silent.is_stopped, silent.events_so_far()) == (True, [])
 
 
 def test_silent_keeper_is_continued_then_killed(
@@ -241,9 +241,8 @@ def test_silent_keeper_is_continued_then_killed(
     assert (silent.pings, silent.is_stopped) == ([5], True)
     silent.loop.pass_time(9.9)
     wait_until(lambda: not silent.is_stopped)
-    assert (silent.watch.problem, silent.process.poll()) == (silent.continued, None)
+    assert silent.process.poll() is None
     silent.loop.pass_time(0.2)
-    assert silent.watch.problem == silent.killed
     assert silent.process.wait(60) == -signal.SIGKILL
     silent.loop.pass_time(100)
     assert silent.events_so_far() == [
@@ -258,7 +257,6 @@ def test_silent_keeper_is_continued_then_killed(
     back = f"the keeper (pid {silent.process.pid}) answers again"
     assert silent.events_so_far()[2:] == [("keeper back", "info", back)]
     assert back in caplog.text
-    assert silent.watch.problem == ""
     silent.loop.pass_time(40)
     assert [severity for _, severity, _ in silent.events_so_far()[3:]] == ["warning", "error"]
 
@@ -277,37 +275,10 @@ def test_silent_keeper_that_cannot_be_replaced_is_only_continued(
         f"{silent.text} and cannot be replaced, because it is the main process of a systemd service: exits of "
         "workers are not noticed; restart the service or the container"
     )
-    assert silent.watch.problem == text
     assert silent.events_so_far()[1:] == [("keeper silent", "error", text)]
-
-
-def test_keeper_is_pinged_at_once_for_a_client_who_follows_its_problem(silent: SilentKeeper) -> None:
-    followed: list[str] = []
-    silent.loop.pass_time(1)
-    silent.answers = False
-    with silent.watch.report_problems_to(followed.append):
-        silent.loop.pass_time()
-        assert silent.pings == [1]
-        with silent.watch.report_problems_to(followed.append):
-            silent.loop.pass_time()
-        assert silent.pings == [1], "the answer is due already"
-        silent.loop.pass_time(9.9)
-        assert followed == [silent.continued]
-        silent.loop.pass_time(0.2)
-        assert followed == [silent.continued, silent.killed]
-    with silent.watch.report_problems_to(followed.append):
-        assert followed == [silent.continued, silent.killed, silent.killed]
-    followed.clear()
-    silent.loop.pass_time(40)
-    assert followed == []
-    wire.send(silent.theirs, {"id": 0})
-    silent.loop.pass_time()
-    with silent.watch.report_problems_to(followed.append):
-        assert (followed, silent.watch.problem) == ([], "")
 
 
 def test_lost_keeper_is_not_pinged(silent: SilentKeeper) -> None:
     silent.link.close()
-    with silent.watch.report_problems_to(lambda problem: None):
-        silent.loop.pass_time(30)
-    assert (silent.pings, silent.is_stopped, silent.watch.problem) == ([], True, "")
+    silent.loop.pass_time(30)
+    assert (silent.pings, silent.is_stopped) == ([], True)

@@ -38,7 +38,6 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
         for event in sent:
             send({"event": event})
-        send({"notice": "waiting"})
         return result()
 
     reported: list[tuple[str, str]] = []
