@@ -140,22 +140,12 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
-    """Fork a process for each request until the socket's other end is closed; `roles` maps operations to functions.
-
-    An intermediate process, the forker, is forked in advance and waits for the next request, which halves the delay.
-    """
-    failed = False
-    while not _peer_has_closed(requests):
+    """Fork a process for each request until the socket's other end is closed; `roles` maps operations to functions."""
+    while _wait_for_request(requests):
         try:
             forker = os.fork()
         except OSError as error:
-            # Tried again when a request arrives; if that fails too, the request is refused.
-            if failed:
-                _refuse_next(requests, error)
-            failed = not failed
-            poll = select.poll()
-            poll.register(requests, select.POLLIN)
-            poll.poll()
+            _refuse_next(requests, error)
             continue
         if forker == 0:
             _forker_main(requests, roles)
@@ -164,13 +154,12 @@ def serve_forks(requests: socket.socket, roles: Roles) -> None:
             os.waitpid(forker, 0)
 
 
-def _peer_has_closed(requests: socket.socket) -> bool:
+def _wait_for_request(requests: socket.socket) -> bool:
+    """Wait for a request, and leave it in the socket; returns False if the other end is closed."""
     try:
-        return not requests.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
+        return bool(requests.recv(1, socket.MSG_PEEK))
     except OSError:
-        return True
+        return False
 
 
 def _refuse_next(requests: socket.socket, error: OSError) -> None:
@@ -183,7 +172,7 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 
 
 def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
-    """Fork a process for the next request, and for each request that follows closely, then exit.
+    """Fork a process for a request, and for each request that follows closely, then exit.
 
     `roles` maps the operation that a request names to the function to run in its process.
     """
@@ -191,10 +180,9 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     # Requests that follow closely are still served here, because a forker for each makes starts a fifth slower.
     poll = select.poll()
     poll.register(requests, select.POLLIN)
-    deadline = None
+    deadline = time.monotonic() + _FORKER_SECONDS
     try:
         while (received := wire.receive(requests, wait=True)) is not None:
-            deadline = deadline or time.monotonic() + _FORKER_SECONDS
             message, fds = received
             operation = str(message.get("op"))
             if operation in roles:
