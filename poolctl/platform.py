@@ -592,19 +592,6 @@ def _read_quietly(path: str) -> bytes:
         return b""
 
 
-def grow_descriptor_table(count: int = 16_384) -> None:
-    """Grow the kernel's table of this process's descriptors to `count`, but no further than the soft limit.
-
-    Call it while there is only one thread: in a process of several threads the kernel stops all of them for 10 to
-    20 ms each time the table grows, at 64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
-    """
-    highest = min(count, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - 1
-    try:
-        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, highest))
-    except OSError:
-        pass  # then it grows step by step
-
-
 def release_freed_memory() -> None:
     """Return freed heap memory to the system (malloc_trim(3)); takes some milliseconds."""
     if hasattr(libc := c_library(), "malloc_trim"):  # only in glibc

@@ -12,7 +12,7 @@ import sys
 from poolctl.config import disable_pydantic_plugins
 from poolctl.control.protocol import CHECK
 from poolctl.keeper.fd_store import CALM
-from poolctl.platform import grow_descriptor_table, name_process
+from poolctl.platform import name_process
 
 _KEEPER_FD = 3
 _GC_THRESHOLDS = (20_000, 20, 20)
@@ -29,7 +29,6 @@ def main() -> None:
     gc.disable()
     directory, *files = (argument for argument in sys.argv[1:] if argument != CALM)
     log = os.path.join(directory, "supervisor.log")
-    grow_descriptor_table()
     import asyncio
     import logging
     import socket

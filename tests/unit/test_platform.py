@@ -24,25 +24,6 @@ from tests.descriptors import no_descriptor_left
 from tests.processes import freeze, is_alive, stat
 
 
-@pytest.mark.parametrize("limit", [16_384, 256])
-def test_the_table_of_descriptors_is_made_as_large_as_it_may_get(limit: int) -> None:
-    look = f"""
-import os, resource
-from poolctl.platform import grow_descriptor_table
-_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min({limit}, hard), hard))
-before = os.listdir("/proc/self/fd")
-grow_descriptor_table()
-assert os.listdir("/proc/self/fd") == before
-size = [line for line in open("/proc/self/status") if line.startswith("FDSize:")]
-print(int(size[0].split()[1]), min({limit}, hard))
-"""
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    size, wanted = map(int, done.stdout.split())
-    assert size >= wanted
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU library alone keeps freed memory so")
 def test_memory_that_was_freed_within_the_heap_is_given_back() -> None:
     look = """
