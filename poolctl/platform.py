@@ -592,12 +592,6 @@ def _read_quietly(path: str) -> bytes:
         return b""
 
 
-def release_freed_memory() -> None:
-    """Return freed heap memory to the system (malloc_trim(3)); takes some milliseconds."""
-    if hasattr(libc := c_library(), "malloc_trim"):  # only in glibc
-        libc.malloc_trim(0)
-
-
 def _write_quietly(path: str, content: bytes) -> None:
     try:
         with open(path, "wb", buffering=0) as file:

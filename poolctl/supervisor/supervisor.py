@@ -40,7 +40,7 @@ from poolctl.logs.log_tail import REMOVALS, DirectoryWatch
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
-from poolctl.platform import damaged_files, load_or_create_secret, release_freed_memory, replace_file
+from poolctl.platform import damaged_files, load_or_create_secret, replace_file
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.left_overs import (
     LeftOver,
@@ -83,8 +83,6 @@ if TYPE_CHECKING:
 _LISTENER_NAMES, _SECRET_BYTES = "listener-names.key", 32
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
-# By then, the memory that a start of many servers needs has been freed.
-_FREED_SECONDS = 10.0
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -177,7 +175,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
             keeper.send({"op": "adopted"})
         self._runtime_files.try_publish(self._configuration.name)
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
-        asyncio.get_running_loop().call_later(_FREED_SECONDS, release_freed_memory)
         await self._over.wait()
         if self._replacement is not None:
             await self._exit_for_next_version(*self._replacement)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import resource
 import signal
 import socket
@@ -22,23 +21,6 @@ from poolctl.platform import age_seconds, await_readable, readable_bytes, signal
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 from tests.processes import freeze, is_alive, stat
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU library alone keeps freed memory so")
-def test_memory_that_was_freed_within_the_heap_is_given_back() -> None:
-    look = """
-import os
-from poolctl.platform import memory_bytes, release_freed_memory
-blocks = [bytearray(2000) for _ in range(10_000)]
-last = blocks.pop()
-blocks.clear()
-held = memory_bytes(os.getpid())
-release_freed_memory()
-print(held - memory_bytes(os.getpid()))
-"""
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 15_000_000
 
 
 def test_a_process_that_is_continued_periodically_does_not_stay_stopped() -> None:
