@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .decide import LEAVING, ListenerState, WorkerPhase
+from .decide import ListenerState
 from .server_entry import Entry
+from .worker import LEAVING, WorkerPhase
 from .workqueue import Workqueue
 
 

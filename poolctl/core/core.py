@@ -14,13 +14,14 @@ from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandle
 from . import decide
 from .addresses import AddressRegistry, abandoned_listeners, same_listener
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, LEAVING, Desired, EndHook, ListenerState, Overrides, Stop, WorkerPhase
+from .decide import ASLEEP, Desired, EndHook, ListenerState, Overrides, Stop
 from .explain import explain_blocker, failure_of, logged_exceptions, note_failure
 from .health_checks import HealthChecks
 from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
-from .server_entry import Entry, RunningHook, StartAfterStop, Worker
+from .server_entry import Entry, RunningHook, StartAfterStop
 from .servers import ServerRegistry
+from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue
 
 

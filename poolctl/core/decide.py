@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 
-if TYPE_CHECKING:
-    from .server_entry import Worker
+from .worker import LEAVING, Worker, WorkerPhase
 
 
 class Desired(StrEnum):
@@ -91,19 +89,8 @@ BEFORE_START, AFTER_STOP = "before_start", "after_stop"
 AWAKE, ASLEEP = "awake", "asleep"
 
 
-class WorkerPhase(StrEnum):
-    """A phase in the life of a worker."""
-
-    PLACING = "placing"  # requested, no process yet
-    STARTING = "starting"  # has a process, which is not ready yet
-    READY = "ready"
-    DRAINING = "draining"  # accepts no new connections, finishes its requests
-    STOPPING = "stopping"  # ends within its time limit
-
-
 # If a command sends a worker one of these signals, the worker's exit is ordered, whatever its exit status.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
-LEAVING = frozenset({WorkerPhase.DRAINING, WorkerPhase.STOPPING})
 
 
 class ListenerState(StrEnum):

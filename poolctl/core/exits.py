@@ -13,7 +13,7 @@ from poolctl.runners.runner_protocol import Exit
 
 from . import decide
 from .addresses import AddressRegistry
-from .decide import AWAKE, LEAVING, Desired, WorkerPhase
+from .decide import AWAKE, Desired
 from .explain import (
     failure_of,
     give_up_text,
@@ -24,8 +24,9 @@ from .explain import (
     restart_text,
 )
 from .schedules import moment_text, record_run_end
-from .server_entry import MAX_ATTEMPTS_AWAITED, Entry, Slot, Worker
+from .server_entry import MAX_ATTEMPTS_AWAITED, Entry, Slot
 from .servers import ServerRegistry
+from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue
 
 

@@ -19,7 +19,8 @@ from poolctl.runners.runner_protocol import Runner, WorkerFailed
 from poolctl.units import format_duration
 
 from . import decide
-from .server_entry import Entry, Worker
+from .server_entry import Entry
+from .worker import Worker
 from .workqueue import Recorder
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from poolctl.runners.runner_protocol import Exit, Runner
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from .decide import LEAVING, WorkerPhase
-from .server_entry import Entry, Worker
+from .server_entry import Entry
+from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue
 
 _MAX_ANSWER_SECONDS = 10.0

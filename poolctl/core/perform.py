@@ -19,7 +19,7 @@ from poolctl.units import format_duration
 from . import decide
 from .addresses import AddressRegistry, listeners_beside, same_listener
 from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, LEAVING, Action, Desired, ListenerState, WorkerPhase
+from .decide import ASLEEP, Action, Desired, ListenerState
 from .exits import ExitHandler, has_older_worker
 from .explain import (
     LAST_LINES,
@@ -38,8 +38,9 @@ from .explain import (
 )
 from .health_checks import HealthChecks
 from .hooks import HookRunner
-from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry, RunningHook, Worker
+from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry, RunningHook
 from .servers import ServerRegistry
+from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue, caused_by
 
 logger = logging.getLogger("poolctl.supervisor")

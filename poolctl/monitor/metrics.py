@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from poolctl import __version__
 from poolctl.config import masked_text
-from poolctl.core.decide import LEAVING
-from poolctl.core.server_entry import Availability, Entry, Worker
+from poolctl.core.server_entry import Availability, Entry
+from poolctl.core.worker import LEAVING, Worker
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Runner
 from poolctl.states import State, Status

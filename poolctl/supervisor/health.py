@@ -17,8 +17,8 @@ from typing import Any
 
 from poolctl.clock import next_aligned_time
 from poolctl.core.core import Core
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.monitor.event_queue import EventBus
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.tallies import WorkerHeartbeats

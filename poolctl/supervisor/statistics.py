@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from poolctl.control import server_answers
 from poolctl.core.core import Core
-from poolctl.core.server_entry import Availability, Entry, Worker
+from poolctl.core.server_entry import Availability, Entry
+from poolctl.core.worker import Worker
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.monitor import metrics

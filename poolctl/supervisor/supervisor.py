@@ -28,8 +28,8 @@ from poolctl.control.pool_lock import PoolLocks, user_locks
 from poolctl.control.pool_paths import SOCKET_NAME, restore_private_directory, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import caused_by
 from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ControlError

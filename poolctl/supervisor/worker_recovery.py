@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from poolctl.config import Recovery
 from poolctl.core.core import Core
-from poolctl.core.decide import WorkerPhase
 from poolctl.core.explain import last_lines, record_stacks
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import caused_by
 from poolctl.json_form import Table, to_json
 from poolctl.monitor.event_queue import EventBus

@@ -8,9 +8,9 @@ from enum import IntEnum
 from typing import ClassVar, NamedTuple
 
 from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING
 from poolctl.core.schedules import asleep_until
 from poolctl.core.server_entry import Entry
+from poolctl.core.worker import LEAVING
 from poolctl.routing import route_health as health
 from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import BreakerState

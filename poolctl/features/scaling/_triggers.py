@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from poolctl.core.decide import WorkerPhase
 from poolctl.core.server_entry import Entry
+from poolctl.core.worker import WorkerPhase
 from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.process_usage import Usage

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from poolctl.core.decide import Desired, WorkerPhase
+from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Entry
+from poolctl.core.worker import WorkerPhase
 from poolctl.core.workqueue import NO_CAUSE
 from poolctl.json_form import Table
 from poolctl.runners.local.local_runner import LocalRunner

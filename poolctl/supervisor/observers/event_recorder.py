@@ -5,9 +5,10 @@ from __future__ import annotations
 from poolctl.clock import ReportLimit
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, LEAVING, WorkerPhase
+from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import window_effect_text
-from poolctl.core.server_entry import Cause, Entry, Worker
+from poolctl.core.server_entry import Cause, Entry
+from poolctl.core.worker import LEAVING, Worker, WorkerPhase
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import INFO, WARNING

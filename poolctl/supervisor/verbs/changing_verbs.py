@@ -29,7 +29,8 @@ from poolctl.core.command_goal import goal_error
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker
 from poolctl.errors import (
     PoolError,
     PoolRestartError,

@@ -25,8 +25,8 @@ from poolctl.control.control_server import Attach, Progress, refuse_attachment
 from poolctl.control.server_answers import LiveOverrides, ProbeResult, ServerDetails, WorkerDetails
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.core import Core
-from poolctl.core.decide import LEAVING, WorkerPhase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import LEAVING, Worker, WorkerPhase
 from poolctl.errors import PoolError, ServerError
 from poolctl.exit_codes import FAILED, TIMED_OUT
 from poolctl.json_form import Table, to_json

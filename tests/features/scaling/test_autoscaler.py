@@ -13,8 +13,8 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.control.answers import SupervisorIdentity
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.core.server_entry import Entry, record_of, restore
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, LoadSampler
 from poolctl.json_form import from_json

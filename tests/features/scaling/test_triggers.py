@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.features.scaling._triggers import TRIGGERS, Cpu, MovingAverage, MovingQuantile, Part, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS

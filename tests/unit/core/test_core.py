@@ -15,8 +15,9 @@ from poolctl import ServerConfig
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.configuration_diff import read_certificate_expiry
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import Desired, Overrides, WorkerPhase
-from poolctl.core.server_entry import Entry, Worker, restore
+from poolctl.core.decide import Desired, Overrides
+from poolctl.core.server_entry import Entry, restore
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement

@@ -35,11 +35,11 @@ from poolctl.core.decide import (
     Spawn,
     StepAfterExit,
     Stop,
-    WorkerPhase,
     decide,
     judge_exit,
 )
-from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
+from poolctl.core.server_entry import DesiredState, Entry, ServerListener
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State, Status
 

@@ -14,7 +14,6 @@ from poolctl.core.decide import (
     ASLEEP,
     AWAKE,
     BEFORE_START,
-    LEAVING,
     Accept,
     Action,
     Arm,
@@ -35,7 +34,6 @@ from poolctl.core.decide import (
     ServerView,
     Spawn,
     Stop,
-    WorkerPhase,
     decide,
 )
 from poolctl.core.server_entry import (
@@ -45,8 +43,8 @@ from poolctl.core.server_entry import (
     ObservedState,
     RunningHook,
     ServerListener,
-    Worker,
 )
+from poolctl.core.worker import LEAVING, Worker, WorkerPhase
 from poolctl.states import State
 from poolctl.time_windows import WindowState
 from tests.examples import examples

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from poolctl import ServerConfig
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, turns, web
 

@@ -16,18 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from poolctl import ServerConfig
 from poolctl.core import core
 from poolctl.core.core import Core
-from poolctl.core.decide import (
-    ASLEEP,
-    AWAKE,
-    LEAVING,
-    Action,
-    ListenerState,
-    Overrides,
-    ServerView,
-    WorkerPhase,
-    decide,
-)
+from poolctl.core.decide import ASLEEP, AWAKE, Action, ListenerState, Overrides, ServerView, decide
 from poolctl.core.server_entry import Entry, record_of, restore
+from poolctl.core.worker import LEAVING, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
 from poolctl.time_windows import period_at

@@ -15,10 +15,11 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
-from poolctl.core.decide import Overrides, WorkerPhase
+from poolctl.core.decide import Overrides
 from poolctl.core.explain import describe_hang, record_stacks
 from poolctl.core.health_checks import FLAPPING
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.errors import PoolRestartError, PoolStopError
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks

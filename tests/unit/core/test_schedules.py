@@ -22,7 +22,8 @@ from poolctl.core.schedules import (
     record_run_end,
     window_effect_text,
 )
-from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
+from poolctl.core.server_entry import DesiredState, Entry, record_of, restore
+from poolctl.core.worker import Worker
 from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import next_time
 from tests.manual_clock import ManualClock

@@ -21,7 +21,6 @@ from poolctl.core.decide import (
     ImpossibleChange,
     ListenerState,
     Overrides,
-    WorkerPhase,
 )
 from poolctl.core.server_entry import (
     Availability,
@@ -33,10 +32,10 @@ from poolctl.core.server_entry import (
     ScheduleState,
     ServerListener,
     Slot,
-    Worker,
     record_of,
     restore,
 )
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.errors import ServerError
 from poolctl.json_form import from_json, to_json
 from poolctl.runners.runner_protocol import Placement

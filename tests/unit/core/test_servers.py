@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired, Overrides, WorkerPhase
-from poolctl.core.server_entry import Entry, Worker, restore
+from poolctl.core.decide import Desired, Overrides
+from poolctl.core.server_entry import Entry, restore
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import BATCH, Workqueue, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError
 from poolctl.runners.runner_protocol import Exit

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.clock import Clock
 from poolctl.config import Recovery, RecoveryBackoff
-from poolctl.core.decide import WorkerPhase
-from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.server_entry import Entry
+from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.runners.process_usage import Usage
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
