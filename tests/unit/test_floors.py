@@ -90,7 +90,7 @@ FACES = {
     "supervised_process withheld_variables worker_spec",
     "selection": "regular_expressions selector url_of_server",
     "supervisor": "active_configuration feature_parts observers.pool_metrics statistics takeover.state_store "
-    "verbs.changing_verbs verbs.verb web_addresses",
+    "verbs.open_file_limit verbs.verb web_addresses",
     "web": "bearer_tokens site",
     "worker": "foreground imports serving.pool_server serving.uvicorn_parts tally",
 }

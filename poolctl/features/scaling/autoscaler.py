@@ -12,7 +12,7 @@ from poolctl.core.workqueue import NO_CAUSE
 from poolctl.json_form import Table
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.supervisor.feature_parts import FeaturePart, PartContext
-from poolctl.supervisor.verbs.changing_verbs import TooManyOpenFiles, check_open_file_limit
+from poolctl.supervisor.verbs.open_file_limit import TooManyOpenFiles, check_open_file_limit
 from poolctl.units import format_duration
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts

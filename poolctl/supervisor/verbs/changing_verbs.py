@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import resource
 import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
@@ -14,19 +13,16 @@ from signal import SIGINT, SIGKILL, SIGTERM, Signals, valid_signals
 
 from poolctl.config import (
     BINDS_ITSELF,
-    RAISE_OPEN_FILES,
     Configuration,
     EventsTable,
     Finding,
     ServerConfig,
     Tables,
     find_path_others_may_change,
-    open_files_per_pool_process,
     problem_of,
 )
-from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries
 from poolctl.core.command_goal import goal_error
-from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_effect_text
 from poolctl.core.server_entry import Entry
@@ -46,6 +42,7 @@ from poolctl.selection.selector import SelectorError, missing_selection_error
 from poolctl.states import Status, in_words
 
 from ..active_configuration import obstacles_to_adding
+from .open_file_limit import check_open_file_limit, requested_worker_count
 from .reading_verbs import expiry_warning
 from .verb import (
     Call,
@@ -75,8 +72,6 @@ _WHEN_IT_RUNS, _NEVER = "and out of rotation when it runs", "there is nothing to
 _NAMES_SHOWN = 3
 _ENDS_APPLICATION = frozenset({SIGTERM, SIGINT, SIGKILL})  # and another worker replaces it
 _DAEMONS_SECONDS = 1.0
-
-_Servers = dict[str, tuple[ServerConfig, int]]
 
 
 class Lifecycle:
@@ -541,64 +536,6 @@ def verbs(context: VerbContext) -> dict[str, Verb]:
         "add": lifecycle.add,
         "remove": lifecycle.remove,
     }
-
-
-class TooManyOpenFiles(Exception):
-    """The servers need more open files than the limit allows; `result` is the refused command's result."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__("too many open files")
-        self.result = result
-
-
-def check_open_file_limit(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise TooManyOpenFiles if the limit of open files is too low for these servers in addition to the running ones.
-
-    `coming` has each server with its number of workers.
-    """
-    before = _servers_to_run(core)
-    _check_file_limit(before, before | {server.name: (server, count) for server, count in coming})
-
-
-def check_pool_file_limit(core: Core, servers: Iterable[ServerConfig]) -> None:
-    """Raise TooManyOpenFiles if the limit of open files is too low for a pool with exactly these servers."""
-    before = _servers_to_run(core)
-    after = {
-        server.name: (server, server.scale.min)
-        for server in servers
-        if not server.disabled
-        and (server.name in before or not (server.on_demand or server.name in core.entries))
-    }
-    _check_file_limit(before, after)
-
-
-def _servers_to_run(core: Core) -> _Servers:
-    return {
-        entry.name: (entry.config, requested_worker_count(entry))
-        for entry in core.entries.values()
-        if not (entry.wants_no_worker or entry.is_disabled)
-    }
-
-
-def requested_worker_count(entry: Entry) -> int:
-    """The number of workers set by a command or by autoscaling; if none is set, `scale.min` (0 if it may sleep)."""
-    if entry.desired.overrides.workers is None and entry.desired.automatic is None:
-        return entry.config.scale.min
-    return entry.size
-
-
-def _check_file_limit(before: _Servers, after: _Servers) -> None:
-    need = open_files_per_pool_process(after.values())
-    if need <= open_files_per_pool_process(before.values()):
-        return
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY or need <= limit:
-        return
-    servers = "1 server needs" if len(after) == 1 else f"{len(after)} servers need"
-    message = f"{servers} {need} open files, but this pool may have only {limit}: nothing was changed"
-    hint = f"{RAISE_OPEN_FILES}; then poolctl stop, and poolctl start" if before else RAISE_OPEN_FILES
-    problem = failure(PoolStartError, message, hint)
-    raise TooManyOpenFiles(Result(errors=(problem,), exit_code=FAILED))
 
 
 async def startup_warnings(

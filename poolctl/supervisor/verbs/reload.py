@@ -36,7 +36,7 @@ from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import select
 
 from ..configuration_reader import Reading
-from .changing_verbs import check_pool_file_limit
+from .open_file_limit import check_pool_file_limit
 from .verb import (
     Call,
     Operation,

@@ -20,8 +20,8 @@ from poolctl.selection.selector import NothingMatched, Selector, SelectorError
 
 from ..configuration_reader import ReaderFailed
 from . import changing_verbs, reading_verbs
-from .changing_verbs import TooManyOpenFiles
 from .configuration_drift import ConfigurationDrift
+from .open_file_limit import TooManyOpenFiles
 from .reload import Reload
 from .upgrade import Upgrade
 from .verb import Call, Verb, VerbContext, match_expressions

@@ -18,13 +18,12 @@ from poolctl.core.server_entry import record_of, restore
 from poolctl.errors import PoolValidateError
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import Selector, SelectorError
-from poolctl.supervisor.verbs.changing_verbs import (
+from poolctl.supervisor.verbs.changing_verbs import name_list, startup_warnings
+from poolctl.supervisor.verbs.open_file_limit import (
     TooManyOpenFiles,
     check_open_file_limit,
     check_pool_file_limit,
-    name_list,
     requested_worker_count,
-    startup_warnings,
 )
 from poolctl.supervisor.verbs.verb import Call
 from tests.certificates import certificate
