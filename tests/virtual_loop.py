@@ -101,12 +101,12 @@ def run_hurried(times: float, work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
+class _OneThread(VirtualLoop):
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *arguments: Any) -> Any:
+        return asyncio.wrap_future(SameThread(1).submit(func, *arguments), loop=self)
+
+
 def run_in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
     """Run this to its end on a loop of its own, which runs in one thread; returns its result."""
-
-    async def in_one_thread() -> T:
-        asyncio.get_running_loop().set_default_executor(SameThread())
-        return await work
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(in_one_thread())
+    with asyncio.Runner(loop_factory=_OneThread) as runner:
+        return runner.run(work)
