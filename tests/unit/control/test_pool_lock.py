@@ -20,8 +20,9 @@ from poolctl.platform import boot_identity
 from tests.other_user import as_user
 from tests.sandbox import run_in_namespace
 
-POOL = "/nowhere/0123abcd"
-OTHERS = ["/nowhere/0123abce", "/elsewhere/0123abcd"]
+# Of this process: the holder of a lock is looked for in the whole machine, by the position of the pool's byte.
+POOL = f"/nowhere/{os.getpid():08x}"
+OTHERS = [f"{POOL}0", POOL.replace("nowhere", "elsewhere")]
 # Holds the lock of POOL in the directories given, until it is killed.
 HOLDER = """
 import signal, sys
