@@ -7,7 +7,6 @@ import builtins
 import concurrent.futures
 import contextlib
 import os
-import platform
 import signal
 import sys
 import threading
@@ -24,7 +23,6 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -56,8 +54,6 @@ from poolctl.core.configuration_diff import (
     read_digests_by_key,
     server_changes,
 )
-from poolctl.core.decide import Desired
-from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
     PoolAddError,
     PoolError,
@@ -70,11 +66,9 @@ from poolctl.errors import (
     ServerError,
 )
 from poolctl.json_form import Table
-from poolctl.monitor import metrics
 from poolctl.routing import route_health
-from poolctl.runners.process_usage import ProcessUsages
-from poolctl.runners.runner_protocol import Placement, Runner
-from poolctl.runners.stack_report import PYTHON, WorkerStacks, find_main_thread_hang
+from poolctl.runners.runner_protocol import Runner
+from poolctl.runners.stack_report import WorkerStacks
 from poolctl.selection.field_filter import Field, matching, member_values, parse_field
 from poolctl.selection.url_of_server import url_of_server
 from poolctl.states import State
@@ -82,8 +76,9 @@ from poolctl.units import timeout_seconds
 
 from . import loop_thread
 from .context import Handler, PoolContext, Shared, error_about
-from .core_host import CoreHost, Future, Handle, order_stop
+from .core_host import Future, Handle, order_stop
 from .loop_thread import LOCK
+from .observation import healths_of, metrics_text, stacks_of
 from .server import (
     Monitor,
     Server,
@@ -91,6 +86,7 @@ from .server import (
     StartOperation,
     Timeout,
     blocked_as,
+    entries_of,
     handle_in_process,
     pools,
     with_port,
@@ -735,7 +731,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         A hung worker has stacks, too. Workers in this process share its threads. Workers in other processes are asked,
         which blocks for at most a few seconds.
         """
-        return _stacks_of(self.values())
+        return stacks_of(self.values())
 
     def metrics(self) -> str:
         """The current metrics of the pool's servers, in Prometheus' text format, with the names of `poolctl metrics`.
@@ -744,13 +740,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         the pool has neither. Blocks until the loop thread has answered; does not block if called on that thread,
         as the pool's own applications may do. Raises PoolMonitorError if an application blocks that thread.
         """
-        with blocked_as(PoolMonitorError, self.values, _LOOP_SECONDS) as limit:
-            for usages, pids in loop_thread.call(lambda: _pids_by_usages(self.values()), limit).items():
-                usages.measure_now(pids)  # not on the loop thread, because many processes take long
-            observed = loop_thread.call(lambda: list(_observed(self.values())), limit)
-        families = metrics.pool_families("", platform.python_version(), observed)
-        parts = (family for part in metrics.PARTS for family in part(observed))
-        return metrics.render([*families, *parts])
+        return metrics_text(self.values)
 
     def monitor(self) -> builtins.list[Monitor]:
         """A snapshot of each server, as from `Server.monitor`; blocks. Raises PoolMonitorError with every failure."""
@@ -771,18 +761,15 @@ class Pool(Mapping[str, Server], StartAndStop):
         A status is unknown, healthy, napping (asleep until a request comes), starting, unhealthy or error. If several
         servers have the same name, the later ones are numbered, as in `web~2`.
         """
-        return route_health.health_info(self._healths())
+        return route_health.health_info(healths_of(self.values()))
 
     def health_info_without_detail(self) -> dict[str, Table]:
         """Return the status, uptime and latency of each server, by its name; errors and other details are left out."""
-        return route_health.health_info_without_detail(self._healths())
+        return route_health.health_info_without_detail(healths_of(self.values()))
 
     def health_info_simple(self) -> dict[str, str]:
         """Return the status of each server, by its name."""
-        return route_health.health_info_simple(self._healths())
-
-    def _healths(self) -> dict[str, route_health.RouteHealth]:
-        return {name: _health_of(server) for name, server in _numbered(self.values())}
+        return route_health.health_info_simple(healths_of(self.values()))
 
 
 @contextlib.contextmanager
@@ -794,20 +781,6 @@ def _stop_error_noted_in(raised: BaseException | None) -> Iterator[None]:
         if raised is None:
             raise
         raised.add_note(str(error))
-
-
-def _health_of(server: Server) -> route_health.RouteHealth:
-    state, handle = server.state, handle_in_process(server)
-    if handle is None or state in (State.STOPPED, State.DISABLED):
-        return route_health.RouteHealth(detail=server.message)
-    return route_health.server_health(
-        state.value,
-        server.health.value,
-        ready=server.ready,
-        uptime_seconds=server.uptime.total_seconds(),
-        latency_seconds=handle.latency_seconds,
-        why=handle.probe_problem or server.message,
-    )
 
 
 def _resting_dependencies(starting: Iterable[Server], members: Iterable[Server]) -> list[Server]:
@@ -827,105 +800,6 @@ def _resting_dependencies(starting: Iterable[Server], members: Iterable[Server])
             dependencies += needed
             pending += needed
     return dependencies
-
-
-def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
-    """Pairs of a unique name and a server: if several have the same name, later ones are numbered, as in `web~2`."""
-    names: dict[str, int] = {}
-    for server in servers:
-        number = names[server.name] = names.get(server.name, 0) + 1
-        yield server.name if number == 1 else f"{server.name}~{number}", server
-
-
-def _entries(servers: Iterable[Server]) -> Iterator[tuple[Server, CoreHost, Entry]]:
-    """The servers that run or are being started, each with its core's host and its entry there."""
-    for server in servers:
-        handle = handle_in_process(server)
-        if handle is not None and handle.host is not None and handle.entry is not None:
-            yield server, handle.host, handle.entry
-
-
-def _pids_by_usages(servers: Iterable[Server]) -> dict[ProcessUsages, builtins.list[int | None]]:
-    """The pids of the servers' workers, by the object that measures their memory and processor time."""
-    pids: dict[ProcessUsages, builtins.list[int | None]] = {}
-    for _, host, entry in _entries(servers):
-        if not host.core.runner.in_this_process:
-            pids.setdefault(host.core.runner.usages, []).extend(metrics.worker_pids([entry]))
-    return pids
-
-
-def _observed(servers: Iterable[Server]) -> Iterable[metrics.ObservedServer]:
-    for name, server in _numbered(servers):
-        handle = handle_in_process(server)
-        yield metrics.ObservedServer(
-            name=name,
-            state=server.state.value,
-            snapshot=_snapshot(server, handle),
-            availability=Availability() if handle is None else handle.availability_now(),
-            latency_seconds=None if handle is None else handle.latency_seconds,
-            wakes=0 if handle is None else handle.wakes,
-        )
-
-
-def _snapshot(server: Server, handle: Handle | None) -> metrics.ServerSnapshot:
-    if handle is None:
-        return metrics.ServerSnapshot(Entry(server.config), [], [], counts=False)
-    if handle.host is not None and handle.entry is not None:
-        return metrics.measure_server(handle.entry, [*handle.ended], handle.host.core.runner)
-    # The server does not run: the totals of its earlier runs.
-    desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
-    observed = ObservedState(restarts=handle.restarts, failures=handle.failures)
-    entry = Entry(server.config, desired, observed)
-    return metrics.ServerSnapshot(entry, handle.ended, [], counts=any(handle.ended))
-
-
-def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
-    stacks: list[WorkerStacks] = []
-    remote: list[tuple[Runner, ServerConfig, Placement]] = []
-    for server, host, entry in _entries(servers):
-        runner = host.core.runner
-        for worker in list(entry.observed.workers.values()):
-            if worker.placement is None:
-                continue
-            if runner.in_this_process:
-                stacks.append(_stacks_of_this_process(host.loop_thread, server.config, worker.placement))
-            else:
-                remote.append((runner, server.config, worker.placement))
-    return stacks + _stacks_of_others(remote) if remote else stacks
-
-
-def _stacks_of_this_process(
-    thread: loop_thread.LoopThread, config: ServerConfig, placement: Placement
-) -> WorkerStacks:
-    threads, tasks = thread.stacks((config.app_dir, config.base_dir))
-    return replace(
-        _unknown_stacks(config, placement, ""),
-        source=PYTHON,
-        place=find_main_thread_hang(threads),
-        threads=tuple(threads),
-        tasks=tuple(tasks),
-    )
-
-
-def _stacks_of_others(remote: list[tuple[Runner, ServerConfig, Placement]]) -> list[WorkerStacks]:
-    async def ask() -> list[WorkerStacks | None]:
-        requests = (runner.stacks(placement.id, _STACK_SECONDS) for runner, _, placement in remote)
-        return await asyncio.gather(*requests)
-
-    loop_thread.refuse_own_thread()
-    future = loop_thread.submit(ask())
-    try:
-        answers = future.result(_LOOP_SECONDS)
-    except TimeoutError:
-        future.cancel()
-        problem = "this process's own loop does not answer"
-        return [_unknown_stacks(config, placement, problem) for _, config, placement in remote]
-    pairs = zip(answers, remote, strict=True)
-    return [replace(stacks, name=config.name) for stacks, (_, config, _) in pairs if stacks is not None]
-
-
-def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) -> WorkerStacks:
-    return WorkerStacks(name=config.name, worker=placement.id, pid=placement.pid, problem=problem)
 
 
 class ApplyOperation:
@@ -968,12 +842,12 @@ class ApplyOperation:
             await StartOperation(self._to_start, None, holds, PoolRestartError, live, self._beside).run()
         except PoolRestartError as error:
             self._errors += error.exceptions
-        for _, host, entry in _entries(self._sockets):
+        for _, host, entry in entries_of(self._sockets):
             try:
                 host.core.change_socket_access(entry)
             except ServerError as problem:
                 self._errors.append(problem)
-        for _, host, entry in _entries(self._certificates):
+        for _, host, entry in entries_of(self._certificates):
             try:
                 await host.core.reload_tls(entry)
             except ServerError as problem:
@@ -1101,10 +975,6 @@ def _key_or_empty(bind: str) -> str:
         return canonical(bind)
     except AddressError:
         return ""
-
-
-_STACK_SECONDS = 2.0
-_LOOP_SECONDS = 5.0  # the loop queries processes, and may be blocked by an application in this process
 
 
 class PoolConfig(Configuration):

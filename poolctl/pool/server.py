@@ -530,6 +530,14 @@ class _PendingServer:
         return self.handle.entry
 
 
+def entries_of(servers: Iterable[Server]) -> Iterator[tuple[Server, CoreHost, Entry]]:
+    """The servers that run or are being started, each with its core's host and its entry there."""
+    for server in servers:
+        handle = handle_in_process(server)
+        if handle is not None and handle.host is not None and handle.entry is not None:
+            yield server, handle.host, handle.entry
+
+
 class StartOperation:
     """An order to start or restart `servers`, dependencies first. `run` performs it, on the loop thread.
 
