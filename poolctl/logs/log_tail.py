@@ -267,7 +267,7 @@ class DirectoryWatch:
 
 _READ_BYTES = 256 * 1024
 # Maximum bytes per read: a file that other users can write may grow by any amount.
-_MAX_BYTES = 64 * 1024 * 1024
+MAX_READ_BYTES = 64 * 1024 * 1024
 
 Finished = tuple[int, int, int]
 _POLL_SECONDS = 0.1
@@ -324,8 +324,8 @@ class TailedFile:
         if size < self._offset:  # emptied by another program
             self._offset, self._partial = 0, b""
         lines = []
-        if size - self._offset > _MAX_BYTES:
-            skipped = size - _MAX_BYTES - self._offset
+        if size - self._offset > MAX_READ_BYTES:
+            skipped = size - MAX_READ_BYTES - self._offset
             lines.append(self._partial + b"... (%d bytes are left out here)" % skipped)
             self._offset, self._partial = self._offset + skipped, b""
         while data := os.pread(self._fd, _READ_BYTES, self._offset):

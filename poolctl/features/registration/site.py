@@ -23,7 +23,7 @@ from poolctl.web.site import EndpointSite, SiteLimits, SupervisorClient, path_of
 # A service on another machine may vanish without unregistering.
 DEFAULT_TTL = "1m"
 # Limit for one client: enough for its maximum of services with a heartbeat every ten seconds.
-_REQUESTS_PER_SECOND, _BURST = 100, 200
+_REQUESTS_PER_SECOND, MAX_BURST = 100, 200
 _OPTIONS = {"register": ("name", "to", "ttl", "weight", "probe"), "unregister": ("name", "to")}
 _STATUSES = {DONE: 200, INVALID_CONFIGURATION: 400, NOTHING_MATCHED: 404, CONFLICT: 409}
 
@@ -38,7 +38,7 @@ class AuthorizedClient:
         self.networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if "*" not in allow:
             self.networks = tuple(ip_network(network, strict=False) for network in allow)
-        self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
+        self.requests = RateLimit(MAX_BURST, _REQUESTS_PER_SECOND)
 
     def allows(self, ip: Ip) -> bool:
         """Whether the client may send requests from this address and register services there."""

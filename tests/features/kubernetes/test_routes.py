@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.config import ServerConfig, Tables
 from poolctl.config.model.section import keys_of, validated
-from poolctl.features.gateway.table import RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.features.kubernetes._objects import SharedSettings
 from poolctl.features.kubernetes._routes import (
     HTTP_ROUTE_ONLY,
     ROUTE_IGNORED,
     ROUTE_MAPPED,
     ROUTE_UNSUPPORTED,
-    _http_route_spec,
-    _timeouts_field,
-    _unsupported,
+    CompiledRoutes,
+    compile_routes,
 )
 from poolctl.features.kubernetes.table import Kubernetes
 from tests.configuration import server
@@ -314,21 +315,31 @@ route_keys = st.fixed_dictionaries(
 )
 
 
+def compiled(keys: Object, weights: Sequence[int] = (1,)) -> CompiledRoutes | None:
+    """The objects of a route to servers of these weights; None if it is not valid."""
+    findings: list[Any] = []
+    to = [{"to": f"web-{number}", "weight": weight} for number, weight in enumerate(weights)]
+    config = validated(RouteConfig, {**keys, "alias": "a", "to": to, "policy": "weighted"}, findings)
+    if config is None or findings:
+        return None
+    servers = [
+        ServerConfig(name=f"web-{number}", bind=f":{8000 + number}", app="a:b") for number in range(len(to))
+    ]
+    tables = Tables(gateway=GatewayConfig(bind=(":80",)), route=(config,))
+    pool = SharedSettings("shop", Kubernetes(gateway="edge"))
+    return compile_routes(servers, {server.name: server for server in servers}, tables, pool, 1)
+
+
 @pytest.mark.slow
 @given(keys=route_keys, weights=st.lists(st.integers(1, 1000), min_size=1, max_size=3))
 @examples(200)
 def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[int]) -> None:
-    findings: list[Any] = []
-    config = validated(RouteConfig, {**keys, "to": ("web",)}, findings)
-    if config is None or findings:
+    routes = compiled(keys, weights)
+    if routes is None or routes.problems:
         return
-    if list(_unsupported(config, [], SharedSettings("shop", Kubernetes(gateway="edge")))):
-        return
-    backends = [(f"web-{number}", 8000, weight) for number, weight in enumerate(weights)]
-    spec = _http_route_spec(config, {"name": "edge"}, backends)
-    manifest = SharedSettings("shop", Kubernetes()).manifest
-    assert_valid(manifest("gateway.networking.k8s.io/v1", "HTTPRoute", "a", spec=spec))
-    for rule in spec["rules"]:
+    (manifest,) = routes.routes
+    assert_valid(manifest)
+    for rule in manifest["spec"]["rules"]:
         rewrites = [each for each in rule.get("filters", ()) if "path" in each.get("urlRewrite", ())]
         assert not rewrites or len(rule["matches"]) == 1
 
@@ -337,6 +348,6 @@ def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[in
     ("seconds", "text"), [(0.0001, "1ms"), (1.5, "1s500ms"), (3600.0, "1h"), (100_000.0, "27h46m40s")]
 )
 def test_time_limit_is_a_duration_of_the_gateway_api(seconds: float, text: str) -> None:
-    config = validated(RouteConfig, {"to": ("web",), "timeouts": {"total": seconds}}, [])
-    assert config is not None
-    assert _timeouts_field(config.timeouts) == {"timeouts": {"request": text}}
+    routes = compiled({"timeouts": {"total": seconds}})
+    assert routes is not None
+    assert routes.routes[0]["spec"]["rules"][0]["timeouts"] == {"request": text}

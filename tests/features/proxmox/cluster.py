@@ -54,6 +54,7 @@ class Cluster:
         self.may_start.set()
         self.may_stop = asyncio.Event()
         self.may_stop.set()
+        self.connections = 0
         self._server: asyncio.Server
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -77,10 +78,12 @@ class Cluster:
         return [each for each in self.asked if each.startswith("POST") and each.endswith("/shutdown")]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
             await self._start_response(reader, writer)
             writer.close()
             await writer.wait_closed()
+        self.connections -= 1
 
     async def _start_response(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

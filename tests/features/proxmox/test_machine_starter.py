@@ -18,6 +18,7 @@ from poolctl.features.gateway.target import MachineState
 from poolctl.features.proxmox._api import Guest
 from poolctl.features.proxmox._machine_starter import MachinePowerManager
 from poolctl.features.proxmox.inventory import ProxmoxInventory
+from poolctl.features.proxmox.table import ProxmoxTable
 from poolctl.monitor.event_queue import EventBus
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
@@ -304,7 +305,7 @@ class IdleStage:
 
     async def settled(self) -> None:
         """Return when no request to the API is under way: the loop must not end with its connection."""
-        await until(lambda: all(each.work is None for each in self.inventory.starter._start_states.values()))
+        await until(lambda: not self.cluster.connections)
 
     async def looked(self, times: int = 8) -> None:
         """Return after so many further looks, twice as many as it takes to stop what is idle."""
@@ -375,9 +376,10 @@ def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_r
         starter = Starter(EventBus(Clock()), lambda: None, activities, "")
         starter.set_guests({WEB: Guest("lxc", 101, "web", "pve1", "running")}, freshly_read=False)
         starter.started[101] = 0.0
-        watching = loop.create_task(starter._watch_idle(idle_seconds))
+        table = ProxmoxTable(url="https://pve", token_env="T", start=True, idle=idle_seconds)
+        loop.call_soon(starter.configure, table, None)
         loop.pass_time(stops[-1])
-        watching.cancel()
+        starter.close()
         loop.pass_time()
     assert stopped == [(at, 101) for at in stops]
 
@@ -516,8 +518,8 @@ async def test_stop_that_takes_too_long_has_failed(idle: IdleStage, /) -> None:
     await until(lambda: idle.inventory.inventory is not before)
     idle.cluster.may_stop.clear()
     idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+    await until(lambda: idle.happened()[-2:] == ["machine stop requested", "machine stop failed"])
     await idle.settled()
-    assert idle.happened()[-2:] == ["machine stop requested", "machine stop failed"]
     assert idle.recorded[-1].message == (
         "the container 101 (web) on pve1 could not be stopped: it runs still after 100ms"
     )

@@ -648,7 +648,7 @@ async def test_other_requests_are_refused_with_the_reason(
         ({"token": None}, b"401", b"www-authenticate: Bearer"),
         ({"method": "GET"}, b"405", b"allow: POST"),
         ({"wrong": MAX_WRONG_TOKENS}, b"429", b"retry-after: 7"),
-        ({"requests": registration_site._BURST}, b"429", b"retry-after: 1"),
+        ({"requests": registration_site.MAX_BURST}, b"429", b"retry-after: 1"),
     ],
 )
 @staged_by(play_over_http)
@@ -780,7 +780,7 @@ async def test_requests_of_a_client_are_limited_and_so_are_heads_and_bodies(stag
     assert (await stage.send(large)).split()[1] == b"413"
     head = b"POST /v1/register HTTP/1.1\r\nX: " + b"x" * 20000
     assert (await stage.send(head)).split()[1] == b"431"
-    stage.endpoint.clients[0].requests.take(registration_site._BURST, stage.clock.monotonic())
+    stage.endpoint.clients[0].requests.take(registration_site.MAX_BURST, stage.clock.monotonic())
     assert (await stage.ask(HERE))[0] == 429
     stage.clock.advance(1)
     assert (await stage.ask(HERE))[0] == 200

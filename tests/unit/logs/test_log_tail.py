@@ -383,11 +383,17 @@ def test_no_change_is_reported_until_there_is_one(tmp_path: Path) -> None:
 
 
 def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
+    queued = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    if queued > 20_000:
+        pytest.skip("the kernel's queue of changes is large here")
     watch = DirectoryWatch()
     watch.add_if_new(str(tmp_path))
-    watch._directories.clear()  # as after an overflow: the event belongs to no directory
-    (tmp_path / "x").touch()
-    assert watch.changed() is None
+    for _ in range(queued // 2 + 1):
+        (tmp_path / "x").touch()
+        (tmp_path / "x").unlink()
+    while changes := watch.changed():
+        assert changes == {str(tmp_path / "x")}
+    assert changes is None
     watch.close()
 
 
@@ -526,7 +532,7 @@ class TestHostileFiles:
             found = texts(follower.read())
         finally:
             follower.close()
-        assert found[0] == f"... ({grown - log_tail._MAX_BYTES} bytes are left out here)"
+        assert found[0] == f"... ({grown - log_tail.MAX_READ_BYTES} bytes are left out here)"
         assert found[-1] == "after"
         assert max(map(len, found)) <= 2 * log_tail.MAX_LINE_BYTES
 
