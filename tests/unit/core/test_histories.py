@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poolctl import ServerConfig
-from poolctl.core import core
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, AWAKE, Action, ListenerState, Overrides, ServerView, decide
+from poolctl.core.decide import ASLEEP, AWAKE, ListenerState, Overrides, ServerView, decide
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.core.worker import LEAVING, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
@@ -77,33 +76,33 @@ def configured(name: str, depends: bool, given: dict[str, Any]) -> ServerConfig:
     )  # fmt: skip
 
 
+class CheckedCore(Core):
+    """A core whose decisions are checked: each must be sound by itself."""
+
+    def view(self, entry: Entry) -> ServerView:
+        view = super().view(entry)
+        actions = decide(view)
+        check_step(view, actions, applied(view, actions))
+        return view
+
+
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
         self.loop = SteppedLoop(self.clock)
         self.runner = SteppedRunner()
-        self.decide: Callable[[ServerView], list[Action]] = core.decide.decide
-        core.decide.decide = self.checked
 
     @initialize(db=options, api=options, depends=st.booleans(), runs=st.booleans())
     def begin(self, db: dict[str, Any], api: dict[str, Any], depends: bool, runs: bool) -> None:
         self.depends = depends
         configs = [configured("db", depends, db), configured("api", depends, api)]
-        self.core = Core(configs, self.runner, self.clock, RecordedEvents())
+        self.core = CheckedCore(configs, self.runner, self.clock, RecordedEvents())
         if runs:
             # By chance hardly a history would get that far.
             for entry in self.core.entries.values():
                 self.command(self.core.start, entry)
             self.everything_goes_well()
-
-    @staticmethod
-    def checked(view: ServerView) -> list[Action]:
-        """The decision, which must be sound by itself, and one that is not taken again while it is under way."""
-        actions = decide(view)
-        after = applied(view, actions)
-        check_step(view, actions, after)
-        return actions
 
     def command(self, work: Callable[..., Any], *args: Any, **options: Any) -> None:
         async def ordered() -> None:
@@ -331,7 +330,6 @@ class Histories(RuleBasedStateMachine):
                 ]
                 assert self.runner.opened == set(held), "no listener is forgotten"
         finally:
-            core.decide.decide = self.decide
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 
