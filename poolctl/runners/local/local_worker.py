@@ -118,10 +118,9 @@ class LocalWorker(LinkHandler):
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
         event = sanitized_text_or_empty(message, "event")
         if event == "ready":
-            leaving = process_link.flag_of(message, "leaving")
-            self.resting = sanitized_text_or_empty(message, "resting")
-            if leaving:
+            if process_link.flag_of(message, "leaving"):
                 _settle(self.left)
+            self.resting = sanitized_text_or_empty(message, "resting")
             _settle(self.reported)
             self.mark_ready()
         elif event == "expired":
@@ -336,8 +335,8 @@ class LocalWorker(LinkHandler):
             if self.missing_module:
                 hint = f"{missing_module_hint(self.missing_module, self.server)}; {hint}"
             # A program that was to be killed may have ended by itself before.
-            is_meant = self.control is not None or exit_.signal == signal.SIGKILL
-            message = exit_.message_before_ready(self.reason if is_meant else "")
+            applies = self.control is not None or exit_.signal == signal.SIGKILL
+            message = exit_.message_before_ready(self.reason if applies else "")
             self.answered.set_exception(WorkerFailed(message, hint=hint, exit=exit_))
         if self.control is not None:
             self.control.close()

@@ -159,7 +159,7 @@ class Told:
 class Adopting:
     """A runner whose keeper is this process; the test has the other ends of its logger, a zygote and a worker."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(self, directory: Path) -> None:
         self.peer = StoringPeer()
         self.told = Told()
         self.logger = self.put(fd_store.LOGGER, {"pid": 1 << 23, "start": 1, "mark": __version__})
@@ -172,7 +172,7 @@ class Adopting:
             logs_directory=str(directory),
             environments={},
         )
-        self.runner = LocalRunner(site, **options)
+        self.runner = LocalRunner(site)
         self.runner.events = cast(RunnerEventHandler, self.told)
 
     def put(self, name: str, meta: Any) -> socket.socket:
@@ -201,8 +201,8 @@ class Adopting:
 
 
 @contextlib.asynccontextmanager
-async def adopting(directory: Path, **options: Any) -> AsyncIterator[Adopting]:
-    it = Adopting(directory, **options)
+async def adopting(directory: Path) -> AsyncIterator[Adopting]:
+    it = Adopting(directory)
     yield it
     await it.close()
 
