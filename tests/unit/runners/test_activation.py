@@ -38,7 +38,6 @@ from poolctl.runners.local.activation import (
     SleepingListener,
 )
 from poolctl.runners.local.first_bytes import MAX_LINE_BYTES, FirstBytesKind, classify_first_bytes
-from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import PING, Link, LinkLost, Refused
 from poolctl.runners.runner_protocol import Exit
@@ -47,6 +46,7 @@ from tests.descriptors import descriptor_limit
 from tests.helper_keeper import ExecutingKeeper, HelperKeeper
 from tests.processes import freeze
 from tests.unit.runners.test_local_runner import config
+from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -1149,15 +1149,6 @@ async def test_held_connection_is_stored_with_what_was_read_of_it(servers: Serve
     assert second == first + 1
 
 
-class Exited:
-    """A worker that has exited, or not."""
-
-    def __init__(self, done: bool) -> None:
-        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if done:
-            self.exited.set_result(None)
-
-
 @pytest.mark.parametrize(
     ("armed", "exited", "cleared"),
     [
@@ -1175,7 +1166,10 @@ async def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
     servers.pairs.open(servers.server)
     if armed:
         servers.activator.arm(servers.server, servers.wake)
-    workers = cast(list[LocalWorker], [Exited(each) for each in exited])
+    workers = [worker() for _ in exited]
+    for each, has_exited in zip(workers, exited, strict=True):
+        if has_exited:
+            each.record_exit(Exit())
     servers.activator.close_unused_socket_pair(servers.key, workers)
     asked = await servers.asked()
     assert [(each["t"], each["key"]) for each in asked] == [("take", servers.key)] * cleared

@@ -15,7 +15,9 @@ from poolctl.runners.local.takeover import (
     WorkerAdoption,
     wait_briefly_for_reports,
 )
+from poolctl.runners.runner_protocol import Exit
 from tests.unit.runners.real_runner import placed, served
+from tests.unit.runners.test_local_worker import worker
 from tests.virtual_loop import run_in_virtual_time
 
 
@@ -37,45 +39,34 @@ async def test_worker_whose_server_was_changed_is_adopted_at_its_own_address(run
     adoption = WorkerAdoption(runner.keeper, runner.children, runner.events, {"web": after}, {})
     reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
     adoption.adopt_or_stop(found.append, "web.1.0", reply["meta"], fds)
-    (worker,) = found
-    assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
+    (adopted,) = found
+    assert (adopted.server.key, adopted.server.tags) == (before.key, ("new",))
     assert adoption.workers == found
     _, owners = runner.keeper.entries["worker:web.1.0"]  # for the keeper's successor
-    assert owners[-1] is worker.tally
-    assert worker.control is not None
-    worker.control.close()
-    assert worker.tally is not None
-    worker.tally.close()
-
-
-class Reporting:
-    """A worker of which only its reports are awaited."""
-
-    def __init__(self, *, control: bool = True) -> None:
-        loop = asyncio.get_running_loop()
-        self.control = object() if control else None
-        self.exited: asyncio.Future[None] = loop.create_future()
-        self.answered: asyncio.Future[None] = loop.create_future()
-        self.reported: asyncio.Future[None] = loop.create_future()
+    assert owners[-1] is adopted.tally
+    assert adopted.control is not None
+    adopted.control.close()
+    assert adopted.tally is not None
+    adopted.tally.close()
 
 
 @pytest.mark.loop(run=run_in_virtual_time)
 async def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_at_all() -> None:
     loop = asyncio.get_running_loop()
-    exited, ready, first, second = (
-        Reporting(),
-        Reporting(control=False),
-        Reporting(),
-        Reporting(control=False),
-    )
-    exited.exited.set_result(None)
-    ready.answered.set_result(None)
+    links = [wire.pair() for _ in range(3)]
+    exited, first, silent = controlled = [worker(control=ours, adopted=True) for ours, _ in links]
+    ready, second = worker(command=["a"]), worker(command=["b"])
+    exited.record_exit(Exit())
+    ready.mark_ready()
     await wait_briefly_for_reports([])
-    await wait_briefly_for_reports(cast(Any, [exited, ready]))
+    await wait_briefly_for_reports([exited, ready])
     assert loop.time() == 0
-    loop.call_later(0.05, first.reported.set_result, None)
-    loop.call_later(0.1, second.answered.set_result, None)
-    await wait_briefly_for_reports(cast(Any, [exited, ready, first, second]))
+    loop.call_later(0.05, first.received, {"event": "ready"})
+    loop.call_later(0.1, second.mark_ready)
+    await wait_briefly_for_reports([exited, ready, first, second])
     assert loop.time() == pytest.approx(0.1)
-    await wait_briefly_for_reports(cast(Any, [Reporting(), first]))
+    await wait_briefly_for_reports([silent, first])
     assert loop.time() == pytest.approx(0.3)
+    for each, (_, theirs) in zip(controlled, links, strict=True):
+        each.record_exit(Exit())
+        theirs.close()
