@@ -532,16 +532,20 @@ async def test_drain_ends_event_streams_between_events_and_no_other_streams(
         await asyncio.wait_for(running, 10)
 
 
-async def test_stop_during_a_drain_ends_event_streams_between_events(any_engine: Engine) -> None:
+@pytest.mark.parametrize("drains", [True, False])
+async def test_stop_during_a_drain_or_with_a_successor_ends_event_streams_between_events(
+    any_engine: Engine, pair: Pair, drains: bool
+) -> None:
     options = {"drain_seconds": 10.0, "stop_seconds": 10.0, "state": {"over": asyncio.Event()}}
-    async with served(any_engine, ticking, **options) as (server, _, port, running):
+    async with served(any_engine, ticking, adoption=pair.worker(), **options) as (server, _, port, running):
         client = await Client.connect(port)
         await client.send("/", "accept: text/event-stream")
         await client.reader.readuntil(b"tick\n\n\r\n")
-        server.drain()
-        assert await client.stays_open(0.05)
-        server.stop()
-        rest = await asyncio.wait_for(client.reader.read(), 10)
+        if drains:
+            server.drain()
+            assert await client.stays_open(0.05)
+        server.stop(migrate=not drains)
+        rest = await asyncio.wait_for(client.reader.read(), 5)
         assert rest.endswith(b"0\r\n\r\n")
         await asyncio.wait_for(running, 10)
 
