@@ -171,11 +171,3 @@ def test_each_command_of_node_runs(real_pool: RealPool) -> None:
     pool.write("pool.toml", "\n".join(tables))
     pool.ok("start")
     assert {get(item["bind"]).text for item in pool.items().values()} == {"node"}
-
-
-def test_each_command_that_is_named_is_one() -> None:
-    from tests.commands import names
-
-    named = set(re.findall(r"`poolctl ([a-z]+)", PAGE))
-    assert named
-    assert named <= {*names()}

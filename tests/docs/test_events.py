@@ -9,15 +9,8 @@ from pathlib import Path
 from poolctl.config import EventsTable
 from poolctl.monitor.journal import KINDS, JournalEvent
 from poolctl.units import format_size
-from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
-
-
-def test_examples_are_valid_together(real_pool: RealPool) -> None:
-    examples = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
-    real_pool.write("pool.toml", "\n".join(examples))
-    assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
 
 
 def test_kinds_are_all_there_are() -> None:

@@ -7,15 +7,8 @@ from pathlib import Path
 
 from poolctl.config import Health, Probe
 from poolctl.units import format_duration
-from tests.real_pool import RealPool
 
 TEXT = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
-
-
-def test_example_is_valid(real_pool: RealPool) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
-    real_pool.write("pool.toml", example)
-    assert real_pool.ok("validate").stdout == "1 server, ok (applications not imported: --import)\n"
 
 
 def test_probes_and_thresholds_are_those_of_the_model() -> None:

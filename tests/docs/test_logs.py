@@ -12,12 +12,6 @@ from tests.real_pool import RealPool
 TEXT = (Path(__file__).parents[2] / "docs" / "logs.md").read_text()
 
 
-def test_example_is_valid(real_pool: RealPool) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
-    real_pool.write("pool.toml", example)
-    assert real_pool.ok("validate").stdout == "1 server, ok\n"
-
-
 def test_commands_are_understood(real_pool: RealPool) -> None:
     real_pool.write_hello("users")
     commands = re.findall(r"^\$ poolctl (.*?)(?: +#.*| \|.*)?$", TEXT, re.MULTILINE)

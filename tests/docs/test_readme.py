@@ -12,6 +12,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config.rules.json_schema import json_schema
+from tests.certificates import certificate
 from tests.docs.pages import README, ROOT, some
 from tests.real_pool import RealPool
 
@@ -60,6 +61,24 @@ def test_the_example_of_programs_without_a_port_is_valid(tmp_path: Path) -> None
         ["process:queue", "process:scheduler"],
         [],
     )
+
+
+# How many servers the files of a page have together.
+FILES = {
+    "events": "1 server",
+    "gateway": "3 servers",
+    "health": "1 server",
+    "logs": "1 server",
+    "recovery": "1 server",
+}
+
+
+@pytest.mark.parametrize("page", FILES)
+def test_files_of_a_page_are_valid_together(real_pool: RealPool, page: str) -> None:
+    certificate(real_pool.directory, "internal-ca")
+    examples = re.findall(r"```toml\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
+    real_pool.write("pool.toml", "\n".join(examples))
+    assert real_pool.ok("validate").stdout.startswith(f"{FILES[page]}, ok")
 
 
 @pytest.mark.slow
