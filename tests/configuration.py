@@ -13,6 +13,11 @@ def server(name: str, **keys: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sleeper(name: str, **keys: Any) -> str:
+    """A `[[server]]` table of a program without an address, which counts as ready at once."""
+    return server(name, **{"command": ["sleep", "600"], "ready_after": "10ms"} | keys)
+
+
 def app_table(name: str, bind: int | str, extra: str = "", app: str = "hello:app") -> str:
     """A `[[server]]` table of an application, at a port of 127.0.0.1 or an address; `extra` are further lines."""
     bind = f"127.0.0.1:{bind}" if isinstance(bind, int) else bind

@@ -74,6 +74,16 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"hello from " + str(scope["server"][1]).encode()})
 """
 
+# Answers with the variable WHO of its environment.
+WHO_APP = """
+import os
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
+"""
+
 
 class RealPool:
     """A directory with a pool's files, and the installed command run in it as a user would."""
@@ -227,12 +237,17 @@ class RealPool:
 
     def items(self, *args: str) -> dict[str, dict[str, Any]]:
         """The items of `list -o json`, by name; without a process for it while the supervisor answers."""
-        found = None if args else self._listed()
+        found = None if args else self.listed()
         if found is None:
             found = self.ok("list", "-o", "json", *args).json["items"]
         return {item["name"]: item for item in found}
 
-    def _listed(self) -> list[dict[str, Any]] | None:
+    def is_ready(self) -> bool:
+        """Whether a supervisor runs each server of this directory, and all are ready. No process is needed for it."""
+        items = self.listed()
+        return bool(items) and all(item["ready"] for item in items or ())
+
+    def listed(self) -> list[dict[str, Any]] | None:
         """What the only supervisor of this directory answers to `list`."""
         sockets = [
             path for path in self.runtime.glob("*/control.sock") if not path.parent.name.startswith("@")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.configuration import sleeper
 from tests.real_pool import RealPool
 from tests.terminal import Terminal
 
@@ -30,6 +31,7 @@ POOL = """
 [[server]]
 name = "web"
 command = ["sleep", "600"]
+ready_after = "10ms"
 env = { LEVEL = "1", HERE = "{name}" }
 cwd = "work"
 umask = "027"
@@ -38,6 +40,7 @@ limits = { open_files = 321 }
 [[server]]
 name = "other"
 command = ["sleep", "600"]
+ready_after = "10ms"
 on_demand = true
 """
 IGNORED_BY_PYTHON = 1 << (signal.SIGXFSZ - 1) | 1 << (signal.SIGPIPE - 1)
@@ -83,9 +86,7 @@ def test_exec_has_what_the_server_has_from_files_and_from_the_running_pool(pool:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
 def test_exec_runs_as_the_user_and_in_the_groups_of_the_server(pool: RealPool) -> None:
     nobody = pwd.getpwnam("nobody")
-    pool.write(
-        "pool.toml", '[[server]]\nname = "web"\ncommand = ["sleep", "9"]\nuser = "nobody"\ncwd = "/"\n'
-    )
+    pool.write("pool.toml", sleeper("web", user="nobody", cwd="/"))
     wanted = [str(nobody.pw_uid), str(nobody.pw_gid), nobody.pw_dir]
     script = "id -u; id -G; echo $HOME"
     assert pool.ok("exec", "web", "--", "sh", "-c", script).stdout.split() == wanted

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.configuration import app_table
+from tests.configuration import app_table, sleeper
 from tests.other_user import AS_OTHER_USER
 from tests.real_pool import HELLO_APP, RealPool
 
@@ -162,7 +162,7 @@ def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts a process of another user")
 def test_a_pool_that_another_user_runs_is_named_and_not_run_twice(real_pool: RealPool) -> None:
-    file = real_pool.write("pool.toml", '[[server]]\nname = "beat"\ncommand = ["sleep", "600"]\n')
+    file = real_pool.write("pool.toml", sleeper("beat"))
     # What another user's supervisor looks like; its files cannot be seen by others.
     words = [
         "sh",

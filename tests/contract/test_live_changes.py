@@ -14,7 +14,7 @@ import pytest
 import poolctl
 from poolctl import Field, PoolParamError
 from poolctl.exit_codes import NO_SUPERVISOR
-from tests.configuration import app_table
+from tests.configuration import app_table, server, sleeper
 from tests.deadline import wait_until
 from tests.http_get import refused
 from tests.processes import is_alive
@@ -85,8 +85,8 @@ def test_reload_starts_new_servers_stops_removed_ones_and_restarts_changed_ones_
 def test_program_that_becomes_a_job_is_ended_and_the_job_runs(pool: RealPool) -> None:
     as_before = (pool.directory / "pool.toml").read_text()
     programs = ("once", "nightly", "no-more")
-    tables = {name: f'[[server]]\nname = "{name}"\ncommand = ["sleep", "600"]\n' for name in programs}
-    pool.write("pool.toml", as_before + "".join(tables.values()))
+    tables = {name: server(name, command=["sleep", "600"]) for name in programs}
+    pool.write("pool.toml", as_before + "".join(map(sleeper, programs)))
     pool.ok("reload")
     before = pids(pool)
     tables["once"] = tables["once"].replace("600", "0.1") + "job = true\n"
@@ -101,8 +101,8 @@ def test_program_that_becomes_a_job_is_ended_and_the_job_runs(pool: RealPool) ->
 
 
 def test_job_that_fails_is_not_run_again_and_never_as_it_was_before(real_pool: RealPool) -> None:
-    text = '[[server]]\nname = "work"\ncommand = ["sleep", "600"]\n[[server]]\nname = "migrate"\njob = true\n'
-    text += 'command = ["sh", "-c", "echo $DB >> ran; ! test -e broken"]\nenv = { DB = "old" }\n'
+    command = ["sh", "-c", "echo $DB >> ran; ! test -e broken"]
+    text = sleeper("work") + server("migrate", job=True, command=command, env={"DB": "old"})
     real_pool.write("pool.toml", text)
     real_pool.ok("start")
     real_pool.write("pool.toml", text.replace("old", "new"))

@@ -107,7 +107,7 @@ time.sleep(1000)
 
 
 @pytest.mark.capability
-def test_object_of_each_line_has_its_level_and_its_own_text(real_pool: RealPool, until: Until) -> None:
+def test_object_of_each_line_has_its_level_and_its_own_text(real_pool: RealPool) -> None:
     real_pool.write("fails.py", FAILS)
     real_pool.write("pool.toml", server("fails", command=[sys.executable, "-u", "fails.py"]))
     running = real_pool.spawn("run", "--log-format", "json")

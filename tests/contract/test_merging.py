@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.configuration import app_table
+from tests.configuration import app_table, sleeper
 from tests.real_pool import RealPool
 
 
@@ -84,12 +84,12 @@ def test_a_directory_is_read_like_its_files_one_after_the_other(real_pool: RealP
 
 @pytest.mark.slow
 def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: RealPool) -> None:
-    real_pool.write("shop/pool.toml", '[[server]]\nname = "w"\ncommand = ["sleep", "600"]\n')
+    real_pool.write("shop/pool.toml", sleeper("w"))
     real_pool.write("shop/package.json", '{"name": "shop", "scripts": {}}')
     real_pool.ok("-c", "shop", "start")
     for path in ("shop/pool.toml", "./shop/", str(real_pool.directory / "shop")):
         assert "running" in real_pool.ok("-c", path, "list").stdout, path
-    real_pool.write("shop/more.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
+    real_pool.write("shop/more.toml", sleeper("more"))
     assert "1 added" in real_pool.ok("-c", "shop", "reload").stdout
     (real_pool.directory / "shop" / "more.toml").unlink()
     real_pool.ok("-c", "shop", "reload")
@@ -100,9 +100,9 @@ def test_a_directory_is_the_pool_of_the_file_that_is_found_in_it(real_pool: Real
 
 
 def test_running_pool_of_a_directory_is_found_when_it_gets_a_pool_file(real_pool: RealPool) -> None:
-    real_pool.write("shop/web.toml", '[[server]]\nname = "w"\ncommand = ["sleep", "600"]\n')
+    real_pool.write("shop/web.toml", sleeper("w"))
     real_pool.ok("-c", "shop", "start")
-    real_pool.write("shop/pool.toml", '[[server]]\nname = "more"\ncommand = ["sleep", "600"]\n')
+    real_pool.write("shop/pool.toml", sleeper("more"))
     for path in ("shop", "shop/pool.toml"):
         assert "running" in real_pool.ok("-c", path, "list").stdout, path
     assert "running" not in real_pool.run("-c", "shop/web.toml", "list").stdout

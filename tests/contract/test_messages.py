@@ -77,6 +77,7 @@ PROBLEMS = [
     ('Listen = ":81"', ["did you mean 'listen'?"]),
     ('lisen = ":81"', ["did you mean 'listen'?"]),
     ("binf = 1", ["'bind'"]),
+    ('monitor = { interval = "5s" }', ["monitor"]),
     ("bogus = 1", ["bogus"]),
 ]
 

@@ -183,7 +183,7 @@ def test_a_failed_restart_keeps_the_old_one_and_names_every_failure(pool: Pool, 
     assert isinstance(alone.value, PoolError)
 
 
-def test_one_server_alone(make: Make, free_port: Callable[[], int]) -> None:
+def test_one_server_alone(make: Make) -> None:
     server = Server(make("web", expose="http://shop.local", tags=["x"]))
     assert (server.name, server.expose, server.state, server.ready) == (
         "web",

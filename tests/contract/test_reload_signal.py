@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.configuration import sleeper
 from tests.real_pool import RealPool
 
 PROGRAM = """
@@ -42,11 +43,13 @@ def write(pool: RealPool, conf: str = "1", other: str = "1", more: str = "") -> 
         name = "conf"
         command = ["{sys.executable}", "conf.py", "leader"]
         reload_signal = "SIGHUP"
+        ready_after = "10ms"
         env = {{ LEVEL = "{conf}" }}
         watch = {{ include = ["value.txt"] }}
         [[server]]
         name = "other"
         command = ["sleep", "600"]
+        ready_after = "10ms"
         env = {{ LEVEL = "{other}" }}
         """
         + more,
@@ -86,7 +89,7 @@ def test_reload_is_limited_to_the_servers_that_are_named(pool: RealPool, until: 
     pool.ok("start")
     begun(pool, until)
     before = pids(pool)
-    write(pool, "2", "2", '[[server]]\nname = "new"\ncommand = ["sleep", "600"]\n')
+    write(pool, "2", "2", sleeper("new"))
     assert pool.run("reload", "nobody").code == 4
     pool.ok("scale", "other", "2")
     pool.ok("reload", "conf")
@@ -105,8 +108,7 @@ def test_reload_is_limited_to_the_servers_that_are_named(pool: RealPool, until: 
 def test_reload_signal_that_is_not_handled_is_a_failure_of_that_server(real_pool: RealPool) -> None:
     real_pool.write(
         "pool.toml",
-        '[[server]]\nname = "a"\ncommand = ["sleep", "600"]\nreload_signal = "SIGHUP"\n'
-        '[[server]]\nname = "off"\ncommand = ["sleep", "600"]\nreload_signal = "SIGHUP"\non_demand = true\n',
+        sleeper("a", reload_signal="SIGHUP") + sleeper("off", reload_signal="SIGHUP", on_demand=True),
     )
     real_pool.ok("start")
     before = pids(real_pool)
@@ -118,7 +120,7 @@ def test_reload_signal_that_is_not_handled_is_a_failure_of_that_server(real_pool
 def test_watch_sends_the_signal_instead_of_a_restart(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run", "--watch")
     begun(pool, until)
-    until(lambda: pool.run("status").code == 0)
+    until(pool.is_ready)
     before = pids(pool)
 
     def saved_and_heard() -> bool:

@@ -42,7 +42,8 @@ def pool(real_pool: RealPool) -> RealPool:
 
 def write(pool: RealPool, words: str, more: str = "") -> None:
     command = json.dumps([sys.executable, "work.py", *words.split()])
-    pool.write("pool.toml", f'[[server]]\nname = "a"\ncommand = {command}\n{more}\n')
+    ready = "" if "job" in more else 'ready_after = "10ms"'
+    pool.write("pool.toml", f'[[server]]\nname = "a"\ncommand = {command}\n{ready}\n{more}\n')
 
 
 def noted(pool: RealPool, what: str) -> list[int]:

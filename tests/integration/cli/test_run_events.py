@@ -63,7 +63,7 @@ def kill(pool: RealPool, until: Any, times: int) -> None:
 @pytest.mark.parametrize("form", [pytest.param("text", marks=pytest.mark.capability), "json"])
 def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, form: str) -> None:
     running = pool.spawn("run", "--log-format", form)
-    until(lambda: pool.run("status").code == 0, timeout_seconds=60)
+    until(pool.is_ready, timeout_seconds=60)
     for _ in range(3):
         until(lambda: pool.items()["orders"]["ready"], timeout_seconds=60)
         before = pool.items()["orders"]
@@ -87,7 +87,7 @@ def test_run_reports_deaths_restarts_and_giving_up(pool: RealPool, until: Any, f
 
 def test_run_reports_deaths_also_after_its_supervisor_was_replaced(pool: RealPool, until: Any) -> None:
     running = pool.spawn("run")
-    until(lambda: pool.run("status").code == 0, timeout_seconds=60)
+    until(pool.is_ready, timeout_seconds=60)
     pool.replace_supervisor()
     until(lambda: pool.items()["orders"]["ready"], timeout_seconds=60)
     restarts = pool.items()["orders"]["restarts"]

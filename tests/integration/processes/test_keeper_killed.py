@@ -255,7 +255,7 @@ def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any)
 def test_run_still_ends_with_its_lifeline(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     running = pool.spawn("run", "--quiet")
-    until(lambda: pool.run("status").code == 0)
+    until(pool.is_ready)
     whole_again(pool, until, kill_keeper(pool))
     assert running.poll() is None
     running.kill()

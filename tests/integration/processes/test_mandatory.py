@@ -52,7 +52,7 @@ def test_run_ends_with_the_status_of_a_mandatory_server_that_fails(
 ) -> None:
     write(pool, SERVES)
     running = pool.spawn("run")
-    until(lambda: pool.run("status").code == 0)
+    until(pool.is_ready)
     os.kill(main_pid(pool), signal.SIGUSR1)
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 42, stderr
@@ -69,7 +69,7 @@ def test_the_users_command_is_asked_to_end_and_the_status_is_the_servers(
 ) -> None:
     write(pool, SERVES)
     running = pool.spawn("run", "--", "sleep", "60")
-    until(lambda: pool.run("status").code == 0)
+    until(pool.is_ready)
     os.kill(main_pid(pool), signal.SIGKILL)
     _, stderr = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGKILL, stderr

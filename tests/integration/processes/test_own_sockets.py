@@ -69,17 +69,6 @@ def test_program_that_is_given_its_port_in_env_opens_its_socket_itself(
     assert said in pool.ok("validate").stderr
 
 
-def test_program_that_is_said_to_open_its_socket_itself_does(pool: RealPool, free_port: Any) -> None:
-    port = free_port()
-    pool.write("own.py", PROGRAM)
-    bind, command = f"127.0.0.1:{port}", [sys.executable, "own.py"]
-    pool.write("pool.toml", server("web", bind=bind, command=command, socket="program"))
-    assert "socket" not in pool.ok("start").stderr
-    assert get(f"http://{bind}").body == b"own"
-    pool.ok("restart")
-    assert get(f"http://{bind}").body == b"own"
-
-
 NODE = """
 require("node:http").createServer((request, response) => response.end("own"))
     .listen(process.env.PORT, process.env.HOST)
@@ -111,7 +100,7 @@ def test_program_that_reads_port_is_started_again_without_the_pools_socket_and_t
     assert said not in pool.ok("restart").stderr
     assert get(f"http://127.0.0.1:{port}").body == b"own"
     os.kill(pool.info()["supervisor_pid"], signal.SIGKILL)
-    wait_until(lambda: pool.run("status").code == 0)
+    wait_until(pool.is_ready)
     assert "nothing to do" in pool.ok("reload", "--dry-run").stdout
     pool.ok("stop")
     assert said not in pool.ok("start").stderr, "it is remembered after a stop too"
