@@ -234,10 +234,7 @@ def test_client_of_a_running_pool_has_the_effects_of_the_commands(
         poolctl.connect("pool.toml"),
         poolctl.connect(real_pool.directory / "pool.toml"),
     ):
-        assert (
-            client.list()["items"] == [*real_pool.items().values()]
-            or client.list()["items"][0]["name"] == "a"
-        )
+        assert [item["name"] for item in client.list()["items"]] == ["a", "b", "bad"]
     assert [item["name"] for item in client.list("A", "127.0.0.1:*", selector={"tag": ["x"]})["items"]] == [
         "a"
     ]
@@ -261,8 +258,6 @@ def test_client_of_a_running_pool_has_the_effects_of_the_commands(
     assert "broken" in kept.value.exceptions[0].message
     with pytest.raises(PoolParamError):
         client.list(selector={"tag": ["none"]})
-    with pytest.raises(PoolParamError, match="invalid regular expression"):
-        client.list(selector={"name": ["("]})
     client.stop()
     assert real_pool.processes() == {}
     with pytest.raises(ControlError) as ended:

@@ -113,6 +113,7 @@ def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     names = ["e.jsonl", "e.jsonl.1", "e.jsonl.2", "e.jsonl.3"]
     wait_until(lambda: sorted(path.name for path in real_pool.directory.glob("e.jsonl*")) == names)
     wait_until(following.seen("running", 5))
+    assert [each["event"] for each in following.events] == ["running", *["draining", "running"] * 4]
 
 
 @pytest.mark.heavy

@@ -14,6 +14,7 @@ from poolctl.cli.main import main
 from poolctl.cli.options import FORMATS
 from poolctl.exit_codes import DONE, INTERRUPTED, NOT_AS_DESIRED, TIMED_OUT
 from tests.commands import names
+from tests.configuration import sleeper
 from tests.deadline import wait_until
 from tests.processes import is_alive
 from tests.real_pool import Done, RealPool
@@ -28,16 +29,7 @@ ARGUMENTS = {
     "start": "off", "restart": "off", "stop": "off", "top": "--once", "undrain": "off", "unregister": "svc",
     "wait": "--timeout 0.1", "walk": "-- true",
 }  # fmt: skip
-POOL = """
-[[server]]
-name = "a"
-command = ["sleep", "600"]
-
-[[server]]
-name = "off"
-command = ["sleep", "600"]
-disabled = true
-"""
+POOL = sleeper("a") + sleeper("off", disabled=True)
 # 8 is the highest of those that are not of timeout(1) and of shells.
 DOCUMENTED = {*range(9), TIMED_OUT, INTERRUPTED}
 # Their result is what is wrong.

@@ -26,10 +26,6 @@ def pool(real_pool: RealPool) -> RealPool:
     return real_pool
 
 
-def all_ready(pool: RealPool) -> bool:
-    return pool.run("status").code == 0
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)]
 )
@@ -37,7 +33,7 @@ def test_run_serves_until_a_signal_and_leaves_nothing(
     pool: RealPool, until: Any, number: int, code: int
 ) -> None:
     running = pool.spawn("run")
-    until(lambda: all_ready(pool))
+    until(pool.is_ready)
     running.send_signal(number)
     running.communicate(timeout=50)
     assert running.returncode == code
@@ -129,10 +125,11 @@ def test_run_that_is_killed_or_loses_its_terminal_takes_its_pool_with_it(
     pool: RealPool, until: Any, number: signal.Signals
 ) -> None:
     running = pool.spawn("run")
-    until(lambda: all_ready(pool))
+    until(pool.is_ready)
     running.send_signal(number)
     running.communicate(timeout=50)
     until(lambda: pool.processes() == {})
+    assert refused(pool.ports["a"])
 
 
 def test_the_command_runs_when_all_is_ready_with_its_own_streams(pool: RealPool) -> None:
@@ -192,12 +189,14 @@ command = ["true"]
 [[server]]
 name = "long"
 command = ["{python}", "-c", "import signal; signal.pause()"]
+ready_after = "10ms"
 depends_on = [{{ name = "prepare", condition = "completed" }}]
 
 [[server]]
 name = "short"
 command = ["sh", "-c", "echo start; {script}"]
 restart = "always"
+ready_after = "10ms"
 depends_on = [{{ name = "long", condition = "ready" }}]
 """
 
@@ -205,10 +204,10 @@ depends_on = [{{ name = "long", condition = "ready" }}]
 @pytest.mark.parametrize(
     ("script", "command", "code"),
     [
-        ("sleep 1.5; exit 17", [], 17),
-        pytest.param("sleep 1.5; kill -KILL $$", [], 128 + signal.SIGKILL, marks=pytest.mark.slow),
+        ("sleep 0.5; exit 17", [], 17),
+        pytest.param("sleep 0.5; kill -KILL $$", [], 128 + signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("exit 0", [], 0, marks=pytest.mark.slow),
-        pytest.param("sleep 1.5", ["sleep", "600"], 1, marks=pytest.mark.slow),
+        pytest.param("sleep 0.5", ["sleep", "600"], 1, marks=pytest.mark.slow),
         pytest.param("exit 5", ["sleep", "600"], 5, marks=pytest.mark.slow),
     ],
 )
@@ -230,7 +229,7 @@ def test_abort_on_exit_ends_with_the_first_server_that_ends(
 def test_abort_on_exit_is_not_about_what_was_ordered(real_pool: RealPool, until: Any) -> None:
     real_pool.write("pool.toml", ENDING.format(python=sys.executable, script="sleep 600"))
     running = real_pool.spawn("run", "--abort-on-exit")
-    until(lambda: all_ready(real_pool))
+    until(real_pool.is_ready)
     real_pool.ok("restart", "long")
     real_pool.ok("stop", "short")
     assert running.poll() is None

@@ -129,28 +129,9 @@ def test_cwd_and_app_dir_are_relative_to_the_file(real_pool: RealPool, serve: An
     assert http_get(port).json()["cwd"] == str(real_pool.directory / "work")
 
 
-def test_a_factory_and_a_dotted_attribute(pool: RealPool, run: Serve, http_get: Any) -> None:
+def test_a_factory_and_a_dotted_attribute(run: Serve, http_get: Any) -> None:
     tell = TELL + "\nclass api:\n    class v1:\n        make = staticmethod(lambda: app)\n"
     port = run("factory = true", app="tell:api.v1.make", tell=tell)
-    assert http_get(port).status == 200
-
-
-WSGI = """
-def wsgi(environ, start_response):
-    start_response("200 OK", [("Content-Type", "application/json")])
-    return [json.dumps({"script_name": environ["SCRIPT_NAME"], "path": environ["PATH_INFO"]}).encode()]
-
-def decorated(*arguments):
-    return wsgi(*arguments)
-"""
-
-
-def test_a_wsgi_application_is_recognised_or_named(pool: RealPool, run: Serve, http_get: Any) -> None:
-    port = run('http = { threads = 1, root_path = "/shop" }', app="tell:wsgi", tell=TELL + WSGI)
-    assert http_get(port, "/tea").json() == {"script_name": "/shop", "path": "/tea"}
-    port = run('interface = "wsgi"', app="tell:decorated", tell=TELL + WSGI)
-    assert http_get(port, "/tea").json() == {"script_name": "", "path": "/tea"}
-    port = run('interface = "asgi"', tell=TELL + WSGI)
     assert http_get(port).status == 200
 
 
@@ -214,11 +195,12 @@ def test_a_server_that_ends_with_0_by_itself(
         "while s.accept()[0].recv(9) != b'end': pass\n"
     )
     port = run(command(), f'restart = "{policy}"', program=program)
-    (pid,) = pool.items()["web"]["pids"]
+    before = pool.items()["web"]
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"end")
-    until(lambda: (item := pool.items()["web"])["state"] == state and item["pids"] != [pid])
+    until(lambda: (item := pool.items()["web"])["state"] == state and item["pids"] != before["pids"])
     until(lambda: refused(port) is (state == "stopped"))
+    assert pool.items()["web"]["restarts"] == before["restarts"] + (state == "running")
 
 
 # Its worker ends like an application whose background task calls sys.exit.
