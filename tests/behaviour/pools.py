@@ -81,7 +81,7 @@ class Site:
         self.ports: dict[str, int] = {}
 
     def server(self, name: str, **keys: Any) -> dict[str, Any]:
-        """A server's table with a free port and the application of this name."""
+        """A server's table with a free port, which `bind` may name, and the application of this name, or `app`."""
         table: dict[str, Any] = {
             "name": name,
             "app_dir": str(self.directory),
@@ -89,12 +89,12 @@ class Site:
             **keys,
         }
         if "command" not in keys:
-            table |= {"app": f"{self.module}:{name}"}
+            table |= {"app": f"{self.module}:{keys.get('app', name)}"}
         else:
             del table["app_dir"]
         if not keys.get("job"):
             self.ports[name] = claim_port()
-            table["bind"] = f"127.0.0.1:{self.ports[name]}"
+            table["bind"] = keys.get("bind", "127.0.0.1:{port}").format(port=self.ports[name])
         return {"restart": "no", **table}
 
     def instance(self, name: str) -> str:

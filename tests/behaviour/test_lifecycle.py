@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.deadline import wait_until
-from tests.http_get import asked_all_the_time
+from tests.http_get import asked_all_the_time, get, refused
 
 from .pools import Site, in_background
 
@@ -54,6 +56,37 @@ def test_start_returns_when_every_server_answers_and_stop_when_none_does(make_po
     assert site.history == [
         "db starts", "db has started", "web starts", "web has started", "web has stopped", "db has stopped",
     ]  # fmt: skip
+
+
+def test_each_kind_of_host_is_served_at_every_address_that_it_means(make_pool: Any, site: Site) -> None:
+    pool = make_pool(
+        site.server("db", bind="localhost:{port}"),
+        site.server("web", bind=":{port}"),
+        site.server("six", app="web", bind="[0:0::1]:{port}"),
+    )
+    assert pool.start() == {}
+    hosts = {str(entry[4][0]) for entry in socket.getaddrinfo("localhost", 1, type=socket.SOCK_STREAM)}
+    for name in ("db", "web"):
+        for host in hosts | {"127.0.0.1"}:
+            assert (
+                get(f"[{host}]:{site.ports[name]}" if ":" in host else f"{host}:{site.ports[name]}").status
+                == 200
+            )
+    assert get(f"[::1]:{site.ports['six']}").status == 200
+    assert refused(site.ports["six"])
+
+
+def test_a_unix_socket_takes_the_place_of_a_stale_one_and_is_removed_by_stop(
+    make_pool: Any, site: Site, short_path: Path
+) -> None:
+    path = short_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # left behind by a program that has ended
+    pool = make_pool(site.server("web", bind=f"unix:{path}"))
+    for act in (pool.start, lambda: pool.restart("web"), pool.stop, pool.start):
+        assert act() == {}
+        assert act == pool.stop or get(f"unix:{path}").status == 200
+        assert path.exists() is (act != pool.stop)
 
 
 def test_a_server_whose_dependency_failed_is_not_started_and_reports_it(make_pool: Any, site: Site) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Any
@@ -84,46 +83,6 @@ def test_a_byte_order_mark_is_accepted(real_pool: RealPool) -> None:
 
 
 # golib's shape
-
-
-@pytest.mark.slow
-def test_a_golib_list_loads_as_it_is(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
-    port, other = free_port(), free_port()
-    real_pool.write_hello()
-    real_pool.write(
-        "pool.json",
-        json.dumps(
-            [
-                {
-                    "name": "api",
-                    "listen": f"127.0.0.1:{port}",
-                    "expose": f"http://localhost:{port}",
-                    "handler_key": "a",
-                },
-                {"name": "off", "listen": f"127.0.0.1:{other}", "expose": "http://x", "disabled": True},
-            ]
-        ),
-    )
-    real_pool.write("apps.py", "import hello\ndef handlers():\n    return {'a': hello.app, '': None}\n")
-    real_pool.write("handlers.toml", '[pool]\nhandlers = "apps:handlers"\n')
-    assert real_pool.run("-c", "pool.json", "validate").code == 5, "no app: a problem"
-    files = ("-c", "pool.json", "-c", "handlers.toml")
-    real_pool.ok(*files, "start")
-    try:
-        assert http_get(port).status == 200
-        items = {item["name"]: item for item in real_pool.ok(*files, "list", "-o", "json").json["items"]}
-        assert items["off"]["state"] == "disabled"
-        assert items["api"]["expose"] == f"http://localhost:{port}"
-    finally:
-        real_pool.ok(*files, "stop")
-
-
-def test_golib_table_without_an_equivalent_is_a_problem_with_the_fix(real_pool: RealPool) -> None:
-    server = {"name": "api", "listen": "127.0.0.1:8080", "app": "hello:app", "monitor": {"interval": "5s"}}
-    real_pool.write("pool.json", json.dumps([server]))
-    done = real_pool.run("validate")
-    assert done.code == 5
-    assert "monitor" in everything(done)
 
 
 # Problems
@@ -245,9 +204,3 @@ def test_a_hostile_file_ends_in_one_clear_error(real_pool: RealPool, file: str, 
     assert len(everything(done)) < 20_000
     assert not (real_pool.directory / "hacked").exists()
     assert took_seconds < 40, "it ends at all; the second that is promised is the benchmark's"
-
-
-def test_an_unreadable_file_is_exit_5(real_pool: RealPool) -> None:
-    (real_pool.directory / "pool.toml").mkdir()
-    (real_pool.directory / "pool.toml" / "x.toml").symlink_to("/nowhere/at/all")
-    assert real_pool.run("validate").code == 5

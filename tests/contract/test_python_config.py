@@ -84,12 +84,6 @@ def test_validate_looks_at_the_outside_world(tmp_path: Any) -> None:
     assert "no.pem" in str([str(problem) for problem in caught.value.exceptions])
 
 
-def test_undefined_tls_is_a_problem_until_the_default_is_set() -> None:
-    config = PoolConfig([{"name": "a", "bind": "127.0.0.1:1", "app": "hello:app", "tls": True}])
-    with pytest.raises(PoolValidateError):
-        config.validate()
-
-
 def test_load_raises_only_for_files_that_cannot_be_read_or_parsed(real_pool: RealPool) -> None:
     with pytest.raises(PoolValidateError):
         PoolConfig.load(str(real_pool.directory / "missing.toml"))

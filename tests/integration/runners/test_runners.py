@@ -160,29 +160,6 @@ def test_a_server_that_does_not_end_is_ended_at_its_timeout(pool: Pool) -> None:
     assert refused(server.bind)
 
 
-def test_localhost_and_the_wildcard_serve_every_loopback_address(pool: Pool) -> None:
-    named = pool.store_new(config("named", bind=f"localhost:{claim_port()}"))
-    everywhere = pool.store_new(config("all", bind=f":{claim_port()}"))
-    pool.start_sync()
-    for server in (named, everywhere):
-        port = server.config.address.port
-        assert get(f"127.0.0.1:{port}").text == "hello"
-        if socket.has_ipv6 and any(endpoint.startswith("[") for endpoint in server.endpoints):
-            assert get(f"[::1]:{port}").text == "hello"
-
-
-def test_a_unix_socket_is_served_and_removed_at_the_end(pool: Pool, short_path: Path) -> None:
-    path = short_path / "local.sock"
-    server = pool.store_new(config("local", bind=f"unix:{path}"))
-    pool.start_sync()
-    assert get(f"unix:{path}").text == "hello"
-    assert server.monitor().status == "ok"
-    pool.restart_sync()
-    assert get(f"unix:{path}").text == "hello"
-    pool.stop_sync()
-    assert not path.exists()
-
-
 def test_an_async_pool_is_started_and_stopped_at_the_end(pool: Pool) -> None:
     server = pool.store_new(config("web"))
 
