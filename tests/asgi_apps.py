@@ -56,12 +56,6 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, "hello")
 
 
-async def without_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    """Knows HTTP only."""
-    assert scope["type"] == "http"
-    await answer(send, "plain")
-
-
 async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
     """Does not start."""
     await receive()

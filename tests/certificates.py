@@ -13,7 +13,12 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(
-    directory: Path, name: str = "localhost", *, days: float = 30, address: str = "127.0.0.1"
+    directory: Path,
+    name: str = "localhost",
+    *,
+    days: float = 30,
+    address: str = "127.0.0.1",
+    password: bytes = b"",
 ) -> tuple[Path, Path]:
     """The paths of a self-signed certificate for `name` and `address`, valid for `days` from now, and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -38,7 +43,7 @@ def certificate(
         key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+            serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption(),
         )
     )
     return cert_path, key_path

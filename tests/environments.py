@@ -25,6 +25,15 @@ def with_old_uvicorn(directory: Path) -> Path:
     return directory / "bin" / "python"
 
 
+def with_uvicorn_only(directory: Path) -> Path:
+    """The interpreter of a new environment that has uvicorn, what that needs, and nothing else."""
+    venv.create(directory, with_pip=False)
+    (packages,) = directory.glob("lib/python*/site-packages")
+    for name in ("uvicorn", "h11", "click"):
+        (packages / name).symlink_to(Path(str(__import__(name).__file__)).parent)
+    return directory / "bin" / "python"
+
+
 def need_gateway() -> None:
     """Skip the test where HAProxy is not installed."""
     program("haproxy")

@@ -11,25 +11,11 @@ import pytest
 
 from poolctl import Pool, PoolConfig, PoolRestartError, ServerConfig, State
 from poolctl.address import parse
+from tests.behaviour.pools import Site
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load
 from tests.ports import claim_port
-
-INSTANCE_APP = """
-import uuid
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        await receive()
-        scope["state"]["instance"] = uuid.uuid4().hex
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": scope["state"]["instance"].encode()})
-"""
 
 
 @pytest.fixture
@@ -38,16 +24,15 @@ def pool(python_pool: Pool) -> Pool:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    # A process imports a module once: each test has one of its own.
-    (tmp_path / f"{tmp_path.name}_app.py").write_text(INSTANCE_APP)
-    return tmp_path
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
 
 
-def config(directory: Path, name: str, **keys: Any) -> ServerConfig:
+def config(site: Site, name: str, **keys: Any) -> ServerConfig:
+    """A server that answers with its instance."""
+    app = f"{site.module}:web"
     bind = f"127.0.0.1:{claim_port()}"
-    app = f"{directory.name}_app:app"
-    return ServerConfig(**{"name": name, "bind": bind, "app": app, "app_dir": str(directory)} | keys)
+    return ServerConfig(**{"name": name, "bind": bind, "app": app, "app_dir": str(site.directory)} | keys)
 
 
 def instances(servers: list[ServerConfig]) -> list[str]:
@@ -55,10 +40,10 @@ def instances(servers: list[ServerConfig]) -> list[str]:
 
 
 def test_unix_socket_gets_another_mode_without_a_new_instance(
-    pool: Pool, directory: Path, short_path: Path
+    pool: Pool, site: Site, short_path: Path
 ) -> None:
     path = short_path / "a.sock"
-    before = config(directory, "web", bind=f"unix:{path}")
+    before = config(site, "web", bind=f"unix:{path}")
     pool.apply_sync([before])
     pool.start_sync()
     instance, inode = get(before.bind).body, path.stat().st_ino
@@ -73,9 +58,9 @@ def test_unix_socket_gets_another_mode_without_a_new_instance(
 
 
 def test_unix_sockets_that_cannot_be_changed_are_reported_in_the_order_of_the_servers(
-    pool: Pool, directory: Path, short_path: Path
+    pool: Pool, site: Site, short_path: Path
 ) -> None:
-    servers = [config(directory, name, bind=f"unix:{short_path / name}") for name in "abcdef"]
+    servers = [config(site, name, bind=f"unix:{short_path / name}") for name in "abcdef"]
     pool.apply_sync(servers)
     pool.start_sync()
     for server in servers:
@@ -85,16 +70,16 @@ def test_unix_sockets_that_cannot_be_changed_are_reported_in_the_order_of_the_se
     assert [problem.name for problem in caught.value.exceptions] == list("abcdef")
 
 
-def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path) -> None:
-    servers = [config(directory, name) for name in ("same", "tagged", "other", "gone")]
+def test_only_servers_that_differ_get_new_instances(pool: Pool, site: Site) -> None:
+    servers = [config(site, name) for name in ("same", "tagged", "other", "gone")]
     same, tagged, other, gone = servers
     pool.apply_sync(servers)
     pool.start_sync()
     before, pids = instances(servers), [server.pids for server in pool.values()]
-    pool.apply_sync([config(directory, each.name, bind=each.bind) for each in servers])
+    pool.apply_sync([config(site, each.name, bind=each.bind) for each in servers])
     assert instances(servers) == before, "equal configurations touch nothing"
     assert [server.pids for server in pool.values()] == pids
-    new = config(directory, "new")
+    new = config(site, "new")
     pool.apply_sync(
         [
             same,
@@ -112,10 +97,8 @@ def test_only_servers_that_differ_get_new_instances(pool: Pool, directory: Path)
         get(gone.address.port)
 
 
-def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
-    pool: Pool, directory: Path
-) -> None:
-    a, b, c, d = servers = [config(directory, name) for name in "abcd"]
+def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(pool: Pool, site: Site) -> None:
+    a, b, c, d = servers = [config(site, name) for name in "abcd"]
     pool.apply_sync(servers)
     pool.start_sync()
     before = instances(servers)
@@ -139,9 +122,9 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
 
 @pytest.mark.parametrize("wide", ["0.0.0.0", ""])
 def test_addresses_that_overlap_or_are_swapped_change_together_or_not_at_all(
-    pool: Pool, directory: Path, wide: str
+    pool: Pool, site: Site, wide: str
 ) -> None:
-    a, b = config(directory, "a"), config(directory, "b")
+    a, b = config(site, "a"), config(site, "b")
     pool.apply_sync([a, b])
     pool.start_sync()
     before = instances([a, b])

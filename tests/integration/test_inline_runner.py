@@ -308,45 +308,32 @@ def test_lone_server_that_the_program_loses_while_it_restarts_stops() -> None:
         lose(kept, port)
 
 
-def test_keys_that_need_a_process_are_refused_by_name(pool: Pool) -> None:
-    pool.store_new(ServerConfig(name="a", bind=f"127.0.0.1:{claim_port()}", command=["true"]))
-    pool.store_new(
-        config("b", env={"A": "1"}, limits={"open_files": 100}, http={"log_level": "debug"}),
-    )
-    pool.store_new(config("c", python="/usr/bin/other-python", workers=3))
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync()
-    command, env, python = caught.value.exceptions
-    assert python.message == "`workers`, `python` cannot be honoured inside this process"
-    assert command.message == "`command` cannot be honoured inside this process"
-    assert (
-        env.message == "`env`, `limits.open_files`, `http.log_level` cannot be honoured inside this process"
-    )
-    assert "poolctl start" in env.hint
+REFUSED: dict[str, dict[str, Any]] = {
+    "`command` cannot be honoured inside this process": {"app": None, "command": ["true"]},
+    "`env`, `limits.open_files`, `http.log_level` cannot be honoured inside this process": {
+        "env": {"A": "1"}, "limits": {"open_files": 100}, "http": {"log_level": "debug"},
+    },
+    "`workers`, `python` cannot be honoured inside this process": {
+        "python": "/usr/bin/other-python", "workers": 3,
+    },
+    "hooks.before_start cannot be run: `hooks` cannot be honoured inside this process": {
+        "hooks": {"before_start": ["true"]},
+    },
+    "`hooks` cannot be honoured inside this process": {"hooks": {"after_stop": ["true"]}},
+}  # fmt: skip
 
 
-def test_hooks_are_refused_in_this_process(pool: Pool) -> None:
-    pool.store_new(config("before", hooks={"before_start": ["true"]}))
-    pool.store_new(config("after", hooks={"after_stop": ["true"]}))
-    with pytest.raises(PoolStartError) as caught:
-        pool.start_sync()
-    before, after = caught.value.exceptions
-    reason = "`hooks` cannot be honoured inside this process"
-    assert before.message == f"hooks.before_start cannot be run: {reason}"
-    assert after.message == reason
-    assert "poolctl start" in before.hint
-    assert "poolctl start" in after.hint
-
-
-def test_job_that_runs_at_certain_times_is_refused_when_it_is_started_and_not_when_it_is_due(
-    pool: Pool,
-) -> None:
+def test_keys_that_need_a_process_are_refused_by_name_also_a_job_that_is_not_due(pool: Pool) -> None:
+    for number, keys in enumerate(REFUSED.values()):
+        pool.store_new(config(f"s{number}", **keys))
     backup = pool.store_new(ServerConfig(name="backup", job=True, command=["true"], every="0 3 * * *"))
     with pytest.raises(PoolStartError) as caught:
         pool.start_sync()
-    (problem,) = caught.value.exceptions
-    assert problem.message == "`every` cannot be honoured inside this process"
-    assert "poolctl start" in problem.hint
+    problems = {
+        error.name: (error.message, "poolctl start" in error.hint) for error in caught.value.exceptions
+    }
+    expected = [*REFUSED, "`every` cannot be honoured inside this process"]
+    assert sorted(problems.values()) == sorted((each, True) for each in expected)
     assert backup.state == "failed"
 
 

@@ -26,6 +26,11 @@ def read_until(running: subprocess.Popen[str], words: str) -> str:
     return said
 
 
+def stop(running: subprocess.Popen[str]) -> None:
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 0
+
+
 @pytest.mark.capability
 def test_new_code_is_served_and_broken_code_is_reported(
     real_pool: RealPool, http_get: Callable[..., Any]
@@ -47,8 +52,7 @@ def test_new_code_is_served_and_broken_code_is_reported(
     read_until(running, "1 added, 1 removed")
     assert real_pool.items().keys() == {"renamed"}
     assert http_get(port).text == f"hello from {port}"
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 0
+    stop(running)
 
 
 @pytest.mark.capability
@@ -70,8 +74,7 @@ def test_release_that_a_link_is_switched_to_is_served(
     (real_pool.directory / "new").rename(real_pool.directory / "current")
     assert "web: current changed, restarting\n" in read_until(running, "changed, restarting")
     wait_until(lambda: http_get(port).text == f"release 2 at {port}")
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 0
+    stop(running)
 
 
 def test_code_saved_while_its_server_starts_is_served(
@@ -92,8 +95,7 @@ def test_code_saved_while_its_server_starts_is_served(
     said = read_until(running, "changed, restarting")
     assert said.endswith("web: hello.py changed, restarting\n")
     wait_until(lambda: http_get(port).text == f"a warm welcome to {port}")
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 0
+    stop(running)
 
 
 def test_program_without_a_port_is_restarted_with_its_new_code(real_pool: RealPool) -> None:
@@ -107,8 +109,7 @@ def test_program_without_a_port_is_restarted_with_its_new_code(real_pool: RealPo
     real_pool.write("queue_worker.py", program.format("second version"))
     read_until(running, "~ queue: code")
     wait_until(lambda: "second version" in real_pool.ok("logs", "queue").stdout)
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 0
+    stop(running)
 
 
 def test_program_that_has_ended_is_started_again_when_its_code_changes(real_pool: RealPool) -> None:

@@ -15,17 +15,9 @@ import pytest
 from tests.deadline import wait_until
 from tests.http_get import asked_all_the_time, get, refused
 from tests.ports import claim_port
-from tests.real_pool import COMMAND_TIMEOUT_SECONDS, RealPool
+from tests.real_pool import COMMAND_TIMEOUT_SECONDS, WHO_APP, RealPool
 from tests.service_manager import run_with_socket
 
-APP = """
-import os
-
-async def app(scope, receive, send):
-    assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
-"""
 BROKEN = "raise RuntimeError('the new code is broken')\n"
 OVERLAPPING = [
     ("127.0.0.1:{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "127.0.0.1:{}"), ("127.0.0.1:{}", ":{}"), (":{}", "127.0.0.1:{}"),
@@ -33,7 +25,7 @@ OVERLAPPING = [
 ]  # fmt: skip
 
 
-def write(pool: RealPool, who: str, bind: str, *, keys: str = "", code: str = APP) -> None:
+def write(pool: RealPool, who: str, bind: str, *, keys: str = "", code: str = WHO_APP) -> None:
     """One server that answers `who`."""
     pool.write("who.py", code)
     pool.write("pool.toml", table("web", who, bind, keys))
@@ -177,7 +169,7 @@ def test_previous_configuration_starts_again_where_the_old_process_had_to_end(
     pool.ok("start")
     write(pool, "new", f"{host}:{port}", keys=WITHOUT_OVERLAP[keys])
     pool.replace("WHO =", 'BROKEN = "1", WHO =')
-    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{APP}")
+    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{WHO_APP}")
     done = pool.run("reload")
     assert (done.code, "the new code is broken" in done.stderr) == (1, True), str(done)
     assert "was started again with its previous configuration" in done.stderr
@@ -190,7 +182,7 @@ def test_previous_configuration_starts_again_where_the_old_process_had_to_end(
 
 def write_pair(pool: RealPool, one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
     """Two servers, given by name, address and keys; each answers its name. `BROKEN` in its environment breaks one."""
-    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{APP}")
+    pool.write("who.py", f"import os\nif os.environ.get('BROKEN'): {BROKEN}{WHO_APP}")
     pool.write("pool.toml", "".join(table(name, name, bind, keys) for name, bind, keys in (one, other)))
 
 
@@ -244,7 +236,7 @@ me = os.environ["WHO"]
 pathlib.Path(me + ".imports").touch()
 while not pathlib.Path(me + ".continues").exists():
     time.sleep(0.02)
-if os.environ.get("BROKEN"): {BROKEN}{APP}"""
+if os.environ.get("BROKEN"): {BROKEN}{WHO_APP}"""
 
 
 def test_a_server_that_leaves_an_exchange_does_not_close_the_other_s_listener(pool: RealPool) -> None:
@@ -436,7 +428,7 @@ def test_code_that_fails_at_an_overlapping_address_ends_nothing_though_the_super
         wait_until(lambda: len(answers) > asked + 20)
     assert {*answers} == {"old"}
     assert pool.run("reload", "--dry-run").code == 3
-    pool.write("who.py", APP)
+    pool.write("who.py", WHO_APP)
     with asked_all_the_time(port) as answers:
         pool.ok("reload")
         wait_until(lambda: "new" in answers)

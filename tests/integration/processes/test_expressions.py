@@ -8,19 +8,11 @@ import pytest
 
 import poolctl
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import WHO_APP, RealPool
 from tests.slow_expression import HOSTILE_TEXT, SLOW_EXPRESSION
 
 NAME = HOSTILE_TEXT
 BOMB = "(?:(?:(?:a{9999}){9999}){9999}){9999}"
-
-APP = """
-import os
-
-async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": os.environ["BODY"].encode()})
-"""
 
 
 def test_a_slow_expression_is_refused_while_the_pool_goes_on(
@@ -70,13 +62,13 @@ def test_a_slow_expression_is_refused_while_the_pool_goes_on(
 
 @pytest.mark.heavy
 def test_a_slow_body_fails_the_probe_of_that_server_and_of_no_other(real_pool: RealPool) -> None:
-    real_pool.write("app.py", APP)
+    real_pool.write("app.py", WHO_APP)
     real_pool.write(
         "pool.toml",
         "[defaults]\napp = 'app:app'\nrestart = 'no'\nstart_timeout = '20s'\n"
         f"health.readiness = {{ http = '/', body = '{SLOW_EXPRESSION}', timeout = '30s' }}\n"
         + "".join(
-            f"[[server]]\nname = '{name}'\nbind = '127.0.0.1:{claim_port()}'\nenv = {{ BODY = '{body}' }}\n"
+            f"[[server]]\nname = '{name}'\nbind = '127.0.0.1:{claim_port()}'\nenv = {{ WHO = '{body}' }}\n"
             for name, body in (("good", "aaa"), ("slow", HOSTILE_TEXT), ("other", "a"), ("bad", "b"))
         ),
     )

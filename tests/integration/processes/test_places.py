@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import certificate
 from tests.configuration import server
 from tests.http_get import get
 from tests.processes import descriptors
@@ -89,9 +90,7 @@ def test_a_socket_of_systemds_is_served_and_given_back_as_it_was(pool: RealPool,
             pass
 
 
-def test_a_taken_port_names_its_holder_and_is_tried_again(
-    hello: Any, pool: RealPool, free_port: Any, until: Any
-) -> None:
+def test_a_taken_port_names_its_holder_and_is_tried_again(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     pool.write("hello.py", HELLO_APP)
     pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", app="hello:app"))
@@ -113,67 +112,11 @@ def test_program_that_binds_itself_has_a_taken_port_reported_too(pool: RealPool,
     assert str(os.getpid()) in done.stderr
 
 
-def certificates(directory: Path) -> None:
-    """An authority, a server's certificate of it and a client's, as PEM files."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    def write(name: str, issuer: Any, issuer_key: Any) -> tuple[Any, Any]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer or subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=2))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-            # What RFC 5280 asks of them, and Python 3.13 looks at.
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key((issuer_key or key).public_key()),
-                critical=False,
-            )
-        )
-        if issuer is None:
-            builder = builder.add_extension(signing_only(x509), critical=True)
-        certificate = builder.sign(issuer_key or key, hashes.SHA256())
-        (directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(b"open sesame")
-            if name == "locked"
-            else serialization.NoEncryption(),
-        )
-        (directory / f"{name}.key").write_bytes(private)
-        (directory / f"{name}.key").chmod(0o600)
-        return subject, key
-
-    issuer, issuer_key = write("authority", None, None)
-    for name in ("server", "client", "locked"):
-        write(name, issuer, issuer_key)
-
-
-def signing_only(x509: Any) -> Any:
-    """The key usage of an authority."""
-    rest = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-            "encipher_only", "decipher_only")  # fmt: skip
-    return x509.KeyUsage(key_cert_sign=True, crl_sign=True, **dict.fromkeys(rest, False))
-
-
-def ask_tls(port: int, directory: Path, client: str | None = None) -> bytes:
-    context = ssl.create_default_context(cafile=str(directory / "authority.pem"))
+def ask_tls(port: int, server: Path, client: tuple[Path, Path] | None = None) -> bytes:
+    """The answer of a server with this certificate to a client with another one, or without any."""
+    context = ssl.create_default_context(cafile=str(server))
     if client:
-        context.load_cert_chain(directory / f"{client}.pem", directory / f"{client}.key")
+        context.load_cert_chain(*client)
     with (
         socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secured,
@@ -188,48 +131,43 @@ def ask_tls(port: int, directory: Path, client: str | None = None) -> bytes:
 def test_tls_with_client_certificates_and_a_key_with_a_password(
     hello: Any, pool: RealPool, free_port: Any
 ) -> None:
-    certificates(pool.directory)
-    plain, strict, locked = free_port(), free_port(), free_port()
+    cert, key = certificate(pool.directory)
+    client = certificate(pool.directory, "client")
+    (pool.directory / "locked").mkdir()
+    locked = [str(path) for path in certificate(pool.directory / "locked", password=b"open sesame")]
     pool.env["KEY_PASSWORD"] = "open sesame"
-    items = hello(
-        plain={"bind": f"127.0.0.1:{plain}", "tls": {"cert": "server.pem", "key": "server.key"}},
-        strict={
-            "bind": f"127.0.0.1:{strict}",
-            "tls": {
-                "cert": "server.pem", "key": "server.key", "ca": "authority.pem", "client_auth": "required",
-                "min_version": "1.3",
-            },
+    tls = {
+        "plain": {"cert": str(cert), "key": str(key)},
+        "strict": {
+            "cert": str(cert), "key": str(key), "ca": str(client[0]), "client_auth": "required", "min_version": "1.3",
         },
-        locked={
-            "bind": f"127.0.0.1:{locked}",
-            "tls": {"cert": "locked.pem", "key": "locked.key", "password_env": "KEY_PASSWORD"},
-        },
-    )  # fmt: skip
+        "locked": {"cert": locked[0], "key": locked[1], "password_env": "KEY_PASSWORD"},
+    }  # fmt: skip
+    ports = {name: free_port() for name in tls}
+    items = hello(**{name: {"bind": f"127.0.0.1:{ports[name]}", "tls": each} for name, each in tls.items()})
     assert items["plain"]["expose"].startswith("https://")
-    for port in (plain, locked):
-        assert b"200 OK" in ask_tls(port, pool.directory)
-    assert b"200 OK" in ask_tls(strict, pool.directory, client="client")
+    assert b"200 OK" in ask_tls(ports["plain"], cert)
+    assert b"200 OK" in ask_tls(ports["locked"], Path(locked[0]))
+    assert b"200 OK" in ask_tls(ports["strict"], cert, client)
     try:
-        answer = ask_tls(strict, pool.directory)
+        answer = ask_tls(ports["strict"], cert)
     except (ssl.SSLError, ConnectionError):
         answer = b""
     assert answer == b""
     pool.ok("restart")
-    assert b"200 OK" in ask_tls(plain, pool.directory)
+    assert b"200 OK" in ask_tls(ports["plain"], cert)
 
 
 def test_key_that_only_root_can_read_serves_a_worker_of_user_nobody(
     hello: Any, pool: RealPool, free_port: Any
 ) -> None:
     pool.open_to_all()
-    certificates(pool.directory)
+    cert, key = certificate(pool.directory)
+    key.chmod(0o600)
     port = free_port()
-    hello(
-        web={
-            "bind": f"127.0.0.1:{port}", "user": "nobody", "tls": {"cert": "server.pem", "key": "server.key"},
-        }
-    )  # fmt: skip
-    assert b"200 OK" in ask_tls(port, pool.directory)
+    tls = {"cert": str(cert), "key": str(key)}
+    hello(web={"bind": f"127.0.0.1:{port}", "user": "nobody", "tls": tls})
+    assert b"200 OK" in ask_tls(port, cert)
     (worker,) = pool.items()["web"]["pids"]
     assert Path(f"/proc/{worker}").stat().st_uid != 0
     held = descriptors(worker).values()

@@ -16,22 +16,12 @@ from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.http_get import asked_all_the_time, get
 from tests.ports import claim_port
-from tests.real_pool import RealPool
+from tests.real_pool import WHO_APP, RealPool
 
 
 def write(pool: RealPool, *servers: tuple[str, int, str], extra: str = "") -> None:
     """A pool.toml of (name, port, what it answers)."""
-    pool.write(
-        "who.py",
-        """
-        import os
-
-        async def app(scope, receive, send):
-            assert scope["type"] == "http"
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": os.environ["WHO"].encode()})
-        """,
-    )
+    pool.write("who.py", WHO_APP)
     tables = [
         f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "who:app"\nenv = {{ WHO = "{who}" }}\n'
         for name, port, who in servers

@@ -8,8 +8,7 @@ import pytest
 
 import poolctl
 from tests.deadline import wait_until
-from tests.integration.processes.test_upgrade import NEW, by, copied
-from tests.load import Load
+from tests.integration.processes.test_upgrade import NEW, by, by_under_load, copied
 from tests.processes import is_alive
 from tests.real_pool import RealPool
 
@@ -32,7 +31,7 @@ def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded
     pool: RealPool, installed: Path
 ) -> None:
     root = Path(__file__).parents[3]
-    ports = pool.write_hello("users", "orders", "extra", extra=f'app_dir = "{root}"')
+    pool.write_hello("users", "orders", "extra", extra=f'app_dir = "{root}"')
     table = "[[server]]\nname = "
     pool.replace("hello:app", "tests.load.apps:app")
     users, orders, extra = (pool.directory / "pool.toml").read_text().removeprefix(table).split(table)
@@ -45,27 +44,15 @@ def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded
     assert done.code == 8, done
     assert f"poolctl {NEW} is installed, and this pool runs {poolctl.__version__}" in done.stderr
     assert "poolctl upgrade" in done.stderr
-    load = Load(
-        [f"127.0.0.1:{ports[name]}" for name in before], mode="new_connection", connections=4, pause=0.01
-    )
-    load.start()
-    done = by(installed, pool, "upgrade")
-    report = load.stop()
+    done = by_under_load(installed, pool, "upgrade", names=before)
     assert done.code == 0, done
     assert (
         "pool.toml has changed since the pool read it; `poolctl reload` applies it (+1 ~1 -1)" in done.stderr
     )
-    assert (report.failed, report.refused) == (0, 0), report
-    assert report.complete > 0
     wait_until(lambda: not is_alive(supervisor))
     assert pids(pool) == before
-    load = Load([f"127.0.0.1:{ports['users']}"], mode="new_connection", connections=4, pause=0.01)
-    load.start()
-    done = by(installed, pool, "reload")
-    report = load.stop()
+    done = by_under_load(installed, pool, "reload", names=["users"])
     assert done.code == 0, done
-    assert (report.failed, report.refused) == (0, 0), report
-    assert report.complete > 0
     now = pids(pool)
     assert now.keys() == {"users", "extra"}
     assert now["users"] != before["users"]

@@ -5,20 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from tests.ports import claim_port
-from tests.real_pool import RealPool
-
-SHOW = """
-import os
-
-async def app(scope, receive, send):
-    if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": os.environ["USERS"].encode()})
-"""
+from tests.real_pool import WHO_APP, RealPool
 
 
 def write(pool: RealPool, users: str, front: int) -> None:
-    pool.write("show.py", SHOW)
+    pool.write("who.py", WHO_APP)
     pool.write(
         "pool.toml",
         f"""
@@ -31,8 +22,8 @@ def write(pool: RealPool, users: str, front: int) -> None:
         [[server]]
         name = "front"
         bind = "127.0.0.1:{front}"
-        app = "show:app"
-        env = {{ USERS = "${{server.users.url}} ${{server.users.host}} ${{server.users.port}}" }}
+        app = "who:app"
+        env = {{ WHO = "${{server.users.url}} ${{server.users.host}} ${{server.users.port}}" }}
         """,
     )
 

@@ -6,7 +6,6 @@ import os
 import pwd
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.certificates import certificate
 from tests.configuration import server
 from tests.deadline import wait_until
+from tests.environments import with_uvicorn_only
 from tests.http_get import get
 from tests.real_pool import HELLO_APP, RealPool
 
@@ -36,26 +36,17 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def report(pool: RealPool, free_port: Any) -> Any:
-    """Starts one server with these keys; what it found."""
+    """Starts one server with these keys, in an environment that has `of_start`; what it found."""
     port = free_port()
 
-    def start(*, env: dict[str, str] | None = None, **keys: Any) -> dict[str, Any]:
+    def start(*, of_start: dict[str, str] | None = None, **keys: Any) -> dict[str, Any]:
         pool.write("report.py", REPORT)
         pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", **{"app": "report:app"} | keys))
-        pool.ok("start", env=env)
+        pool.ok("start", env=of_start)
         found: dict[str, Any] = get(port).json()
         return found
 
     return start
-
-
-def make_venv(venv: Path) -> None:
-    """A virtual environment with uvicorn and what that needs."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    (site,) = venv.glob("lib/python*/site-packages")
-    for package in ("uvicorn", "h11", "click"):
-        module = __import__(package)
-        (site / package).symlink_to(Path(str(module.__file__)).parent)
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -109,7 +100,7 @@ def test_sockets_certificates_interpreters_and_journals_are_used_as_they_are_wit
     directory.mkdir()
     for path, name in zip(certificate(directory), ("zért", "schlüssel"), strict=True):
         path.rename(directory / name)
-    make_venv(directory / "ümgebung")
+    with_uvicorn_only(directory / "ümgebung")
     secure, other = free_port(), free_port()
     tls = {"cert": "größe/zért", "key": "größe/schlüssel"}
     pool.write(
@@ -135,7 +126,7 @@ def test_validate_imports_with_text_of_the_file_as_it_is_without_a_locale_for_it
     pool: RealPool, free_port: Any
 ) -> None:
     pool.write("größe/careful.py", REPORT + "assert os.environb[b'TITLE'].decode() == 'Größe ✓'\n")
-    make_venv(pool.directory / "ümgebung")
+    with_uvicorn_only(pool.directory / "ümgebung")
     text = server(
         "web", bind=f"127.0.0.1:{free_port()}", app="careful:app", app_dir="größe", cwd="größe",
         python="ümgebung", env={"TITLE": "Größe ✓"},
@@ -145,7 +136,7 @@ def test_validate_imports_with_text_of_the_file_as_it_is_without_a_locale_for_it
 
 
 def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) -> None:
-    found = report(env={"FROM_THE_START": "yes"})
+    found = report(of_start={"FROM_THE_START": "yes"})
     assert found["environment"]["FROM_THE_START"] == "yes"
     assert found["environment"]["HOME"] == pool.env["HOME"]
     assert found["cwd"] == str(pool.directory)
@@ -156,34 +147,23 @@ def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) 
 
 
 @pytest.mark.heavy
-def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, free_port: Any) -> None:
+@pytest.mark.parametrize("preload", [False, True])
+def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, preload: bool) -> None:
     (pool.directory / "more").mkdir()
-    pool.write(
-        "fresh.py",
-        REPORT.replace('"umask"', '"hash": hash("x"), "dev": sys.flags.dev_mode, "umask"'),
-    )
-    values = []
-    for _ in range(2):
-        pool.write("report.py", REPORT)
-        text = server(
-            "web", bind=f"127.0.0.1:{free_port()}", app="fresh:app",
-            env={"PYTHONHASHSEED": "7", "PYTHONDEVMODE": "1", "PYTHONPATH": str(pool.directory / "more")},
-        )  # fmt: skip
-        pool.write("pool.toml", text)
-        pool.ok("start")
-        found = get(int(pool.items()["web"]["bind"].rpartition(":")[2])).json()
-        values.append(found["hash"])
-        assert found["dev"] is True
-        assert str(pool.directory / "more") in found["path"]
-        assert found["path"][0] == str(pool.directory)
-        assert found["modules"] == []
-        pool.ok("stop")
-    assert values[0] == values[1]
+    pool.write("fresh.py", REPORT.replace('"umask"', '"hash": hash("x"), "dev": sys.flags.dev_mode, "umask"'))
+    env = {"PYTHONHASHSEED": "7", "PYTHONDEVMODE": "1", "PYTHONPATH": str(pool.directory / "more")}
+    found = report(app="fresh:app", preload=preload, env=env)
+    assert found["dev"] is True
+    assert str(pool.directory / "more") in found["path"]
+    assert found["path"][0] == str(pool.directory)
+    assert found["modules"] == []
     expected = subprocess.run(
-        [sys.executable, "-c", "print(hash('x'))"], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True,
+        [sys.executable, "-c", "print(hash('x'))"],
+        env={"PYTHONHASHSEED": "7"},
+        capture_output=True,
         check=True,
-    )  # fmt: skip
-    assert values[0] == int(expected.stdout)
+    )
+    assert found["hash"] == int(expected.stdout)
 
 
 @pytest.mark.capability
@@ -216,7 +196,7 @@ def test_another_interpreter_needs_uvicorn_only_and_sees_of_poolctl_only_what_it
     report: Any, pool: RealPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     venv = tmp_path_factory.mktemp("venv")
-    make_venv(venv)
+    with_uvicorn_only(venv)
     pool.write(
         "alone.py",
         REPORT
@@ -241,7 +221,7 @@ found["there"] = [
 
 
 def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: Any, pool: RealPool) -> None:
-    assert "NEW" not in report(env={"OLD": "1"})["environment"]
+    assert "NEW" not in report(of_start={"OLD": "1"})["environment"]
     port = int(pool.items()["web"]["bind"].rpartition(":")[2])
     pool.ok("restart", env={"NEW": "1"})
     assert "NEW" not in get(port).json()["environment"]
@@ -255,12 +235,14 @@ def test_the_callers_environment_is_taken_by_a_restart_that_asks_for_it(report: 
 def test_an_application_that_is_preloaded_finds_the_same(
     report: Any, pool: RealPool, keys: dict[str, Any]
 ) -> None:
-    if keys:
+    if "user" in keys:
         pool.open_to_all()
-    without = report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, **keys)
+    keys |= {"limits": {"open_files": 500}, "umask": "0027"}
+    without = report(of_start={"FROM_THE_START": "yes"}, **keys)
+    assert without["umask"] == 0o27
     pool.ok("stop")
     assert without["environment"].pop("POOLCTL_INDEX") == "0"  # one import is for several workers
-    assert report(env={"FROM_THE_START": "yes"}, limits={"open_files": 500}, preload=True, **keys) == without
+    assert report(of_start={"FROM_THE_START": "yes"}, preload=True, **keys) == without
 
 
 def test_each_worker_has_its_number_in_its_environment(pool: RealPool, free_port: Any) -> None:
@@ -280,8 +262,3 @@ def test_each_worker_has_its_number_in_its_environment(pool: RealPool, free_port
         seen: set[str] = set()
         wait_until(lambda port=port, seen=seen: seen.add(get(port).text.split()[0]) or seen == {"0", "1"})
     wait_until(lambda: {path.name for path in pool.directory.glob("queue-*")} == {"queue-0", "queue-1"})
-
-
-@pytest.mark.parametrize("preload", [False, True])
-def test_processes_have_the_umask_of_their_server(report: Any, preload: bool) -> None:
-    assert report(umask="0027", preload=preload)["umask"] == 0o27

@@ -8,15 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from tests.http_get import get, refused
+from tests.http_get import asked_all_the_time, get, refused
 from tests.needs import needs
 from tests.ports import claim_port
 from tests.programs import program
@@ -31,41 +30,6 @@ def unit(pool: RealPool) -> Iterator[ServiceManager]:
     pool.write("hello.py", HELLO_APP)
     with service_manager([*pool.command(), "run"], pool.directory, pool.env, pool.runtime) as manager:
         yield manager
-
-
-class Load:
-    """Clients that ask one address each, over and over, each time on a new connection."""
-
-    def __init__(self, *places: int | str) -> None:
-        self.answered = dict.fromkeys(places, 0)
-        self.failures: list[str] = []
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(place,)) for place in places for _ in range(4)
-        ]
-
-    def _ask(self, place: int | str) -> None:
-        while not self._over.wait(0.002):  # without a pause they would take the processors
-            try:
-                reply = get(place)
-            except OSError as error:
-                self.failures.append(f"{place}: {error!r}")
-                continue
-            if reply.status == 200:
-                self.answered[place] += 1
-            else:
-                self.failures.append(f"{place}: {reply.status} {reply.headers} {reply.text}")
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in self._threads:
-                thread.join(60)
 
 
 @needs("gateway")
@@ -102,14 +66,19 @@ def test_restart_of_the_unit_refuses_no_connection(
     )
     unit.start()
     auto = int(pool.items()["auto"]["bind"].rpartition(":")[2])
-    load = Load(web, f"unix:{pool.directory}/web.sock", auto, gateway)
-    with load.running():
+    places: list[int | str] = [web, f"unix:{pool.directory}/web.sock", auto, gateway]
+    with ExitStack() as stack:
+        answers = [stack.enter_context(asked_all_the_time(place)) for place in places for _ in range(4)]
+
+        def all_go_on() -> None:
+            before = [len(each) for each in answers]
+            until(lambda: all(len(each) > old + 12 for each, old in zip(answers, before, strict=True)))
+
         for _ in range(2):
-            until(lambda: min(load.answered.values()) > 50)
+            all_go_on()
             unit.restart()
-            load.answered = dict.fromkeys(load.answered, 0)
-            until(lambda: min(load.answered.values()) > 50)
-    assert load.failures == []
+            all_go_on()
+    assert [each for some in answers for each in some if not each.startswith("hello from ")] == []
     assert int(pool.items()["auto"]["bind"].rpartition(":")[2]) == auto
     until(lambda: len(unit.store) == len(set(unit.names)) == 4)
 

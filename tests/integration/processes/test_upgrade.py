@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import venv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import poolctl
 from poolctl.control.client import Client
 from poolctl.control.protocol import PROTOCOL
 from tests.deadline import wait_until
+from tests.environments import with_uvicorn_only
 from tests.http_get import get
 from tests.load import Load
 from tests.ports import claim_port
@@ -55,6 +56,16 @@ def by(version: Path, pool: RealPool, *args: str, env: dict[str, str] | None = N
     return pool.explained(Done(args, done.returncode, done.stdout, done.stderr))
 
 
+def by_under_load(version: Path, pool: RealPool, *args: str, names: Iterable[str] = ()) -> Done:
+    """The same, while clients of these servers, or of all, notice nothing."""
+    ports = [port for name, port in pool.ports.items() if not names or name in names]
+    with Load(ports, "new_connection", connections=4, pause=0.01) as load:
+        done = by(version, pool, *args)
+    assert (load.report.failed, load.report.refused) == (0, 0), load.report
+    assert load.report.complete > 0
+    return done
+
+
 def version(pool: RealPool) -> str:
     return str(pool.run("status", "-o", "json").json["summary"]["version"])
 
@@ -76,22 +87,12 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     os.kill(pool.items()["users"]["pids"][0], 9)
     wait_until(lambda: (users := pool.items()["users"])["ready"] and users["restarts"])
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
-    load = Load(
-        [f"127.0.0.1:{port}" for port in pool.ports.values()],
-        mode="new_connection",
-        connections=4,
-        pause=0.01,
-    )
-    load.start()
-    done = by(newer, pool, "upgrade")
-    report = load.stop()
+    done = by_under_load(newer, pool, "upgrade")
     assert done.code == 0, str(done)
     assert done.stdout == (
         f"poolctl {poolctl.__version__} → {NEW}: 2 servers kept their workers; "
         "poolctl upgrade --restart replaces them\n"
     )
-    assert (report.failed, report.refused) == (0, 0), report
-    assert report.complete > 0
     assert version(pool) == NEW
     assert facts(pool) == before
     assert pool.info()["keeper_pid"] == keeper
@@ -149,7 +150,7 @@ def test_a_version_that_does_not_run_takes_over_nothing(pool: RealPool, newer: P
 def test_version_of_which_a_part_cannot_be_imported_or_read_the_state_is_refused(
     pool: RealPool, newer: Path, tmp_path: Path, file: str, found: str, flaw: str, reason: str
 ) -> None:
-    pool.write_hello("users", extra=f'python = "{interpreter_with_uvicorn_only(tmp_path / "venv")}"')
+    pool.write_hello("users", extra=f'python = "{with_uvicorn_only(tmp_path / "venv")}"')
     pool.ok("start")
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
     break_(newer, file, found, flaw)
@@ -181,13 +182,9 @@ def test_supervisor_of_another_environment_that_dies_while_it_adopts_is_replaced
     real_pool.ok("start")
     before, keeper = facts(real_pool), real_pool.info()["keeper_pid"]
     break_(newer, "supervisor/supervisor.py", ADOPTS, FLAW)
-    load = Load([f"127.0.0.1:{real_pool.ports['users']}"], mode="new_connection", connections=4, pause=0.01)
-    load.start()
-    done = by(newer, real_pool, "upgrade")
-    report = load.stop()
+    done = by_under_load(newer, real_pool, "upgrade")
     assert done.code == 1, done
     assert f"poolctl {NEW} {FAILED}; the pool still runs poolctl {poolctl.__version__}" in done.stderr
-    assert (report.failed, report.refused) == (0, 0), report
     assert (facts(real_pool), version(real_pool), real_pool.info()["keeper_pid"]) == (
         before,
         poolctl.__version__,
@@ -270,15 +267,6 @@ def test_pool_without_a_supervisor_is_stopped_by_its_keeper(real_pool: RealPool,
     assert real_pool.run("status").code == 3
     real_pool.ok("start")
     assert get(real_pool.ports["users"]).status == 200
-
-
-def interpreter_with_uvicorn_only(place: Path) -> Path:
-    venv.create(place, with_pip=False)
-    (site,) = place.glob("lib/python*/site-packages")
-    for name in ("uvicorn", "h11", "click"):
-        module = __import__(name)
-        (site / name).symlink_to(Path(str(module.__file__)).parent)
-    return place / "bin" / "python"
 
 
 def test_new_version_keeps_what_is_in_force_when_the_file_is_not_valid_or_gone(

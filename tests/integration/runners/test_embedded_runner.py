@@ -21,36 +21,24 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from tests.deadline import wait_until
 from tests.descriptors import free_descriptors
 from tests.http_get import get
+from tests.integration.runners.test_runners import config
 from tests.ports import claim_port
 from tests.processes import is_alive
 from tests.real_pool import HELLO_APP
 
-APP = """
-async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"ok"})
-"""
-
-
-def served_from(directory: Path, name: str = "web", app: str = "plain", text: str = APP) -> ServerConfig:
-    """A server of an application in this directory, with a port of its own."""
-    (directory / f"{app}.py").write_text(text)
-    bind = f"127.0.0.1:{claim_port()}"
-    return ServerConfig(name=name, bind=bind, app=f"{app}:app", app_dir=str(directory))
-
 
 @pytest.mark.slow
 def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
-    tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(short_path))  # a dropped pool removes no logs
-    config = served_from(tmp_path)
+    server = config("web")
     runner = ProcessRunner()
-    pool = Pool([config], runner=runner)
+    pool = Pool([server], runner=runner)
     keepers = []
     for _ in range(2):
         pool.start_sync(timeout=60)
-        assert get(config.bind).status == 200
+        assert get(server.bind).status == 200
         keepers.append(runner.children.keeper_pid)
         pool.stop_sync(timeout=60)
         wait_until(lambda: not is_alive(keepers[-1]))
@@ -60,25 +48,23 @@ def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     wait_until(lambda: gc.collect() >= 0 and known() is None)
 
 
-def test_keeper_that_could_not_be_started_is_started_again_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = served_from(tmp_path)
-    pool = Pool([config], runner=ProcessRunner())
+def test_keeper_that_could_not_be_started_is_started_again_later(caplog: pytest.LogCaptureFixture) -> None:
+    server = config("web")
+    pool = Pool([server], runner=ProcessRunner())
     loop = loop_thread.get_or_start()
     loop.hold()  # it needs descriptors as well
     with free_descriptors(0), pytest.raises(PoolStartError):
         pool.start_sync(timeout=60)
     loop.release()
     pool.start_sync(timeout=60)
-    assert get(config.bind).status == 200
+    assert get(server.bind).status == 200
     pool.stop_sync(timeout=60)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
 
-def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(tmp_path: Path) -> None:
-    first, second = (served_from(tmp_path, name) for name in ("first", "second"))
+def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along() -> None:
+    first, second = config("first"), config("second")
 
     async def scenario() -> None:
         runner = ProcessRunner()
@@ -101,10 +87,8 @@ def test_idle_processes_that_end_while_a_server_opens_do_not_take_it_along(tmp_p
     asyncio.run(scenario())
 
 
-def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, logs = served_from(tmp_path), tmp_path / "logs"
+def test_keeper_that_could_not_be_started_is_started_by_the_next_server(tmp_path: Path) -> None:
+    server, logs = config("web"), tmp_path / "logs"
     logs.write_text("in the way")
 
     async def scenario() -> None:
@@ -122,24 +106,15 @@ def test_keeper_that_could_not_be_started_is_started_by_the_next_server(
 
 # A killed keeper.
 
-PIDS_APP = """
-import os
-async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
-"""
 
-
-def test_killed_keeper_is_replaced_and_servers_are_watched_restarted_and_stopped(
-    tmp_path: Path, until: Any
-) -> None:
-    config = served_from(tmp_path, app="pids", text=PIDS_APP)
+def test_killed_keeper_is_replaced_and_servers_are_watched_restarted_and_stopped(until: Any) -> None:
+    server = config("web")
     runner = ProcessRunner()
-    pool = Pool([config], runner=runner)
+    pool = Pool([server], runner=runner)
 
     def worker() -> int | None:
         try:
-            return int(get(config.bind).body)
+            return int(get(server.bind, "/pid").body)
         except OSError:  # of one that is being killed
             return None
 
@@ -184,10 +159,11 @@ async def app(scope, receive, send):
 
 
 def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, until: Any) -> None:
-    config = served_from(tmp_path, app="busy", text=BUSY_APP)
+    (tmp_path / "busy.py").write_text(BUSY_APP)
+    server = ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app="busy:app", app_dir=str(tmp_path))
     runner = ProcessRunner()
-    pool = Pool([config], runner=runner)
-    asking = threading.Thread(target=get, args=[config.bind])
+    pool = Pool([server], runner=runner)
+    asking = threading.Thread(target=get, args=[server.bind])
     try:
         pool.start_sync(timeout=60)
         asking.start()
