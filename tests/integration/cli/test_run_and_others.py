@@ -16,10 +16,6 @@ def pool(real_pool: RealPool) -> RealPool:
     return real_pool
 
 
-def ready(pool: RealPool) -> bool:
-    return pool.run("status").code == 0
-
-
 def test_run_continues_with_ready_servers_and_reports_failed_ones(pool: RealPool) -> None:
     text = (pool.directory / "pool.toml").read_text()
     pool.write("pool.toml", text.replace('app = "hello:app"', 'app = "gone:app"', 1) + 'restart = "no"\n')

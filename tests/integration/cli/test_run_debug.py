@@ -21,7 +21,7 @@ STOPS = HELLO_APP.replace(
 
 
 @pytest.mark.capability
-def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: RealPool, until: Any) -> None:
+def test_a_breakpoint_stops_in_the_terminal_and_goes_on_from_there(real_pool: RealPool) -> None:
     port = real_pool.write_hello("other", "web")["web"]
     real_pool.write("hello.py", STOPS)
     with Terminal(real_pool, "run", "--debug", "web") as terminal:

@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
     "empty directory": (Path.mkdir, "no configuration file in this directory"),
     "directory of a device": (_directory_of("/dev/zero"), "this is a device, not a file"),
+    "directory of a lost file": (_directory_of("/nowhere/at/all"), "there is no such file"),
     "directory of the kernel": (lambda path: path.symlink_to("/proc"), "no configuration file in this directory"),
 }  # fmt: skip
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,27 +286,7 @@ def test_a_start_with_a_broken_file_forgets_nothing_of_what_was_ordered_live(
     assert len(items["many"]["pids"]) == 2
 
 
-@pytest.mark.heavy
-def test_gunicorn_is_ended_with_its_workers(pool: RealPool, until: Any) -> None:
-    pytest.importorskip("gunicorn")
-    port = pool.write_hello()["web"]
-    pool.write("wsgi.py", "def app(environ, start):\n    start('200 OK', [])\n    return [b'ok']\n")
-    pool.write(
-        "pool.toml",
-        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\n'
-        f'command = ["{sys.executable}", "-m", "gunicorn", "-w", "3", "wsgi:app"]\n',
-    )
-    pool.ok("start")
-    (master,) = pool.items()["web"]["pids"]
-    kill_both(pool, until)
-    os.kill(master, signal.SIGKILL)
-    assert "were left over: the logger, web" in pool.ok("start").stderr
-    assert get(port).status == 200
-    pool.ok("stop")
-    assert pool.processes() == {}
-
-
-def test_a_full_disk_hinders_no_start(pool: RealPool, tmp_path: Path, until: Any) -> None:
+def test_a_full_disk_hinders_no_start(pool: RealPool) -> None:
     pool.write_hello()
     pool.ok("start")
     (directory,) = {path.parent.resolve() for path in pool.runtime.glob("*/info.json")}

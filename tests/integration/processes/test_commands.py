@@ -158,24 +158,6 @@ def test_servers_that_wait_for_one_another_in_their_startup_become_ready(
     pool.ok("start")
 
 
-def test_a_program_is_not_ended_when_its_successor_cannot_be_started(pool: RealPool, free_port: Any) -> None:
-    port = free_port()
-    program = pool.write("serve", f"#!{PYTHON}\n{TAKES_SOCKET}")
-    program.chmod(0o755)
-    pool.write("pool.toml", server("web", bind=f"127.0.0.1:{port}", command=["./serve"]))
-    pool.ok("start")
-    before = pool.items()["web"]["pids"]
-    program.rename(pool.directory / "away")
-    done = pool.run("restart")
-    assert done.code == 1
-    assert "'./serve' is not there" in done.stderr
-    assert pool.items()["web"]["pids"] == before
-    assert get(port).status == 200
-    (pool.directory / "away").rename(program)
-    pool.ok("restart")
-    assert pool.items()["web"]["pids"] != before
-
-
 def test_program_that_has_ended_is_told_apart_from_one_that_was_stopped(real_pool: RealPool) -> None:
     work = server("work", command=["true"], restart="on-failure")
     real_pool.write("pool.toml", work + server("off", command=["cat"]))

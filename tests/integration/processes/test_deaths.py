@@ -45,17 +45,6 @@ def test_a_killed_worker_is_replaced_and_connections_wait(pool: RealPool, until:
     assert after["b"] | {"uptime_seconds": 0} == before["b"] | {"uptime_seconds": 0}
 
 
-def test_one_of_several_workers_is_replaced_while_the_others_serve(pool: RealPool, until: Any) -> None:
-    port = pool.write_hello(extra="workers = 3")["web"]
-    pool.ok("start")
-    before = pool.items()["web"]["pids"]
-    with asked_all_the_time(port) as answers:
-        os.kill(before[1], signal.SIGTERM)
-        until(lambda: len(set(pool.items()["web"]["pids"]) - set(before)) == 1)
-    assert {*answers} == {f"hello from {port}"}
-    assert set(pool.items()["web"]["pids"]) & set(before) == {before[0], before[2]}
-
-
 @pytest.mark.heavy
 def test_hanging_zygote_is_replaced_and_killed_also_by_a_supervisor_that_found_it(
     pool: RealPool, until: Any

@@ -1,4 +1,4 @@
-"""How many descriptors a running server costs its pool."""
+"""How many descriptors a running server costs its pool, and that none is left open."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from tests.deadline import wait_until
 from tests.integration.processes.test_keeper_killed import whole_again
@@ -64,3 +66,17 @@ def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: Real
             return each["supervisor_pid"] <= MAX and each["keeper_pid"] <= most_in_keeper
 
         until(fits)  # once more on a busy machine, as above
+
+
+@pytest.mark.capability
+def test_no_process_of_the_pool_leaves_a_descriptor_open(real_pool: RealPool, until: Until) -> None:
+    real_pool.env["PYTHONDEVMODE"] = "1"  # which reports what a process leaves open
+    real_pool.write_hello("web")
+    real_pool.ok("start")
+    real_pool.ok("restart")
+    real_pool.ok("reload")
+    real_pool.ok("stop")
+    until(lambda: not real_pool.processes())
+    # The end of a pool removes those that are empty.
+    logs = {path.name: path.read_text(errors="replace") for path in real_pool.runtime.glob("*/*.log")}
+    assert [name for name, text in logs.items() if "ResourceWarning" in text] == []

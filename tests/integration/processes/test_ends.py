@@ -42,6 +42,7 @@ FAILURES = [
     ("import os; os._exit(9)", "status 9", "before it was ready"),
     ("import no_such_module_anywhere", "no_such_module_anywhere", "status 3"),
     ("application = 1", "has no attribute 'app'", "status 3"),
+    ("def appp(scope, receive, send): pass", "has no attribute 'app'; did you mean 'appp'?", "status 3"),
     ("syntax error", "SyntaxError", "status 3"),
     (
         """
@@ -314,13 +315,6 @@ def test_command_that_never_listens_is_said_to_have_accepted_nothing(pool: RealP
     pool.write("pool.toml", server("web", bind=bind, command=command, start_timeout="1s"))
     said = f"web: was not ready within 1s: nothing has accepted a connection on {bind}"
     assert said in pool.run("start").stderr
-
-
-def test_attribute_that_is_nearly_the_app_is_suggested(pool: RealPool, free_port: Any) -> None:
-    write(pool, free_port(), "def app(scope, receive, send): pass", **ONCE)
-    text = (pool.directory / "pool.toml").read_text()
-    pool.write("pool.toml", text.replace("broken:app", "broken:appp"))
-    assert "has no attribute 'appp'; did you mean 'app'?" in pool.run("start").stderr
 
 
 @pytest.mark.heavy

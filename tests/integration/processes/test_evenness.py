@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPSConnection
+from typing import Any
 
 import pytest
 
 from tests.certificates import certificate
+from tests.configuration import server
 from tests.deadline import wait_until
 from tests.load.frames import new_key
 from tests.ports import claim_port
@@ -44,6 +46,23 @@ WEBSOCKET = {
 }
 
 
+def start_serving(pool: RealPool, loop: str, workers: int, *, tls: bool = False) -> int:
+    """The port of a server that tells which of its workers answers."""
+    port = claim_port()
+    pool.write("app.py", APP)
+    keys: dict[str, Any] = {
+        "bind": f"127.0.0.1:{port}",
+        "app": "app:app",
+        "workers": workers,
+        "http": {"loop": loop},
+    }
+    if tls:
+        keys["tls"] = {"cert": str(certificate(pool.directory)[0]), "key": "localhost.key"}
+    pool.write("pool.toml", server("web", **keys))
+    pool.ok("start")
+    return port
+
+
 def ask(connection: HTTPConnection) -> int:
     """The pid of the worker that answers."""
     connection.request("GET", "/")
@@ -51,12 +70,7 @@ def ask(connection: HTTPConnection) -> int:
 
 
 def test_kept_connections_are_even_and_survive_a_worker_that_is_killed(pool: RealPool) -> None:
-    port = claim_port()
-    pool.write("app.py", APP)
-    pool.write(
-        "pool.toml", f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "app:app"\nworkers = 4\n'
-    )
-    pool.ok("start")
+    port = start_serving(pool, "auto", 4)
     with contextlib.ExitStack() as stack:
 
         def connect(count: int) -> list[HTTPConnection]:
@@ -95,27 +109,6 @@ def https() -> Iterator[list[HTTPSConnection]]:
         each.close()
 
 
-def start_serving_tls(pool: RealPool, loop: str, workers: int) -> int:
-    """The port of a server with TLS."""
-    port = claim_port()
-    certificate(pool.directory)
-    pool.write("app.py", APP)
-    pool.write(
-        "pool.toml",
-        f"""
-        [[server]]
-        name = "web"
-        bind = "127.0.0.1:{port}"
-        app = "app:app"
-        workers = {workers}
-        http.loop = "{loop}"
-        tls = {{ cert = "localhost.pem", key = "localhost.key" }}
-        """,
-    )
-    pool.ok("start")
-    return port
-
-
 def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
     made = HTTPSConnection("127.0.0.1", port, timeout=60, context=ssl._create_unverified_context())
     opened.append(made)
@@ -129,7 +122,7 @@ def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
 def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its_own(
     pool: RealPool, https: list[HTTPSConnection], loop: str
 ) -> None:
-    port = start_serving_tls(pool, loop, 4)
+    port = start_serving(pool, loop, 4, tls=True)
     kept = {each: ask(each) for each in (secured(port, https) for _ in range(16))}
     shared = Counter(kept.values())
     assert len(shared) == 4, shared
@@ -152,7 +145,7 @@ def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its
 def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
     pool: RealPool, https: list[HTTPSConnection], loop: str
 ) -> None:
-    port = start_serving_tls(pool, loop, 2)
+    port = start_serving(pool, loop, 2, tls=True)
     over = False
 
     def connect() -> list[HTTPSConnection]:
@@ -179,13 +172,7 @@ def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
 @pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 def test_websockets_among_short_connections_are_even(pool: RealPool, loop: str) -> None:
-    port = claim_port()
-    pool.write("app.py", APP)
-    pool.write(
-        "pool.toml",
-        f'[[server]]\nname = "web"\nbind = "127.0.0.1:{port}"\napp = "app:app"\nworkers = 4\nhttp.loop = "{loop}"\n',
-    )
-    pool.ok("start")
+    port = start_serving(pool, loop, 4)
     answered = 0
     over = False
 

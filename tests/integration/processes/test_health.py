@@ -48,28 +48,6 @@ def write(pool: RealPool, *lines: str, bind: str | None = None) -> int:
     return port
 
 
-def time_to_start(pool: RealPool, before: str, now: str) -> None:
-    """Give the server another start_timeout: a busy machine starts none in half a second."""
-    pool.replace(f'start_timeout = "{before}"', f'start_timeout = "{now}"')
-    pool.ok("reload")
-
-
-# start_timeout of servers whose probe fails: the next one if a busy machine has asked nothing within the one before.
-LIMITS = ("500ms", "5s", "20s")
-
-
-def not_ready(pool: RealPool, verb: str, words: str) -> tuple[str, str]:
-    """The limit within which a probe has said so, and what the command that waits for its server says on stderr."""
-    for limit, longer in zip(LIMITS, (*LIMITS[1:], ""), strict=True):
-        done = pool.run(verb)
-        assert done.code == 1, str(done)
-        if words in done.stderr or not longer:
-            break
-        time_to_start(pool, limit, longer)
-    assert words in done.stderr
-    return limit, done.stderr
-
-
 def item(pool: RealPool) -> dict[str, Any]:
     """The only server's."""
     (found,) = pool.items().values()
@@ -98,20 +76,6 @@ def resting(pool: RealPool) -> set[int]:
 
 def flag(pool: RealPool, name: str = "bad") -> Path:
     return pool.directory / name
-
-
-def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is_not(pool: RealPool) -> None:
-    port = write(pool, READINESS, f'start_timeout = "{LIMITS[0]}"', 'restart = "no"')
-    flag(pool).touch()
-    limit, said = not_ready(pool, "start", "status 503")
-    assert f"was not ready within {limit}: readiness: GET /health: status 503" in said
-    assert (item(pool)["state"], item(pool)["health"]) == ("failed", "ko")
-    flag(pool).unlink()
-    time_to_start(pool, limit, "60s")
-    pool.ok("start")
-    assert item(pool)["ready"]
-    assert item(pool)["health"] == "ok"
-    assert answerer(port) in item(pool)["pids"]
 
 
 def test_health_falls_and_rises_and_every_observer_is_notified(
@@ -206,19 +170,13 @@ def test_changed_probes_apply_to_what_runs(shared_pool: RealPool) -> None:
     pids = item(shared_pool)["pids"]
     flag(shared_pool).touch()
     text = (shared_pool.directory / "pool.toml").read_text()
-    (shared_pool.directory / "pool.toml").write_text(text + READINESS)
-    shared_pool.ok("reload")
-    assert health(shared_pool, "ko")["pids"] == pids
-    (shared_pool.directory / "pool.toml").write_text(text + READINESS.replace("/health", "/"))
-    shared_pool.ok("reload")
-    assert health(shared_pool, "ok")["pids"] == pids
-    (shared_pool.directory / "pool.toml").write_text(text + READINESS)
-    shared_pool.ok("reload")
-    health(shared_pool, "ko")
-    (shared_pool.directory / "pool.toml").write_text(text)
-    shared_pool.ok("reload")
-    found = health(shared_pool, "ok")
-    assert (found["pids"], found["ready"]) == (pids, True)
+    for probe, expected in (
+        (READINESS, "ko"), (READINESS.replace("/health", "/"), "ok"), (READINESS, "ko"), ("", "ok"),
+    ):  # fmt: skip
+        shared_pool.write("pool.toml", text + probe)
+        shared_pool.ok("reload")
+        found = health(shared_pool, expected)
+        assert (found["pids"], found["ready"]) == (pids, expected == "ok")
 
 
 def test_a_scaled_server_has_its_new_workers_probed(shared_pool: RealPool) -> None:
@@ -251,10 +209,13 @@ def test_a_probed_server_falls_asleep_and_is_not_woken(pool: RealPool) -> None:
 
 def test_a_startup_probe_comes_before_the_others_and_counts_into_start_timeout(pool: RealPool) -> None:
     probes = f'startup = {{ exec = ["test", "-e", "up"], {QUICK} }}, liveness = {{ tcp = true, {QUICK} }}'
-    write(pool, f"health = {{ {probes} }}", f'start_timeout = "{LIMITS[0]}"', 'restart = "no"')
-    limit, _ = not_ready(pool, "start", "startup: test: exited with status 1")
+    write(pool, f"health = {{ {probes} }}", 'start_timeout = "5s"', 'restart = "no"')
+    done = pool.run("start")
+    assert (done.code, "startup: test: exited with status 1" in done.stderr) == (1, True), done
+    assert (item(pool)["state"], item(pool)["health"]) == ("failed", "ko")
     flag(pool, "up").touch()
-    time_to_start(pool, limit, "60s")
+    pool.replace('"5s"', '"60s"')
+    pool.ok("reload")
     pool.ok("start")
     assert health(pool, "ok")["ready"]
 

@@ -58,7 +58,6 @@ def hostile(pool: RealPool) -> RealPool:
     return pool
 
 
-@pytest.mark.heavy_variants
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     hostile: RealPool, until: Any, attack: str

@@ -65,6 +65,24 @@ def test_full_disk_stops_no_server_and_is_reported(pool: RealPool, free_port: An
     assert get(port, "/").status == 200
 
 
+def test_logs_and_a_journal_that_cannot_be_written_are_reported_before_anything_is_lost(
+    real_pool: RealPool,
+) -> None:
+    real_pool.write("plain.txt", "")
+    ports = real_pool.write_hello("web", extra='log = { path = "plain.txt/web.log" }')
+    text = (real_pool.directory / "pool.toml").read_text()
+    real_pool.write("pool.toml", f'{text}[events]\npath = "plain.txt/events.jsonl"\n')
+    for command, code in (("validate", 5), ("start", 0), ("doctor", 1)):
+        done = real_pool.run(command)
+        assert done.code == code, str(done)
+        for key in ("web.log", "events.jsonl"):
+            why = f"plain.txt/{key} cannot be written: {real_pool.directory}/plain.txt is not a directory"
+            assert why in done.stdout + done.stderr, str(done)
+    assert get(ports["web"]).status == 200
+    assert real_pool.run("events").code == 0
+    real_pool.ok("stop")
+
+
 MOVES_ITS_LOGS = """
 import os
 async def app(scope, receive, send):
@@ -79,7 +97,6 @@ async def app(scope, receive, send):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers as other users")
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 def test_directory_made_for_a_log_belongs_to_the_user_of_its_server(pool: RealPool) -> None:
     pool.open_to_all()
     log = pool.directory / "logs" / "deep" / "web.log"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -406,24 +404,6 @@ def test_a_factory_and_handlers_are_called_in_the_worker(pool: RealPool, free_po
     for answer in (asked(ports["web"]), asked(port)):
         assert answer["made"] == [answer["pid"]] != [answer["imported_in"]]
         assert answer["imported_in"] in app_zygotes(pool)
-
-
-@pytest.mark.heavy
-def test_variables_of_the_interpreter_are_honoured_by_one_that_is_started_afresh(
-    pool: RealPool, free_port: Any
-) -> None:
-    app = "VERSION = hash('x')\n" + APP
-    ports = write(pool, free_port, "a", "b", app=app, extra='env = { PYTHONHASHSEED = "0" }')
-    pool.ok("start")
-    answers = [asked(port) for port in ports.values()]
-    assert [answer["imported_in"] for answer in answers] == app_zygotes(pool) * 2
-    seeded = subprocess.run(
-        [sys.executable, "-c", "print(hash('x'))"],
-        env={"PYTHONHASHSEED": "0"},
-        capture_output=True,
-        check=True,
-    )
-    assert {answer["version"] for answer in answers} == {int(seeded.stdout)}
 
 
 def test_a_server_that_sleeps_wakes_by_a_fork_and_after_a_restart_with_the_new_code(

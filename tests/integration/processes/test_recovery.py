@@ -155,14 +155,18 @@ def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> No
 
 
 @pytest.mark.heavy
-def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool) -> None:
-    begin(real_pool, f'recovery = {{ strategy = "notify", {QUICK} }}')
+@pytest.mark.parametrize(("strategy", "outcomes"), [("notify", ["notified"]), ("none", [])])
+def test_hung_worker_is_only_reported_and_so_is_its_recovery(
+    real_pool: RealPool, strategy: str, outcomes: list[str]
+) -> None:
+    begin(real_pool, f'recovery = {{ strategy = "{strategy}", {QUICK} }}')
     pid = pid_of(real_pool)
     freeze(pid)
-    assert first_report(real_pool)["outcome"] == "notified"
+    wait_until(lambda: "heartbeat lost" in {event["event"] for event in events(real_pool)})
+    wait_until(lambda: len(reports(real_pool)) == len(outcomes))
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
-    assert pid_of(real_pool) == pid
+    assert ([each["outcome"] for each in reports(real_pool)], pid_of(real_pool)) == (outcomes, pid)
 
 
 @pytest.mark.heavy
@@ -173,17 +177,6 @@ def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
     assert real_pool.items()["web"]["state"] == "disabled"
     real_pool.ok("enable", "web")
     assert real_pool.items()["web"]["ready"]
-
-
-@pytest.mark.heavy
-def test_hung_worker_is_only_reported_with_recovery_strategy_none(real_pool: RealPool) -> None:
-    begin(real_pool, f'recovery = {{ strategy = "none", {QUICK} }}')
-    pid = pid_of(real_pool)
-    freeze(pid)
-    wait_until(lambda: "heartbeat lost" in {event["event"] for event in events(real_pool)})
-    os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: "heartbeat back" in {event["event"] for event in events(real_pool)})
-    assert (reports(real_pool), pid_of(real_pool)) == ([], pid)
 
 
 @pytest.mark.heavy

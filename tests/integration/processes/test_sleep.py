@@ -85,7 +85,7 @@ def test_server_falls_asleep_again_without_traffic_and_has_no_process(shared_poo
     assert item(shared_pool)["restarts"] == 0
 
 
-def test_connection_without_a_request_wakes_no_server(shared_pool: RealPool, until: Until) -> None:
+def test_connection_without_a_request_wakes_no_server(shared_pool: RealPool) -> None:
     port = write(shared_pool, STAYS_UP)
     shared_pool.start_or_reload()
     for first_bytes in (b"", b"GET / HT", b"\x16\x03\x01"):
@@ -320,7 +320,7 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
 
 
 @pytest.mark.heavy
-def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool, until: Until) -> None:
+def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
     pool.ok("start")
     assert get(port).status == 200

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -91,7 +90,7 @@ def test_server_falls_asleep_despite_a_client_that_sends_half_a_head(pool: RealP
 @pytest.mark.heavy_variants
 @pytest.mark.parametrize(("loop", "parser"), ENGINES)
 def test_more_clients_than_descriptors_wait_and_are_all_served_and_probes_have_room(
-    pool: RealPool, until: Any, loop: str, parser: str
+    pool: RealPool, loop: str, parser: str
 ) -> None:
     extra = f"""
     http = {{ loop = "{loop}", implementation = "{parser}" }}

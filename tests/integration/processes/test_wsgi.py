@@ -28,6 +28,9 @@ def app(environ, start_response):
 def create_app(settings=None):
     return app
 
+def decorated(*arguments):
+    return app(*arguments)
+
 async def asgi(scope, receive, send): ...
 """
 
@@ -58,15 +61,16 @@ def test_wsgi_application_is_recognised_and_served_with_and_without_a2wsgi(
         shop={"workers": 2, "http": {"root_path": "/shop"}},
         made={"app": "shop:create_app", "preload": True},
         own={"python": own},
+        named={"app": "shop:decorated", "interface": "wsgi"},
     )
     validated = real_pool.ok("validate", "--import")
-    assert validated.stdout == "3 servers, ok\n"
-    assert "WSGI, served by a2wsgi: shop\n" in validated.stderr
+    assert validated.stdout == "4 servers, ok\n"
+    assert "WSGI, served by a2wsgi: shop" in validated.stderr
     assert f"{own} has no a2wsgi" in validated.stderr
     assert f"{own} -m pip install a2wsgi" in validated.stderr
     real_pool.ok("start")
     found = {name: get(port, "/a").text.split()[1:] for name, port in ports.items()}
-    assert found == {"shop": ["/shop", "/a"], "made": ["/a"], "own": ["/a"]}
+    assert found == {"shop": ["/shop", "/a"], "made": ["/a"], "own": ["/a"], "named": ["/a"]}
     wait_until(lambda: "install a2wsgi" in log(real_pool, "own"))
     assert log(real_pool, "own").count("a2wsgi: ") == 1
     assert "Deprecat" not in log(real_pool, "own")
