@@ -6,7 +6,6 @@ Only processor time is measured, so that other load on the machine has little ef
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
@@ -20,10 +19,11 @@ from poolctl.runners.process_usage import USAGE_SECONDS, ProcessUsages
 from .report import Row
 
 WORKERS = 1000
-PASSES = 10
-# The memory of an idle worker, and of a worker under load.
-WORKER_BYTES = (4 * 1024 * 1024, 5 * 1024 * 1024)
-_PERCENT = 100 / USAGE_SECONDS
+ROUNDS = 5
+WORKER_BYTES = 4 * 1024 * 1024
+# In one of the passes of a round memory is read, too.
+_PASSES = 4
+_PERCENT = 100 / (_PASSES * USAGE_SECONDS)
 
 
 class _PassingClock(Clock):
@@ -36,26 +36,23 @@ class _PassingClock(Clock):
 
 
 def run(options: Namespace) -> Iterator[Row]:
-    count, passes = (20, 2) if options.quick else (WORKERS, PASSES)
+    count, rounds = (20, 1) if options.quick else (WORKERS, ROUNDS)
     clock = _PassingClock()
     usages = ProcessUsages(clock)
 
     def measure() -> None:
-        clock.ahead_seconds += USAGE_SECONDS
-        usages.measure_now(pids)
+        for _ in range(_PASSES):
+            clock.ahead_seconds += USAGE_SECONDS
+            usages.measure_now(pids)
 
-    with _workers(count) as (pids, change):
+    with _workers(count) as pids:
         measure()
-        unchanged, least, changed = [], [], []
-        for _ in range(passes):
-            unchanged.append(_PERCENT * _processor_seconds(measure))
-            least.append(_PERCENT * _processor_seconds(lambda: _read_stat_files(pids)))
-        for _ in range(passes):
-            change()
-            changed.append(_PERCENT * _processor_seconds(measure))
-    what = f"memory and processor time of {count} workers every {USAGE_SECONDS:g} s"
-    yield Row(what, "% of a core", unchanged, "reading stat of each", least, most=1.0, most_ratio=6.0)
-    yield Row(f"{what}, all of which have changed", "% of a core", changed, most=2.0)
+        taken, least = [], []
+        for _ in range(rounds):
+            taken.append(_PERCENT * _processor_seconds(measure))
+            least.append(_PERCENT * _PASSES * _processor_seconds(lambda: _read_stat_files(pids)))
+    what = f"processor time of {count} workers every {USAGE_SECONDS:g} s, memory every {_PASSES * USAGE_SECONDS:g} s"
+    yield Row(what, "% of a core", taken, "reading stat of each as often", least, most=1.5)
 
 
 def _processor_seconds(work: Callable[[], None]) -> float:
@@ -71,34 +68,25 @@ def _read_stat_files(pids: list[int]) -> None:
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
-    """Processes that lead sessions, and a function that returns when all of them use another amount of memory."""
+def _workers(count: int) -> Iterator[list[int]]:
+    """Processes that lead sessions and hold as much memory as an idle worker."""
     pids: list[int] = []
     read, write = os.pipe()
-    # Also in the workers, so that the signal waits until they do.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-
-    def change() -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGUSR1)
-        awaited = count
-        while awaited:
-            awaited -= len(os.read(read, awaited))
-
     try:
         for _ in range(count):
             pid = os.fork()
             if pid == 0:
                 _be_a_worker(write)
             pids.append(pid)
-        change()
-        yield pids, change
+        awaited = count
+        while awaited:
+            awaited -= len(os.read(read, awaited))
+        yield pids
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
             os.waitpid(pid, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(read)
         os.close(write)
 
@@ -106,9 +94,8 @@ def _workers(count: int) -> Iterator[tuple[list[int], Callable[[], None]]]:
 def _be_a_worker(write: int) -> None:
     try:
         os.setsid()
-        for size in itertools.cycle(WORKER_BYTES):
-            signal.sigwait([signal.SIGUSR1])
-            held = b"x" * size  # noqa: F841
-            os.write(write, b"x")
+        held = b"x" * WORKER_BYTES  # noqa: F841
+        os.write(write, b"x")
+        signal.pause()
     finally:
         os._exit(1)

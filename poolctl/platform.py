@@ -465,12 +465,11 @@ def memory_bytes(pid: int) -> int | None:
     return None if size is None else size * 1024
 
 
-def process_figures(pid: int) -> tuple[int, float, float, int] | None:
-    """The start of a process (see process_start), its CPU seconds, those of reaped children, and its resident bytes.
+def process_figures(pid: int) -> tuple[int, float, float] | None:
+    """The start of a process (see process_start), its CPU seconds, and those of reaped children.
 
-    The first figure counts all threads; the second includes the reaped children of reaped children. Resident memory
-    counts shared pages in full. See proc(5), stat. None if there is no such process. Raises PermissionError if /proc
-    hides it (proc(5), hidepid).
+    The first figure counts all threads; the second includes the reaped children of reaped children. See proc(5), stat.
+    None if there is no such process. Raises PermissionError if /proc hides it (proc(5), hidepid).
     """
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
@@ -480,7 +479,7 @@ def process_figures(pid: int) -> tuple[int, float, float, int] | None:
     user, system, waited_user, waited_system = map(int, fields[11:15])
     ticks = os.sysconf("SC_CLK_TCK")
     used, waited = (user + system) / ticks, (waited_user + waited_system) / ticks
-    return int(fields[19]), used, waited, int(fields[21]) * resource.getpagesize()
+    return int(fields[19]), used, waited
 
 
 def age_seconds(pid: int) -> float:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from poolctl import platform
@@ -21,10 +19,8 @@ from poolctl.clock import Clock
 USAGE_SECONDS = 8.0
 # A share of a core is computed over at least this time.
 _MIN_SHARE_SECONDS = 1.0
-# Memory that has not grown or shrunk is read again after this time: fewer processes may share it.
-_UNCHANGED_SECONDS = 60.0
-# Maximum processor time that a pass spends on reading memory again; a small process takes 0.4 ms.
-_READING_SECONDS = 0.1
+# The memory of more than so many workers is read again after this time only: each small process takes 0.4 ms.
+_MANY_WORKERS, _MANY_SECONDS = 250, 30.0
 
 # Maximum time that a request waits: the kernel waits for the lock on a process's memory, which a thread may hold for as
 # long as the file system of a mapped file hangs.
@@ -47,17 +43,13 @@ class Usage(NamedTuple):
 
 
 class ProcessFigures(NamedTuple):
-    """The processor time and memory of a process.
-
-    `waited_seconds` is the time of reaped children and their children. `resident_bytes` counts shared pages in full.
-    """
+    """The processor time of a process. `waited_seconds` is that of reaped children and their children."""
 
     own_seconds: float
     waited_seconds: float
-    resident_bytes: int
 
 
-_NEW = ProcessFigures(0.0, 0.0, 0)
+_NEW = ProcessFigures(0.0, 0.0)
 
 
 def processor_seconds_between(
@@ -77,14 +69,6 @@ def processor_seconds_between(
     return own_seconds + max(0.0, waited_seconds - ended)
 
 
-class _ReadMemory(NamedTuple):
-    """The memory of a process as it was read at a time, and its resident memory then."""
-
-    size_bytes: int | None
-    resident_bytes: int
-    at: float
-
-
 class _MeasuredWorker:
     """A worker and its processes when last measured. `began_at` is the monotonic time of its start."""
 
@@ -92,7 +76,6 @@ class _MeasuredWorker:
         self.usage = Usage()
         self.memory_at = -math.inf  # when its memory was measured
         self.processes: dict[_ProcessId, ProcessFigures] = {}
-        self.memory: dict[_ProcessId, _ReadMemory] = {}
         self._spent_seconds = 0.0
         # As in ps(1), the first share of a core is the average since the start.
         self._share_since = began_at, 0.0
@@ -107,27 +90,21 @@ class _MeasuredWorker:
             self._share_since = now, self._spent_seconds
         self.usage = Usage(self.usage.memory_bytes, round(self._spent_seconds, 3), percent, now)
 
-    def note_memory(self, now: float) -> None:
-        """Note that the memory of its processes has been read at the time `now`."""
-        self.memory = {process: self.memory[process] for process in self.processes}
-        sizes = [memory.size_bytes for memory in self.memory.values()]
-        readable = [size for size in sizes if size is not None]
-        self.usage = self.usage._replace(memory_bytes=sum(readable) if len(readable) == len(sizes) else None)
-        self.memory_at = now
-
 
 class _Request(NamedTuple):
-    """A request for figures of a worker that were measured after `since`."""
+    """A request for figures of a worker that were measured after `since`, and memory after `memory_since`."""
 
     since: float
-    memory: bool
+    memory_since: float
 
     def merged_with(self, other: _Request) -> _Request:
-        return _Request(max(self.since, other.since), self.memory or other.memory)
+        return _Request(max(self.since, other.since), max(self.memory_since, other.memory_since))
 
     def is_met_by(self, worker: _MeasuredWorker) -> bool:
-        measured_at = worker.usage.measured_at
-        return self.since < (min(measured_at, worker.memory_at) if self.memory else measured_at)
+        return self.since < worker.usage.measured_at and not self.needs_memory_of(worker)
+
+    def needs_memory_of(self, worker: _MeasuredWorker) -> bool:
+        return worker.memory_at < self.memory_since
 
 
 class ProcessUsages:
@@ -154,14 +131,13 @@ class ProcessUsages:
     ) -> None:
         """Return when no figure of these workers is older than `max_age_seconds`; measure them if necessary.
 
-        Without `memory`, only processor time, which costs much less. If the kernel does not answer, returns after some
-        seconds without having measured.
+        Without `memory`, only processor time, which costs much less. The memory of many workers may be older. If the
+        kernel does not answer, returns after some seconds without having measured.
         """
-        request = _Request(self._clock.monotonic() - max_age_seconds, memory)
-        due = self._due({pid: request for pid in pids if pid is not None})
+        due = self._due(self._new_requests(pids, max_age_seconds, memory=memory))
         if not due:
             return
-        for pid in due:
+        for pid, request in due.items():
             self._requests[pid] = request.merged_with(self._requests.get(pid, request))
         if self._next_pass is None:
             self._next_pass = asyncio.ensure_future(self._measure_in_turn())
@@ -169,8 +145,16 @@ class ProcessUsages:
 
     def measure_now(self, pids: Iterable[int | None]) -> None:
         """Do the same as `measure` with its defaults, but block meanwhile. Called from any thread."""
-        request = _Request(self._clock.monotonic() - USAGE_SECONDS, memory=True)
-        self._measure({pid: request for pid in pids if pid is not None})
+        self._measure(self._new_requests(pids, USAGE_SECONDS, memory=True))
+
+    def _new_requests(
+        self, pids: Iterable[int | None], max_age_seconds: float, *, memory: bool
+    ) -> dict[int, _Request]:
+        now, known = self._clock.monotonic(), [pid for pid in pids if pid is not None]
+        memory_age = max(max_age_seconds, _MANY_SECONDS) if len(known) > _MANY_WORKERS else max_age_seconds
+        return dict.fromkeys(
+            known, _Request(now - max_age_seconds, now - memory_age if memory else -math.inf)
+        )
 
     async def _measure_in_turn(self) -> None:
         async with self._turn:  # also measures what is requested while it waits
@@ -196,8 +180,13 @@ class ProcessUsages:
             for pid in requests:
                 if members[pid]:
                     self._read_figures(pid, members[pid])
-            workers = [self._workers[pid] for pid in requests if requests[pid].memory and members[pid]]
-            self._read_memory([worker for worker in workers if worker.processes])
+            for pid, request in requests.items():
+                if (
+                    members[pid]
+                    and request.needs_memory_of(worker := self._workers[pid])
+                    and worker.processes
+                ):
+                    self._read_memory(worker)
 
     def _read_figures(self, pid: int, members: Iterable[int]) -> None:
         """Read the processor time of the worker with this pid and the processes `members`."""
@@ -206,8 +195,8 @@ class ProcessUsages:
         try:
             for member in members:
                 if (figures := platform.process_figures(member)) is not None:
-                    start, own_seconds, waited_seconds, resident_bytes = figures
-                    processes[member, start] = ProcessFigures(own_seconds, waited_seconds, resident_bytes)
+                    start, own_seconds, waited_seconds = figures
+                    processes[member, start] = ProcessFigures(own_seconds, waited_seconds)
         except PermissionError:
             hidden = self._workers[pid] = _MeasuredWorker(now)
             hidden.usage, hidden.memory_at = Usage(measured_at=now), now
@@ -218,27 +207,12 @@ class ProcessUsages:
             worker = self._workers[pid] = _MeasuredWorker(now - platform.age_seconds(pid))
         worker.note_figures(processes, now)
 
-    def _read_memory(self, workers: Sequence[_MeasuredWorker]) -> None:
-        """Read the memory of the workers' processes, the largest change of resident memory first.
-
-        If that takes too long, the rest keeps earlier figures.
-        """
-        now = self._clock.monotonic()
-        order: list[tuple[float, float, _MeasuredWorker, _ProcessId]] = []
-        for worker in workers:
-            for process, figures in worker.processes.items():
-                read = worker.memory.get(process)
-                change = math.inf if read is None else abs(figures.resident_bytes - read.resident_bytes)
-                if change or (read is not None and now - read.at >= _UNCHANGED_SECONDS):
-                    order.append((-change, read.at if read is not None else now, worker, process))
-        order.sort(key=itemgetter(0, 1))
-        until = time.thread_time() + _READING_SECONDS
-        for change, _, worker, process in order:
-            if change > -math.inf and time.thread_time() >= until:
-                break
-            size = platform.memory_bytes(process[0])
-            if size is None and platform.process_start(process[0]) != process[1]:
+    def _read_memory(self, worker: _MeasuredWorker) -> None:
+        total: int | None = 0
+        for pid, start in worker.processes:
+            size = platform.memory_bytes(pid)
+            if size is None and platform.process_start(pid) != start:
                 size = 0  # it has ended meanwhile
-            worker.memory[process] = _ReadMemory(size, worker.processes[process].resident_bytes, now)
-        for worker in workers:
-            worker.note_memory(now)
+            total = None if size is None or total is None else total + size
+        worker.usage = worker.usage._replace(memory_bytes=total)
+        worker.memory_at = self._clock.monotonic()

@@ -127,11 +127,11 @@ def test_processor_time_of_an_ended_child_is_its_parents_once_that_has_waited() 
 import os, subprocess, sys
 from poolctl.platform import process_figures
 subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.15: pass"])
-start, own, waited, resident = process_figures(os.getpid())
-print(waited >= 0.1, own + waited <= sum(os.times()[:4]) + 0.02, resident > 1_000_000)
+start, own, waited = process_figures(os.getpid())
+print(waited >= 0.1, own + waited <= sum(os.times()[:4]) + 0.02)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "True True True\n", done.stderr
+    assert done.stdout == "True True\n", done.stderr
 
 
 FAMILY = r"""

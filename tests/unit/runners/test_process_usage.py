@@ -37,7 +37,7 @@ BUSY = "import time\nwhile time.process_time() < 0.15: pass"
 
 
 def used(own: float = 0.0, waited: float = 0.0) -> ProcessFigures:
-    return ProcessFigures(own, waited, 0)
+    return ProcessFigures(own, waited)
 
 
 @contextmanager
@@ -222,19 +222,15 @@ def test_figures_of_a_worker_that_does_not_run_are_unknown() -> None:
     assert usages.of(process.pid) == Usage()
 
 
-def test_memory_that_has_not_changed_is_read_again_after_a_minute() -> None:
+def test_memory_of_many_workers_is_read_again_after_half_a_minute() -> None:
     opened: list[object] = []
     clock = ManualClock()
     usages = ProcessUsages(clock)
-    with worker("cat") as process:
-        assert process.stdin is not None
-        process.stdin.write("it runs\n")
-        process.stdin.flush()
-        assert said(process) == "it runs"
-        with moments.before("open", lambda path, *_: opened.append(path)):
-            for _ in range(12):
-                measured(usages, process.pid)
-                clock.advance(USAGE_SECONDS + 1)
+    with worker("cat") as process, moments.before("open", lambda path, *_: opened.append(path)):
+        for _ in range(8):
+            usages.measure_now([process.pid, *range(GONE, GONE + 250)])
+            assert usages.of(process.pid).measured_at == clock.monotonic()
+            clock.advance(USAGE_SECONDS + 1)
         assert opened.count(f"/proc/{process.pid}/smaps_rollup") == 2
 
 
