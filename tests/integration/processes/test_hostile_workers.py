@@ -76,7 +76,7 @@ def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     ended = [each for each in _events(hostile, "bad") if each["event"] == "worker ended"]
     assert "sent" in ended[0]["message"], ended
     log = Path(next(hostile.runtime.glob("*/supervisor.log")))
-    assert log.stat().st_size < 20_000, log.read_text()[-2000:]
+    assert log.stat().st_size < 300_000, log.read_text()[-2000:]
     hostile.ok("stop")
 
 
