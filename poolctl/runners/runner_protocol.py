@@ -142,9 +142,6 @@ class RunnerEventHandler:
     def add_up_counts(self, server: str, worker: str, counts: Counts) -> None:
         """Handle the final counts of a worker that has ended; `worker` is a name that no other worker gets."""
 
-    def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
-        """Handle impossible counts of a worker; further counts are ignored. Called once per worker."""
-
 
 class Runner(Protocol):
     """Creates and ends the workers of servers. Used from one event loop, which no method may block.

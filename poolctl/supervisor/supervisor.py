@@ -570,15 +570,6 @@ class Supervisor(LinkHandler, RunnerEventForwarder, Daemon):
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         self._lost.report_lost_bytes(name, count, path, reason)
 
-    def record_impossible_counts_event(self, server: str, worker: str, reason: str) -> None:
-        """Record an event: a worker reported impossible counts, so that its last valid counts stay in use."""
-        message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
-        if entry := self.core.entries.get(server):
-            self.events.record(
-                "health", "figures refused",
-                server=server, bind=entry.config.key, worker=worker, message=message, severity="warning",
-            )  # fmt: skip
-
     def identity(self) -> SupervisorIdentity:
         """Return the identity of this supervisor and its pool. `not_served` is None if empty."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []

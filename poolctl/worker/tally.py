@@ -69,11 +69,8 @@ _PROMISED = (1).to_bytes(8, sys.byteorder)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _GAUGES = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
-# Limits of plausible values, because an application can write to its page: the sum of two values fits into a signed
-# 64-bit integer, no worker counts faster than MAX_PER_SECOND, and no process has MAX_OPEN descriptors.
+# An application can write any number to its page: of those read here, the sum of two fits into a signed 64-bit integer.
 MAX = 2**62 - 1
-MAX_PER_SECOND = 10_000_000
-MAX_OPEN = 2**24
 
 Counts = list[int]
 
@@ -106,23 +103,8 @@ def read_tally_page(fd: int) -> Counts | None:
 
 
 def bounded(number: int) -> int:
-    """Return `number`, but at most MAX. An application can write any number to the tally page of its worker."""
+    """Return `number`, but at most MAX."""
     return min(number, MAX)
-
-
-def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
-    """Return why a worker's counts cannot have grown from `before` to `counts` within `seconds`; "" if they can."""
-    # Only increases are checked, because open connections also decrease.
-    max_increase = int(MAX_PER_SECOND * (seconds + 1))
-    for slot in range(1, COUNTED):
-        number = counts[slot]
-        # Any latency is possible, because a response may take as long as the machine has been up.
-        limit = (
-            MAX - 1 if slot == LATENCY_NS else MAX_OPEN if slot in _GAUGES else before[slot] + max_increase
-        )
-        if number > limit:
-            return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
-    return ""
 
 
 def promise_stacks(fd: int) -> None:

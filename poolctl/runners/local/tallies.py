@@ -31,20 +31,11 @@ class Tallies:
     def counts(self, placement: Placement) -> Counts | None:
         """The worker's request counts; None if it has exited, or runs a command and so counts nothing."""
         worker = self._workers.get(placement.id)
-        if worker is None or worker.tally is None:
-            return None
-        return self._read(placement.server, placement.id, worker.tally)
-
-    def _read(self, server: str, name: str, tally: Tally) -> Counts | None:
-        was_trusted = not tally.refused
-        counts = tally.counts()
-        if was_trusted and tally.refused:
-            self._events().record_impossible_counts_event(server, name, tally.refused)
-        return counts
+        return None if worker is None or worker.tally is None else worker.tally.counts()
 
     def collect_final_counts(self, server: str, name: str, tally: Tally) -> None:
         """Report an exited worker's final counts; the keeper holds them until `discard_saved_counts`."""
-        counts = self._read(server, name, tally)
+        counts = tally.counts()
         if counts is not None and any(final := final_counts(counts)):
             entry = {"op": "put", "name": f"{fd_store.TALLY}{name}", "meta": {"server": server}}
             self._keeper.send(entry, [tally.fileno()])

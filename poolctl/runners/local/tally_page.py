@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable
 
 from poolctl.platform import process_cpu_ns, waits_for_events
 from poolctl.worker import tally
-from poolctl.worker.tally import COUNTED, Counts, final_counts
+from poolctl.worker.tally import Counts
 
 from ..process_link import Descriptor
 
@@ -21,36 +19,17 @@ _AFTER_ANSWER_NS = 1_000_000
 class Tally(Descriptor):
     """The page of memory on which one worker counts its requests, and writes its stacks.
 
-    The application can write to the page too. Once the page shows impossible counts, it is no longer trusted: `counts`
-    then returns the last plausible counts as final. `since` is when counting began, in monotonic seconds; 0 if another
-    supervisor created the page.
+    The application can write to the page too: its figures are its own affair, but none is larger than `tally.MAX`.
     """
-
-    def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(fd)
-        self.refused = ""  # why its counts are not trusted, "" if they are
-        self._now = now
-        self._plausible: Counts = [0] * COUNTED
-        self._at = since
 
     @classmethod
     def new(cls) -> Tally:
-        """Create a tally with a new memory page, on which all counts are zero. Counting begins now."""
-        return cls(tally.create_tally_page(), time.monotonic())
+        """Create a tally with a new memory page, on which all counts are zero."""
+        return cls(tally.create_tally_page())
 
     def counts(self) -> Counts | None:
         """Return the worker's counts so far; None for a page in another poolctl version's layout."""
-        counts = tally.read_tally_page(self._fd)
-        if counts is None:
-            return None
-        if not self.refused:
-            counted = counts[:COUNTED]
-            if counted != self._plausible:
-                now = self._now()
-                self.refused = tally.why_impossible(counted, self._plausible, now - self._at)
-                if not self.refused:
-                    self._plausible, self._at = counted, now
-        return [*final_counts(self._plausible), *counts[COUNTED:]] if self.refused else counts
+        return tally.read_tally_page(self._fd)
 
     def ask(self, asked_ns: int) -> None:
         """Record the time at which the worker is asked for a heartbeat."""

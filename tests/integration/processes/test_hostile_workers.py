@@ -93,7 +93,7 @@ def attack(control):
 """
 
 
-def test_worker_that_forges_its_figures_is_reported_and_leaves_those_of_other_servers_alone(
+def test_worker_that_forges_its_figures_leaves_those_of_other_servers_alone(
     hostile: RealPool, until: Any
 ) -> None:
     port = claim_port()
@@ -104,19 +104,14 @@ def test_worker_that_forges_its_figures_is_reported_and_leaves_those_of_other_se
     hostile.ok("start")
     for server, path in (("good", "/"), ("bad", "/"), ("bad", "/attack")):
         assert get(hostile.ports[server], path).status == 200
-    event, *_ = until(
-        lambda: [each for each in _events(hostile, "bad") if each["event"] == "figures refused"]
-    )
-    assert event["severity"] == "warning"
-    assert f"worker {event['worker']} shows impossible figures" in event["message"]
+    until(lambda: stats(hostile, "bad")["requests_total"] > 1 << 60)
     hostile.ok("restart", "bad")
     hostile.replace_supervisor()
     until(lambda: hostile.items()["good"]["ready"])
     until(
         lambda: get(hostile.ports["good"]).status == 200 and stats(hostile, "good")["requests_per_second"] > 0
     )
-    assert stats(hostile, "good")["requests_total"] >= 2
-    assert stats(hostile, "bad")["requests_total"] < 10
+    assert 2 <= stats(hostile, "good")["requests_total"] < 1000
     log = Path(next(hostile.runtime.glob("*/supervisor.log")))
     assert "Error" not in log.read_text(), log.read_text()[-2000:]
     hostile.ok("stop")

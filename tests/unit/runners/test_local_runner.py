@@ -322,11 +322,11 @@ async def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(
     os.close(write)
     it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
     fd = tally.create_tally_page()
-    tally.map_page(fd)[tally.STARTED] = 1 << 63
+    tally.map_page(fd)[tally.STARTED] = 1
     it.runner.tallies.collect_final_counts("web", "web.1.0", Tally(fd))
-    lost, impossible = it.told.events
+    lost, counted = it.told.events
     assert lost == ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full")
-    assert impossible[:3] == ("record_impossible_counts_event", "web", "web.1.0")
+    assert counted[:3] == ("add_up_counts", "web", "web.1.0")
 
 
 # The runner over a real keeper and real workers.
