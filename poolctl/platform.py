@@ -522,9 +522,8 @@ def waits_for_events(pid: int) -> bool:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal such as SIGSTOP, not a debugger, has stopped a process or a child of it (proc(5), stat)."""
-    children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
-    return any(_stat_fields(process)[:1] == [b"T"] for process in (pid, *map(int, children)))
+    """Whether a signal such as SIGSTOP, not a debugger, has stopped a process (proc(5), stat)."""
+    return _stat_fields(pid)[:1] == [b"T"]
 
 
 def process_name(pid: int) -> str:

@@ -12,14 +12,12 @@ from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
-from poolctl.clock import PING_SECONDS, next_aligned_time
 from poolctl.config import ServerConfig
 from poolctl.daemon_threads import in_daemon_thread
 from poolctl.keeper import fd_store
 from poolctl.keeper.reap import signal_process
 from poolctl.listeners.open_listener import duplicate_inherited_listeners
 from poolctl.listeners.sock_diag import accept_queue
-from poolctl.platform import is_stopped
 from poolctl.worker.tally import Counts
 
 from ..process_link import Message
@@ -30,7 +28,7 @@ from ..worker_spec import hook_config, memory_files, tls_contents, tls_settings
 from . import readiness
 from .activation import Activator
 from .app_zygotes import AppZygotes, ImportLimit
-from .children import Children, ProcessIdentity
+from .children import Children
 from .forking import Forker, RunnerContext
 from .left_groups import LeftGroups
 from .local_worker import LocalWorker, RunnerWorkers
@@ -110,8 +108,6 @@ class LocalRunner(Runner):
         self.zygotes = Zygotes(keeper, self.children, context.directory, context.notes)
         self.output = OutputPipes(keeper, context.helpers, context.logs_directory, self._current_events)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._import_limit)
-        self._stopped: set[ProcessIdentity] = set()  # the zygotes that the last check found stopped
-        self._kill_suspended_zygotes()
         self.sockets = Sockets(keeper, context.opener)
         self.adoptions = AdoptionPairs(keeper)
         self.activator = Activator(keeper, self.sockets, self.adoptions, context.helpers)
@@ -427,7 +423,6 @@ class LocalRunner(Runner):
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 
     async def aclose(self) -> None:
-        self._next_check.cancel()
         workers = list(self._workers.values())
         # A worker that cannot be stopped must not keep the rest open.
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers), return_exceptions=True)
@@ -454,22 +449,6 @@ class LocalRunner(Runner):
         for pid, start in (*self.zygotes.processes, *self.app_zygotes.processes):
             if start is not None:
                 signal_process(pid, start, signal.SIGKILL, group=True)
-
-    def _kill_suspended_zygotes(self) -> None:
-        """Kill zygotes that two checks in a row find stopped (SIGSTOP), so that no fork has to wait for them.
-
-        They are not pinged, because each would have to fork in order to answer. The next fork starts another zygote.
-        """
-        # Two checks, because a debugger or a paused container may stop it for a moment.
-        before, zygotes = self._stopped, (*self.zygotes.processes, *self.app_zygotes.processes)
-        self._stopped = {zygote for zygote in zygotes if is_stopped(zygote.pid)}
-        for process in before & self._stopped:
-            logger.error("a zygote (pid %d) is stopped: killing it", process.pid)
-            self.children.kill_group_now(process)
-        loop = asyncio.get_running_loop()
-        self._next_check = loop.call_at(
-            next_aligned_time(loop.time(), PING_SECONDS), self._kill_suspended_zygotes
-        )
 
     def handle_exit_report(self, report: Message) -> None:
         """Handle the keeper's report that a child has exited, or that the rest of its process group has."""

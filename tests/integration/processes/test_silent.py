@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from poolctl.keeper.shutdown import ALONE_SECONDS, ANSWER_SECONDS
-from poolctl.runners.local.zygotes import SILENT_SECONDS
 from tests.http_get import get
-from tests.integration.processes.test_deaths import helper
-from tests.processes import children, freeze, is_alive
+from tests.processes import freeze, is_alive
 from tests.real_pool import RealPool
 
 
@@ -48,19 +46,3 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
     os.kill(info["keeper_pid"], signal.SIGTERM)
     until(lambda: not pool.processes(), timeout_seconds=ANSWER_SECONDS + ALONE_SECONDS + 50)
     assert time.monotonic() - began >= ANSWER_SECONDS
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("stopped", ["itself", "the child that waits for a request"])
-def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, until: Any, stopped: str) -> None:
-    pool.write_hello()
-    pool.ok("start")
-    zygote = helper(pool, "zygote")
-    victim = zygote if stopped == "itself" else until(lambda: (children(zygote) or [0])[0])
-    freeze(victim)
-    until(lambda: not is_alive(zygote) and not is_alive(victim), timeout_seconds=60)
-    (worker,) = pool.items()["web"]["pids"]
-    began = time.monotonic()
-    pool.ok("restart", "web")
-    assert time.monotonic() - began < SILENT_SECONDS, "no fork waits for it"
-    assert pool.items()["web"]["pids"] != [worker]
