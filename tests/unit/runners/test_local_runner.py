@@ -27,7 +27,7 @@ from poolctl.runners.local.server_sockets import WorkerRoutes
 from poolctl.runners.local.takeover import AdoptionResult
 from poolctl.runners.local.tally_page import Tally
 from poolctl.runners.process_link import Descriptor
-from poolctl.runners.runner_protocol import Exit, Placement, RunnerEventHandler, WorkerFailed
+from poolctl.runners.runner_protocol import Placement, RunnerEventHandler, WorkerFailed
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
@@ -257,13 +257,18 @@ async def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_o
     os.close(write)
 
 
-async def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(it: Adopting) -> None:
+@pytest.mark.parametrize(
+    ("status", "message"), [(3, "exited with status 3"), (0, "ended between two supervisors")]
+)
+async def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(
+    it: Adopting, status: int, message: str
+) -> None:
     it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
     end = it.put_worker(config())
-    it.runner.handle_exit_report({"pid": 7, "status": 3, "sequence": 1})
+    it.runner.handle_exit_report({"pid": 7, "status": status, "sequence": 1})
     (found,) = (await it.runner.adopt_workers_and_end_others({"web": config()})).workers
     assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
-    assert await it.runner.wait_for_exit(found.placement) == Exit.from_returncode(3)
+    assert (await it.runner.wait_for_exit(found.placement)).message == message
     end.close()
 
 
@@ -300,6 +305,7 @@ async def test_adopted_worker_gets_the_orders_of_its_server(it: Adopting, tmp_pa
     wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
     (found,) = (await it.runner.adopt_workers_and_end_others({"web": server})).workers
     assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
+    assert found.ready_at == 1.5, "as it was recorded"
     await it.runner.wait_for_begin_or_exit(found.placement)
     it.runner.watch_idleness(found.placement, 5.0)
     for yes in (False, True):
