@@ -12,13 +12,10 @@ import functools
 import gc
 import importlib
 import importlib.util
-import inspect
-import linecache
 import logging
 import logging.config
 import os
 import sys
-import tokenize
 import traceback
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
@@ -151,9 +148,7 @@ def hide_poolctl_from_applications() -> None:
 
 # Maximum length of an error sent to the supervisor; the log has the whole text.
 MAX_CHARACTERS = 2000
-# Matches no route, so that the search prepares every route.
 _UNMATCHED_PATH = "/\0"
-_MAX_DEPTH = 8
 
 
 class LoadFailed(Exception):
@@ -289,56 +284,15 @@ def exit_status(code: object) -> int:
 
 
 def warm_up(app: object) -> None:
-    """Initialize the routes of a Starlette or FastAPI application before its first request; ignore other applications.
+    """Match each route of a Starlette or FastAPI application once; ignore other applications.
 
-    Otherwise the first requests are slower: FastAPI builds the routes of an included router (20 ms and 6 MB for thirty
-    routes), and looks up the source of each endpoint, for which it compiles regular expressions.
+    FastAPI builds the routes of an included router when it is first matched, which takes 1 ms of each worker's first
+    request for each route.
     """
-    routing = sys.modules.get("starlette.routing")
-    if routing is None:
-        return
-    sources: set[str] | None = None
-    if "fastapi" in sys.modules:
-        sources = set()
-        with contextlib.suppress(Exception):  # newer versions import it when the application starts
-            importlib.import_module("fastapi.telemetry._runtime")
-        with contextlib.suppress(OSError):
-            inspect.getsourcelines(tokenize.generate_tokens)
-    _warm_up_routes(app, routing.BaseRoute, sources, _MAX_DEPTH)
-
-
-def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
-    """Initialize each route of `router`, and cache the source files of the routes' endpoints.
-
-    `kind` is Starlette's base class of routes. `sources` holds the names of source files already cached; None: cache
-    none. `depth` is the maximum depth of nested routers.
-    """
+    scope = {"type": "http", "method": "GET", "path": _UNMATCHED_PATH, "root_path": "", "headers": []}
     with contextlib.suppress(Exception):  # an error will recur with the first request
-        for route in getattr(router, "routes", ()) if depth else ():
-            with contextlib.suppress(Exception):
-                if isinstance(route, kind):
-                    # A route initializes itself when it is first matched, even with a path that does not match.
-                    route.matches(_example_scope())  # type: ignore[attr-defined]
-            code = getattr(getattr(route, "endpoint", None), "__code__", None)
-            if sources is not None and inspect.iscode(code) and code.co_filename not in sources:
-                sources.add(code.co_filename)
-                linecache.getlines(code.co_filename)
-            _warm_up_routes(getattr(route, "original_router", route), kind, sources, depth - 1)
+        from starlette.routing import BaseRoute
 
-
-def _example_scope() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": _UNMATCHED_PATH,
-        "raw_path": b"/%00",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 1),
-        "state": {},
-    }
+        for route in app.routes:  # type: ignore[attr-defined]
+            if isinstance(route, BaseRoute):
+                route.matches(scope)
