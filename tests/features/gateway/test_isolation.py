@@ -117,7 +117,7 @@ def test_worker_gets_no_later_request_for_another_users_server(users: TwoUsers) 
 SPY = """
 import gc
 async def app(scope, receive, send):
-    tables = [each._text for each in gc.get_objects() if type(each).__name__ == "RouteTable"]
+    tables = [repr(vars(each)).encode() for each in gc.get_objects() if type(each).__name__ == "RouteTable"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"".join(tables)})
 """

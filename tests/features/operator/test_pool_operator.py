@@ -90,7 +90,7 @@ class Pool:
 
     @property
     def endpoint(self) -> OperatorSite:
-        found = self.stage.keeper.site("operator")
+        found = self.stage.keeper.served["operator"]
         assert isinstance(found, OperatorSite)
         return found
 

@@ -277,7 +277,7 @@ async def test_process_that_answers_late_may_have_been_frozen(free_port: Ports, 
 async def test_refused_client_is_recorded(free_port: Ports, tmp_path: Path) -> None:
     pool = Supervisor(Store(), tmp_path)
     assert await pool.hello.served(f"127.0.0.1:{free_port()}") == ""
-    pool.keeper.site("greet").supervisor.report_refusal("greet", "1 greeting refused")
+    pool.keeper.served["greet"].supervisor.report_refusal("greet", "1 greeting refused")
     await until(lambda: pool.events.flush() or pool.recorded)
     assert pool.recorded == ["audit greet client refused: 1 greeting refused"]
     await pool.over()

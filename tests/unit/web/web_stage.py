@@ -21,7 +21,7 @@ from poolctl.supervisor.launch import listen
 from poolctl.supervisor.verbs.verb import Call, Verb
 from poolctl.supervisor.verbs.verbs import peer
 from poolctl.supervisor.web_addresses import WebServer
-from poolctl.web.site import Site
+from poolctl.web.site import Site, SupervisorClient
 from poolctl.web.web_process import WebServerProcess, site_class
 from tests.unit.supervisor.test_state_store import StoreLink
 
@@ -33,6 +33,7 @@ class Spawner(StoreLink):
         super().__init__(store)
         self.sites = sites
         self.processes: list[WebServerProcess] = []
+        self.served: dict[str, Site] = {}  # by table: what the newest process serves
         self.running: list[asyncio.Task[None]] = []
         self.refuses = ""
 
@@ -41,7 +42,7 @@ class Spawner(StoreLink):
             return await super().call(message, fds, **more)
         if self.refuses:
             raise OSError(self.refuses)
-        process = WebServerProcess(os.dup(fds[0].fileno()), self.sites)
+        process = WebServerProcess(os.dup(fds[0].fileno()), self._recorded)
         self.processes.append(process)
         self.running.append(asyncio.ensure_future(process.serve_supervisor()))
         return {"pid": (1 << 22) + len(self.processes)}, []  # more than any Linux system has
@@ -55,9 +56,12 @@ class Spawner(StoreLink):
         """End the newest process, which nobody has ordered."""
         self.processes[-1].over.set()
 
-    def site(self, table: str) -> Site:
-        """What the newest process serves for the table."""
-        return self.processes[-1]._addresses[table]._site
+    def _recorded(self, table: str) -> Any:
+        def make(supervisor: SupervisorClient) -> Site:
+            site = self.served[table] = self.sites(table)(supervisor)
+            return site
+
+        return make
 
 
 class Files(NamedTuple):
