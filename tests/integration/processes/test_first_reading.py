@@ -165,7 +165,8 @@ def test_run_is_stopped_at_once_while_the_files_are_being_read(slow: SlowPool) -
 def test_pool_ends_with_its_terminal_while_the_files_are_being_read(slow: SlowPool) -> None:
     running = slow.spawn("run")
     running.kill()
-    wait_until(lambda: not slow.pool.processes())
+    # The keeper alone would end it after 30 s.
+    wait_until(lambda: not slow.pool.processes(), timeout_seconds=25)
     running.communicate()
 
 
