@@ -1003,3 +1003,14 @@ def test_apply_starts_a_server_on_demand_for_those_alone_that_depend_on_it() -> 
     pool.apply_sync([scripted("a", on_demand=True)])
     assert states(pool) == {"a": "stopped"}
     pool.stop_sync()
+
+
+def test_apply_leaves_a_dependency_stopped_that_was_stopped_by_itself() -> None:
+    servers = [scripted("a"), scripted("b", depends_on=["a"])]
+    pool = made(ScriptedRunner(), *servers)
+    pool.start_sync()
+    pool[servers[0].bind].stop_sync()
+    assert states(pool) == {"a": "stopped", "b": "running"}
+    pool.apply_sync([servers[0], scripted("b", depends_on=["a"], tags=["x"])])
+    assert states(pool) == {"a": "stopped", "b": "running"}
+    pool.stop_sync()
