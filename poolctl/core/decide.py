@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 
 from .worker import LEAVING, Worker, WorkerPhase
+
+if TYPE_CHECKING:
+    from .server_entry import DesiredState
 
 
 class Desired(StrEnum):
@@ -110,16 +114,13 @@ class ListenerState(StrEnum):
 class ServerView:
     """All facts that the decision about one server depends on."""
 
-    desired: Desired
-    generation: int  # the generation that should serve
+    desired: DesiredState
     count: int = 1  # the number of workers it should have, with the indexes 0 to count - 1
-    # By index, for workers that were replaced individually: the generation of the replacement.
-    renewed: Mapping[int, int] = field(default_factory=dict)
     vacant: Set[int] = frozenset()  # indexes that get no further worker
     waiting: Set[int] = frozenset()  # indexes in backoff
     refuses: bool = False  # close the listener while all indexes are in backoff
     overlap: bool = True  # whether two generations may run at once
-    feasible: bool = True  # a check has shown that workers of `generation` can start
+    feasible: bool = True  # a check has shown that workers of the desired generation can start
     checking: bool = False  # this check is in progress
     may_start: bool = True  # its dependencies fulfil their conditions
     may_stop: bool = True  # no dependent has to stop before it
@@ -130,7 +131,6 @@ class ServerView:
     must_reopen_listener: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
-    out: bool = False  # out of rotation: it answers, but gets no new traffic
     sleepy: bool = False  # scales to zero: may have no worker while it gets no requests
     has_pending_request: bool = False  # a request has arrived since it fell asleep
     has_live_dependents: bool = False  # a server that depends on it is up
@@ -153,19 +153,12 @@ class ServerView:
         """The indexes of the workers that should run."""
         return [index for index in range(self.count) if index not in self.vacant]
 
-    def generation_at(self, index: int) -> int:
-        """The generation of the worker that should serve with this index."""
-        return self.renewed.get(index, self.generation)
-
-    def is_current(self, worker: Worker) -> bool:
-        """Whether the worker is of the generation that should serve with its index."""
-        return worker.generation == self.generation_at(worker.index)
-
     @property
     def awaits_replacement(self) -> bool:
         """Whether workers serve, and no worker of their next generation exists yet."""
         return any(worker.phase is WorkerPhase.READY for worker in self.workers) and not any(
-            self.is_current(worker) or worker.generation >= self.generation for worker in self.workers
+            self.desired.is_current(worker) or worker.generation >= self.desired.generation
+            for worker in self.workers
         )
 
     @property
@@ -197,9 +190,9 @@ class ServerView:
             self.sleepy
             and not self.has_live_dependents
             and self.window_demand != AWAKE
-            and not self.out
+            and not self.desired.overrides.out
             and {worker.index for worker in self.staying}.issuperset(self.indexes)
-            and all(worker.idle and self.is_current(worker) for worker in self.staying)
+            and all(worker.idle and self.desired.is_current(worker) for worker in self.staying)
         )
 
 
@@ -307,7 +300,7 @@ def decide(view: ServerView) -> list[Action]:
 
 
 def _decide_by_desired_state(view: ServerView) -> list[Action]:
-    if view.desired.wants_no_worker:
+    if view.desired.state.wants_no_worker:
         return _decide_stopping(view)
     is_closed = view.listener is ListenerState.CLOSED and view.may_open
     if is_closed and view.returned and view.window_demand != ASLEEP:
@@ -359,12 +352,12 @@ def _decide_stopping(view: ServerView) -> list[Action]:
 
 
 def _stop_then_close(view: ServerView) -> list[Action]:
-    if view.desired is Desired.REMOVED:
+    if view.desired.state is Desired.REMOVED:
         return _retire_then_close(view)
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not WorkerPhase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
-    return _close(view, Refuse() if view.desired is Desired.FAILED else Close())
+    return _close(view, Refuse() if view.desired.state is Desired.FAILED else Close())
 
 
 def _close(view: ServerView, action: Close | Refuse) -> list[Action]:
@@ -387,10 +380,11 @@ def _retire_then_close(view: ServerView) -> list[Action]:
 
 
 def _rotation_changes(view: ServerView) -> list[Action]:
+    out = view.desired.overrides.out
     return [
-        Rotate(worker.id, not view.out)
+        Rotate(worker.id, not out)
         for worker in view.workers
-        if worker.phase is WorkerPhase.READY and worker.out != view.out
+        if worker.phase is WorkerPhase.READY and worker.out != out
     ]
 
 
@@ -402,7 +396,7 @@ def _choose_accepting(view: ServerView) -> list[Action]:
     ready = [
         worker
         for worker in view.staying
-        if worker.phase is WorkerPhase.READY and worker.generation <= view.generation_at(worker.index)
+        if worker.phase is WorkerPhase.READY and worker.generation <= view.desired.generation_at(worker.index)
     ]
     if any(not worker.unhealthy for worker in ready):
         return [
@@ -416,7 +410,7 @@ def _choose_accepting(view: ServerView) -> list[Action]:
 
 
 def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
-    current = [worker for worker in view.staying if view.is_current(worker)]
+    current = [worker for worker in view.staying if view.desired.is_current(worker)]
     old = [worker for worker in view.staying if worker not in current]
     others = [worker for worker in view.workers if worker not in current]
     if not view.overlap and others:
@@ -433,16 +427,18 @@ def _spawn_and_retire_workers(view: ServerView) -> list[Action]:
         # A leaving worker keeps its name until it has ended.
         present = {(worker.generation, worker.index) for worker in view.workers}
         actions += [
-            Spawn(view.generation_at(index), index)
+            Spawn(view.desired.generation_at(index), index)
             for index in view.indexes
-            if index not in view.waiting and (view.generation_at(index), index) not in present
+            if index not in view.waiting and (view.desired.generation_at(index), index) not in present
         ]
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is WorkerPhase.READY}
     if ready.issuperset(view.indexes):
         return actions + [_retire(worker) for worker in (surplus + old if view.may_leave else surplus)]
     # An individually replaced worker leaves as soon as its own replacement is ready.
-    replaced = [worker for worker in old if worker.index in view.renewed and worker.index in ready]
+    replaced = [
+        worker for worker in old if str(worker.index) in view.desired.renewed and worker.index in ready
+    ]
     actions += [_retire(worker) for worker in replaced]
     old = [worker for worker in old if worker not in replaced]
     # Until all replacements are ready, a ready worker may be the only one that answers, so only workers that are not

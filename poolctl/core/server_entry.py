@@ -130,6 +130,14 @@ class DesiredState:
     # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
 
+    def generation_at(self, index: int) -> int:
+        """The generation of the worker that should serve with this index."""
+        return self.renewed.get(str(index), self.generation)
+
+    def is_current(self, worker: Worker) -> bool:
+        """Whether the worker is of the generation that should serve with its index."""
+        return worker.generation == self.generation_at(worker.index)
+
 
 @dataclass(slots=True)
 class ObservedState:
@@ -384,10 +392,8 @@ class Entry:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         hook = self.hooks.running
         return decide.ServerView(
-            desired=self.desired.state,
-            generation=self.desired.generation,
+            desired=self.desired,
             count=self.size,
-            renewed={int(index): generation for index, generation in self.desired.renewed.items()},
             vacant=self._vacant_slots,
             waiting={index for index, slot in self.observed.slots.items() if slot.backoff is not None},
             refuses=self.refuses,
@@ -403,7 +409,6 @@ class Entry:
             must_reopen_listener=self.listener.must_reopen,
             abandoned=abandoned,
             job=self.config.job,
-            out=self.desired.overrides.out,
             sleepy=self.sleepy,
             has_pending_request=self.observed.has_pending_request,
             has_live_dependents=self.observed.has_live_dependents,
@@ -648,13 +653,9 @@ class Entry:
         """Whether the server has a process, ready or not."""
         return any(worker.placement is not None for worker in self.observed.workers.values())
 
-    def generation_at(self, index: int) -> int:
-        """The generation of the worker that should serve with this index."""
-        return self.desired.renewed.get(str(index), self.desired.generation)
-
     def is_current(self, worker: Worker) -> bool:
         """Whether the worker is of the generation that should serve with its index."""
-        return worker.generation == self.generation_at(worker.index)
+        return self.desired.is_current(worker)
 
     def slot(self, index: int) -> Slot:
         """The history of this worker index."""

@@ -28,6 +28,7 @@ from poolctl.core.decide import (
     FallAsleep,
     ListenerState,
     Open,
+    Overrides,
     Refuse,
     Rotate,
     RunHook,
@@ -51,8 +52,11 @@ def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase
 
 
 def view(*workers: Worker, **facts: Any) -> ServerView:
+    state, out = facts.pop("desired", Desired.RUN), Overrides(out=facts.pop("out", False))
+    generations = {name: facts.pop(name) for name in ("generation", "renewed") if name in facts}
     return ServerView(
-        **{"desired": Desired.RUN, "generation": 1, "listener": ListenerState.OPEN} | facts, workers=workers
+        **{"desired": DesiredState(state, out, **generations), "listener": ListenerState.OPEN} | facts,
+        workers=workers,
     )
 
 
@@ -176,12 +180,12 @@ EXAMPLES = {
     "drains the old ones although one of the new ones has ended for good": (
         view(worker(), worker(2), vacant={1}, generation=2, count=2), [Drain("w.1.0")],
     ),
-    "replaces one worker alone": (view(worker(), worker(index=1), renewed={1: 2}, count=2), [Spawn(2, 1)]),
+    "replaces one worker alone": (view(worker(), worker(index=1), renewed={"1": 2}, count=2), [Spawn(2, 1)]),
     "drains one that was replaced alone, though another is missing": (
-        view(worker(), worker(2), renewed={0: 2}, waiting={1}, count=2), [Drain("w.1.0")],
+        view(worker(), worker(2), renewed={"0": 2}, waiting={1}, count=2), [Drain("w.1.0")],
     ),
     "ends one that is replaced alone first without overlap": (
-        view(worker(), worker(index=1), renewed={1: 2}, count=2, overlap=False), [Stop("w.1.1")],
+        view(worker(), worker(index=1), renewed={"1": 2}, count=2, overlap=False), [Stop("w.1.1")],
     ),
     "watches the listener when it sleeps": (view(sleepy=True), [Arm()]),
     "sleeps while the listener is watched": (view(sleepy=True, armed=True), []),

@@ -67,7 +67,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Close() | Refuse():
                 assert listener is ListenerState.OPEN
                 leaves = (
-                    view.desired is Desired.REMOVED
+                    view.desired.state is Desired.REMOVED
                     or view.must_reopen_listener
                     or view.window_demand == ASLEEP
                 )
@@ -84,7 +84,8 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 assert armed
                 armed = False
             case FallAsleep():
-                facts = {"has_pending_request": False, "generation": view.generation + 100}
+                desired = replace(view.desired, generation=view.desired.generation + 100)
+                facts = {"has_pending_request": False, "desired": desired}
                 for worker in view.staying:
                     assert worker.phase is WorkerPhase.READY
                     assert worker.idle
@@ -147,7 +148,7 @@ def serving(view: ServerView) -> list[Worker]:
 
 def complete(view: ServerView) -> bool:
     """Whether the generation that should serve does so with all its workers."""
-    present = {worker.index for worker in serving(view) if view.is_current(worker)}
+    present = {worker.index for worker in serving(view) if view.desired.is_current(worker)}
     return present.issuperset(view.indexes)
 
 
@@ -156,13 +157,13 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.must_reopen_listener and before.listener is ListenerState.OPEN:
         assert not spawns
-    if before.desired is not Desired.RUN or not before.may_start or before.awaits_hook:
+    if before.desired.state is not Desired.RUN or not before.may_start or before.awaits_hook:
         assert not spawns
-    if before.desired is not Desired.RUN or not before.may_start:
+    if before.desired.state is not Desired.RUN or not before.may_start:
         assert RunHook(BEFORE_START) not in actions
-    if before.hook == BEFORE_START and before.desired.wants_no_worker:
+    if before.hook == BEFORE_START and before.desired.state.wants_no_worker:
         assert after.hook_ends
-    if before.desired.wants_no_worker:
+    if before.desired.state.wants_no_worker:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
             others = [action for action in actions if not isinstance(action, Release)]
@@ -170,32 +171,32 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
     if before.in_backoff:
         assert not any(isinstance(action, Open) for action in actions)
         closes = before.refuses and before.listener is ListenerState.OPEN and not before.awaits_hook
-        assert not closes or before.desired is not Desired.RUN or Refuse() in actions
+        assert not closes or before.desired.state is not Desired.RUN or Refuse() in actions
     serves_on = before.awaits_replacement and not before.may_start and not before.awaits_hook
-    if serves_on and before.desired is Desired.RUN and before.window_demand != ASLEEP:
+    if serves_on and before.desired.state is Desired.RUN and before.window_demand != ASLEEP:
         others = (Accept, Disarm, Release, Rotate)
         returns = before.returned and actions == [Open()]
         assert returns or all(isinstance(action, others) for action in actions), "what serves stays as it is"
     for spawn in spawns:
-        assert spawn.generation == before.generation_at(spawn.index)
+        assert spawn.generation == before.desired.generation_at(spawn.index)
         assert 0 <= spawn.index < before.count
         assert spawn.index not in before.vacant
         assert spawn.index not in before.waiting
     if not before.overlap and spawns:
-        assert all(map(before.is_current, before.workers))
+        assert all(map(before.desired.is_current, before.workers))
     if (
         not before.overlap
         and not before.feasible
-        and not before.desired.wants_no_worker
+        and not before.desired.state.wants_no_worker
         and not before.must_reopen_listener
     ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
-        old = [worker for worker in serving(before) if not before.is_current(worker)]
+        old = [worker for worker in serving(before) if not before.desired.is_current(worker)]
         assert ended.isdisjoint(one.id for one in old), "what serves stays until another can be started"
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
-    if before.awaits_hook and before.desired is Desired.RUN:
+    if before.awaits_hook and before.desired.state is Desired.RUN:
         others = (Open, Arm, FallAsleep)
         assert not any(isinstance(action, others) for action in actions), "the hook comes first"
         return
@@ -206,10 +207,10 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         return
     if before.window_demand == ASLEEP:
         begins = any(isinstance(action, (Open, Spawn, Arm)) for action in actions)
-        assert not (before.desired.wanted and begins)
+        assert not (before.desired.state.wanted and begins)
         return
     proceeds = (
-        before.desired is Desired.RUN
+        before.desired.state is Desired.RUN
         and not before.must_reopen_listener
         and before.listener is ListenerState.OPEN
     )
@@ -220,25 +221,25 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
             or not before.sleepy
             or before.window_demand == AWAKE
         )
-        alone = all(map(before.is_current, before.workers))
+        alone = all(map(before.desired.is_current, before.workers))
         if waiting and (before.overlap or (alone and before.workers == tuple(before.staying))):
-            going = {worker.index for worker in before.workers if before.is_current(worker)}
+            going = {worker.index for worker in before.workers if before.desired.is_current(worker)}
             full = going.issuperset(set(before.indexes) - {*before.waiting})
             assert after.staying or full, "somebody serves, or comes, for as long as anybody asks"
         if not waiting and not before.staying:
             assert after.armed
             assert not spawns
-    if before.overlap and not before.desired.wants_no_worker and not before.must_reopen_listener:
+    if before.overlap and not before.desired.state.wants_no_worker and not before.must_reopen_listener:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(len(before.indexes), len(serving(before)))
     serves = (
-        before.desired is Desired.RUN
+        before.desired.state is Desired.RUN
         and not before.must_reopen_listener
         and before.listener is ListenerState.OPEN
     )
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
-        assert all(map(before.is_current, serving(after)))
+        assert all(map(before.desired.is_current, serving(after)))
         assert len(serving(after)) == len(before.indexes) or not before.overlap
 
 
@@ -253,10 +254,12 @@ def reachable(view: ServerView) -> ServerView:
 
     An index waits, or is vacant, only after its worker has ended, and not every index is vacant.
     """
-    going = {worker.index for worker in view.staying if view.is_current(worker)}
+    going = {worker.index for worker in view.staying if view.desired.is_current(worker)}
     vacant = {*view.vacant} - going
-    vacant = vacant if view.desired is Desired.RUN and not vacant.issuperset(range(view.count)) else set()
-    waiting = {*view.waiting} - going - vacant if view.desired is Desired.RUN else set()
+    vacant = (
+        vacant if view.desired.state is Desired.RUN and not vacant.issuperset(range(view.count)) else set()
+    )
+    waiting = {*view.waiting} - going - vacant if view.desired.state is Desired.RUN else set()
     view = replace(view, vacant=vacant, waiting=waiting)
     due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
     view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
@@ -268,10 +271,14 @@ def reachable(view: ServerView) -> ServerView:
 views = st.builds(
     ServerView,
     window_demand=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
-    desired=st.sampled_from([Desired.RUN] * 8 + list(Desired)),
-    generation=st.integers(1, 2),
+    desired=st.builds(
+        DesiredState,
+        st.sampled_from([Desired.RUN] * 8 + list(Desired)),
+        st.builds(Overrides, out=seldom),
+        generation=st.integers(1, 2),
+        renewed=st.one_of(st.just({}), st.dictionaries(st.sampled_from("0123"), st.just(3))),
+    ),
     count=st.integers(1, MAX_WORKERS),
-    renewed=st.one_of(st.just({}), st.dictionaries(st.integers(0, MAX_WORKERS), st.just(3))),
     vacant=st.one_of(st.just(set()), st.sets(st.integers(0, MAX_WORKERS))),
     waiting=st.one_of(st.just(set()), st.sets(st.integers(0, MAX_WORKERS))),
     refuses=st.booleans(),
@@ -282,7 +289,6 @@ views = st.builds(
     has_pending_request=st.booleans(),
     has_live_dependents=seldom,
     job=seldom,
-    out=seldom,
     must_reopen_listener=seldom,
     may_open=mostly,
     before_start_due=seldom,
@@ -325,7 +331,7 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
     config = JOB if view.job else SLEEPY if view.sleepy else PLAIN
     entry = Entry(
         config,
-        DesiredState(view.desired, Overrides(out=view.out)),
+        replace(view.desired),
         ObservedState(
             has_pending_request=view.has_pending_request,
             has_live_dependents=view.has_live_dependents,
@@ -359,7 +365,7 @@ def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool
     else:
         assert (state in (State.RUNNING, State.DRAINING)) == (serves and not entry.wants_no_worker)
     if state in (State.RUNNING, State.DRAINING) and serves:
-        assert (state is State.DRAINING) == view.out
+        assert (state is State.DRAINING) == view.desired.overrides.out
     if state in (State.STOPPED, State.DISABLED, State.FAILED, State.SLEEPING):
         assert not view.workers
     if state is State.STOPPING:
@@ -389,7 +395,7 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
     if incomplete:
         workers.pop()
     view = ServerView(
-        desired=Desired.RUN, generation=1, count=count, sleepy=True, has_pending_request=True,
-        has_live_dependents=needed, out=out, listener=ListenerState.OPEN, workers=tuple(workers),
+        desired=DesiredState(Desired.RUN, Overrides(out=out)), count=count, sleepy=True, has_pending_request=True,
+        has_live_dependents=needed, listener=ListenerState.OPEN, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))
