@@ -20,7 +20,7 @@ from poolctl.units import format_duration
 from .worker import LEAVING, Worker, WorkerPhase
 
 if TYPE_CHECKING:
-    from .server_entry import DesiredState
+    from .server_entry import DesiredState, HookState
 
 
 class Desired(StrEnum):
@@ -115,6 +115,7 @@ class ServerView:
     """All facts that the decision about one server depends on."""
 
     desired: DesiredState
+    hooks: HookState
     count: int = 1  # the number of workers it should have, with the indexes 0 to count - 1
     vacant: Set[int] = frozenset()  # indexes that get no further worker
     waiting: Set[int] = frozenset()  # indexes in backoff
@@ -136,10 +137,6 @@ class ServerView:
     has_live_dependents: bool = False  # a server that depends on it is up
     window_demand: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
     armed: bool = False  # its listener is watched for the first request
-    before_start_due: bool = False  # started by a command, and the hook has not ended with status 0 yet
-    after_stop_due: bool = False  # stopped by a command, and the hook has not ended yet
-    hook: str = ""  # the name of the running hook, "" if none runs
-    hook_ends: bool = False  # the running hook has been asked to end
     listener: ListenerState = ListenerState.CLOSED
     workers: tuple[Worker, ...] = ()
 
@@ -174,14 +171,9 @@ class ServerView:
             self.has_pending_request
             or self.has_live_dependents
             or self.window_demand == AWAKE
-            or self.awaits_hook
+            or self.hooks.awaited
         )
         return self.sleepy and not is_needed and not self.staying
-
-    @property
-    def awaits_hook(self) -> bool:
-        """Whether the next worker has to wait for a hook."""
-        return self.before_start_due or self.after_stop_due or bool(self.hook)
 
     @property
     def may_fall_asleep(self) -> bool:
@@ -305,7 +297,7 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
     is_closed = view.listener is ListenerState.CLOSED and view.may_open
     if is_closed and view.returned and view.window_demand != ASLEEP:
         return [Open()]
-    if view.awaits_hook:
+    if view.hooks.awaited:
         return _run_hooks(view)
     if view.window_demand == ASLEEP:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
@@ -334,19 +326,20 @@ def _run_hooks(view: ServerView) -> list[Action]:
     A hook runs only while the server has no workers, so workers are stopped first. If both hooks are due, AFTER_STOP
     completes the previous stop before BEFORE_START begins the next start.
     """
-    if view.hook:
+    if view.hooks.running is not None:
         return []
     if view.workers:
         return [Stop(worker.id) for worker in view.staying]
-    if view.after_stop_due:
+    if view.hooks.after_stop_due:
         return [RunHook(AFTER_STOP)]
     return [RunHook(BEFORE_START)] if view.may_start else []
 
 
 def _decide_stopping(view: ServerView) -> list[Action]:
-    if view.hook == BEFORE_START:
-        return [] if view.hook_ends else [EndHook()]
-    if view.after_stop_due and not (view.hook or view.workers):
+    running = view.hooks.running
+    if running is not None and running.name == BEFORE_START:
+        return [] if running.ends else [EndHook()]
+    if view.hooks.after_stop_due and running is None and not view.workers:
         return [RunHook(AFTER_STOP), *_stop_then_close(view)]
     return _stop_then_close(view)
 

@@ -236,6 +236,16 @@ class HookState:
     after_stop_due: bool = persisted(False)  # a command has stopped the server
     running: RunningHook | None = transient(None)
 
+    @property
+    def cleans_up(self) -> bool:
+        """Whether a hook is running, or a stop hook is due."""
+        return self.after_stop_due or self.running is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the next worker has to wait for a hook."""
+        return self.before_start_due or self.cleans_up
+
 
 @dataclass(slots=True)
 class Entry:
@@ -312,12 +322,12 @@ class Entry:
 
         True while it runs, sleeps, starts, stops, or waits for a dependency, a retry or its scheduled time.
         """
-        return bool(self.observed.workers) or not self.wants_no_worker or self.cleans_up or self.on_schedule
-
-    @property
-    def cleans_up(self) -> bool:
-        """Whether a hook is running, or a stop hook is due."""
-        return self.hooks.after_stop_due or self.hooks.running is not None
+        return (
+            bool(self.observed.workers)
+            or not self.wants_no_worker
+            or self.hooks.cleans_up
+            or self.on_schedule
+        )
 
     @property
     def has_worker_of_serving_generation(self) -> bool:
@@ -390,9 +400,9 @@ class Entry:
         abandoned: tuple[str, ...] = (),
     ) -> decide.ServerView:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
-        hook = self.hooks.running
         return decide.ServerView(
             desired=self.desired,
+            hooks=self.hooks,
             count=self.size,
             vacant=self._vacant_slots,
             waiting={index for index, slot in self.observed.slots.items() if slot.backoff is not None},
@@ -414,10 +424,6 @@ class Entry:
             has_live_dependents=self.observed.has_live_dependents,
             window_demand=self.window_demand,
             armed=self.listener.armed is not None,
-            before_start_due=self.hooks.before_start_due,
-            after_stop_due=self.hooks.after_stop_due,
-            hook="" if hook is None else hook.name,
-            hook_ends=hook is not None and hook.ends,
             listener=self.listener.state,
             workers=tuple(self.observed.workers.values()),
         )
@@ -477,7 +483,7 @@ class Entry:
     def state(self) -> State:
         """The server's state in one word (see the documentation of states)."""
         if self.desired.state.wants_no_worker:
-            if self.observed.workers or self.cleans_up:
+            if self.observed.workers or self.hooks.cleans_up:
                 return State.STOPPING
             if self.failed:
                 return State.FAILED
@@ -587,7 +593,9 @@ class Entry:
         listener = self.listener
         if listener.state is not ListenerState.CLOSED or listener.previous_configs or listener.releasing:
             return False
-        return self.wants_no_worker and not (self.on_schedule or self.observed.workers or self.cleans_up)
+        return self.wants_no_worker and not (
+            self.on_schedule or self.observed.workers or self.hooks.cleans_up
+        )
 
     @property
     def is_stopping(self) -> bool:
@@ -642,7 +650,7 @@ class Entry:
             self.is_responsive,
             self.ready,
             bool(self.observed.workers),
-            self.cleans_up,
+            self.hooks.cleans_up,
             self.is_unstoppable,
             self.started,
             self.keeps_dependencies_awake,

@@ -232,6 +232,6 @@ class ServerRegistry:
             return False
         return not any(
             not (dependent.wanted or dependent.is_unstoppable)
-            and (dependent.observed.workers or dependent.cleans_up)
+            and (dependent.observed.workers or dependent.hooks.cleans_up)
             for dependent in self.dependents(entry)
         )

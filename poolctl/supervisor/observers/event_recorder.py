@@ -218,7 +218,7 @@ def _state_before_takeover(entry: Entry) -> str:
 def _fingerprint(entry: Entry) -> object:
     """A value that differs whenever the state, the workers or their number may have changed."""
     return (
-        entry.desired.state, entry.is_disabled, entry.out_of_rotation, entry.cleans_up,
+        entry.desired.state, entry.is_disabled, entry.out_of_rotation, entry.hooks.cleans_up,
         entry.observed.has_pending_request, entry.observed.has_live_dependents,
         entry.listener.armed is None, entry.size, entry.observed.window,
         *[(id(worker), worker.phase) for worker in entry.observed.workers.values()],

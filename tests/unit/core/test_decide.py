@@ -39,7 +39,7 @@ from poolctl.core.decide import (
     decide,
     judge_exit,
 )
-from poolctl.core.server_entry import DesiredState, Entry, ServerListener
+from poolctl.core.server_entry import DesiredState, Entry, HookState, RunningHook, ServerListener
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State, Status
@@ -54,10 +54,10 @@ def worker(generation: int = 1, index: int = 0, phase: WorkerPhase = WorkerPhase
 def view(*workers: Worker, **facts: Any) -> ServerView:
     state, out = facts.pop("desired", Desired.RUN), Overrides(out=facts.pop("out", False))
     generations = {name: facts.pop(name) for name in ("generation", "renewed") if name in facts}
-    return ServerView(
-        **{"desired": DesiredState(state, out, **generations), "listener": ListenerState.OPEN} | facts,
-        workers=workers,
-    )
+    running = RunningHook(facts.pop("hook")) if "hook" in facts else None
+    hooks = HookState(facts.pop("before_start_due", False), facts.pop("after_stop_due", False), running)
+    facts = {"listener": ListenerState.OPEN, **facts}
+    return ServerView(DesiredState(state, out, **generations), hooks, workers=workers, **facts)
 
 
 IDLE, UNHEALTHY = replace(worker(), idle=True), replace(worker(), health=Status.KO)

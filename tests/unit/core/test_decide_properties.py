@@ -99,14 +99,13 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 # As one does that has a probe to pass first.
                 workers[name] = Worker(name, generation, index, PLAIN, resting=True, stopped_accepting=True)
             case RunHook(hook):
-                assert not view.hook, "one of a server at a time"
+                assert view.hooks.running is None, "one of a server at a time"
                 assert not workers, "hooks run before the first worker and after the last one"
-                assert view.after_stop_due if hook == AFTER_STOP else view.before_start_due
-                facts["hook"] = hook
+                assert view.hooks.after_stop_due if hook == AFTER_STOP else view.hooks.before_start_due
+                facts["hooks"] = replace(view.hooks, running=RunningHook(hook))
             case EndHook():
-                assert view.hook == BEFORE_START
-                assert not view.hook_ends
-                facts["hook_ends"] = True
+                assert view.hooks.running == RunningHook(BEFORE_START)
+                facts["hooks"] = replace(view.hooks, running=RunningHook(BEFORE_START, ends=True))
             case Check():
                 assert not view.overlap
                 assert not view.checking
@@ -157,12 +156,13 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
     spawns = [action for action in actions if isinstance(action, Spawn)]
     if before.must_reopen_listener and before.listener is ListenerState.OPEN:
         assert not spawns
-    if before.desired.state is not Desired.RUN or not before.may_start or before.awaits_hook:
+    if before.desired.state is not Desired.RUN or not before.may_start or before.hooks.awaited:
         assert not spawns
     if before.desired.state is not Desired.RUN or not before.may_start:
         assert RunHook(BEFORE_START) not in actions
-    if before.hook == BEFORE_START and before.desired.state.wants_no_worker:
-        assert after.hook_ends
+    running = after.hooks.running
+    if running is not None and running.name == BEFORE_START and before.desired.state.wants_no_worker:
+        assert running.ends
     if before.desired.state.wants_no_worker:
         assert not any(isinstance(action, Open) for action in actions)
         if not before.may_stop:
@@ -170,9 +170,9 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
             assert not others or not before.workers
     if before.in_backoff:
         assert not any(isinstance(action, Open) for action in actions)
-        closes = before.refuses and before.listener is ListenerState.OPEN and not before.awaits_hook
+        closes = before.refuses and before.listener is ListenerState.OPEN and not before.hooks.awaited
         assert not closes or before.desired.state is not Desired.RUN or Refuse() in actions
-    serves_on = before.awaits_replacement and not before.may_start and not before.awaits_hook
+    serves_on = before.awaits_replacement and not before.may_start and not before.hooks.awaited
     if serves_on and before.desired.state is Desired.RUN and before.window_demand != ASLEEP:
         others = (Accept, Disarm, Release, Rotate)
         returns = before.returned and actions == [Open()]
@@ -196,7 +196,7 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
     if not before.may_open:
         assert not any(isinstance(action, Open) for action in actions)
     assert {action.key for action in actions if isinstance(action, Release)} == set(before.abandoned)
-    if before.awaits_hook and before.desired.state is Desired.RUN:
+    if before.hooks.awaited and before.desired.state is Desired.RUN:
         others = (Open, Arm, FallAsleep)
         assert not any(isinstance(action, others) for action in actions), "the hook comes first"
         return
@@ -261,13 +261,14 @@ def reachable(view: ServerView) -> ServerView:
     )
     waiting = {*view.waiting} - going - vacant if view.desired.state is Desired.RUN else set()
     view = replace(view, vacant=vacant, waiting=waiting)
-    due = {BEFORE_START: view.before_start_due, AFTER_STOP: view.after_stop_due}
-    view = replace(view, hook=view.hook if due.get(view.hook) and not view.workers else "")
-    view = replace(view, hook_ends=view.hook_ends and bool(view.hook))
+    due = {BEFORE_START: view.hooks.before_start_due, AFTER_STOP: view.hooks.after_stop_due}
+    if view.hooks.running is not None and (view.workers or not due[view.hooks.running.name]):
+        view = replace(view, hooks=replace(view.hooks, running=None))
     impossible = not view.sleepy or (view.window_demand == ASLEEP and view.has_live_dependents)
     return replace(view, window_demand="") if impossible else view
 
 
+running = st.none() | st.builds(RunningHook, st.sampled_from([BEFORE_START, AFTER_STOP]), ends=seldom)
 views = st.builds(
     ServerView,
     window_demand=st.sampled_from(["", "", "", AWAKE, ASLEEP]),
@@ -291,10 +292,7 @@ views = st.builds(
     job=seldom,
     must_reopen_listener=seldom,
     may_open=mostly,
-    before_start_due=seldom,
-    after_stop_due=seldom,
-    hook=st.sampled_from(["", BEFORE_START, AFTER_STOP]),
-    hook_ends=seldom,
+    hooks=st.builds(HookState, seldom, seldom, running),
     listener=st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
     workers=st.lists(
         st.tuples(st.integers(1, 3), st.integers(0, MAX_WORKERS), phases),
@@ -338,9 +336,7 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
             window=WindowState(view.window_demand),
         ),
         ServerListener(view.listener, armed=config if armed else None),
-        hooks=HookState(
-            view.before_start_due, view.after_stop_due, RunningHook(view.hook) if view.hook else None
-        ),
+        hooks=replace(view.hooks),
     )
     for index in view.vacant:
         entry.slot(index).vacant = "ended"
@@ -370,7 +366,7 @@ def test_state_of_a_server_agrees_with_its_workers(view: ServerView, armed: bool
         assert not view.workers
     if state is State.STOPPING:
         assert entry.wants_no_worker
-        assert view.workers or entry.cleans_up
+        assert view.workers or entry.hooks.cleans_up
     if entry.ready:
         assert state is State.RUNNING or (view.job and entry.completed)
 
@@ -395,7 +391,7 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
     if incomplete:
         workers.pop()
     view = ServerView(
-        desired=DesiredState(Desired.RUN, Overrides(out=out)), count=count, sleepy=True, has_pending_request=True,
-        has_live_dependents=needed, listener=ListenerState.OPEN, workers=tuple(workers),
+        DesiredState(Desired.RUN, Overrides(out=out)), HookState(), count=count, sleepy=True,
+        has_pending_request=True, has_live_dependents=needed, listener=ListenerState.OPEN, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))

@@ -185,7 +185,7 @@ class Histories(RuleBasedStateMachine):
             assert not entry.should_sleep
         if state is State.STOPPING:
             assert entry.wants_no_worker
-            assert workers or entry.cleans_up
+            assert workers or entry.hooks.cleans_up
         if entry.ready:
             assert state is State.RUNNING
 
