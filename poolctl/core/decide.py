@@ -20,7 +20,7 @@ from poolctl.units import format_duration
 from .worker import LEAVING, Worker, WorkerPhase
 
 if TYPE_CHECKING:
-    from .server_entry import DesiredState, HookState
+    from .server_entry import DesiredState, HookState, ServerListener
 
 
 class Desired(StrEnum):
@@ -115,6 +115,7 @@ class ServerView:
     """All facts that the decision about one server depends on."""
 
     desired: DesiredState
+    listener: ServerListener
     hooks: HookState
     count: int = 1  # the number of workers it should have, with the indexes 0 to count - 1
     vacant: Set[int] = frozenset()  # indexes that get no further worker
@@ -128,16 +129,12 @@ class ServerView:
     may_open: bool = True  # no other server has its address
     may_accept: bool = True  # no worker of another server accepts from its address any longer
     may_leave: bool = True  # the servers with which it exchanges addresses are ready at theirs
-    returned: bool = False  # its listener comes back from an earlier run; connections may wait in it
-    must_reopen_listener: bool = False  # its listener must be opened again after its workers have ended
     abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
     sleepy: bool = False  # scales to zero: may have no worker while it gets no requests
     has_pending_request: bool = False  # a request has arrived since it fell asleep
     has_live_dependents: bool = False  # a server that depends on it is up
     window_demand: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
-    armed: bool = False  # its listener is watched for the first request
-    listener: ListenerState = ListenerState.CLOSED
     workers: tuple[Worker, ...] = ()
 
     @property
@@ -294,8 +291,8 @@ def decide(view: ServerView) -> list[Action]:
 def _decide_by_desired_state(view: ServerView) -> list[Action]:
     if view.desired.state.wants_no_worker:
         return _decide_stopping(view)
-    is_closed = view.listener is ListenerState.CLOSED and view.may_open
-    if is_closed and view.returned and view.window_demand != ASLEEP:
+    is_closed = view.listener.state is ListenerState.CLOSED and view.may_open
+    if is_closed and view.listener.returned and view.window_demand != ASLEEP:
         return [Open()]
     if view.hooks.awaited:
         return _run_hooks(view)
@@ -309,12 +306,12 @@ def _decide_by_desired_state(view: ServerView) -> list[Action]:
         return _disarm(view) + _rotation_changes(view) + _choose_accepting(view)
     if is_closed and (view.may_start or view.sleepy):
         return [Open()]
-    if view.listener is not ListenerState.OPEN:
+    if view.listener.state is not ListenerState.OPEN:
         return []
-    if view.must_reopen_listener:
+    if view.listener.must_reopen:
         return _retire_then_close(view)
     if view.should_sleep:
-        return [] if view.armed else [Arm()]
+        return [Arm()] if view.listener.armed is None else []
     if view.may_fall_asleep:
         return [FallAsleep()]
     return _disarm(view) + _rotation_changes(view) + _choose_accepting(view) + _spawn_and_retire_workers(view)
@@ -354,11 +351,11 @@ def _stop_then_close(view: ServerView) -> list[Action]:
 
 
 def _close(view: ServerView, action: Close | Refuse) -> list[Action]:
-    return [*_disarm(view), action] if view.listener is ListenerState.OPEN else []
+    return [*_disarm(view), action] if view.listener.state is ListenerState.OPEN else []
 
 
 def _disarm(view: ServerView) -> list[Action]:
-    return [Disarm()] if view.armed else []
+    return [] if view.listener.armed is None else [Disarm()]
 
 
 def _retire_then_close(view: ServerView) -> list[Action]:

@@ -402,6 +402,7 @@ class Entry:
         """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         return decide.ServerView(
             desired=self.desired,
+            listener=self.listener,
             hooks=self.hooks,
             count=self.size,
             vacant=self._vacant_slots,
@@ -415,16 +416,12 @@ class Entry:
             may_open=may_open,
             may_accept=may_accept,
             may_leave=may_leave,
-            returned=self.listener.returned,
-            must_reopen_listener=self.listener.must_reopen,
             abandoned=abandoned,
             job=self.config.job,
             sleepy=self.sleepy,
             has_pending_request=self.observed.has_pending_request,
             has_live_dependents=self.observed.has_live_dependents,
             window_demand=self.window_demand,
-            armed=self.listener.armed is not None,
-            listener=self.listener.state,
             workers=tuple(self.observed.workers.values()),
         )
 

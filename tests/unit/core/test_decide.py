@@ -56,8 +56,11 @@ def view(*workers: Worker, **facts: Any) -> ServerView:
     generations = {name: facts.pop(name) for name in ("generation", "renewed") if name in facts}
     running = RunningHook(facts.pop("hook")) if "hook" in facts else None
     hooks = HookState(facts.pop("before_start_due", False), facts.pop("after_stop_due", False), running)
-    facts = {"listener": ListenerState.OPEN, **facts}
-    return ServerView(DesiredState(state, out, **generations), hooks, workers=workers, **facts)
+    listener = ServerListener(
+        facts.pop("listener", ListenerState.OPEN), armed=PROBED if facts.pop("armed", False) else None,
+        returned=facts.pop("returned", False), must_reopen=facts.pop("must_reopen_listener", False),
+    )  # fmt: skip
+    return ServerView(DesiredState(state, out, **generations), listener, hooks, workers=workers, **facts)
 
 
 IDLE, UNHEALTHY = replace(worker(), idle=True), replace(worker(), health=Status.KO)

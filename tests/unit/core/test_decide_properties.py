@@ -58,7 +58,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
     """What an executor shows the moment it has begun to perform the actions. Checks that they can be performed."""
     workers = {worker.id: worker for worker in view.workers}
     leaving: set[str] = set()
-    listener, armed, facts = view.listener, view.armed, dict[str, Any]()
+    listener, armed, facts = view.listener.state, view.listener.armed, dict[str, Any]()
     for action in actions:
         match action:
             case Open():
@@ -68,7 +68,7 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 assert listener is ListenerState.OPEN
                 leaves = (
                     view.desired.state is Desired.REMOVED
-                    or view.must_reopen_listener
+                    or view.listener.must_reopen
                     or view.window_demand == ASLEEP
                 )
                 leaves = leaves or view.in_backoff
@@ -79,10 +79,10 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
             case Arm():
                 assert listener is ListenerState.OPEN
                 assert not armed
-                armed = True
+                armed = PLAIN
             case Disarm():
                 assert armed
-                armed = False
+                armed = None
             case FallAsleep():
                 desired = replace(view.desired, generation=view.desired.generation + 100)
                 facts = {"has_pending_request": False, "desired": desired}
@@ -137,8 +137,8 @@ def applied(view: ServerView, actions: list[Action]) -> ServerView:
                 workers[name] = replace(workers[name], resting=not accepting)
     released = {action.key for action in actions if isinstance(action, Release)}
     abandoned = tuple(key for key in view.abandoned if key not in released)
-    workers_after = tuple(workers.values())
-    return replace(view, listener=listener, armed=armed, abandoned=abandoned, workers=workers_after, **facts)
+    facts |= {"abandoned": abandoned, "workers": tuple(workers.values())}
+    return replace(view, listener=replace(view.listener, state=listener, armed=armed), **facts)
 
 
 def serving(view: ServerView) -> list[Worker]:
@@ -154,7 +154,7 @@ def complete(view: ServerView) -> bool:
 def check_step(before: ServerView, actions: list[Action], after: ServerView) -> None:
     """The properties of every single decision."""
     spawns = [action for action in actions if isinstance(action, Spawn)]
-    if before.must_reopen_listener and before.listener is ListenerState.OPEN:
+    if before.listener.must_reopen and before.listener.state is ListenerState.OPEN:
         assert not spawns
     if before.desired.state is not Desired.RUN or not before.may_start or before.hooks.awaited:
         assert not spawns
@@ -170,12 +170,12 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
             assert not others or not before.workers
     if before.in_backoff:
         assert not any(isinstance(action, Open) for action in actions)
-        closes = before.refuses and before.listener is ListenerState.OPEN and not before.hooks.awaited
+        closes = before.refuses and before.listener.state is ListenerState.OPEN and not before.hooks.awaited
         assert not closes or before.desired.state is not Desired.RUN or Refuse() in actions
     serves_on = before.awaits_replacement and not before.may_start and not before.hooks.awaited
     if serves_on and before.desired.state is Desired.RUN and before.window_demand != ASLEEP:
         others = (Accept, Disarm, Release, Rotate)
-        returns = before.returned and actions == [Open()]
+        returns = before.listener.returned and actions == [Open()]
         assert returns or all(isinstance(action, others) for action in actions), "what serves stays as it is"
     for spawn in spawns:
         assert spawn.generation == before.desired.generation_at(spawn.index)
@@ -188,7 +188,7 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         not before.overlap
         and not before.feasible
         and not before.desired.state.wants_no_worker
-        and not before.must_reopen_listener
+        and not before.listener.must_reopen
     ):
         ended = {action.worker for action in actions if isinstance(action, Stop)}
         old = [worker for worker in serving(before) if not before.desired.is_current(worker)]
@@ -211,8 +211,8 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
         return
     proceeds = (
         before.desired.state is Desired.RUN
-        and not before.must_reopen_listener
-        and before.listener is ListenerState.OPEN
+        and not before.listener.must_reopen
+        and before.listener.state is ListenerState.OPEN
     )
     if proceeds and before.may_start and not before.in_backoff:
         waiting = (
@@ -227,15 +227,15 @@ def check_step(before: ServerView, actions: list[Action], after: ServerView) -> 
             full = going.issuperset(set(before.indexes) - {*before.waiting})
             assert after.staying or full, "somebody serves, or comes, for as long as anybody asks"
         if not waiting and not before.staying:
-            assert after.armed
+            assert after.listener.armed
             assert not spawns
-    if before.overlap and not before.desired.state.wants_no_worker and not before.must_reopen_listener:
+    if before.overlap and not before.desired.state.wants_no_worker and not before.listener.must_reopen:
         # Never a gap: a decision takes no more away than is too many.
         assert len(serving(after)) >= min(len(before.indexes), len(serving(before)))
     serves = (
         before.desired.state is Desired.RUN
-        and not before.must_reopen_listener
-        and before.listener is ListenerState.OPEN
+        and not before.listener.must_reopen
+        and before.listener.state is ListenerState.OPEN
     )
     if serves and complete(before):
         # Two generations are ready for no longer than a swap.
@@ -290,10 +290,13 @@ views = st.builds(
     has_pending_request=st.booleans(),
     has_live_dependents=seldom,
     job=seldom,
-    must_reopen_listener=seldom,
     may_open=mostly,
     hooks=st.builds(HookState, seldom, seldom, running),
-    listener=st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
+    listener=st.builds(
+        ServerListener,
+        st.sampled_from([ListenerState.OPEN, ListenerState.OPEN, *ListenerState]),
+        must_reopen=seldom,
+    ),
     workers=st.lists(
         st.tuples(st.integers(1, 3), st.integers(0, MAX_WORKERS), phases),
         max_size=6,
@@ -335,7 +338,7 @@ def entry_of(view: ServerView, *, armed: bool) -> Entry:
             has_live_dependents=view.has_live_dependents,
             window=WindowState(view.window_demand),
         ),
-        ServerListener(view.listener, armed=config if armed else None),
+        replace(view.listener, armed=config if armed else None),
         hooks=replace(view.hooks),
     )
     for index in view.vacant:
@@ -391,7 +394,8 @@ def test_server_falls_asleep_when_complete_idle_and_not_needed(
     if incomplete:
         workers.pop()
     view = ServerView(
-        DesiredState(Desired.RUN, Overrides(out=out)), HookState(), count=count, sleepy=True,
-        has_pending_request=True, has_live_dependents=needed, listener=ListenerState.OPEN, workers=tuple(workers),
+        DesiredState(Desired.RUN, Overrides(out=out)), ServerListener(ListenerState.OPEN), HookState(),
+        count=count, sleepy=True,
+        has_pending_request=True, has_live_dependents=needed, workers=tuple(workers),
     )  # fmt: skip
     assert (decide(view) == [FallAsleep()]) == (not (needed or out or busy or incomplete))
