@@ -123,7 +123,7 @@ test-cluster: dev
 # More processes than elsewhere: unit tests wait for deadlines more than they compute.
 quick: JOBS := $(shell echo $$(( $(CPUS) * 2 )))
 quick: dev
-	@$(BIN)/python $(PYTEST) -m "not (slow or integration)" tests/unit tests/features $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not (slow or heavy or integration)" tests/unit tests/features $(ARGS)
 
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
