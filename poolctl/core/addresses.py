@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
 
-from .decide import ListenerState
 from .server_entry import Entry
+from .server_state import ListenerState
 from .worker import LEAVING, WorkerPhase
 from .workqueue import Workqueue
 

@@ -9,9 +9,9 @@ from poolctl.errors import PoolError, PoolRestartError, PoolStartError, PoolStop
 from poolctl.states import State, in_words
 
 from .core import Core
-from .decide import ListenerState
 from .explain import LAST_LINES, explain_blocker, explain_last_lines, explanatory_lines, is_quoted
 from .server_entry import Entry
+from .server_state import ListenerState
 
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from poolctl.config import Section, ServerConfig, certificate_validity, read_regular_truncated
 
-from .decide import NO_OVERRIDES, Overrides
+from .server_state import NO_OVERRIDES, Overrides
 
 # Keys that only the supervisor uses, or that only describe a server: a change needs no new process.
 LIVE_KEYS = frozenset(

@@ -14,12 +14,13 @@ from poolctl.runners.runner_protocol import Placement, Runner, RunnerEventHandle
 from . import decide
 from .addresses import AddressRegistry, abandoned_listeners, same_listener
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, Desired, EndHook, ListenerState, Overrides, Stop
+from .decide import ASLEEP, EndHook, Stop
 from .explain import explain_blocker, failure_of, logged_exceptions, note_failure
 from .health_checks import HealthChecks
 from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
-from .server_entry import Entry, RunningHook, StartAfterStop
+from .server_entry import Entry
+from .server_state import NO_OVERRIDES, Desired, ListenerState, Overrides, RunningHook, StartAfterStop
 from .servers import ServerRegistry
 from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue
@@ -504,7 +505,7 @@ class Core:
         elif not entry.config.job:
             entry.order_restart()
 
-    def replace_overrides(self, entry: Entry, overrides: Overrides = decide.NO_OVERRIDES) -> None:
+    def replace_overrides(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
         """Replace all overrides, the changes that commands have made to the server's configuration."""
         was_disabled, before = entry.is_disabled, entry.desired.overrides
         if overrides.workers is None and before.workers is not None and entry.config.scale.is_automatic:

@@ -10,81 +10,13 @@ import signal
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from poolctl.config import Restart
 from poolctl.runners.runner_protocol import Exit
 from poolctl.units import format_duration
 
+from .server_state import Desired, DesiredState, HookState, ListenerState, ServerListener
 from .worker import LEAVING, Worker, WorkerPhase
-
-if TYPE_CHECKING:
-    from .server_entry import DesiredState, HookState, ServerListener
-
-
-class Desired(StrEnum):
-    """The desired state of a server.
-
-    `wanted`: commands want it to run, even if it has failed or completed. `wants_no_worker`: none should run now.
-    """
-
-    wanted: bool
-    wants_no_worker: bool
-
-    def __new__(cls, word: str, wanted: bool = False, wants_no_worker: bool = True) -> Desired:
-        """Create a desired state with the value `word` and the properties that the class describes."""
-        state = str.__new__(cls, word)
-        state._value_, state.wanted, state.wants_no_worker = word, wanted, wants_no_worker
-        return state
-
-    # Not started yet, or stopped because it was disabled: it starts when it is enabled.
-    IDLE = "idle", False, True
-    # Stopped by a command: enabling the server does not start it.
-    STOPPED = "stopped", False, True
-    RUN = "run", True, False
-    # Waits for its next scheduled run; during a run the state is RUN.
-    SCHEDULED = "scheduled", True, True
-    # Ended by itself with status 0, and is not started again.
-    COMPLETED = "completed", True, True
-    # Given up: only a command starts it again.
-    FAILED = "failed", True, True
-    # Removed from the pool, and forgotten once its last worker has ended.
-    REMOVED = "removed", False, True
-
-
-# The states that commands can request.
-_BY_COMMAND = {Desired.IDLE, Desired.STOPPED, Desired.RUN, Desired.SCHEDULED, Desired.REMOVED}
-_ENDED = {Desired.COMPLETED, Desired.FAILED}
-ALLOWED_CHANGES = MappingProxyType(
-    {
-        Desired.IDLE: _BY_COMMAND,
-        Desired.STOPPED: _BY_COMMAND,
-        Desired.RUN: _BY_COMMAND | _ENDED,
-        Desired.SCHEDULED: _BY_COMMAND,
-        Desired.COMPLETED: _BY_COMMAND | _ENDED,
-        Desired.FAILED: _BY_COMMAND | {Desired.FAILED},
-        # IDLE when a server of the same name is added again.
-        Desired.REMOVED: {Desired.REMOVED, Desired.IDLE},
-    }
-)
-
-
-class ImpossibleChange(Exception):
-    """The desired state cannot be changed in this way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """Changes made by commands, which override the configuration until a reload removes them."""
-
-    workers: int | None = None
-    disabled: bool | None = None
-    out: bool = False  # out of rotation
-
-
-NO_OVERRIDES = Overrides()
-
 
 # The commands of a server's `hooks`.
 BEFORE_START, AFTER_STOP = "before_start", "after_stop"
@@ -95,15 +27,6 @@ AWAKE, ASLEEP = "awake", "asleep"
 
 # If a command sends a worker one of these signals, the worker's exit is ordered, whatever its exit status.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
-
-
-class ListenerState(StrEnum):
-    """The state of the server's listening sockets."""
-
-    CLOSED = "closed"
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSING = "closing"
 
 
 # A view is never changed after construction, but not frozen: each event creates several, and creating a frozen one

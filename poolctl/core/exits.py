@@ -13,7 +13,7 @@ from poolctl.runners.runner_protocol import Exit
 
 from . import decide
 from .addresses import AddressRegistry
-from .decide import AWAKE, Desired
+from .decide import AWAKE
 from .explain import (
     failure_of,
     give_up_text,
@@ -25,6 +25,7 @@ from .explain import (
 )
 from .schedules import moment_text, record_run_end
 from .server_entry import MAX_ATTEMPTS_AWAITED, Entry, Slot
+from .server_state import Desired
 from .servers import ServerRegistry
 from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue

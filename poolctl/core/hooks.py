@@ -10,7 +10,7 @@ from poolctl.errors import PoolStopError
 from poolctl.runners.runner_protocol import Exit, Placement, Runner
 from poolctl.units import format_duration
 
-from .decide import BEFORE_START, Desired
+from .decide import BEFORE_START
 from .explain import (
     cause_of,
     explain_last_lines,
@@ -21,7 +21,8 @@ from .explain import (
     note_failure,
     record_warning,
 )
-from .server_entry import Entry, RunningHook
+from .server_entry import Entry
+from .server_state import Desired, RunningHook
 from .workqueue import Recorder, Workqueue
 
 

@@ -19,7 +19,7 @@ from poolctl.units import format_duration
 from . import decide
 from .addresses import AddressRegistry, listeners_beside, same_listener
 from .configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
-from .decide import ASLEEP, Action, Desired, ListenerState
+from .decide import ASLEEP, Action
 from .exits import ExitHandler, has_older_worker
 from .explain import (
     LAST_LINES,
@@ -38,7 +38,8 @@ from .explain import (
 )
 from .health_checks import HealthChecks
 from .hooks import HookRunner
-from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry, RunningHook
+from .server_entry import RUN_FAILED, STEADY_SECONDS, Entry
+from .server_state import Desired, ListenerState, RunningHook
 from .servers import ServerRegistry
 from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue, caused_by

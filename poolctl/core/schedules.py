@@ -22,8 +22,9 @@ from poolctl.time_windows import (
     until_text,
 )
 
-from .decide import ASLEEP, AWAKE, Desired
+from .decide import ASLEEP, AWAKE
 from .server_entry import RUN_FAILED, RUN_STOPPED, RUN_SUCCEEDED, Entry
+from .server_state import Desired
 from .servers import ServerRegistry
 from .workqueue import Recorder, Workqueue, caused_by
 

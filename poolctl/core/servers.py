@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from poolctl.config import ServerConfig
 
 from .addresses import AddressRegistry
-from .decide import Desired
 from .server_entry import Entry
+from .server_state import Desired
 
 
 class ServerRegistry:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
-from .server_entry import Cause, Entry
+from .server_entry import Entry
+from .server_state import Cause
 
 BATCH = 8
 

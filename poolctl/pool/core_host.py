@@ -19,8 +19,8 @@ from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
 from poolctl.core.command_goal import CommandGoal, wait_until
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import ListenerState
 from poolctl.core.server_entry import Availability, Entry
+from poolctl.core.server_state import ListenerState
 from poolctl.core.worker import LEAVING
 from poolctl.errors import (
     PoolError,

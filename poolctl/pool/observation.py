@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from poolctl.config import ServerConfig
-from poolctl.core.decide import Desired
-from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
+from poolctl.core.server_entry import Availability, Entry, ObservedState
+from poolctl.core.server_state import Desired, DesiredState
 from poolctl.errors import PoolMonitorError
 from poolctl.monitor import metrics
 from poolctl.routing import route_health

@@ -33,8 +33,8 @@ from poolctl.config import (
 from poolctl.control.answers import ErrorEntry, failure
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
 from poolctl.core.core import Core
-from poolctl.core.decide import ListenerState
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import ListenerState
 from poolctl.errors import PoolError, PoolStartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.listeners.port_ledger import PortLedger

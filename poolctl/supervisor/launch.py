@@ -228,7 +228,7 @@ def forget_servers_to_run(pool_directory: str, server_names: Collection[str] | N
     if server_names is None:
         _if_not_running(pool_directory, pool_files.remove_left_states)
         return
-    from poolctl.core.decide import Desired
+    from poolctl.core.server_state import Desired
 
     for name, record in state.get("servers", {}).items():
         if name in server_names:

@@ -76,7 +76,7 @@ FACES = {
     "model.section model.server_keys model.server_tables origins values.normalise values.plain values.problems "
     "values.secrets values.value_types",
     "control": "answers client gateway_answers pool_paths protocol server_answers",
-    "core": "core decide schedules server_entry worker workqueue",
+    "core": "core schedules server_entry server_state worker workqueue",
     "http": "http_client http_server messages",
     "keeper": "fd_store left_children pool_files spawn wire",
     "listeners": "listen_errors open_listener",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import Desired
 from poolctl.core.worker import WorkerPhase
 from poolctl.core.workqueue import NO_CAUSE
 from poolctl.json_form import Table

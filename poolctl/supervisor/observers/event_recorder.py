@@ -7,7 +7,8 @@ from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import window_effect_text
-from poolctl.core.server_entry import Cause, Entry
+from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import Cause
 from poolctl.core.worker import LEAVING, Worker, WorkerPhase
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import EventBus

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from poolctl.config import Stamp, changed_files, stamp_of
 from poolctl.control.answers import ChangedFiles, Item, Result, failure
 from poolctl.core.configuration_diff import digest_of
-from poolctl.core.decide import NO_OVERRIDES
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import NO_OVERRIDES
 from poolctl.errors import PoolParamError
 from poolctl.exit_codes import INVALID_CONFIGURATION, NOTHING_MATCHED
 from poolctl.json_form import to_json

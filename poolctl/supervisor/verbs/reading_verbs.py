@@ -20,10 +20,10 @@ from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ExecResult, ShowResult, StacksResult
 from poolctl.core.command_goal import CommandGoal, goal_error, wait_until
 from poolctl.core.configuration_diff import date_text
-from poolctl.core.decide import ListenerState
 from poolctl.core.health_checks import lasting_problem
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import ListenerState
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import FAILED, NOT_AS_DESIRED, TIMED_OUT
 from poolctl.json_form import Table

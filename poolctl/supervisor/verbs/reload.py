@@ -27,8 +27,8 @@ from poolctl.core.configuration_diff import (
     read_digests_by_key,
 )
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired
-from poolctl.core.server_entry import Cause, Entry
+from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import Cause, Desired
 from poolctl.core.workqueue import CURRENT_CAUSE
 from poolctl.errors import PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, TIMED_OUT

@@ -27,7 +27,7 @@ from poolctl.core.configuration_diff import (
     read_certificate_expiry,
     read_digests_by_key,
 )
-from poolctl.core.decide import Overrides
+from poolctl.core.server_state import Overrides
 from tests.certificates import certificate
 from tests.examples import examples
 

@@ -15,8 +15,8 @@ from poolctl import ServerConfig
 from poolctl.core.command_goal import CommandGoal
 from poolctl.core.configuration_diff import read_certificate_expiry
 from poolctl.core.core import Core, RunnerEventForwarder
-from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry, restore
+from poolctl.core.server_state import Desired, Overrides
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
@@ -96,10 +96,7 @@ async def test_a_removed_server_finishes_what_it_has_and_is_forgotten_with_its_e
     await pool.start()
     pool.core.schedule_removal(pool.core.entries["api"])
     await turns()
-    assert [line for line in pool.runner.log if "api" in line][-2:] == [
-        "drain api.1.0",
-        "stop api.1.0 10",
-    ]
+    assert [line for line in pool.runner.log if "api" in line][-2:] == ["drain api.1.0", "stop api.1.0 10"]
     assert pool.states() == {"db": "running", "other": "running"}
     assert pool.core.servers.dependents(pool.core.entries["db"]) == []
 
@@ -373,10 +370,7 @@ async def test_order_to_wake_starts_a_sleeping_server_and_leaves_others_alone() 
     pool.core.wake(pool.core.entries["web"])
     await turns()
     assert pool.states() == {"db": "running", "web": "running"}
-    assert [line for line in pool.runner.log if line.startswith("place")] == [
-        "place db.1.0",
-        "place web.1.0",
-    ]
+    assert [line for line in pool.runner.log if line.startswith("place")] == ["place db.1.0", "place web.1.0"]
     await pool.stop()
     pool.core.wake(pool.core.entries["web"])
     await turns()
@@ -731,10 +725,7 @@ async def test_recovery_is_in_the_servers_state_until_it_ends_and_may_count_as_a
     pool.core.take_changed()
     for counts, restarts in ((True, 1), (False, 1)):
         pool.core.note_recovery_begun(entry, {"step": "restart"}, {"0": [1.0]}, counts=counts)
-        assert (entry.observed.recovering, entry.observed.recoveries) == (
-            {"step": "restart"},
-            {"0": [1.0]},
-        )
+        assert (entry.observed.recovering, entry.observed.recoveries) == ({"step": "restart"}, {"0": [1.0]})
         assert entry.observed.restarts == restarts
         assert pool.core.take_changed() == [entry]
     pool.core.note_recovery_ended(entry)
@@ -896,10 +887,7 @@ async def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disab
     pool.core.replace_overrides(entry, Overrides(out=True))
     pool.core.enable_and_start(entry)
     await turns()
-    assert (pool.states(), entry.out_of_rotation) == (
-        {"web": "running" if configured else "stopped"},
-        False,
-    )
+    assert (pool.states(), entry.out_of_rotation) == ({"web": "running" if configured else "stopped"}, False)
     assert entry.desired.overrides.disabled is (False if configured else None)
     await pool.start()
     pool.core.replace_overrides(entry, replace(entry.desired.overrides, out=True))
@@ -1178,10 +1166,7 @@ async def test_worker_that_expires_before_it_is_known_to_be_ready_serves_until_i
         await asyncio.sleep(0)
     pool.core.mark_expired(entry, "web.1.0")
     await turns()
-    assert (set(pool.runner.running), worker_of(entry, "web.1.0").phase) == (
-        {"web.1.0", "web.2.0"},
-        "ready",
-    )
+    assert (set(pool.runner.running), worker_of(entry, "web.1.0").phase) == ({"web.1.0", "web.2.0"}, "ready")
     pool.runner.end("web.2.0", Exit.from_returncode(3))
     await turns()
     assert set(pool.runner.running) == {"web.1.0"}, "its replacement has failed: it is not replaced again"

@@ -12,23 +12,19 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.config import Backoff, Restart
 from poolctl.core.decide import (
-    ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
     Accept,
     Arm,
     Check,
     Close,
-    Desired,
     Disarm,
     Drain,
     EndHook,
     ExitDecision,
     ExitSituation,
     FallAsleep,
-    ListenerState,
     Open,
-    Overrides,
     Refuse,
     Rotate,
     RunHook,
@@ -39,7 +35,17 @@ from poolctl.core.decide import (
     decide,
     judge_exit,
 )
-from poolctl.core.server_entry import DesiredState, Entry, HookState, RunningHook, ServerListener
+from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import (
+    ALLOWED_CHANGES,
+    Desired,
+    DesiredState,
+    HookState,
+    ListenerState,
+    Overrides,
+    RunningHook,
+    ServerListener,
+)
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State, Status

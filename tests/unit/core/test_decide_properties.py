@@ -19,14 +19,11 @@ from poolctl.core.decide import (
     Arm,
     Check,
     Close,
-    Desired,
     Disarm,
     Drain,
     EndHook,
     FallAsleep,
-    ListenerState,
     Open,
-    Overrides,
     Refuse,
     Release,
     Rotate,
@@ -36,11 +33,13 @@ from poolctl.core.decide import (
     Stop,
     decide,
 )
-from poolctl.core.server_entry import (
+from poolctl.core.server_entry import Entry, ObservedState
+from poolctl.core.server_state import (
+    Desired,
     DesiredState,
-    Entry,
     HookState,
-    ObservedState,
+    ListenerState,
+    Overrides,
     RunningHook,
     ServerListener,
 )

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from poolctl import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decide import ASLEEP, AWAKE, ListenerState, Overrides, ServerView, decide
+from poolctl.core.decide import ASLEEP, AWAKE, ServerView, decide
 from poolctl.core.server_entry import Entry, record_of, restore
+from poolctl.core.server_state import ListenerState, Overrides
 from poolctl.core.worker import LEAVING, WorkerPhase
 from poolctl.runners.runner_protocol import Exit
 from poolctl.states import State
@@ -28,11 +29,7 @@ from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
 from tests.unit.core.test_decide_properties import applied, check_step
 
 NAMES = ("db", "api")
-BACKOFF = {
-    "limit": 3,
-    "window": 60,
-    "backoff": {"initial": 1, "max": 40, "jitter": 0},
-}
+BACKOFF = {"limit": 3, "window": 60, "backoff": {"initial": 1, "max": 40, "jitter": 0}}
 MAX_WORKERS = 3
 # Longer than any backoff, start_timeout and window.
 LONG_SECONDS = 100.0
@@ -353,11 +350,7 @@ class Histories(RuleBasedStateMachine):
             assert entry.is_fully_ready
             vacant = sum(bool(slot.vacant) for slot in entry.observed.slots.values())
             assert len(entry.observed.workers) == entry.size - vacant
-            assert (
-                entry.listener.state,
-                entry.listener.previous_configs,
-                entry.listener.must_reopen,
-            ) == (
+            assert (entry.listener.state, entry.listener.previous_configs, entry.listener.must_reopen) == (
                 ListenerState.OPEN,
                 [],
                 False,

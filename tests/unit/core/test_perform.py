@@ -15,10 +15,10 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import expired_message, read_certificate_expiry, read_digests_by_key
 from poolctl.core.core import Core
-from poolctl.core.decide import Overrides
 from poolctl.core.explain import describe_hang, record_stacks
 from poolctl.core.health_checks import FLAPPING
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import Overrides
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.errors import PoolRestartError, PoolStopError
 from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
@@ -79,10 +79,7 @@ async def test_connections_wait_while_the_worker_is_replaced_and_in_a_short_paus
     pool = OrderedCore(web(restart=slow))
     await pool.start()
     await die(pool)
-    assert (pool.states(), pool.runner.opened) == (
-        {"web": "running"},
-        {pool.core.entries["web"].config.key},
-    )
+    assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {pool.core.entries["web"].config.key})
     await die(pool)
     assert pool.states() == {"web": "backoff"}
     assert pool.runner.opened, "held, as it comes back sooner than a start may take"
@@ -265,10 +262,7 @@ async def test_server_has_failed_for_the_reason_of_the_worker_that_failed_althou
     observed = pool.core.entries["web"].observed
     assert pool.states() == {"web": "failed"}
     assert observed.failure is not None
-    assert (observed.last_exit, observed.failure.message) == (
-        Exit.from_returncode(3),
-        "exited with status 3",
-    )
+    assert (observed.last_exit, observed.failure.message) == (Exit.from_returncode(3), "exited with status 3")
 
 
 async def test_restarts_are_counted_for_each_worker() -> None:
@@ -311,8 +305,7 @@ async def test_server_fails_when_none_of_its_workers_is_left_and_one_has_reached
 
 
 @pytest.mark.parametrize(
-    ("policy", "last", "state"),
-    [("on-failure", 0, "stopped"), ("no", 0, "stopped"), ("no", 1, "failed")],
+    ("policy", "last", "state"), [("on-failure", 0, "stopped"), ("no", 0, "stopped"), ("no", 1, "failed")]
 )
 async def test_worker_that_ends_for_good_leaves_the_others_until_the_last_has_ended(
     policy: str, last: int, state: str
@@ -1106,11 +1099,7 @@ async def test_program_whose_address_is_in_use_without_the_pools_socket_too_fail
 
 @pytest.mark.parametrize(
     "keys",
-    [
-        {"command": ["program", "--fd={fd}"]},
-        {"socket": "pool"},
-        {"workers": 2},
-    ],
+    [{"command": ["program", "--fd={fd}"]}, {"socket": "pool"}, {"workers": 2}],
     ids=["descriptor in the command", "socket in the table", "two workers"],
 )
 async def test_program_that_must_take_the_pools_socket_is_not_started_without_it(
@@ -1210,10 +1199,7 @@ async def test_worker_that_is_replaced_alone_and_cannot_run_twice_ends_first_and
     log_of(pool)
     pool.core.replace_worker(pool.entry, "web.1.0")
     await turns()
-    assert (sorted(pool.runner.running), pool.entry.observed.overlap_found) == (
-        ["web.1.1", "web.3.0"],
-        "no",
-    )
+    assert (sorted(pool.runner.running), pool.entry.observed.overlap_found) == (["web.1.1", "web.3.0"], "no")
     assert pool.places == ["place web.2.0", "place web.3.0"]
     pool.core.replace_worker(pool.entry, "web.3.0")
     await turns()

@@ -13,7 +13,6 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, Overrides
 from poolctl.core.schedules import (
     asleep_until,
     failed_run_message,
@@ -22,7 +21,8 @@ from poolctl.core.schedules import (
     record_run_end,
     window_effect_text,
 )
-from poolctl.core.server_entry import DesiredState, Entry, record_of, restore
+from poolctl.core.server_entry import Entry, record_of, restore
+from poolctl.core.server_state import Desired, DesiredState, Overrides
 from poolctl.core.worker import Worker
 from poolctl.runners.runner_protocol import Exit
 from poolctl.time_windows import next_time
@@ -553,12 +553,7 @@ class TestTakeover:
             after.runner.jobs.add(running.id)
             after.runner.running[running.id] = after.loop.create_future()
             worker = Worker(
-                running.id,
-                running.generation,
-                0,
-                running.config,
-                running.phase,
-                placement=running.placement,
+                running.id, running.generation, 0, running.config, running.phase, placement=running.placement
             )
             after.core.adopt_worker(after.backup, worker)
         after.core.resume_adopted_server(after.backup)

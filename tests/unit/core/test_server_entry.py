@@ -13,27 +13,26 @@ import pytest
 
 import poolctl
 from poolctl.config import ServerConfig
-from poolctl.core.decide import (
-    ALLOWED_CHANGES,
-    ASLEEP,
-    AWAKE,
-    Desired,
-    ImpossibleChange,
-    ListenerState,
-    Overrides,
-)
+from poolctl.core.decide import ASLEEP, AWAKE
 from poolctl.core.server_entry import (
     Availability,
-    DesiredState,
     Entry,
-    HookState,
     ObservedState,
-    RunningHook,
     ScheduleState,
-    ServerListener,
     Slot,
     record_of,
     restore,
+)
+from poolctl.core.server_state import (
+    ALLOWED_CHANGES,
+    Desired,
+    DesiredState,
+    HookState,
+    ImpossibleChange,
+    ListenerState,
+    Overrides,
+    RunningHook,
+    ServerListener,
 )
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.errors import ServerError
@@ -665,29 +664,19 @@ def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
     spans = Availability()
     spans.note(0, state="starting", health="unknown")
     spans.note(10, state="failed")
-    assert (
-        spans.downtime,
-        spans.risetime,
-        spans.falltime,
-        spans.status,
-        spans.is_up,
-    ) == (10, 10, 0, "ko", False)
-    spans.note(15, state="disabled")
-    assert (spans.downtime, spans.status, spans.rise, spans.fall) == (
-        15,
-        "unknown",
+    assert (spans.downtime, spans.risetime, spans.falltime, spans.status, spans.is_up) == (
+        10,
+        10,
         0,
-        0,
+        "ko",
+        False,
     )
+    spans.note(15, state="disabled")
+    assert (spans.downtime, spans.status, spans.rise, spans.fall) == (15, "unknown", 0, 0)
     spans.note(20, state="running", health="ok")
     spans.note(22, state="stopping")
     spans.note(25, state="stopped")
-    assert (spans.uptime, spans.downtime, spans.falltime, spans.fall) == (
-        2,
-        18,
-        3,
-        1,
-    )
+    assert (spans.uptime, spans.downtime, spans.falltime, spans.fall) == (2, 18, 3, 1)
 
 
 def test_summary_has_all_that_neighbours_depend_on() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry, restore
+from poolctl.core.server_state import Desired, Overrides
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import BATCH, Workqueue, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError

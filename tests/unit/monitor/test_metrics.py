@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 
 import poolctl
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, Entry
+from poolctl.core.server_state import Desired
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.monitor.metrics import (
     PARTS,

@@ -11,7 +11,7 @@ import pytest
 
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.control_server import Request
-from poolctl.core.decide import Desired
+from poolctl.core.server_state import Desired
 from poolctl.core.workqueue import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.monitor.journal import Journal

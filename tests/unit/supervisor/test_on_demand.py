@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired
 from poolctl.core.server_entry import record_of, restore
+from poolctl.core.server_state import Desired
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.verbs.verb import Call
 from tests.unit.core.ordered_core import turns, web

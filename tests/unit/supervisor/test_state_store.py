@@ -17,8 +17,8 @@ import pytest
 from poolctl.config import ServerConfig, Surroundings, added_server, load, marks_of
 from poolctl.config.files.marks import Mark
 from poolctl.config.model.server_tables import Log
-from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
+from poolctl.core.server_state import Desired, Overrides
 from poolctl.feature import FEATURES
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Keeper

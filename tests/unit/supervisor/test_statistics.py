@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Desired
+from poolctl.core.server_state import Desired
 from poolctl.keeper.store import Store
 from poolctl.monitor.metrics import ServerSnapshot, WorkerUsage
 from poolctl.runners.process_usage import Usage

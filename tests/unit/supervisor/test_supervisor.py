@@ -25,7 +25,7 @@ from poolctl.control.client import Client, read_exit
 from poolctl.control.pool_lock import PoolLocks
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired, ListenerState
+from poolctl.core.server_state import Desired, ListenerState
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.keeper import wire
 from poolctl.keeper.store import Store
