@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
 
 from poolctl.core.server_entry import record_of
 from poolctl.features.dashboard._figure_rings import (
@@ -28,9 +27,7 @@ from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.statistics import WATCHED_SECONDS, ServerHistory
 from poolctl.worker import tally
 from tests.coroutines import staged_by
-from tests.examples import examples
 from tests.unit.core.ordered_core import run, turns
-from tests.unit.runners.test_tallies import readings, writes_over_time
 from tests.unit.supervisor.test_reading_verbs import Recorded
 from tests.virtual_loop import run_hurried
 
@@ -135,20 +132,6 @@ def test_errors_are_a_rate_of_each_interval() -> None:
     values = history.values(counted=True, with_errors=True)
     assert (values.requests_per_second, values.errors_per_second) == ((5, 5), (0.5, 0.5))
     assert history.values(counted=True, with_errors=False).errors_per_second is None
-
-
-@pytest.mark.slow
-def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
-    @examples(200)
-    @given(writes_over_time())
-    def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
-        ring, entry = FigureRing(HOUR), seen().entry
-        for now, counts in readings(steps):
-            ring.add(now, [ServerSnapshot(entry, counts, [], counts=True)])
-        for values in ring.series("web").values():
-            assert all(value is None or value >= 0 for value in values)
-
-    check()
 
 
 class WithHistory(Recorded):

@@ -24,11 +24,12 @@ from poolctl.features.gateway.supervision.gateway import GatewayManager
 from poolctl.features.gateway.supervision.outside_targets import WithServices
 from poolctl.features.gateway.table import GatewayConfig, GatewayListener
 from poolctl.features.gateway.target import ServerFacts, TargetState
-from poolctl.keeper import wire
+from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import EventBus
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target, TrafficLimits
 from poolctl.runners.helper_process import Helpers
 from poolctl.runners.listener_opener import Opener
+from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import SupervisorContext
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.asyncio_server import hang_up, listening, start_server
@@ -48,7 +49,9 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 class Keeper(ExecutingKeeper):
-    """Keeps entries as the keeper does, so that another manager finds them."""
+    """Keeps entries as the keeper does, so that another manager finds them; `lost` is one that cannot be read once."""
+
+    lost = ""
 
     def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
         HelperKeeper.send(self, message, fds)
@@ -57,6 +60,9 @@ class Keeper(ExecutingKeeper):
         if message["op"] == "list":
             names = sorted(name for name in self.entries if name > message["after"])
             return {"entries": [(name, 0) for name in names]}, []
+        if self.lost and message.get("name") == self.lost:
+            self.lost = ""
+            raise LinkLost("the keeper is being replaced")
         return await super().call(message, fds)
 
 
@@ -146,7 +152,7 @@ class Stage:
     async def change(self, name: str, **changes: Any) -> None:
         """Change what is known of a server; returns when HAProxy knows it."""
         self.facts[name] = replace(self.facts[name], **changes)
-        self.manager.report_machines()
+        self.manager.update()
         assert await self.manager.wait_until_applied() == ""
 
     def publish(self, *routes: Route, streams: Sequence[StreamRoute] = ()) -> None:
@@ -382,7 +388,7 @@ async def test_changes_of_routes_within_a_second_start_one_haproxy_and_servers_c
             await stage.settle()
         stage.facts["one"] = replace(stage.facts["one"], target=server().target)
         stage.facts["two"] = replace(stage.facts["two"], target=server(TargetState.DOWN).target)
-        stage.manager.report_machines()
+        stage.manager.update()
         await stage.settle()
         assert (stage.pid, await stage.answers()) == (first, {"one"})
         assert await stage.manager.wait_until_applied() == ""
@@ -547,6 +553,16 @@ async def test_successor_uses_the_same_haproxy_and_sends_the_states_of_servers_a
         assert await stage.get() == "503"
         await stage.change("one", target=server().target)
         assert (stage.pid, await stage.answers()) == (first, {"one"})
+
+
+@pytest.mark.loop(run=run)
+async def test_successor_that_cannot_read_everything_at_once_knows_the_disabled_hosts(short: Path) -> None:
+    async with gateway(short) as stage:
+        stage.manager.hosts.disable("one", 0)
+        assert await stage.manager.wait_until_applied() == ""
+        stage.keeper.lost = fd_store.GATEWAY_HOSTS
+        await stage.succeed()
+        assert (stage.keeper.lost, await stage.answers()) == ("", {"two"})
 
 
 @pytest.mark.loop(run=run)

@@ -316,15 +316,6 @@ def test_a_sample_has_the_requests_since_the_one_before_over_all_ready_workers(p
     assert sample.figures["requests_per_second"] == Part(0, 0.25)
 
 
-def test_counts_that_an_application_has_overwritten_do_no_harm(pages: Pages) -> None:
-    worker = pages.add()
-    load = LoadSampler(pages.runner, ["in_flight", "requests_per_second"], 0.0)
-    pages.count(worker, started=2**64 - 1, answered=0)
-    assert load.sample(pages.entry, 0.25).figures["in_flight"] == Part(0)
-    pages.written[worker][tally.STARTED] = 0
-    assert load.sample(pages.entry, 0.5).figures["requests_per_second"] == Part(0, 0.25)
-
-
 def test_unhealthy_workers_serve_nothing(pages: Pages) -> None:
     pages.entry.observed.workers[pages.add()].stuck = True
     assert not LoadSampler(pages.runner, ["in_flight"], 0.0).sample(pages.entry, 1.0).serves

@@ -151,11 +151,12 @@ class WaitingListeners:
         self._open: dict[str, WaitingListener] = {}
 
     async def adopt(self) -> None:
-        """Take over the previous supervisor's listeners from the keeper. Raises LinkLost."""
+        """Take over the previous supervisor's listeners from the keeper, unless open here. Raises LinkLost."""
         async for entry, _ in stored_entries(self._keeper, fd_store.GATEWAY_WAITING):
-            reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
             key = entry.removeprefix(fd_store.GATEWAY_WAITING)
-            self._open[key] = WaitingListener(reply["meta"]["name"], socket.socket(fileno=fd))
+            if key not in self._open:
+                reply, (fd,) = await self._keeper.call({"op": "get", "name": entry})
+                self._open[key] = WaitingListener(reply["meta"]["name"], socket.socket(fileno=fd))
 
     @property
     def keys(self) -> Set[str]:

@@ -20,7 +20,7 @@ from poolctl.address import overlaps, parse
 from poolctl.config import Tables, TLSConfig, certificate_names, openssl_reason, read_regular_truncated
 from poolctl.daemon_threads import in_daemon_thread
 from poolctl.errors import ServerError
-from poolctl.json_form import from_json, to_json
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import fd_store
 from poolctl.listeners.open_listener import (
     PRIVATE,
@@ -318,14 +318,7 @@ class GatewayPlanner:
         if is_serving:
             self._reported_addresses = tuple(self.listeners.settings)
         rows = json.loads(await self._store.read(fd_store.GATEWAY_CERTIFICATES) or b"[]")
-        self._certificates = [
-            Certificate(
-                TLSConfig(**row["tls"]),
-                tuple(row["names"]),
-                [content.encode("latin-1") for content in row["contents"]],
-            )
-            for row in rows
-        ]
+        self._certificates = [*map(_certificate_of, rows)]
 
     async def apply(self, tables: Tables, streams: Sequence[StreamRoute], *, is_serving: bool) -> None:
         """Make the plan, and open its listeners. Raises ServerError if that fails and no plan is in force."""
@@ -370,17 +363,17 @@ class GatewayPlanner:
 
     def _use_certificates(self, certificates: list[Certificate]) -> None:
         """Use these certificates, and store them, with their keys, for the next supervisor."""
-        before, after = (
-            [
-                {
-                    "tls": certificate.tls.to_dict(),
-                    "names": certificate.names,
-                    "contents": [content.decode("latin-1") for content in certificate.contents],
-                }
-                for certificate in of_one_time
-            ]
-            for of_one_time in (self._certificates, certificates)
-        )
-        if after != before:
-            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, json.dumps(after).encode())
+        rows = [*map(_row_of, certificates)]
+        if rows != [*map(_row_of, self._certificates)]:
+            self._store.store_for_successor(fd_store.GATEWAY_CERTIFICATES, json.dumps(rows).encode())
         self._certificates = certificates
+
+
+def _row_of(certificate: Certificate) -> Table:
+    contents = [content.decode("latin-1") for content in certificate.contents]
+    return {"tls": certificate.tls.to_dict(), "names": certificate.names, "contents": contents}
+
+
+def _certificate_of(row: Table) -> Certificate:
+    contents = [content.encode("latin-1") for content in row["contents"]]
+    return Certificate(TLSConfig(**row["tls"]), tuple(row["names"]), contents)
