@@ -418,7 +418,7 @@ def test_addresses_of_a_stopped_guest_are_the_fixed_ones_of_its_configuration() 
 async def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path) -> None:
     found: list[ProxmoxInventory] = []
     gateway: Any = SimpleNamespace(
-        report_machines=lambda: None, fetch_activity_by_host=None, use_machine_source=found.append
+        update=lambda: None, fetch_activity_by_host=None, use_machine_source=found.append
     )
     configuration = SimpleNamespace(environment={})
     environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
