@@ -17,6 +17,7 @@ HEALTH = "127.0.0.1:{}".format
 APP = """
 import asyncio, os, pathlib, time
 
+pathlib.Path("importing").touch()
 while not os.path.exists("imported"):
     time.sleep(0.01)
 
@@ -60,6 +61,9 @@ class Served:
 
     def touch(self, name: str, text: str = "") -> None:
         (self.pool.directory / name).write_text(text)
+
+    def is_importing(self) -> bool:
+        return (self.pool.directory / "importing").exists()
 
     def is_asked(self) -> bool:
         return (self.pool.directory / "asked").exists()

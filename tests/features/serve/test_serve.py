@@ -48,7 +48,7 @@ def test_signal_during_the_import_ends_it(serve: Any, until: Any, number: signal
 @pytest.mark.integration
 def test_signal_writes_stacks_during_import_and_while_loop_is_blocked(serve: Any, until: Any) -> None:
     web = serve(waits=True)
-    until(lambda: web.health()[0] == 503)
+    until(web.is_importing)
 
     def show(function: str) -> None:
         web.process.send_signal(signal.SIGURG)
