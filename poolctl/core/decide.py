@@ -24,7 +24,6 @@ BEFORE_START, AFTER_STOP = "before_start", "after_stop"
 # The effect of a window on a server.
 AWAKE, ASLEEP = "awake", "asleep"
 
-
 # If a command sends a worker one of these signals, the worker's exit is ordered, whatever its exit status.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 

@@ -33,7 +33,7 @@ def show_stacks(
 ) -> Outcome:
     """Show what the threads and tasks of workers do now.
 
-    The workers go on; one whose event loop hangs answers as well.
+    The workers keep serving. A worker with a blocked event loop answers, too.
     """
     result = ask_for(StacksResult, Request("stacks", place, selection), find_pool(place))
     outcome = Outcome.of(result)

@@ -85,7 +85,7 @@ class AwaitedTargets:
         return addresses
 
     def forget(self) -> None:
-        """Await no target any more."""
+        """Stop waiting for targets."""
         self._forwarding.apply({})
 
     async def aclose(self) -> None:

@@ -128,7 +128,7 @@ class HostStates:
     def restore(self, table: Table) -> None:
         """Restore the states from a predecessor's `to_json` that still apply. `changed` is not called.
 
-        Times are those of the system's clock: the monotonic clock may have restarted.
+        Times are in the system's clock, because the monotonic clock may have restarted.
         """
         wall = self.wall()
         for record in (from_json(HostRecord, entry) for entry in table["hosts"]):
