@@ -153,7 +153,8 @@ class InlineWorker:
             self.reason = f"{type(error).__name__}: {error}"
             return Exit.from_returncode(1)
         finally:
-            self._close_remaining_work()
+            if self._lifespan is not None and self._lifespan.task is not None:
+                self._lifespan.task.cancel()
         return Exit.from_returncode(0)
 
     def _on_ready(self) -> None:
@@ -190,20 +191,6 @@ class InlineWorker:
         if not self.exited.done():
             exit_ = Exit(message="stopped while it was loading") if task.cancelled() else task.result()
             self.exited.set_result(self._forced_exit or exit_)
-
-    def _close_remaining_work(self) -> None:
-        """Close or cancel the listeners, connections, requests and lifespan of a server that has ended."""
-        if self._lifespan is not None and self._lifespan.task is not None:
-            self._lifespan.task.cancel()
-        if self._uvicorn is None:
-            return
-        for served in self._uvicorn.acceptor.servers:
-            served.close()
-        for connection in list(self._uvicorn.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        for task in list(self._uvicorn.server_state.tasks):
-            task.cancel()
 
 
 class _Lifespan(LifespanOn):

@@ -182,7 +182,8 @@ class PoolServer(uvicorn.Server):
         """Serve until `stop` or `drain` is called and every request is complete.
 
         `on_ready` is called after the lifespan startup. By then connections are accepted, unless the attribute
-        `resting` is true. Raises StartupFailed when the application cannot be loaded or its startup fails.
+        `resting` is true. When this returns, no connection is open. Raises StartupFailed when the application cannot be
+        loaded or its startup fails.
         """
         self._listeners = listeners
         await self._start_application()
@@ -197,7 +198,21 @@ class PoolServer(uvicorn.Server):
         finally:
             if uvicorn_timer is not None:
                 uvicorn_timer.cancel()
-            await self.shutdown()
+            try:
+                await self.shutdown()
+            finally:
+                self._abort_what_is_left()
+
+    def _abort_what_is_left(self) -> None:
+        """Close what the shutdown has left, such as the connection of a client that reads nothing; cancel requests."""
+        for listening in self.acceptor.servers:  # a cancelled shutdown may not have closed them
+            listening.close()
+        self.acceptor.accepted.cancel()
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     async def _run_uvicorns_timer(self) -> None:
         """Renew the date of responses ten times a second, and drain after `limit_max_requests`, as uvicorn does.

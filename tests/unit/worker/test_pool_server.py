@@ -368,30 +368,46 @@ async def test_response_in_progress_at_a_drain_is_the_last_one(any_engine: Engin
         await running
 
 
-async def test_response_begun_before_a_drain_leaves_time_for_one_more_request(any_engine: Engine) -> None:
-    begun, release = asyncio.Event(), asyncio.Event()
+class SlowBody(App):
+    """Begins its response at once, and sends the body once `release` is set."""
 
-    async def slow(scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await lifespan(receive, send)
+            await super().__call__(scope, receive, send)
             return
         headers = [(b"content-length", b"2")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        begun.set()
-        await release.wait()
+        self.under_way.set()
+        await self.release.wait()
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async with served(any_engine, slow) as (server, _, port, running):
+
+async def test_response_begun_before_a_drain_leaves_time_for_one_more_request(any_engine: Engine) -> None:
+    async with served(any_engine, SlowBody()) as (server, app, port, running):
         client = await Client.connect(port)
         await client.send("/")
-        await begun.wait()
+        await app.under_way.wait()
         server.drain()
         await leaving(server)
-        release.set()
+        app.release.set()
         assert "connection" not in (await client.answer())[1]
         assert await client.stays_open(0.05)
         assert (await client.get())[1]["connection"] == "close"
         await asyncio.wait_for(running, 10)
+
+
+async def test_no_connection_is_open_after_a_stop(any_engine: Engine) -> None:
+    async with served(any_engine, SlowBody(), stop_seconds=0.05) as (server, app, port, running):
+        client = await Client.connect(port)
+        await client.send("/")
+        await app.under_way.wait()
+        server.stop()
+        await leaving(server)
+        app.release.set()
+        assert "connection" not in (await client.answer())[1]
+        await running
+        async with asyncio.timeout(1):  # less than the quiet period
+            assert await client.at_end()
 
 
 async def test_stop_after_a_drain_leaves_requests_in_progress_their_time(any_engine: Engine) -> None:
