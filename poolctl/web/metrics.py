@@ -19,7 +19,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 # The depth of the health report by path. The status is 503 if a route or server that should serve does not.
 HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
-_FRESH_SECONDS = 0.5  # every client gets the same answer for this time
+FRESH_SECONDS = 0.5  # every client gets the same answer for this time
 
 
 class MetricsSite(EndpointSite):
@@ -61,7 +61,7 @@ class MetricsSite(EndpointSite):
         # Clients that ask at the same time get the same answer.
         now = self.clock.monotonic()
         requested_at, answer = self._latest.get(kind, (now, None))
-        if answer is None or (answer.done() and requested_at + _FRESH_SECONDS <= now):
+        if answer is None or (answer.done() and requested_at + FRESH_SECONDS <= now):
             answer = asyncio.ensure_future(self.supervisor.ask(verb, options))
             self._latest[kind] = now, answer
         return await asyncio.shield(answer)
