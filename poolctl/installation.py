@@ -9,8 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Whether package indexes offer poolctl, so that its extras can be installed by name: set with the first release.
-IS_PUBLISHED = False
 # The distributions of each extra of poolctl (pyproject.toml).
 EXTRAS = {
     "fast": ("httptools", "uvloop", "websockets"),
@@ -49,9 +47,8 @@ def install_command(python: str, *distributions: str, upgrade: bool = False) -> 
 
 
 def install_extra_command(extra: str, missing: Sequence[str] = ()) -> str:
-    """The command that installs an extra of poolctl, or only its `missing` libraries, into poolctl's environment."""
-    wanted = [f"poolctl[{extra}]"] if IS_PUBLISHED else missing or EXTRAS[extra]
-    return install_command(sys.executable, *wanted)
+    """The command that installs an extra's libraries, or only the `missing` ones, into poolctl's environment."""
+    return install_command(sys.executable, *(missing or EXTRAS[extra]))
 
 
 def install_module_command(python: str, module: str, *others: str) -> str:
@@ -67,7 +64,7 @@ def reinstall_command() -> str:
     environment = os.path.dirname(os.path.dirname(sys.executable))
     if _is_pipx(environment):
         return f"pipx reinstall {os.path.basename(environment)}"
-    source = ["poolctl"] if IS_PUBLISHED else _source()
+    source = _source()
     return install_command(sys.executable, "--force-reinstall", *source) if source else ""
 
 
@@ -90,16 +87,18 @@ def _is_uv_without_pip(environment: str) -> bool:
 
 
 def _source() -> list[str]:
-    """The arguments of pip for the directory, archive or repository that poolctl was installed from (PEP 610)."""
+    """The arguments of pip for the path, repository or index from which poolctl was installed (PEP 610)."""
     import json
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        origin = json.loads(distribution("poolctl").read_text("direct_url.json") or "{}")
+        installed = distribution("poolctl")
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, OSError, ValueError):
         return []
-    url = str(origin.get("url", ""))
+    if not (url := str(origin.get("url", ""))):
+        # pip and uv write the file unless they install from an index.
+        return ["poolctl"] if (installed.read_text("INSTALLER") or "").strip() in ("pip", "uv") else []
     if "vcs_info" in origin:
         url = f"{origin['vcs_info'].get('vcs', 'git')}+{url}"
-    editable = origin.get("dir_info", {}).get("editable") is True
-    return [] if not url else ["--editable", url] if editable else [url]
+    return ["--editable", url] if origin.get("dir_info", {}).get("editable") is True else [url]

