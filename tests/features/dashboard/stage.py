@@ -51,12 +51,14 @@ class Stage:
             self._supervisor = None
             self._socket.unlink(missing_ok=True)
 
-    def begin(self) -> None:
-        settings = {
-            "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": self.token,
+    def _settings(self, token: str) -> dict[str, Any]:
+        return {
+            "logs_directory": str(self.logs), "key": "0123456789ab", "name": self.pool.name, "token": token,
             "hosts": ("Page.Example",), "secure": self.tls is not None,
             "ended_path": str(self.logs / "dashboard.ended"),
         }  # fmt: skip
+
+    def begin(self) -> None:
         begun = threading.Event()
 
         async def serve() -> None:
@@ -64,15 +66,26 @@ class Stage:
             servers: set[asyncio.Task[None]] = set()
             address = ServedAddress(DashboardSite(SupervisorClient(str(self._socket))), servers)
             listener = socket.create_server(("127.0.0.1", self.port))
-            await address.serve(settings, self.tls, [listener], lambda problem, changed: None)
+
+            async def serve_with(token: str) -> None:
+                listeners = [listener.dup()]
+                await address.serve(self._settings(token), self.tls, listeners, lambda problem, changed: None)
+
+            self._serve_with = serve_with
+            await serve_with(self.token)
             begun.set()
             await self._over.wait()
             await address.close(drains=False)
             await asyncio.gather(*servers)
+            listener.close()
 
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
         self._thread.start()
         assert begun.wait(60)
+
+    def change_token(self, token: str) -> None:
+        """Serve with another token from now on, as after a reload."""
+        asyncio.run_coroutine_threadsafe(self._serve_with(token), self._loop).result(60)
 
     @contextmanager
     def hung(self) -> Iterator[None]:

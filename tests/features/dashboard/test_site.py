@@ -581,6 +581,13 @@ def test_streams_of_a_session_end_with_it(user: Client, stage: Stage) -> None:
             assert next_event(open_stream, "lines")[0][2] == "second"
 
 
+def test_stream_ends_with_the_token_that_it_was_opened_with(user: Client, stage: Stage) -> None:
+    with streamed(user, "/poolctl/stream") as response:
+        stage.change_token("another-4712")
+        response.read()
+    assert user.send("GET", "/poolctl/session").status == 401
+
+
 @pytest.mark.loop(run=run_in_virtual_time)
 async def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
     over, more = asyncio.Event(), asyncio.Event()
