@@ -128,6 +128,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """The report of a failed test shows the events of its pool."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if call.when == "call" and report.failed:
+        values = getattr(item, "funcargs", {}).values()
+        for pool in (getattr(value, "pool", value) for value in values):
+            if isinstance(pool, RealPool):
+                with contextlib.suppress(AssertionError):  # it may hang
+                    report.sections.append(("Events of the pool", pool.run("events").stdout))
+    return report  # type: ignore[return-value]
+
+
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A directory with a short path, for Unix sockets, whose paths may have at most 107 bytes."""
