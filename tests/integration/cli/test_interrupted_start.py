@@ -34,7 +34,7 @@ LINES = {
     "validate -o json": 10,
     "list --name=x -qo name": 10,
     "status": 8,
-    "version -v": 8,
+    "--version": 8,
 }
 
 
