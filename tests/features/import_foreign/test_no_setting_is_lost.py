@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,13 +172,13 @@ def read_pm2(file: File, directory: Path) -> ForeignPool:
 
 def read_compose(file: File, directory: Path) -> ForeignPool:
     data: dict[str, Any] = {"services": {"a": {"command": "serve 80"}, "b": {"command": "other"}}}
-    for path, value in file.items():
+    for path, value in sorted(file.items()):  # a table before its settings
         *tables, last = path.split(".")
         table = data
         for name in tables:
             inner = table.get(name)
             table[name] = table = inner if isinstance(inner, dict) else {}
-        table[last] = value
+        table[last] = deepcopy(value)  # settings of a table are added to it
     return _compose.pool_of_compose(document(data, directory))
 
 
