@@ -145,8 +145,11 @@ class Children:
 
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[T], number: int, *, group: bool = False
-    ) -> None:
-        """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`."""
+    ) -> bool:
+        """Have the keeper signal the process or, with `group`, its process group, unless the process has `exited`.
+
+        Returns False if the keeper has not sent the signal.
+        """
         order = _signal_message(process, number, group=group)
         with contextlib.suppress(LinkLost, TimeoutError):
             # Repeated, because the keeper becomes the parent a moment after the fork.
@@ -154,8 +157,9 @@ class Children:
                 async with asyncio.timeout(_KEEPER_SECONDS):
                     reply, _ = await self._keeper.call(order)
                 if reply["sent"] or exited.done():
-                    return
+                    return True
                 await asyncio.sleep(_SIGNAL_AGAIN_SECONDS)
+        return False
 
     def kill_group_after(self, process: ProcessIdentity, exited: asyncio.Future[T], seconds: float) -> None:
         """Kill the process and its session if `exited` is not done within that time. Does not wait."""

@@ -241,13 +241,14 @@ class LocalWorker(LinkHandler):
             return Exit.from_signal(signal.SIGKILL) if exit_.group_left else exit_
 
     async def _ask_to_end(self) -> None:
-        """Send the stop signal, unless the process has exited: then the rest of its group has got the signal."""
-        if self.exited.done():
+        """Send the stop signal once, unless the process has exited: then the rest of its group has got the signal."""
+        if self.asked_to_end or self.exited.done():
             return
         self.asked_to_end = True
         group = self.server.stop_group == "together"
         number = self.server.stop_signal_number
-        await self._children.try_signal(self.process, self.exited, number, group=group)
+        if not await self._children.try_signal(self.process, self.exited, number, group=group):
+            self.asked_to_end = False  # the keeper is being replaced: it is asked again
 
     async def _wait_until_ended(self) -> Exit:
         exit_ = await asyncio.shield(self.exited)

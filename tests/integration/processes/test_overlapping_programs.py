@@ -100,6 +100,18 @@ def serve(served):
 """
 
 
+# Writes down each SIGTERM, and ends with none.
+STUBBORN = """
+import signal
+def serve(served):
+    def written_down(*args):
+        with open("signals", "a") as signals:
+            signals.write(f"{os.getpid()}\\n")
+    signal.signal(signal.SIGTERM, written_down)
+    served.serve_forever(0.01)
+"""
+
+
 class Overlapping:
     """A pool with one program on the pool's socket."""
 
@@ -162,6 +174,15 @@ def test_old_process_answers_until_the_new_one_accepts(program: Overlapping, unt
         assert is_alive(old)
     until(lambda: not is_alive(old))
     assert program.answering() == program.starts[1] == program.pool.items()["web"]["pids"][0]
+
+
+def test_old_process_gets_its_stop_signal_once_and_is_killed_after_both_time_limits(
+    program: Overlapping, until: Any
+) -> None:
+    old = program.start(STUBBORN, drain_timeout="300ms", stop_timeout="300ms")
+    program.pool.ok("restart")
+    until(lambda: not is_alive(old))
+    assert (program.pool.directory / "signals").read_text().split() == [str(old)]
 
 
 def test_further_process_is_not_ready_because_the_first_one_accepts(program: Overlapping, until: Any) -> None:

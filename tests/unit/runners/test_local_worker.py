@@ -44,8 +44,9 @@ class Keeper:
 
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
-    ) -> None:
+    ) -> bool:
         self.signals.append(number)
+        return True
 
     def kill_group_after(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], seconds: float

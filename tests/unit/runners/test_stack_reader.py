@@ -107,8 +107,9 @@ class Parent(Children):
 
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
-    ) -> None:
+    ) -> bool:
         os.kill(process.pid, number)
+        return True
 
 
 class WithoutPatience(Parent):
@@ -116,7 +117,7 @@ class WithoutPatience(Parent):
 
     async def try_signal(
         self, process: ProcessIdentity, exited: asyncio.Future[Exit], number: int, *, group: bool = False
-    ) -> None:
+    ) -> bool:
         os.kill(process.pid, number)
         if number == ASK_AGAIN:
             wait_until(lambda: b"in <module>" in read_stacks(self.page))
