@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from typing import Any
 
 import pytest
 
+from poolctl.clock import PING_SECONDS
 from poolctl.control.client import Client
 from poolctl.control.pool_client import PoolClient
 from tests.certificates import certificate
@@ -258,14 +259,11 @@ def test_service_outlasts_a_process_that_takes_no_heartbeats_for_longer_than_its
 ) -> None:
     pool = Registering(gateway)
     process = gateway.until(pool.process)
+    # It is asked at each multiple of this time, and killed if it has been stopped for three seconds since.
+    gateway.until(lambda: 0.1 < time.monotonic() % PING_SECONDS < 0.5)
     assert pool.heartbeat() == 200
     freeze(process)
-
-    def resume() -> None:
-        with contextlib.suppress(ProcessLookupError):  # on a busy machine it may have been replaced
-            os.kill(process, signal.SIGCONT)
-
-    frozen = threading.Timer(4, resume)  # however long a command takes
+    frozen = threading.Timer(4, os.kill, (process, signal.SIGCONT))  # however long a command takes
     frozen.start()
     while frozen.is_alive():
         assert pool.state() == "serving" or not frozen.is_alive()
