@@ -133,11 +133,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """The report of a failed test shows the events of its pool."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if call.when == "call" and report.failed:
-        values = getattr(item, "funcargs", {}).values()
-        for pool in (getattr(value, "pool", value) for value in values):
-            if isinstance(pool, RealPool):
-                with contextlib.suppress(AssertionError):  # it may hang
-                    report.sections.append(("Events of the pool", pool.run("events").stdout))
+        values = [getattr(value, "pool", value) for value in getattr(item, "funcargs", {}).values()]
+        if pool := next((value for value in values if isinstance(value, RealPool)), None):
+            with contextlib.suppress(AssertionError):  # it may hang
+                report.sections.append(("Events of the pool", pool.run("events").stdout))
     return report  # type: ignore[return-value]
 
 
