@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 listener = socket.socket(fileno=int(sys.argv[1]))
-listener.setblocking(False)  # a process that another one is faster than must not wait for the next client
+listener.setblocking(False)  # another process may accept first: accept must not wait for the next client
 served = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
 served.socket.close()
 served.socket, served.server_name, served.server_port = listener, "test", 0

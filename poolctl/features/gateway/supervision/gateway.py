@@ -497,7 +497,7 @@ class GatewayManager(HelperOwner[HaproxyProcess]):
         self._events.record("pool", event, message=message, **detail)
 
     async def _apply_plan(self) -> None:
-        """Open the listeners, and retry later those that failed. Raises ServerError if no plan is in force."""
+        """Open the listeners; those that fail are opened later. Raises ServerError if there is no plan to follow."""
         if not self._adopted:
             await self._adopt()
         await self._planner.apply(self.tables, self._open_streams(), is_serving=self.gateway is not None)
