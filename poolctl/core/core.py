@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig
@@ -15,7 +17,7 @@ from . import decide
 from .addresses import AddressRegistry, abandoned_listeners, same_listener
 from .configuration_diff import read_certificate_expiry, read_digests_by_key
 from .decide import ASLEEP, EndHook, Stop
-from .explain import explain_blocker, failure_of, logged_exceptions, note_failure
+from .explain import explain_blocker, failure_of, logged_exceptions, note_failure, record_stacks
 from .health_checks import HealthChecks
 from .perform import Executor
 from .schedules import ScheduledRuns, SleepWindowScheduler
@@ -24,6 +26,9 @@ from .server_state import NO_OVERRIDES, Desired, ListenerState, Overrides, Runni
 from .servers import ServerRegistry
 from .worker import LEAVING, Worker, WorkerPhase
 from .workqueue import Recorder, Workqueue
+
+if TYPE_CHECKING:
+    from poolctl.runners.stack_report import WorkerStacks
 
 
 class Core:
@@ -370,6 +375,18 @@ class Core:
         """Record that the server's recovery, recorded by `note_recovery_begun`, has ended."""
         entry.observed.recovering = {}
         self.touch(entry)
+
+    def read_stacks(self, entry: Entry, worker: Worker) -> asyncio.Task[WorkerStacks | None]:
+        """Begin to read the stacks of a worker that may be recovered then; returns the task."""
+
+        def finish(reading: asyncio.Task[WorkerStacks | None]) -> None:
+            if worker.reading_stacks is reading:  # not so if it hangs again, and a newer read is in progress
+                worker.reading_stacks = None
+                self.touch(entry)
+
+        worker.reading_stacks = reading = asyncio.ensure_future(record_stacks(self.runner, entry, worker))
+        reading.add_done_callback(finish)
+        return reading
 
     def mark_stuck(self, entry: Entry, worker: Worker, stuck: bool) -> None:
         """Note whether the worker's event loop is stuck, that is, has not answered a heartbeat."""

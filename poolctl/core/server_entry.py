@@ -418,6 +418,13 @@ class Entry:
         return self.is_responsive and (self.desired.state.wants_no_worker or not self.out_of_rotation)
 
     @property
+    def is_recovering(self) -> bool:
+        """Whether workers that hang or are unhealthy are being replaced, or may be once their stacks are read."""
+        is_examined = any(worker.reading_stacks is not None for worker in self.observed.ready)
+        replaces = self.config.recovery.strategy in ("restart", "replace")
+        return bool(self.observed.recovering) or (is_examined and replaces)
+
+    @property
     def rests_until_named(self) -> bool:
         """Whether the server is at rest until a command names it or a dependent starts.
 

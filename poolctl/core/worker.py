@@ -14,6 +14,7 @@ from poolctl.states import Status
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
+    from poolctl.runners.stack_report import WorkerStacks
 
 
 class WorkerPhase(StrEnum):
@@ -61,6 +62,8 @@ class Worker:
     signals: dict[int, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     preloading: asyncio.Future[str] | None = None
+    # While its stacks are read, before it is recovered.
+    reading_stacks: asyncio.Task[WorkerStacks | None] | None = None
     exit: Exit | None = None
     last_line: str = ""  # the last line of its output, if it ended by itself with status 0
     next_step: str = ""  # the consequence of its exit as a sentence; "" if the exit was ordered

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from poolctl.config import Recovery
 from poolctl.core.core import Core
-from poolctl.core.explain import last_lines, record_stacks
+from poolctl.core.explain import last_lines
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.core.workqueue import caused_by
@@ -78,6 +78,7 @@ def decide(policy: Recovery, situation: RecoverySituation) -> Decision:
         return Decision(RecoveryStep.NOTHING)
     if situation.strategy in ("notify", "disable"):
         return Decision(RecoveryStep(situation.strategy), everyone)
+    assert situation.strategy in ("restart", "replace"), f"unknown strategy: {situation.strategy!r}"
     if situation.under_way:
         return Decision(RecoveryStep.WAIT)
     delays = [_recovery_delay_seconds(policy, situation, history) for history in situation.histories]
@@ -166,7 +167,6 @@ class WorkerRecovery:
         self._events = events
         self._states: dict[str, RecoveryState] = {}
         self._reading_lines: dict[int, asyncio.Task[list[str]]] = {}  # by the report's id
-        self._reading_stacks: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # by the worker's id
         core.health.unhealthy.add(
             lambda entry, worker, reason: self.report_worker_problem(entry, worker, LIVENESS, reason)
         )
@@ -182,8 +182,7 @@ class WorkerRecovery:
         if earlier is None or earlier.worker is not worker:
             state.problems[worker.id] = WorkerProblem(worker, kind, description, self._core.clock.time())
             if kind != MEMORY and entry.config.recovery.strategy != "none":
-                reading = asyncio.ensure_future(record_stacks(self._core.runner, entry, worker))
-                self._reading_stacks[id(worker)] = reading
+                reading = self._core.read_stacks(entry, worker)
                 reading.add_done_callback(partial(self._on_stacks_read, entry, worker))
         self.update_recovery(entry)
 
@@ -191,9 +190,6 @@ class WorkerRecovery:
         self, entry: Entry, worker: Worker, reading: asyncio.Task[WorkerStacks | None]
     ) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
-        # If it hangs again, a newer read is in progress.
-        if self._reading_stacks.get(id(worker)) is reading:
-            del self._reading_stacks[id(worker)]
         problems = self._states[entry.name].problems if entry.name in self._states else {}
         problem = problems.get(worker.id)
         if problem is not None and problem.worker is worker and not reading.cancelled():
@@ -240,7 +236,7 @@ class WorkerRecovery:
         current = [
             problem
             for problem in state.problems.values()
-            if entry.is_current(problem.worker) and id(problem.worker) not in self._reading_stacks
+            if entry.is_current(problem.worker) and problem.worker.reading_stacks is None
         ]
         if not entry.wanted or entry.removed:
             return

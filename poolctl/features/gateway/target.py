@@ -135,7 +135,9 @@ def _target_of(core: Core, entry: Entry, *, waits: bool) -> Target:
     # Even while its last worker is still draining, a connection to a sleeping server wakes it.
     if entry.listener.armed is not None or entry.state is State.SLEEPING:
         return Target(TargetState.SLEEPING)
-    if waits and (entry.state is State.STARTING or (entry.state is State.BACKOFF and not entry.refuses)):
+    retries_soon = entry.state is State.BACKOFF and not entry.refuses
+    recovers = entry.state is State.RUNNING and entry.is_recovering
+    if waits and (entry.state is State.STARTING or retries_soon or recovers):
         return Target(TargetState.STARTING)
     # The address of a starting server may not be open yet: a connection would be refused.
     state = State.STOPPED if entry.state is State.STARTING else entry.state

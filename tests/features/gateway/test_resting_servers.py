@@ -1,15 +1,18 @@
-"""Routes to servers that start on demand: refused while they rest, which is no fault of the pool."""
+"""Routes to servers that rest, back off or hang: which requests are refused, and which wait."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 from typing import Any
 
 import pytest
 
 from tests.http_get import get
 from tests.ports import claim_port
+from tests.processes import freeze, is_alive
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -54,3 +57,54 @@ def test_request_waits_for_a_server_in_backoff_as_at_its_own_address(real_pool: 
         until(lambda pid=pid: pid not in real_pool.items()["web"]["pids"])
         until(lambda state=state: real_pool.items()["web"]["state"] == state)
     assert get(gateway, "/").status == 200
+
+
+SLOW = "import time\ntime.sleep(1)\nfrom hello import app\n"
+
+
+def start_with_recovery(pool: RealPool, strategy: str) -> tuple[int, int]:
+    """Start a server, which recovers hung workers by this strategy; returns its pid, and the port of its gateway."""
+    recovery = f'recovery = {{ strategy = "{strategy}", heartbeat = "200ms", stuck_after = "3s" }}'
+    pool.write_hello("web", extra=f'{recovery}\nstop_timeout = "1s"')
+    pool.write("slow.py", SLOW)
+    pool.replace("hello:app", "slow:app")
+    gateway, path = claim_port(), pool.directory / "pool.toml"
+    route = f'[gateway]\nbind = "127.0.0.1:{gateway}"\n[[route]]\nto = ["web"]\n'
+    pool.write("pool.toml", f"{path.read_text()}{route}")
+    pool.ok("start")
+    (pid,) = pool.items()["web"]["pids"]
+    return pid, gateway
+
+
+@pytest.mark.parametrize("strategy", ["restart", "replace"])
+def test_requests_wait_for_the_replacement_of_a_hung_worker(
+    real_pool: RealPool, until: Any, strategy: str
+) -> None:
+    pid, gateway = start_with_recovery(real_pool, strategy)
+    freeze(pid)
+    with contextlib.ExitStack() as stack:
+        clients: list[socket.socket] = []
+
+        def ask() -> bool:
+            client = socket.create_connection(("127.0.0.1", gateway), timeout=60)
+            clients.append(stack.enter_context(client))
+            client.sendall(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+            return not is_alive(pid)
+
+        until(ask)
+        answers = {client.recv(1024).partition(b"\r\n")[0] for client in clients}
+    assert answers == {b"HTTP/1.1 200 OK"}
+
+
+def test_requests_do_not_wait_for_a_hung_worker_that_stays(real_pool: RealPool, until: Any) -> None:
+    pid, gateway = start_with_recovery(real_pool, "notify")
+    freeze(pid)
+
+    def is_refused() -> bool:
+        with contextlib.suppress(TimeoutError):  # sent before HAProxy knows
+            return get(gateway, "/", timeout_seconds=1).status == 503
+        return False
+
+    until(is_refused)
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: get(gateway, "/").status == 200)
