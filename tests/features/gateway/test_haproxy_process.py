@@ -37,7 +37,7 @@ from tests.processes import command_line, freeze
 # command, and what it prints at its start, with which it refuses a configuration that has the text `bad` (`refuses`) or
 # accepts it (`warnings`); `commands` gets each command.
 PROGRAM = """
-import json, os, select, signal, socket, sys, time
+import json, os, re, select, signal, socket, sys, time
 
 here = os.path.dirname(os.path.abspath(__file__))
 answers = lambda: json.load(open(os.path.join(here, "answers.json")))
@@ -49,7 +49,7 @@ assert sys.argv[1:3] == ["-D", "-f"]
 if os.fork():
     sys.exit(0)
 os.setsid()
-listener = socket.socket(fileno=3)
+listener = socket.socket(fileno=int(re.search("stats socket fd@([0-9]+)", open(sys.argv[3]).read())[1]))
 listener.setblocking(True)
 sessions = []
 

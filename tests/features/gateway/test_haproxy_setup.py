@@ -299,14 +299,14 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
         HaproxyCertificate("certificate-2.pem", "certificate-2.pem.ca", "optional", "1.3", "AES"),
     )
     listeners = [
-        HaproxyListener(("fd@6", "fd@7"), "", "listener-6.crt-list", certificates, accept_proxy=True),
-        HaproxyListener(("fd@8",), "pg", "listener-8.crt-list"),
+        HaproxyListener(("fd@5", "fd@6"), "", "listener-5.crt-list", certificates, accept_proxy=True),
+        HaproxyListener(("fd@7",), "pg", "listener-7.crt-list"),
     ]
     endpoints = {
         "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True), "gone": None,
     }  # fmt: skip
     settings = gateway_settings(program="/usr/sbin/haproxy")
-    places = ProcessPlaces("fd@3", "fd@4", "fd@9", "fd@5", "abns@next", "KEY")
+    places = ProcessPlaces("fd@8", "fd@3", "fd@9", "fd@4", "abns@next", "KEY")
     assert found.configuration == configuration_of(
         settings, listeners, held.routes, [held.stream], ServerAddresses(endpoints), {}, places
     )

@@ -72,7 +72,7 @@ def test_haproxy_that_has_outlived_keeper_and_supervisor_is_replaced_by_the_next
 def test_replaced_haproxy_is_not_woken_by_the_connections_of_its_successor(gateway: GatewayPool) -> None:
     gateway.start('[[route]]\nto = "one"\n')
     pid = gateway.until(gateway.process)
-    listener = descriptors(pid)[6]  # after its own socket, its log, and what a replaced one passes on
+    listener = descriptors(pid)[5]  # after its log and what a replaced one passes on
     with (
         Load([gateway.port], "websocket", connections=1),
         Load([gateway.port], "new_connection", connections=4),

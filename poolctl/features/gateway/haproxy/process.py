@@ -409,8 +409,9 @@ class HaproxyProcesses:
                 os.chmod(path, 0o600)
                 runtime.listen()
                 runtime.setblocking(False)
-                fds: list[int | HasDescriptor] = [runtime, pipes[0][1], *setup.parts.sockets]
-                fds += [write for _, write in pipes[1:]]
+                # In the order that `SetupParts.build` expects.
+                log_pipe, *access_log_pipes = [write for _, write in pipes]
+                fds: list[int | HasDescriptor] = [log_pipe, *setup.parts.sockets, runtime, *access_log_pipes]
                 # In the keeper's session: otherwise the keeper would kill the daemon with the process group of the
                 # exiting program, before the daemon has called setsid(2).
                 command = [settings.program, "-D", "-f", _main_file(self.directory)]

@@ -43,8 +43,10 @@ READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
 _MAX_LEFT = 100
 # Servers cannot be added to a backend with one of these lines: they would lack the cookie, or the right position.
 _FIXED = ("    cookie ", "    balance first")
-# HAProxy's descriptors: its runtime socket, its log, then its listeners; the first is that of NEXT.
-_RUNTIME_FD, _LOG_FD, _FIRST_LISTENER_FD = 3, 4, 5
+# HAProxy inherits its descriptors in this order: log, listeners (that of NEXT first), runtime socket, access log. The
+# last socket must not be a listener: HAProxy 3.2 does not remove it from its epoll(7) set, so that a replaced process
+# would wake up for every connection to its successor.
+_LOG_FD, _FIRST_LISTENER_FD = 3, 4
 _is_ip_address = re.compile(r"(ipv[46]@)?[0-9a-f.:]+:[0-9]+").fullmatch
 _SLEEP = {TargetState.READY: AWAKE, TargetState.STARTING: STARTS, TargetState.SLEEPING: ASLEEP}
 
@@ -207,10 +209,11 @@ class SetupParts(NamedTuple):
 
     def build(self) -> HaproxySetup:
         """The setup without the states of its servers. With thousands of routes it takes a second."""
+        after_listeners = _FIRST_LISTENER_FD + len(self.sockets)
         places = ProcessPlaces(
-            runtime=f"fd@{_RUNTIME_FD}",
+            runtime=f"fd@{after_listeners}",
             log=f"fd@{_LOG_FD}",
-            access_log=f"fd@{_FIRST_LISTENER_FD + len(self.sockets)}",
+            access_log=f"fd@{after_listeners + 1}",
             next_bind=f"fd@{_FIRST_LISTENER_FD}",
             next=self.next_address,
             key=self.next_key,
