@@ -89,8 +89,12 @@ class LoopThread:
 
     def _run_loop(self) -> None:
         # One main task, because anyio ends its worker threads with the task that started the loop.
-        with self._runner:
+        try:
             self._runner.run(self._over.wait())
+        finally:
+            # Python 3.12 starts no thread while it exits, not even the one that ends the loop's executor.
+            with contextlib.suppress(RuntimeError):
+                self._runner.close()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """Schedule `work` on the loop; return a future that can cancel it. The caller must hold LOCK.
