@@ -280,10 +280,12 @@ class ProcessSnapshot(NamedTuple):
             )
         )
         words += [f"started the process {child}" for child in sorted(now.children - self.children)]
+        new = {fd: target for fd, target in now.descriptors.items() if self.descriptors.get(fd) != target}
+        code = _files_with_code() if new else set()
         words += [
             f"opened {_describe_descriptor(fd, target)}"
-            for fd, target in sorted(now.descriptors.items())
-            if self.descriptors.get(fd) != target
+            for fd, target in sorted(new.items())
+            if target not in code
         ]
         more = len(words) - _MAX_NAMED
         return ", ".join(words[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -304,6 +306,17 @@ def _descriptors() -> dict[int, str]:
         with contextlib.suppress(OSError):
             targets[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return targets
+
+
+def _files_with_code() -> set[str]:
+    """The files whose code this process has mapped.
+
+    libffi keeps its own file open, to map it again for callbacks of ctypes or cffi. Forks may share that descriptor,
+    from which nothing is read.
+    """
+    with open("/proc/self/maps") as file:
+        mappings = [line.rstrip("\n").split(maxsplit=5) for line in file]
+    return {mapping[5] for mapping in mappings if mapping[1].startswith("r-x") and len(mapping) == 6}
 
 
 def _trigger_fork_handlers() -> None:

@@ -295,6 +295,11 @@ def test_import_that_starts_a_native_thread_is_refused_with_a_fix(imported: Call
     assert app.output() == f"preload = true has no effect: {text} ({fix})\n"
 
 
+def test_import_may_keep_a_library_open(imported: Callable[..., Imported]) -> None:
+    app = imported("import os\nkept = os.open('/proc/self/exe', os.O_RDONLY)\n" + APP)
+    assert app.message() == {"event": "up"}
+
+
 PRINTS = """
 async def app(scope, receive, send):
     print(os.getcwd(), os.environ["POOLCTL_INDEX"], flush=True)
