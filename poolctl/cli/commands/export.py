@@ -179,13 +179,14 @@ def _units(place: Place, wanted: Wanted) -> Files:
     systemctl = "systemctl --user" if of_user else "sudo systemctl" if user else "systemctl"
     commands = f"{systemctl} daemon-reload && {systemctl} enable --now {' '.join(texts)}"
     unit_directory = "~/.config/systemd/user" if of_user else "/etc/systemd/system"
-    target_directory = unit_directory
+    # Only root may write into the directory of the system's units.
+    target_directory = str(wanted.into or ("units" if user and not of_user else unit_directory))
+    if os.path.abspath(os.path.expanduser(target_directory)) != os.path.expanduser(unit_directory):
+        copy = f"mkdir -p {unit_directory} && cp" if of_user else "sudo cp" if user else "cp"
+        paths = shlex.join(os.path.normpath(os.path.join(target_directory, name)) for name in texts)
+        commands = f"{copy} {paths} {unit_directory} && {commands}"
     if of_user:
         commands += " && loginctl enable-linger"  # else the pool ends when the user logs out
-    elif user:
-        target_directory = str(wanted.into or "units")
-        paths = shlex.join(os.path.normpath(os.path.join(target_directory, name)) for name in texts)
-        commands = f"sudo cp {paths} {unit_directory} && {commands}"
     words = [*command, *(word for file in ref.files for word in ("-c", file)), "export", "systemd"]
     words += [*(["--user"] if of_user else []), *(f"--listen={pair}" for pair in wanted.listen or [])]
     install = f"{shlex.join(words)} --directory {target_directory} && {commands}"

@@ -288,12 +288,18 @@ def test_units_are_these_texts() -> None:
     assert found["poolctl-shop-web.socket"] == SOCKET
 
 
+SUDO = "sudo " if os.geteuid() else ""
+
+
 def test_units_are_printed_each_under_its_name_or_as_json(poolctl: Command, directory: Path) -> None:
     said = poolctl("export", "systemd")
     assert said.code == 0
+    place = (
+        "units && sudo cp units/poolctl-shop.service /etc/systemd/system" if SUDO else "/etc/systemd/system"
+    )
     assert said.err.endswith(
-        "/pool.toml export systemd --directory /etc/systemd/system && systemctl daemon-reload && "
-        "systemctl enable --now poolctl-shop.service\n"
+        f"/pool.toml export systemd --directory {place} && {SUDO}systemctl daemon-reload && "
+        f"{SUDO}systemctl enable --now poolctl-shop.service\n"
     )
     assert said.out.startswith("# poolctl-shop.service\n# Made by `poolctl export systemd`.\n")
     (file,) = poolctl("export", "systemd", "-o", "json").json["items"]
@@ -304,16 +310,28 @@ def test_units_are_printed_each_under_its_name_or_as_json(poolctl: Command, dire
 
 
 @pytest.mark.parametrize(
-    ("options", "systemctl", "more"),
-    [([], "systemctl", ""), (["--user"], "systemctl --user", " && loginctl enable-linger")],
-)
+    ("options", "copied", "systemctl", "more"),
+    [
+        ([], (f"{SUDO}cp", "/etc/systemd/system"), f"{SUDO}systemctl", ""),
+        (
+            ["--user"], ("mkdir -p ~/.config/systemd/user && cp", "~/.config/systemd/user"),
+            "systemctl --user", " && loginctl enable-linger",
+        ),
+    ],
+)  # fmt: skip
 def test_units_are_written_into_a_directory_with_the_commands_that_enable_them(
-    poolctl: Command, directory: Path, options: list[str], systemctl: str, more: str
+    poolctl: Command,
+    directory: Path,
+    options: list[str],
+    copied: tuple[str, str],
+    systemctl: str,
+    more: str,
 ) -> None:
     for _ in range(2):
         said = poolctl("export", "systemd", "--directory", "out/units", *options)
         assert said == (0, (
-            f"wrote out/units/poolctl-shop.service; next: {systemctl} daemon-reload && "
+            "wrote out/units/poolctl-shop.service; next: "
+            f"{copied[0]} out/units/poolctl-shop.service {copied[1]} && {systemctl} daemon-reload && "
             f"{systemctl} enable --now poolctl-shop.service{more}\n"
         ), "")  # fmt: skip
     assert "[Service]" in (directory / "out/units/poolctl-shop.service").read_text()
