@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 # A feature may import earlier features.
-FEATURES = (
+FEATURES: tuple[str, ...] = (
     "pytest_plugin",
     "gateway",
     "import_foreign",

@@ -100,12 +100,12 @@ class Exit:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        meaning = _MEANINGS.get(number)
+        meaning = _SIGNAL_MEANINGS.get(number)
         return cls(signal=number, message=f"killed by {name}{f' ({meaning})' if meaning else ''}")
 
 
 # What the kernel means by a signal that it alone sends for this reason (signal(7), seccomp(2)).
-_MEANINGS: dict[int, str] = {
+_SIGNAL_MEANINGS: dict[int, str] = {
     signal.SIGXCPU: "limit of CPU time reached",
     signal.SIGSYS: "system call forbidden by seccomp",
 }

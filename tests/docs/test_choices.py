@@ -27,4 +27,6 @@ RECEIVERS = get_args(Notify.model_fields["type"].annotation)
 )
 def test_every_choice_is_described(page: str, part: str, value: str, choices: tuple[str, ...]) -> None:
     (text,) = re.findall(part, (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
-    assert set(re.findall(value, text, re.MULTILINE)) == set(choices), f"docs/{page}.md"
+    assert set(re.findall(value, text, re.MULTILINE)) == set(choices), (
+        f"docs/{page}.md: describe each in the form of the others there, {value!r} in {part!r}"
+    )

@@ -269,7 +269,8 @@ def test_features_import_those_before_them_in_the_list_only() -> None:
     assert folders == set(FEATURES)
 
 
-def test_features_import_from_faces_only() -> None:
+def modules_of_packages_in_features() -> set[str]:
+    """The modules behind the packages' faces that features import, as "PACKAGE.MODULE"."""
     modules = {".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in FILES}
     imported = {
         module.removeprefix("poolctl.")
@@ -278,10 +279,20 @@ def test_features_import_from_faces_only() -> None:
         if stem.startswith("poolctl.") and not stem.startswith("poolctl.features")
         for module in (stem, *(f"{stem}.{name}" for name in names))
     }
-    behind_packages = {module for module in imported & modules if "." in module}
-    faces = {f"{package}.{module}" for package, listed in FACES.items() for module in listed.split()}
-    print(f"features import from {len(behind_packages)} modules of packages")
-    assert sorted(behind_packages ^ faces) == []
+    return {module for module in imported & modules if "." in module}
+
+
+MODULES_OF_FACES = {f"{package}.{module}" for package, listed in FACES.items() for module in listed.split()}
+
+
+def test_features_import_from_faces_only() -> None:
+    found = modules_of_packages_in_features()
+    print(f"features import from {len(found)} modules of packages")
+    assert sorted(found - MODULES_OF_FACES) == []
+
+
+def test_every_face_has_a_feature_that_imports_it() -> None:
+    assert sorted(MODULES_OF_FACES - modules_of_packages_in_features()) == []
 
 
 def test_a_module_with_an_underscore_is_imported_in_its_own_package_only() -> None:

@@ -31,6 +31,7 @@ from poolctl.features.gateway.settings import Endpoint, GatewaySettings
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import (
+    POLICIES,
     BreakerRule,
     Header,
     Redirect,
@@ -180,6 +181,10 @@ RULES: list[tuple[Route, list[str]]] = [
     ),
     (Route(alias="a", to=(Target(url="unix:/run/a b"),)), ["'unix@/run/a b'"]),
 ]
+
+
+def test_each_balance_policy_has_a_rule_above() -> None:
+    assert {route.policy for route, _ in RULES} == {*POLICIES}
 
 
 @pytest.mark.parametrize(("route", "lines"), RULES)

@@ -394,6 +394,7 @@ def test_probes_of_a_command_are_run_by_the_kubelet(
 
 def test_each_kind_of_probe_has_an_equal_in_a_pod(container: Made) -> None:
     examples = {"http": "/", "tcp": True, "exec": ["ok"]}
+    assert examples.keys() == {*PROBE_KINDS}, "give each kind of probe an example above"
     for kind in PROBE_KINDS:
         found = container(command=["serve"], bind=":80", health={"liveness": {kind: examples[kind]}})
         assert found["livenessProbe"]

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import pytest
@@ -65,6 +65,8 @@ def test_each_kind_of_receiver_understands_its_message(there: Receiver) -> None:
     assert send(type="slack", url=there.url("/slack/hook")) is None
     assert send(type="webhook", url=there.url("/hook?a=b"), token_env="TOKEN") is None
     ntfy, gotify, slack, webhook = there.taken
+    sent = {"command", "ntfy", "gotify", "slack", "webhook"}
+    assert sent == {*get_args(Notify.model_fields["type"].annotation)}, "send one of each kind above"
     assert (ntfy.kind, ntfy.title, ntfy.text) == ("ntfy", MESSAGE.title, MESSAGE.text)
     assert (ntfy.body["topic"], ntfy.body["priority"]) == ("pool", 5)
     assert ntfy.headers["authorization"] == f"Bearer {TOKEN}"

@@ -220,7 +220,7 @@ def test_figures_of_a_server_and_its_workers_are_metrics_of_these_names_and_labe
     lines = text_of(shop()).splitlines()
     for line in WEB.splitlines():
         assert line in lines
-    assert names(lines) == names(WEB.splitlines())
+    assert names(lines) == names(WEB.splitlines()), "an example of each metric belongs in WEB above"
     ready = [line.partition(" ")[2] for line in lines if line.startswith("poolctl_server_ready")]
     assert ready == ["1", "0"]
 

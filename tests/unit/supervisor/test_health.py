@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.clock import Clock
 from poolctl.config import Recovery, RecoveryBackoff
+from poolctl.config.model.server_tables import RecoveryStrategy
 from poolctl.core.server_entry import Entry
 from poolctl.core.worker import Worker, WorkerPhase
 from poolctl.runners.process_usage import Usage
@@ -726,7 +727,7 @@ def seen(*histories: list[float], **facts: Any) -> RecoverySituation:
 
 situations = st.builds(
     RecoverySituation,
-    strategy=st.sampled_from(["restart", "replace", "disable", "notify", "none"]),
+    strategy=st.sampled_from(get_args(RecoveryStrategy)),
     histories=st.lists(st.lists(st.floats(0, 1000), max_size=6).map(sorted), max_size=4),
     ready=st.integers(0, 6),
     size=st.integers(1, 6),

@@ -56,7 +56,7 @@ PLACEHOLDER_ADDRESS = "ipv4@127.0.0.1:1"
 # HAProxy must start even if a name cannot be resolved.
 _RESOLVED_AT_START = "init-addr last,libc,none"
 # HAProxy's name of each policy. "sticky" without a cookie is round-robin; with one the cookie chooses.
-POLICIES = {
+_HAPROXY_POLICIES = {
     "round-robin": "roundrobin",
     "weighted": "roundrobin",
     "sticky": "roundrobin",
@@ -322,7 +322,7 @@ class _Backends:
         if not (route.takes_whole_hosts and targets and all(target and target.tls for target in targets)):
             return None
         name = unique_name(f"tls:{route.alias}", self._names)
-        lines = [f"backend {name}", "    mode tcp", f"    balance {POLICIES[route.policy]}"]
+        lines = [f"backend {name}", "    mode tcp", f"    balance {_HAPROXY_POLICIES[route.policy]}"]
         if route.allow and EVERY not in route.allow:
             lines += [f"    acl client_is_allowed src {networks}" for networks in network_groups(route.allow)]
             lines.append("    tcp-request content reject unless client_is_allowed")
@@ -425,7 +425,7 @@ def _failure_rules(statuses: Iterable[int]) -> Iterator[str]:
 def _balance(route: Route | StreamRoute) -> Iterator[str]:
     # The client of a stream is its peer.
     by_client = "hash var(txn.client)" if isinstance(route, Route) and route.policy == IP_HASH else ""
-    yield f"    balance {by_client or POLICIES[route.policy]}"
+    yield f"    balance {by_client or _HAPROXY_POLICIES[route.policy]}"
     if route.policy == IP_HASH:
         yield "    hash-type consistent"
 
