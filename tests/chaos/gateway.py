@@ -36,7 +36,7 @@ from tests.deadline import wait_until
 from tests.http_get import get
 from tests.load import Load, Report
 from tests.ports import claim_port
-from tests.processes import is_alive, process_name, stat
+from tests.processes import is_alive, is_frozen, process_name
 from tests.real_pool import RealPool
 
 from .room import KINDS, SETTLED_SECONDS, Room, options_of
@@ -290,8 +290,10 @@ class GatewayChaos(Room):
         self._reload()
 
     def reload_that_fails(self) -> None:
+        """Reload a change with which no server but the one that sleeps can start: that would fail its next request."""
         path = self.directory / "pool.toml"
-        path.write_text(path.read_text().replace("tests.load.apps:app", "tests.load.apps:missing"))
+        sleepy, one, others = path.read_text().partition('name = "one"')
+        path.write_text(sleepy + one + others.replace("tests.load.apps:app", "tests.load.apps:missing"))
         if self.pool.run("reload", timeout_seconds=SETTLED_SECONDS).code == 0:
             raise Fault("a reload to an application that does not exist succeeded")
         self._reload()
@@ -476,7 +478,7 @@ class GatewayChaos(Room):
         info = self.pool.info()
         if dead := [name for name in ("keeper_pid", "supervisor_pid") if not is_alive(info[name])]:
             return str(dead)
-        if frozen := [pid for pid in self.pool.processes() if is_alive(pid) and stat(pid).state in "Tt"]:
+        if frozen := [pid for pid in self.pool.processes() if is_frozen(pid)]:
             return f"frozen processes {[f'{pid} {process_name(pid)}' for pid in frozen]}"
         return "" if len(found := self.pids_of("forwarder")) == 1 else f"the forwarders {found}"
 
@@ -532,7 +534,7 @@ class GatewayChaos(Room):
         """Stop a process; only the pool continues or replaces it."""
         pid = self._pid(kind)
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: not is_alive(pid) or stat(pid).state in "Tt")
+        wait_until(lambda: not is_alive(pid) or is_frozen(pid))
 
     @staticmethod
     def _pause(pid: int) -> None:

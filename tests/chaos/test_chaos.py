@@ -46,14 +46,14 @@ def test_restarts_in_a_row_lose_nothing_and_nothing_grows() -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_no_event_of_the_gateway_fails_a_request_that_its_death_does_not_excuse() -> None:
     with gateway_chaos(SEED) as chaos:
         assert set(chaos.run(1)) == set(EVENTS)
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_worker_killed_every_second_fails_only_the_requests_that_it_had() -> None:
     with gateway_chaos(SEED, deaths=True) as chaos:
         assert set(chaos.run(1)) == set(EVENTS)
