@@ -49,6 +49,7 @@ from poolctl.address import Address, AddressError, canonical, find_overlapping_u
         ("UNIX:/run//x/../a.sock", "unix:/run/a.sock"),
         ("unix:./a.sock", "unix:/srv/a.sock"),
         ("unix:a.sock", "unix:/srv/a.sock"),
+        ("unix://a.sock", "unix:/srv/a.sock"),
         ("unix:/run/with blank.sock", "unix:/run/with blank.sock"),
         ("fd:3", "fd:3"),
         ("fd:web", "fd:web"),

@@ -865,6 +865,19 @@ async def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_pat
     assert "applied" not in (await desk.changed("start") or {}), "a server runs"
 
 
+async def test_a_removed_server_keeps_changed_files_from_being_applied_until_a_reload(tmp_path: Path) -> None:
+    desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
+    await desk.ask("remove", "extra")
+    desk.file.write_text(WEB + 'tags = ["x"]\n' + EXTRA)
+    assert "applied" not in (await desk.changed("start") or {})
+    assert desk.states().keys() == {"web"}
+    await desk.ask("reload")
+    await desk.ask("stop")
+    desk.file.write_text(WEB + 'tags = ["y"]\n' + EXTRA)
+    assert (await desk.changed("start") or {})["applied"]
+    assert desk.states() == {"web": "running", "extra": "running"}
+
+
 async def test_corrected_server_is_started_beside_those_that_run(tmp_path: Path) -> None:
     desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA, runner=SlowRunner(extra=FAILS))
     assert (await desk.ask("start"))["exit_code"] == 1
