@@ -287,7 +287,7 @@ async def test_error_behind_a_whole_body_does_not_close_the_connection(
             assert await client.reader.readexactly(5 if fields else 15) == (
                 b"hello" if fields else b"5\r\nhello\r\n0\r\n\r\n"
             )
-        await until(lambda: len(logged) == 3)
+        await until(lambda: sum(record.exc_info is not None for record in logged) == 3)
 
 
 def test_what_was_written_comes_before_what_is_returned() -> None:
