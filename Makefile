@@ -7,8 +7,8 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 JOBS ?= $(shell echo $$(( $(CPUS) * 3 / 2 )))
 PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
-# Tests of the structure of the source files and of what is released: they run no code of the package.
-OF_STRUCTURE := $(addprefix tests/unit/,test_floors.py test_sdist.py test_release.py)
+# Tests of the source files and types, and of what is released: other interpreters do not change them.
+OF_STRUCTURE := $(addprefix tests/unit/,test_floors.py test_typing.py test_sdist.py test_release.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, and decisions without input and output.
 PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_STRUCTURE) $(addprefix tests/unit/, \

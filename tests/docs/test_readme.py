@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_files_of_a_page_are_valid_together(real_pool: RealPool, page: str) -> N
     certificate(real_pool.directory, "internal-ca")
     examples = re.findall(r"```toml\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL)
     real_pool.write("pool.toml", "\n".join(examples))
+    # Pages say "python", which is there in an environment that is active.
+    real_pool.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{real_pool.env['PATH']}"
     assert real_pool.ok("validate").stdout.startswith(f"{FILES[page]}, ok")
 
 

@@ -341,8 +341,7 @@ async def test_finish_waits_for_requests_to_routes_and_not_for_streams(stage: St
     stage.says(**{"show stat -1 2 -1": STATISTICS.format(1)})
     process = await stage.start()
     finishing = asyncio.ensure_future(stage.processes.finish_requests(process, 60.0))
-    while "show stat" not in (stage.directory / "commands").read_text():
-        await asyncio.sleep(0.001)
+    await until(lambda: "show stat" in (stage.directory / "commands").read_text())
     assert not finishing.done()
     stage.says(**{"show stat -1 2 -1": STATISTICS.format(0)})
     await finishing
@@ -368,6 +367,7 @@ def test_process_that_ignores_the_end_is_killed(play: Play) -> None:
         stage.says(ignores=True)
         await stage.processes.end_all(stage.log)
         await process.exited
+        assert not haproxies(stage.directory)
         process.signal(signal.SIGTERM)  # which has no effect
 
     play(scene, EndLimits(exit_timeout=0.01))

@@ -22,7 +22,7 @@ from poolctl.keeper.spawn import MAX_SIZE_BYTES
 from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
-from tests.processes import children, command_line, freeze, is_alive, stat
+from tests.processes import children, command_line, freeze, is_alive, is_frozen
 from tests.real_pool import RealPool, pool_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -265,7 +265,7 @@ def test_frozen_process_is_replaced_or_continued(full_pool: FullPool, kind: Kind
         freeze(pid)
         try:
             wait_until(lambda: works(full_pool, kind), timeout_seconds=90)
-            wait_until(lambda: not is_alive(pid) or stat(pid).state != "T", timeout_seconds=60)
+            wait_until(lambda: not is_frozen(pid), timeout_seconds=60)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)

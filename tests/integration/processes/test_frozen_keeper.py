@@ -15,7 +15,7 @@ from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import whole_again
 from tests.integration.processes.test_successors import supervisor_of
-from tests.processes import freeze, is_alive, stat
+from tests.processes import freeze, is_alive, is_frozen, stat
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def kill_keeper_and_stop_its_supervisor(pool: RealPool, until: Any, info: dict[s
     until(lambda: not is_alive(supervisor) or any('"donor"' in line for line in pool.processes().values()))
     with contextlib.suppress(ProcessLookupError):
         os.kill(supervisor, signal.SIGSTOP)
-        until(lambda: not is_alive(supervisor) or stat(supervisor).state == "T")
+        until(lambda: not is_alive(supervisor) or is_frozen(supervisor))
     return is_alive(supervisor)
 
 

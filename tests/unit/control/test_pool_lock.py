@@ -205,7 +205,7 @@ def test_file_of_another_user_does_not_block_a_pool(places: list[Path], locks: P
 
 def test_default_runtime_directories_are_one_pool(locks: PoolLocks, tmp_path: Path) -> None:
     """Which of them is usable may change while the pool runs: a logout removes /run/user/UID."""
-    first, last = runtime_root_candidates({})
+    first, *_, last = runtime_root_candidates({})
     lock = locks.acquire(f"{first}/0123abcd")
     assert locks.is_held(f"{last}/0123abcd")
     assert not locks.is_held(f"{tmp_path}/0123abcd")

@@ -25,6 +25,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from tests.certificates import certificate
+from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
 from tests.unit.core.stepped_runner import SteppedLoop
@@ -850,8 +851,8 @@ async def test_cause_of_a_death_is_read_from_the_output_unless_the_worker_is_rep
         await turns()
         if death < explained_since:
             assert "KeyError: 'db'" not in str(entry.observed.failure)
-        while death >= explained_since and "KeyError: 'db'" not in str(entry.observed.failure):
-            await asyncio.sleep(0.001)  # the last lines are examined in a thread
+        else:
+            await until(lambda: "KeyError: 'db'" in str(entry.observed.failure))
 
 
 @pytest.mark.parametrize(
@@ -869,8 +870,10 @@ async def test_last_line_is_the_cause_only_of_a_worker_that_refuses_to_start(
     await turns()
     pool.runner.end("web.1.0", exit_)
     await starting
-    while (failure := pool.core.entries["web"].observed.failure) is None:
-        await asyncio.sleep(0.001)  # the last lines are examined in a thread
+    entry = pool.core.entries["web"]
+    await until(lambda: entry.observed.failure is not None)
+    failure = entry.observed.failure
+    assert failure is not None
     assert ("the licence has expired" in failure.message) is is_cause
 
 
@@ -889,8 +892,7 @@ async def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_nex
         (worker,) = pool.runner.running
         pool.runner.end(worker, Exit.from_returncode(status))
         await turns()
-        while len(reports()) < count:  # the last lines of a failed run are examined in a thread
-            await asyncio.sleep(0.001)
+        await until(lambda count=count: len(reports()) >= count)
     assert [event.event for event in reports()] == ["run failed", "run failed", "run succeeded"]
     message = "exited with status 1 before it was ready: KeyError: 'db'"
     assert (reports()[0].message, reports()[0].severity) == (message, "error")
@@ -1109,7 +1111,8 @@ async def test_program_that_must_take_the_pools_socket_is_not_started_without_it
     (problem,) = await pool.start()
     assert problem.message == f"{TAKEN} (by this pool)\n    {pool.runner.says}"
     assert problem.hint.startswith("the pool listens there for it: have it take that socket ({fd}")
-    assert (pool.states(), pool.entry.observed.socket_found) == ({"web": "failed"}, "")
+    await until(lambda: pool.states() == {"web": "failed"})
+    assert pool.entry.observed.socket_found == ""
 
 
 async def test_program_that_takes_the_pools_socket_is_noted_without_a_warning() -> None:

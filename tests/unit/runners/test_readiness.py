@@ -22,6 +22,7 @@ from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.program_ports import connect, wait_until_listening
 from poolctl.runners.local.readiness import connect_for_probe, wait_until_ready
 from poolctl.runners.runner_protocol import Exit, WorkerFailed
+from tests.deadline import until
 from tests.sandbox import NO_NETLINK, READLINK, run_without
 from tests.unit.runners.test_local_worker import Keeper, server, worker
 from tests.virtual_loop import run_in_virtual_time
@@ -57,25 +58,28 @@ def among(*workers: LocalWorker) -> RunnerWorkers:
 
 
 async def one_in_queue(listener: socket.socket) -> None:
-    """Wait until a connection is in the accept queue: the other process accepts no more."""
-    async with asyncio.timeout(60):
-        while accept_queue(listener) == 0:
-            await asyncio.sleep(0.01)
+    """Wait until a connection is in the accept queue."""
+    await until(lambda: accept_queue(listener) != 0)
 
 
 @contextlib.contextmanager
 def accepting_process(listener: socket.socket, count: int = 1_000_000) -> Iterator[int]:
-    """Another process that accepts up to `count` connections from the listener; yields its pid."""
+    """Another process that accepts `count` connections from the listener, then stops; yields its pid."""
     pid = os.fork()
     if pid == 0:
         kept = [listener.accept() for _ in range(count)]
-        signal.pause()
+        os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(len(kept))
     try:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+async def accepts_no_more(pid: int) -> None:
+    """Wait until the accepting process has accepted all its connections."""
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED)
 
 
 @contextlib.contextmanager
@@ -133,6 +137,7 @@ async def test_a_program_is_not_ready_because_another_worker_accepts(
             other = program_at(listener, pid, generation=generation)
             workers = among(program, other)
             waiting = asyncio.ensure_future(wait_until_ready(program, [listener], workers))
+            await accepts_no_more(pid)
             await one_in_queue(listener)
             assert not waiting.done()
             with listener.accept()[0]:
@@ -212,6 +217,7 @@ async def test_program_that_is_given_only_connections_with_data_is_ready_when_it
         accepting = asyncio.ensure_future(asyncio.to_thread(listener.accept))
         with (await accepting)[0]:
             await asyncio.wait_for(waiting, 60)
+        assert program.answered.done()
 
 
 @pytest.mark.parametrize("hidden_by", ["kernel", "deferred accept", "rights"])
@@ -241,9 +247,7 @@ def test_program_whose_connections_cannot_be_attributed_is_killed_while_an_older
             workers = among(older, program)
             with accepting_process(listener), zombie():
                 waiting = asyncio.ensure_future(wait_until_ready(program, [listener], workers))
-                async with asyncio.timeout(60):
-                    while not keeper.killed:
-                        await asyncio.sleep(0.01)
+                await until(lambda: keeper.killed)
                 program.record_exit(exit_)
                 with pytest.raises(WorkerFailed, match=message):
                     await waiting
@@ -263,6 +267,7 @@ async def test_own_connection_is_one_that_the_worker_has_accepted(short_path: Pa
         program = program_at(listener, generation=2)
         probing = connect_for_probe(program, "http", True, [listener], among(older, program), exact=True)
         connecting = asyncio.ensure_future(probing)
+        await accepts_no_more(pid)
         await one_in_queue(listener)
         accepted, address = listener.accept()
         with accepted, await asyncio.wait_for(connecting, 60) as probe:
