@@ -186,10 +186,11 @@ def test_a_scaled_server_has_its_new_workers_probed(shared_pool: RealPool) -> No
     pids = item(shared_pool)["pids"]
     flag(shared_pool, f"bad-{pids[2]}").touch()
     health(shared_pool, "warn")
-    wait_until(lambda: pids[2] not in {answerer(port) for _ in range(12)}, what="it is at rest")
+    wait_until(lambda: resting(shared_pool) == {pids[2]}, what="it is at rest")
+    assert pids[2] not in {answerer(port) for _ in range(12)}
     shared_pool.ok("scale", item(shared_pool)["name"], "1")
     health(shared_pool, "ok")
-    assert {answerer(port) for _ in range(5)} == {pids[0]}
+    wait_until(lambda: {answerer(port) for _ in range(12)} == {pids[0]}, what="the others have left")
 
 
 def test_a_probed_server_falls_asleep_and_is_not_woken(pool: RealPool) -> None:
