@@ -14,6 +14,7 @@ import pytest
 
 from poolctl.routing.route import Header, Route, Target
 from tests.asyncio_server import listening
+from tests.deadline import until
 from tests.features.gateway.test_access_log import Log
 from tests.features.gateway.test_haproxy_configuration import WEB, ask, haproxy, haproxy_program
 
@@ -165,11 +166,6 @@ async def served(
     async with listening(handle, "127.0.0.1", 0) as backend:
         port = backend.sockets[0].getsockname()[1]
         yield Route(alias="served", path=path, to=(Target(url=f"http://127.0.0.1:{port}"),))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def until_steady(value: Callable[[], int]) -> None:

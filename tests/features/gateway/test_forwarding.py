@@ -114,8 +114,7 @@ async def test_connection_waits_until_its_target_can_be_reached(tmp_path: Path) 
     async with stage(tmp_path) as made, target() as port:
         made.forwarding.apply({KEY: made.await_order(port, down=True)})
         asked = asyncio.ensure_future(made.ask("x"))
-        while not made.woken:
-            await asyncio.sleep(0.005)
+        await until(lambda: made.woken)
         assert made.woken == [(KEY, 1)]
         made.forwarding.apply({KEY: made.await_order(port)})
         assert await asked == "got x"

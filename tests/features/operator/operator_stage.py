@@ -13,6 +13,7 @@ from typing import Any
 
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
 from tests.asyncio_server import hang_up, start_server
+from tests.deadline import until
 
 DEADLINE = 30.0
 OK, REFUSE, RESET, GARBAGE, HANG, HALF = "200", "500", "reset", "garbage", "hang", "half"
@@ -147,9 +148,7 @@ class Client:
 
     async def settle(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         """Return when the condition holds of the client's snapshot."""
-        async with asyncio.timeout(DEADLINE):
-            while not condition(self.client.snapshot()):
-                await asyncio.sleep(0.001)
+        await until(lambda: condition(self.client.snapshot()))
 
     async def idle(self) -> None:
         """Return when no request is in progress: the test's task and those of the operator are the only ones."""

@@ -30,6 +30,7 @@ from poolctl.supervisor.web_addresses import WebServer
 from poolctl.web.bearer_tokens import MAX_WRONG_TOKENS, WRONG_TOKEN_SECONDS
 from tests.certificates import certificate
 from tests.coroutines import staged_by
+from tests.deadline import until
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
 from tests.unit.supervisor.desk import part_context
@@ -84,9 +85,7 @@ class Pool:
         return [(each.event, each.server, each.message) for each in self._heard]
 
     async def has_recorded(self, *events: tuple[str, str, str]) -> None:
-        async with asyncio.timeout(DEADLINE):
-            while self.recorded != [*events]:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.recorded == [*events])
 
     @property
     def endpoint(self) -> OperatorSite:
@@ -359,9 +358,7 @@ async def test_successor_continues_with_the_listener_and_the_process(pool: Pool,
     table = OperatorTable(bind=f"unix:{path}")
     await pool.serve(table)
     inode = path.stat().st_ino
-    async with asyncio.timeout(DEADLINE):
-        while pool.stage.web.process is None:
-            await asyncio.sleep(0.001)
+    await until(lambda: pool.stage.web.process is not None)
     successor = pool.another_part()
     successor.context._replace(web=WebServer(pool.stage.environment, pool.events))
     successor.apply_tables(Tables(operator=table))
@@ -468,11 +465,9 @@ class Gateway:
 async def informed(part: PoolOperator, requests: int) -> None:
     """Return when the operator has confirmed this many requests, and all of them."""
     lines = (f"requests_total {requests}", "unsent_requests 0", "failing_services 0")
-    async with asyncio.timeout(DEADLINE):
-        while not all(
-            f"poolctl_gateway_operator_{line}\n" in render(part.gateway_metrics()) for line in lines
-        ):
-            await asyncio.sleep(0.001)
+    await until(
+        lambda: all(f"poolctl_gateway_operator_{line}\n" in render(part.gateway_metrics()) for line in lines)
+    )
 
 
 @staged_by(play)
