@@ -11,6 +11,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Tables
+from poolctl.control.gateway_answers import RoutesResult
 from poolctl.features.gateway.settings import ListenerSettings
 from poolctl.features.gateway.supervision.route_tables import RouteSet
 from poolctl.features.gateway.supervision.statistics import RouteReporter
@@ -21,7 +22,9 @@ from poolctl.routing.route import REGISTRATION, ExcludedRoute, Redirect, Route, 
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import SERVING, SILENT, RegisteredServiceReport, RouteReport
 from poolctl.runners.process_usage import ProcessUsages
+from poolctl.selection.selector import Selector
 from poolctl.states import Status
+from poolctl.supervisor.verbs.verb import Call
 from poolctl.worker import tally
 from tests.manual_clock import ManualClock
 from tests.serving import blank_page
@@ -54,8 +57,10 @@ class Stage(Desk):
         ]
         self.manager: Any = SimpleNamespace(
             gateway=self.stage.haproxy, pid=os.getpid(), problem="", instability="", restarts=2, listeners=listeners,
-            routes=SimpleNamespace(routes=RouteSet(http=(SHOP,)), services=None, wait_until_current=_nothing),
-            is_configured=True, apply_tables=lambda tables: None, wait_until_serving=_nothing,
+            routes=SimpleNamespace(
+                routes=RouteSet(http=(SHOP,)), services=None, wait_until_current=_nothing, generation=1,
+            ),
+            machines=None, is_configured=True, apply_tables=lambda tables: None, wait_until_serving=_nothing,
             targets=self.stage.targets, why_unavailable="",
             processes=SimpleNamespace(replaced_pids=[1, 2]), figures=self.stage.figures,
             counts=self.stage.counts,
@@ -63,6 +68,7 @@ class Stage(Desk):
         parts: Any = SimpleNamespace(of=lambda kind: [])
         part = ScriptedPoolGateway(part_context(self.core, self.events)._replace(parts=parts), self.manager)
         part.apply_tables(Tables(gateway=GatewayConfig()))
+        self.part = part
         self.wait_for_effects = part.extend  # type: ignore[method-assign]
 
     async def gateway(self, verb: str, *targets: str) -> Any:
@@ -99,6 +105,19 @@ async def test_state_and_addresses_are_those_of_the_process() -> None:
     assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
     stage.manager.is_configured = False
     assert await stage.gateway("list") is await stage.gateway("status") is None
+
+
+async def test_routes_that_change_while_haproxy_is_asked_are_listed_as_they_are_then() -> None:
+    stage = Stage()
+
+    async def change() -> None:
+        stage.stage.set_routes(NEWS)
+        stage.manager.routes.routes = RouteSet(http=(NEWS,))
+
+    stage.manager.wait_until_serving = change
+    listed = await stage.part.verbs["routes"](Call(Selector(), {}, lambda line: None))
+    assert isinstance(listed, RoutesResult)
+    assert [report.alias for report in listed.items] == ["news"]
 
 
 async def test_uptime_is_the_age_of_the_process() -> None:

@@ -62,15 +62,16 @@ class GatewayVerbs:
         await self.gateway.routes.wait_until_current()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
-        routes = self.gateway.routes.routes
         figures = await self._figures()
+        # Only now: those before are not the routes of the figures if some have changed meanwhile.
+        routes, generation = self.gateway.routes.routes, self.gateway.routes.generation
         machines, reports = self.gateway.machines, []
         async for route in _in_portions(routes.served):
             report = figures.report_of(route)
             reports.append(report if machines is None else replace(report, machines=machines.machines(route)))
         reports += map(figures.report_of_excluded, routes.excluded)
         refused = {**self.gateway.counts.refused} if self.gateway.gateway is not None else None
-        return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
+        return RoutesResult(items=tuple(reports), generation=generation, refused=refused)
 
     async def attach_or_follow_table(self, call: Call) -> RouteTableResult:
         """Attach a descriptor of the route table, without secrets, to the answer.
