@@ -33,8 +33,9 @@ logger = logging.getLogger("poolctl.supervisor")
 MAX_BYTES = 32 * 1024
 MAX_UNREAD = 512
 _MAX_CHARACTERS = 4000
-BURST = 100
+_BURST = 100
 _PER_SECOND = 10.0
+_READING_PAUSE_SECONDS = 0.1
 _RETRY_SECONDS = 0.002
 # Longer than a debugger briefly stops a process to inspect it.
 _STOPPED_SECONDS = 3.0
@@ -47,7 +48,7 @@ PING: wire.Message = {"t": "ping"}
 
 
 class Malformed(Exception):
-    """An invalid message; its text names what was received, such as "more than 100 messages at once"."""
+    """An invalid message; its text names what was received, such as "a message with an invalid 'pid'"."""
 
 
 def sanitized_text_or_empty(message: Message, key: str) -> str:
@@ -92,7 +93,7 @@ def _malformed_value(message: Message, key: str) -> Malformed:
 
 def message_allowance() -> RateLimit:
     """A rate limit for unsolicited messages: it allows bursts, but a low rate in the long run."""
-    return RateLimit(BURST, _PER_SECOND)
+    return RateLimit(_BURST, _PER_SECOND)
 
 
 class HasDescriptor(Protocol):
@@ -197,8 +198,9 @@ class Link:
     Messages are queued here while the other end's socket is full. Belongs to the running loop; not thread-safe.
 
     Pass `trusted=False` for a process that runs application code. It may not send descriptors, and is limited in how
-    much it sends and how much it leaves unread. If it breaks a rule, or sends a message that the receiver finds
-    Malformed, the link is closed.
+    much it leaves unread. If it breaks a rule, or sends a message that the receiver finds Malformed, the link is
+    closed. What it sends unasked is read at a limited rate, and no violation: an ordinary worker may have sent much
+    while this process was held up.
     """
 
     def __init__(
@@ -218,8 +220,13 @@ class Link:
         self._outbox: deque[tuple[bytes, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
+        self._pause: asyncio.TimerHandle | None = None  # while nothing is read
         self.heard = 0  # the number of received messages
-        self._loop.add_reader(sock.fileno(), self._receive_messages)
+        self._read()
+
+    def _read(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self.sock.fileno(), self._receive_messages)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
         """Send a message without waiting. The caller keeps the descriptors. Has no effect on a lost link.
@@ -364,7 +371,7 @@ class Link:
                 return
             self.heard += 1
             self._dispatch(*received)
-            if self.sock.fileno() < 0:
+            if self.sock.fileno() < 0 or self._pause is not None:
                 return
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
@@ -379,18 +386,21 @@ class Link:
 
     def _deliver_message(self, message: Message, fds: list[int]) -> None:
         try:
-            if not self._trusted and not self._allowance.take(1, self._loop.time()):
-                raise Malformed(f"more than {BURST} messages at once")
             self._receiver.received(message, fds)
         except Malformed as error:
             self.cut_off(f"sent {error}")
+        is_open = self.sock.fileno() >= 0
+        if is_open and not (self._trusted or self._pause or self._allowance.take(1, self._loop.time())):
+            self._loop.remove_reader(self.sock.fileno())
+            self._pause = self._loop.call_later(_READING_PAUSE_SECONDS, self._read)
 
     def _end(self, reason: LinkLost | None = None) -> None:
         if self.sock.fileno() < 0:
             return
         self._loop.remove_reader(self.sock.fileno())
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._pause):
+            if timer is not None:
+                timer.cancel()
         if self._trusted:
             self.sock.close()
         else:

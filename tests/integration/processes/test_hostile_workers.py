@@ -16,7 +16,7 @@ from tests.http_get import get
 from tests.integration.processes.test_both_killed import kill_both
 from tests.integration.processes.test_statistics import stats
 from tests.ports import claim_port
-from tests.processes import descriptors, is_alive
+from tests.processes import descriptors, is_alive, processor_seconds
 from tests.real_pool import RealPool
 
 pytestmark = pytest.mark.slow
@@ -39,10 +39,10 @@ def flood(control, message, times, fds=()):
         control.sendmsg([message], rights)
 """
 
-ATTACKS = {
-    "descriptors": "def attack(control): flood(control, b'{\"id\": []}', 80, [1] * 250)",
-    "events": 'def attack(control): flood(control, b\'{"event": "tls", "error": "%s"}\' % (b"x" * 9000), 100000)',
-}
+DESCRIPTORS = "def attack(control): flood(control, b'{\"id\": []}', 80, [1] * 250)\n"
+EVENTS = (
+    'def attack(control): flood(control, b\'{{"event": "tls", "error": "%s"}}\' % (b"x" * {size}), {count})\n'
+)
 
 
 @pytest.fixture
@@ -58,11 +58,8 @@ def hostile(pool: RealPool) -> RealPool:
     return pool
 
 
-@pytest.mark.parametrize("attack", list(ATTACKS))
-def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
-    hostile: RealPool, until: Any, attack: str
-) -> None:
-    hostile.write("hostile.py", HOSTILE + ATTACKS[attack] + "\n")
+def test_worker_that_sends_descriptors_is_cut_off_and_replaced(hostile: RealPool, until: Any) -> None:
+    hostile.write("hostile.py", HOSTILE + DESCRIPTORS)
     hostile.ok("start")
     before = hostile.items()
     supervisor = hostile.info()["supervisor_pid"]
@@ -75,6 +72,35 @@ def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     until(lambda: len(descriptors(supervisor)) <= held + 2, what="descriptors are closed")
     ended = [each for each in _events(hostile, "bad") if each["event"] == "worker ended"]
     assert "sent" in ended[0]["message"], ended
+    hostile.ok("stop")
+
+
+def test_worker_that_sends_many_events_is_read_slowly_and_stays(hostile: RealPool) -> None:
+    """As an ordinary one may, while its supervisor is held up."""
+    hostile.write("hostile.py", HOSTILE + EVENTS.format(size=1, count=200))
+    hostile.ok("start")
+    before = hostile.items()
+    assert get(hostile.ports["bad"], "/attack").status == 200
+    hostile.ok("restart", "good")
+    assert hostile.items()["bad"]["pids"] == before["bad"]["pids"]
+    assert get(hostile.ports["bad"]).status == 200
+
+
+def test_worker_that_floods_its_control_socket_holds_up_itself_only(hostile: RealPool) -> None:
+    hostile.replace('app = "hostile:app"', 'app = "hostile:app"\nstop_timeout = "1s"')
+    hostile.write("hostile.py", HOSTILE + EVENTS.format(size=9000, count=100_000))
+    hostile.ok("start")
+    supervisor = hostile.info()["supervisor_pid"]
+    with socket.create_connection(("127.0.0.1", hostile.ports["bad"])) as client:
+        client.sendall(b"GET /attack HTTP/1.1\r\nhost: a\r\n\r\n")
+        used = processor_seconds(supervisor)
+        client.settimeout(5)
+        with contextlib.suppress(TimeoutError):
+            assert client.recv(1) == b"", "it floods still"
+        assert processor_seconds(supervisor) - used < 2.5
+        assert get(hostile.ports["good"]).status == 200
+        hostile.ok("restart", "good")
+    assert hostile.info()["supervisor_pid"] == supervisor
     log = Path(next(hostile.runtime.glob("*/supervisor.log")))
     assert log.stat().st_size < 300_000, log.read_text()[-2000:]
     hostile.ok("stop")
