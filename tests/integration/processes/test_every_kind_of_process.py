@@ -132,7 +132,8 @@ class FullPool:
         """A line that a server prints is in its log."""
         path = f"/line-{next(self._numbers)}"
         get(self.web, path)
-        wait_until(lambda: path in self.pool.ok("logs", "web").stdout)
+        # A killed logger may lose a line: another one has to be printed then.
+        wait_until(lambda: path in self.pool.ok("logs", "web").stdout, timeout_seconds=5)
 
     def wake(self) -> None:
         """A server that sleeps with a listener that its application shares is woken by a request."""

@@ -101,7 +101,10 @@ def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) ->
     write_program(pool)
     pool.ok("start")
     info = pool.info()
-    freeze(info["supervisor_pid"])
+    # The keeper first: it would replace the supervisor while the commands wait.
+    frozen = info["keeper_pid"], info["supervisor_pid"]
+    for pid in frozen:
+        freeze(pid)
     (directory_of(pool) / "control.sock").unlink()
     for command in ("start", "stop"):
         done = pool.run(command)
@@ -109,7 +112,8 @@ def test_start_refuses_a_pool_whose_socket_does_not_come_back(pool: RealPool) ->
         assert f"pid {info['keeper_pid']}" in done.stderr
         assert f"kill {info['keeper_pid']}" in done.stderr
     assert len(programs(pool)) == 1
-    os.kill(info["supervisor_pid"], signal.SIGCONT)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
     pool.ok("stop")
 
 

@@ -734,14 +734,16 @@ async def test_pause_in_which_the_connection_was_accepted_does_not_count() -> No
 
 
 async def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: socket.socket) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
     probe = Probe(http="/", timeout=0.1)
     probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
-    passing = asyncio.ensure_future(probing.probe_until_ok())
-    with (await asyncio.to_thread(listener.accept))[0]:
+    async with listening(hang, sock=listener):
+        passing = asyncio.ensure_future(probing.probe_until_ok())
         await until(lambda: probing.message == "no answer within 100ms")
-    passing.cancel()
-    probing.stop()
-    await asyncio.sleep(0)
+        passing.cancel()
+        probing.stop()
 
 
 @pytest.mark.loop(run=asyncio.run)
