@@ -151,11 +151,11 @@ def test_restart_keeps_the_old_worker_until_the_probe_of_its_replacement_passes(
     make_pool: Any, site: Site
 ) -> None:
     probe = {"http": "/healthz", "interval": "50ms", "timeout": "20s"}
-    pool = make_pool(site.server("web", health={"readiness": probe}, start_timeout=5))
+    pool = make_pool(site.server("web", health={"readiness": probe}, start_timeout=10))
     assert pool.start() == {}
     old = site.instance("web")
     site.let("web", "ill")
-    assert "was not ready within 5s: readiness: GET /healthz: status 503" in pool.restart("web")["web"]
+    assert "was not ready within 10s: readiness: GET /healthz: status 503" in pool.restart("web")["web"]
     assert site.instance("web") == old
     site.let("web", "ill", be=False)
     assert pool.restart("web") == {}
