@@ -1,6 +1,6 @@
 """poolctl: a pool of HTTP servers, keyed by bind address; defined in a file, on the command line or in Python.
 
-All names are imported on first use, so that small processes and fast commands import little.
+All names are imported on first use, so that small processes import little: keeper and acceptor not even `typing`.
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ import os
 import re
 import socket
 from collections import namedtuple
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterator, Mapping
-    from typing import Protocol, Self, TypeVar
 
     class Addressed(Protocol):
         """An object with an address."""

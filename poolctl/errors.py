@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing would slow down the fast commands
+from typing import TYPE_CHECKING, Any, Self
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any, Self
 
 SHOWN_CHILDREN = 3
 

@@ -8,10 +8,10 @@ import json
 import os
 import shlex
 import stat
+from typing import TYPE_CHECKING
 
 from poolctl.platform import group_name, user_name
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

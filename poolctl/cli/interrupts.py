@@ -11,7 +11,7 @@ from signal import SIGINT, default_int_handler, getsignal, signal
 
 from poolctl.exit_codes import INTERRUPTED
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # see main
 if TYPE_CHECKING:
     from types import FrameType
 

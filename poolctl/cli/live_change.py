@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from poolctl import exit_codes
 from poolctl.cli.offline import load, no_server_outcome, select_from_files
@@ -24,7 +25,6 @@ from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
 from poolctl.selection.selector import missing_selection_error
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import Problem
 

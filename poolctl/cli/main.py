@@ -9,7 +9,7 @@ import sys
 from poolctl.cli import interrupts
 from poolctl.exit_codes import INTERRUPTED
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # nothing is imported that can wait until Ctrl-C is handled
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn

@@ -13,11 +13,10 @@ import json
 import os
 import select
 import sys
+from typing import TYPE_CHECKING, TextIO
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import TextIO
 
     from _typeshed import ReadableBuffer
 

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import replace
 from itertools import zip_longest
+from typing import TYPE_CHECKING, TextIO, TypeGuard
 
 from poolctl.cli.outcome import Outcome, as_json
 from poolctl.cli.output import (
@@ -20,10 +21,8 @@ from poolctl.cli.output import (
 )
 from poolctl.control.protocol import SCHEMA
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import TextIO, TypeGuard
 
     from rich.console import Console
 

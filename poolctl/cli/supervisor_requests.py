@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from poolctl.cli.options import Filters
 from poolctl.cli.outcome import Failure, Outcome
@@ -24,7 +24,6 @@ from poolctl.control.client import (
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from threading import Timer
 

@@ -9,8 +9,8 @@ that servers refer to can be used). `edit` changes the files.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
     from poolctl.config.checks.certificate_checks import *
     from poolctl.config.checks.external_checks import *

@@ -1,8 +1,7 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
 `Client` blocks; `AsyncClient` is for an event loop. Other functions observe the processes of a pool from outside:
-whether and why they have exited, or why the supervisor does not answer. Standard library only: the fast commands import
-this module.
+whether and why they have exited, or why the supervisor does not answer. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import sys
 from socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic, sleep
+from typing import TYPE_CHECKING, TypeVar
 
 from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
@@ -19,11 +19,9 @@ from poolctl.control.protocol import PROTOCOL
 from poolctl.errors import ControlError, PoolError, PoolParamError, PoolValidateError, ServerError
 from poolctl.keeper import fd_store
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-    from typing import TypeVar
 
     from poolctl.control.answers import PingResult, ProgressLine, UpgradeResult
     from poolctl.json_form import Table

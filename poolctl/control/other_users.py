@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT
 from poolctl.platform import process_users, processes, status_of, user_name
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

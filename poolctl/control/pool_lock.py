@@ -21,12 +21,12 @@ import fcntl
 import os
 import struct
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from poolctl.control.pool_paths import runtime_root_candidates
 from poolctl.platform import boot_identity, parent_and_start, processes
 from poolctl.private_directory import check_private_directory, ensure_private_directory
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 

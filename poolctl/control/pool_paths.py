@@ -1,7 +1,7 @@
 """Where a pool keeps its socket, its lock and its state, and how a client finds it.
 
 A pool's key is a hash of its first file's absolute, unresolved path. Each pool has a directory of its own. Standard
-library only, and little of it, because the fast commands import this module.
+library only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from poolctl.config import default_file, directory_of
 from poolctl.errors import ControlError
@@ -23,7 +24,6 @@ from poolctl.private_directory import (
     recreate_pool_directory,
 )
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 

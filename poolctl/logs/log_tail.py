@@ -13,13 +13,13 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from poolctl.platform import await_readable, c_library, checked
 from poolctl.safe_open import UnsafePath, open_file
 
 from .log_line import LogLine, parse_line
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .line_filter import LineFilter
 

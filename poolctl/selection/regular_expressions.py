@@ -7,13 +7,12 @@ other threads run meanwhile; beyond ASCII its `\\w`, `\\s` and `\\b` differ a li
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
-    from typing import Any, ParamSpec, TypeVar
 
     P = ParamSpec("P")
     T = TypeVar("T")

@@ -1,16 +1,16 @@
 """The selector language that all commands use.
 
-Works on any Selectable object, in the supervisor and in fast commands, which import little. Slow imports
-(`re`, `difflib`, addresses) happen only when a selection needs them.
+Works on any Selectable object, in the supervisor and in commands. Slow imports (`regex`, `difflib`, addresses) happen
+only when a selection needs them.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
-    from typing import Any, Protocol, TypeVar
 
     from poolctl.selection.regular_expressions import BadExpression
 

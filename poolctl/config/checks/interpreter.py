@@ -11,14 +11,13 @@ import os
 import pwd
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any
 
 from poolctl.platform import user_name
 from poolctl.private_directory import Trusted
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any
 
     from poolctl.config.model.server_keys import ServerConfig
     from poolctl.config.values.problems import Finding, KeyPath

@@ -13,12 +13,12 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
 from poolctl.private_directory import Trusted
 from poolctl.safe_open import open_to_read
 
-TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for every command
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerConfig
     from poolctl.config.model.server_tables import EnvFile

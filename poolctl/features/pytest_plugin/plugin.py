@@ -6,13 +6,11 @@ pytest imports this module in every run of every project with poolctl installed,
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from poolctl.features.pytest_plugin.pools import PoolFactory
 
 _IN_USE = pytest.StashKey["dict[str, PoolFactory]"]()  # by fixture name

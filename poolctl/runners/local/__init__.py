@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from poolctl import bootstrap
 from poolctl.config import default_interpreter, directory_of
 from poolctl.keeper import fd_store
 from poolctl.keeper.spawn import CompanionSpec
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
